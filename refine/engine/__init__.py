@@ -1,0 +1,1 @@
+"""Training, checkpoints, prediction: where the packages meet."""

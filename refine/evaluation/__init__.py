@@ -1,0 +1,1 @@
+"""PQ, AP, and the files they are computed from."""

@@ -1,0 +1,1 @@
+"""From instances and a semantic map to one panoptic map."""

@@ -1,0 +1,1 @@
+"""The networks: images in, losses or predictions out."""

@@ -1,0 +1,1 @@
+"""Functions on plain tensors; they import nothing else of ours."""

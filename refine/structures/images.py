@@ -1,0 +1,61 @@
+"""A batch of images of different sizes, normalised and padded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class ImageBatch:
+    """B images in one tensor, padded with zeros (the mean colour) at the right and the bottom.
+
+    Attributes:
+        tensor: Tensor[B, 3, H, W] float, normalised; H and W are multiples of the model's divisor.
+        sizes: true (height, width) of each image inside the padded frame, in pixels.
+    """
+
+    tensor: Tensor
+    sizes: list[tuple[int, int]]
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @classmethod
+    def from_images(
+        cls,
+        images: Sequence[Tensor],
+        mean: Tensor,
+        std: Tensor,
+        divisor: int = 32,
+        flip_channels: bool = False,
+    ) -> ImageBatch:
+        """Normalise and pad.
+
+        Args:
+            images: Tensor[3, h, w] RGB each, uint8 or float, 0-255, all on one device.
+            mean: Tensor[3], 0-255, in the order that the network takes (see `flip_channels`).
+            std: Tensor[3], 0-255, likewise.
+            divisor: H and W become multiples of it.
+            flip_channels: the network takes BGR.
+
+        Raises:
+            ValueError: no image, or one that is not Tensor[3, h, w].
+        """
+        if not images:
+            raise ValueError("ImageBatch: no image given")
+        for n, image in enumerate(images):
+            if image.ndim != 3 or image.shape[0] != 3:
+                raise ValueError(f"ImageBatch: image {n}: expected shape (3, h, w), got {tuple(image.shape)}")
+        sizes = [(int(i.shape[1]), int(i.shape[2])) for i in images]
+        height = -(-max(s[0] for s in sizes) // divisor) * divisor
+        width = -(-max(s[1] for s in sizes) // divisor) * divisor
+        tensor = mean.new_zeros(len(images), 3, height, width)
+        mean, std = mean.view(3, 1, 1), std.view(3, 1, 1)
+        for n, image in enumerate(images):
+            image = image.flip(0) if flip_channels else image
+            tensor[n, :, : sizes[n][0], : sizes[n][1]] = (image.to(mean) - mean) / std
+        return cls(tensor, sizes)

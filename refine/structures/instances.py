@@ -1,0 +1,75 @@
+"""Predicted instances of one image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Instances:
+    """N predicted instances of one image, all in the pixel frame of `image_size`.
+
+    Attributes:
+        image_size: (height, width) in pixels of the frame that boxes and masks live in.
+        boxes: Tensor[N, 4] float, x1, y1, x2, y2 in pixels (continuous, x2/y2 exclusive).
+        scores: Tensor[N] float, 0-1.
+        labels: Tensor[N] int64, contiguous thing index (0..num_things-1).
+        roi_masks: Tensor[N, M, M] float or None, mask probability (0-1, sigmoid applied once) on a
+            regular grid over the box; M is 28 in the paper.
+        masks: Tensor[N, H, W] bool or None, full-image masks.
+        features: Tensor[N, C, 14, 14] float or None, f_ins + f_sem of each box: the appearance cue of
+            the occlusion head.
+
+    Raises:
+        ValueError: fields of unequal length or wrong shape.
+    """
+
+    image_size: tuple[int, int]
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    roi_masks: Tensor | None = None
+    masks: Tensor | None = None
+    features: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.boxes)
+        if self.boxes.ndim != 2 or self.boxes.shape[1] != 4:
+            raise ValueError(f"Instances.boxes: expected shape (N, 4), got {tuple(self.boxes.shape)}")
+        for name, value in self._tensors().items():
+            if len(value) != n:
+                raise ValueError(f"Instances.{name}: expected {n} entries as in boxes, got {len(value)}")
+        if self.masks is not None and tuple(self.masks.shape[1:]) != tuple(self.image_size):
+            raise ValueError(
+                f"Instances.masks: expected {n} masks of {self.image_size}, got {tuple(self.masks.shape)}"
+            )
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name != "image_size" and getattr(self, f.name) is not None
+        }
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, index: Tensor | slice) -> Instances:
+        """Instances chosen by an index or boolean tensor, or a slice; tensors may share memory."""
+        return replace(self, **{k: v[index] for k, v in self._tensors().items()})
+
+    def to(self, device: torch.device | str) -> Instances:
+        return replace(self, **{k: v.to(device) for k, v in self._tensors().items()})
+
+    @classmethod
+    def empty(cls, image_size: tuple[int, int], device: torch.device | str = "cpu") -> Instances:
+        """No instance at all."""
+        return cls(
+            image_size,
+            boxes=torch.zeros(0, 4, device=device),
+            scores=torch.zeros(0, device=device),
+            labels=torch.zeros(0, dtype=torch.int64, device=device),
+        )

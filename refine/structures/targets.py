@@ -1,0 +1,131 @@
+"""Ground truth of one image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from refine.structures.categories import VOID
+
+
+@dataclass
+class Targets:
+    """Ground truth of one image of H x W pixels with N thing instances, everything in contiguous indices.
+
+    Attributes:
+        boxes: Tensor[N, 4] float32, x1, y1, x2, y2 in pixels, tight around the masks (x2/y2 exclusive).
+        labels: Tensor[N] int64, 0..num_things-1.
+        masks: Tensor[N, H, W] bool; they overlap only where instance annotations do.
+        iscrowd: Tensor[N] bool; crowd regions are never positives, and their area is ignored.
+        sem_seg: Tensor[H, W] int64, 0..num_classes-1 or `VOID`; things included, from the panoptic map.
+        owner: Tensor[H, W] int64, index into the N instances of the one that the panoptic map shows at
+            the pixel, -1 where none: the occlusion labels come from it.
+        image_id: the data set's id of the image.
+        file_name: for messages.
+
+    Raises:
+        ValueError: fields of unequal length or size, or an empty box.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    masks: Tensor
+    iscrowd: Tensor
+    sem_seg: Tensor
+    owner: Tensor
+    image_id: int | str = 0
+    file_name: str = ""
+
+    def __post_init__(self) -> None:
+        n, size = len(self.boxes), tuple(self.sem_seg.shape)
+        if self.boxes.shape != (n, 4):
+            raise ValueError(f"Targets.boxes: expected shape (N, 4), got {tuple(self.boxes.shape)}")
+        for name, expected in (
+            ("labels", (n,)),
+            ("iscrowd", (n,)),
+            ("masks", (n, *size)),
+            ("owner", size),
+        ):
+            got = tuple(getattr(self, name).shape)
+            if got != expected:
+                raise ValueError(f"Targets.{name}: expected shape {expected}, got {got} ({self.file_name})")
+        if n and bool((self.boxes[:, 2:] <= self.boxes[:, :2]).any()):
+            raise ValueError(f"Targets.boxes: a box has no area ({self.file_name})")
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return int(self.sem_seg.shape[0]), int(self.sem_seg.shape[1])
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Targets:
+        moved = {
+            f.name: getattr(self, f.name).to(device, non_blocking=non_blocking)
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    def pin_memory(self) -> Targets:
+        pinned = {
+            f.name: getattr(self, f.name).pin_memory()
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
+        return replace(self, **pinned)
+
+    @classmethod
+    def from_panoptic(
+        cls,
+        segment_map: Tensor,
+        labels: Tensor,
+        iscrowd: Tensor,
+        num_things: int,
+        image_id: int | str = 0,
+        file_name: str = "",
+    ) -> Targets:
+        """Derive boxes, masks, semantic map and owners from a map of segment indices.
+
+        Args:
+            segment_map: Tensor[H, W] integer; -1 = void, k = k-th segment.
+            labels: Tensor[S] int64, contiguous class of each segment (things and stuff).
+            iscrowd: Tensor[S] bool.
+            num_things: classes below this are things.
+
+        Segments that no pixel shows any more (after a crop) vanish; crowd pixels keep their class in
+        `sem_seg`, as COCO's panoptic ground truth has them.
+        """
+        present = torch.unique(segment_map)
+        present = present[present >= 0]
+        things = present[labels[present] < num_things]
+        lookup = torch.cat([labels, labels.new_tensor([VOID])])  # index -1 is void
+        sem_seg = lookup[segment_map.long()]
+        rank = torch.full((len(labels) + 1,), -1, dtype=torch.int64)
+        rank[things] = torch.arange(len(things))
+        owner = rank[segment_map.long()]
+        masks = owner[None] == torch.arange(len(things))[:, None, None]
+        return cls(
+            boxes=mask_boxes(masks),
+            labels=labels[things],
+            masks=masks,
+            iscrowd=iscrowd[things],
+            sem_seg=sem_seg,
+            owner=owner,
+            image_id=image_id,
+            file_name=file_name,
+        )
+
+
+def mask_boxes(masks: Tensor) -> Tensor:
+    """Tight boxes of non-empty masks: Tensor[N, H, W] bool -> Tensor[N, 4] float32 (x2/y2 exclusive)."""
+    n, height, width = masks.shape
+    if n == 0:
+        return torch.zeros(0, 4, device=masks.device)
+    columns, rows = masks.any(1).int(), masks.any(2).int()
+    x1, y1 = columns.argmax(1), rows.argmax(1)
+    x2, y2 = width - columns.flip(1).argmax(1), height - rows.flip(1).argmax(1)
+    return torch.stack([x1, y1, x2, y2], 1).float()
