@@ -1,0 +1,222 @@
+"""What a network is made of: one typed record, read from YAML, stored in every checkpoint.
+
+Nothing here imports torch, so that the command line can parse and print configs at once.
+Marks in brackets say where a default comes from: [P] the paper, [d2] detectron2, [C] our own choice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Norm = Literal["gn", "frozen_bn", "sync_bn", "bn", "none"]
+"""GroupNorm (32 groups), BatchNorm with fixed statistics, synchronised or plain BatchNorm, or no norm."""
+
+
+@dataclass
+class BackboneConfig:
+    """Feature extractor with outputs at strides 4, 8, 16 and 32.
+
+    Attributes:
+        name: torchvision's `resnet18|34|50|101`, `resnext101_32x8d|64x4d`, or `timm/NAME` for any timm
+            model that has `features_only`.
+        weights: None (random), "imagenet" (the published weights of that architecture and norm), or the
+            path of a file of weights.
+        norm: norm layers of a ResNet; timm models keep their own ("bn" or "frozen_bn" freezes statistics).
+        frozen_stages: stages that are not trained, counted from the stem (2 = stem and res2 [d2]).
+        deform_stages: residual stages whose 3×3 convolutions are deformable, of 3, 4, 5.
+        modulated: deformable convolutions have a mask (DCNv2).
+        stride_in_1x1: a bottleneck strides in its first 1×1 (Caffe/MSRA weights), not in its 3×3.
+        stem_width: channels of the first convolution.
+        width_per_group: channels per group of a bottleneck's 3×3 in res2 (64 in a plain ResNet).
+        res2_channels: output channels of res2; later stages double it.
+    """
+
+    name: str = "resnet50"
+    weights: str | None = "imagenet"
+    norm: Norm = "gn"
+    frozen_stages: int = 2
+    deform_stages: list[int] = field(default_factory=list)
+    modulated: bool = False
+    stride_in_1x1: bool = False
+    stem_width: int = 64
+    width_per_group: int | None = None
+    res2_channels: int = 256
+
+
+@dataclass
+class RPNConfig:
+    """Region proposals from P2..P6.
+
+    Attributes:
+        anchor_sizes: square root of the anchor area in pixels, one per level P2..P6 [P].
+        aspect_ratios: height over width.
+        pre_nms_top_n: proposals kept per level before NMS (training, test).
+        post_nms_top_n: proposals kept per image after NMS (training, test) [BCC].
+        nms: IoU threshold.
+        positive_iou, negative_iou: anchors at or above / below are positive / negative.
+        samples: anchors in the loss per image.
+        positive_fraction: at most this share of them positive.
+    """
+
+    anchor_sizes: list[float] = field(default_factory=lambda: [32.0, 64.0, 128.0, 256.0, 512.0])
+    aspect_ratios: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0])
+    pre_nms_top_n: tuple[int, int] = (2000, 1000)
+    post_nms_top_n: tuple[int, int] = (2000, 1000)
+    nms: float = 0.7
+    positive_iou: float = 0.7
+    negative_iou: float = 0.3
+    samples: int = 256
+    positive_fraction: float = 0.5
+
+
+@dataclass
+class BoxHeadConfig:
+    """Classification and regression of boxes; more than one IoU makes it a cascade.
+
+    Attributes:
+        ious: a proposal is positive at or above; one stage each: [0.5] or [0.5, 0.6, 0.7] [P].
+        num_convs, conv_channels: 3×3 convolutions before the fully connected layers (4conv1fc) [P].
+        num_fcs, fc_channels: fully connected layers.
+        norm: of the convolutions.
+        class_agnostic: one regression for all classes (cascades).
+        pool_size: RoIAlign output, in bins.
+        samples: proposals in the loss per image.
+        positive_fraction: at most this share of them positive.
+        score_threshold: detections below are dropped: .05 for R50, .001 for heavy models [BCC].
+        nms: IoU threshold per class.
+        max_detections: per image.
+    """
+
+    ious: list[float] = field(default_factory=lambda: [0.5])
+    num_convs: int = 4
+    conv_channels: int = 256
+    num_fcs: int = 1
+    fc_channels: int = 1024
+    norm: Norm = "gn"
+    class_agnostic: bool = False
+    pool_size: int = 7
+    samples: int = 512
+    positive_fraction: float = 0.25
+    score_threshold: float = 0.05
+    nms: float = 0.5
+    max_detections: int = 100
+
+
+@dataclass
+class MaskHeadConfig:
+    """Mask of one instance from its 14×14 features.
+
+    Attributes:
+        num_convs, channels: 3×3 convolutions before the deconvolution.
+        norm: of the convolutions.
+        pool_size: RoIAlign output; masks are twice as fine (14 → 28) [P].
+    """
+
+    num_convs: int = 4
+    channels: int = 256
+    norm: Norm = "gn"
+    pool_size: int = 14
+
+
+@dataclass
+class SemanticHeadConfig:
+    """Semantic features F_sem and the first prediction P_sem^(0), at stride 4.
+
+    Attributes:
+        channels: of F_sem; must equal the FPN's where T > 0, because f_ins + f_sem is a sum [P].
+        norm: of the convolutions.
+        classes: "all" predicts every thing and stuff class [P]; "stuff" predicts one merged thing class
+            (channel 0) and the stuff classes, as the original Panoptic-FPN does [d2].
+    """
+
+    channels: int = 256
+    norm: Norm = "gn"
+    classes: Literal["all", "stuff"] = "all"
+
+
+@dataclass
+class IBPPConfig:
+    """Iterative bi-directional prediction projection.
+
+    Attributes:
+        iterations: T; 0 is Panoptic-FPN.
+        shared: one pair of heads for all iterations instead of one pair each.
+        sem_convs, sem_channels: 3×3 convolutions of the refining semantic head and their width [C].
+        flatten: how instances that overlap on the canvas combine: "max" [IMP] or "sum" (clipped at 1).
+        detach: cut the gradient through p_sem and the canvas (an ablation; the paper keeps it).
+        score_threshold: detections below are not painted on the canvas at test.
+    """
+
+    iterations: int = 3
+    shared: bool = False
+    sem_convs: int = 2
+    sem_channels: int = 128
+    flatten: Literal["max", "sum"] = "max"
+    detach: bool = False
+    score_threshold: float = 0.05
+
+
+@dataclass
+class OcclusionConfig:
+    """Pairwise occlusion head (SPEC §6).
+
+    Attributes:
+        cues: what it sees of each instance: its mask, its features f_ins + f_sem, its class.
+        conv_channels, fc_channels: widths.
+        pair_overlap: pairs count that overlap by this share of either mask (ρ).
+    """
+
+    cues: list[Literal["mask", "feature", "label"]] = field(
+        default_factory=lambda: ["mask", "feature", "label"]
+    )
+    conv_channels: int = 512
+    fc_channels: int = 1024
+    pair_overlap: float = 0.2
+
+
+@dataclass
+class LossConfig:
+    """Weights of the losses.
+
+    Attributes:
+        semantic_last, semantic_other: CE of P_sem^(T) and of P_sem^(t), t < T [C; .5 from Panoptic-FPN].
+        instance: box and mask weights a_t per stage; empty: (1, .5, .25) for a cascade, 1/T each otherwise.
+        mask: multiplies the mask losses.
+    """
+
+    semantic_last: float = 0.5
+    semantic_other: float = 0.2
+    instance: list[float] = field(default_factory=list)
+    mask: float = 1.0
+
+
+@dataclass
+class ModelConfig:
+    """One network.
+
+    Attributes:
+        backbone, rpn, box_head, mask_head, semantic_head, ibpp, losses: its parts.
+        occlusion: the pairwise head, or None without one.
+        fpn_channels, fpn_norm: the pyramid P2..P6.
+        roi_sampling: samples per RoIAlign bin and axis; 0 chooses by the box's size [d2].
+        pixel_mean, pixel_std: 0-255, in the order of `channels`.
+        channels: what the first convolution expects.
+        divisor: padded heights and widths are multiples of it.
+    """
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    rpn: RPNConfig = field(default_factory=RPNConfig)
+    box_head: BoxHeadConfig = field(default_factory=BoxHeadConfig)
+    mask_head: MaskHeadConfig = field(default_factory=MaskHeadConfig)
+    semantic_head: SemanticHeadConfig = field(default_factory=SemanticHeadConfig)
+    ibpp: IBPPConfig = field(default_factory=IBPPConfig)
+    losses: LossConfig = field(default_factory=LossConfig)
+    occlusion: OcclusionConfig | None = None
+    fpn_channels: int = 256
+    fpn_norm: Norm = "gn"
+    roi_sampling: int = 2
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    channels: Literal["RGB", "BGR"] = "RGB"
+    divisor: int = 32

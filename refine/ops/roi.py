@@ -1,0 +1,136 @@
+"""The two projections of IBPP: ROI-Align (pixels to instances) and ROI-Flatten (instances to pixels)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torchvision.ops import roi_align
+
+
+def to_rois(boxes: Sequence[Tensor]) -> Tensor:
+    """Boxes per image -> Tensor[N, 5] of (image index, x1, y1, x2, y2), N over all images."""
+    index = torch.cat([b.new_full((len(b), 1), n) for n, b in enumerate(boxes)])
+    return torch.cat([index, torch.cat(list(boxes))], dim=1)
+
+
+def assign_levels(
+    boxes: Tensor, levels: int, canonical_size: float = 224.0, canonical_level: int = 2
+) -> Tensor:
+    """Pyramid level of each box: floor(k0 + log2(sqrt(area) / 224)), FPN paper eq. 1.
+
+    Args:
+        boxes: Tensor[N, 4] in pixels.
+        levels: number of levels, the finest (stride 4) is 0.
+        canonical_size: side in pixels of a box that belongs on `canonical_level`.
+        canonical_level: counted from the finest, so 2 is P4.
+
+    Returns:
+        Tensor[N] int64, 0..levels-1.
+    """
+    size = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp(min=0).sqrt()
+    level = torch.floor(canonical_level + torch.log2(size / canonical_size + 1e-8))
+    return level.clamp(0, levels - 1).long()
+
+
+def roi_align_levels(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    output_size: int,
+    sampling_ratio: int,
+    strides: Sequence[int] = (4, 8, 16, 32),
+) -> Tensor:
+    """ROI-Align of each box from the pyramid level that fits its size.
+
+    Args:
+        features: one Tensor[B, C, h, w] per level, finest first.
+        rois: Tensor[N, 5], see `to_rois`.
+        output_size: bins per side.
+        sampling_ratio: samples per bin and axis; 0 adapts to the box's size.
+        strides: input pixels per feature pixel, per level.
+
+    Returns:
+        Tensor[N, C, output_size, output_size], in the order of `rois`. Half-pixel aligned, as detectron2's.
+    """
+    if len(features) == 1:
+        return align(features[0], rois, output_size, sampling_ratio, strides[0])
+    level = assign_levels(rois[:, 1:], len(features))
+    parts, places = [], []
+    for n, (feature, stride) in enumerate(zip(features, strides, strict=True)):
+        place = torch.nonzero(level == n).squeeze(1)
+        places.append(place)
+        parts.append(align(feature, rois[place], output_size, sampling_ratio, stride))
+    order = torch.argsort(torch.cat(places))
+    return torch.cat(parts)[order]
+
+
+def align(feature: Tensor, rois: Tensor, output_size: int, sampling_ratio: int, stride: int) -> Tensor:
+    """ROI-Align from one map: Tensor[B, C, h, w], Tensor[N, 5] -> Tensor[N, C, output_size, output_size]."""
+    return roi_align(
+        feature, rois.to(feature.dtype), output_size, 1.0 / stride, max(sampling_ratio, 0), aligned=True
+    )
+
+
+def _bilinear_rows(low: Tensor, high: Tensor, length: int, bins: int, stride: int) -> Tensor:
+    """Weights that spread `bins` samples of an interval over a line of pixels.
+
+    Args:
+        low, high: Tensor[N], the interval in input pixels.
+        length: number of canvas pixels.
+        bins: samples of the mask along this axis.
+        stride: input pixels per canvas pixel.
+
+    Returns:
+        Tensor[N, length, bins]: row p holds the bilinear weights of the samples at the centre of canvas
+        pixel p (align_corners=False, zeros outside), so that separable interpolation is a matrix product.
+    """
+    centre = (torch.arange(length, device=low.device, dtype=low.dtype) + 0.5) * stride
+    position = (centre - low[:, None]) / (high - low).clamp(min=1)[:, None] * bins - 0.5  # N × length
+    sample = torch.arange(bins, device=low.device, dtype=low.dtype)
+    return (1 - (position[:, :, None] - sample).abs()).clamp(min=0)  # N × length × bins
+
+
+def roi_flatten(
+    masks: Tensor,
+    rois: Tensor,
+    labels: Tensor,
+    scores: Tensor,
+    canvas_size: tuple[int, int, int, int],
+    stride: int = 4,
+    reduce: Literal["max", "sum"] = "max",
+) -> Tensor:
+    """Paint instance masks on a canvas with one channel per thing class (equation 5, SPEC §4).
+
+    canvas[b, c] = max over the instances of image b and class c of score × mask, sampled bilinearly at the
+    pixel centres inside the box and zero elsewhere. Separable interpolation makes the sampling of all N
+    masks two batched matrix products; the gradient of the maximum reaches the winner alone.
+
+    Args:
+        masks: Tensor[N, M, M] probabilities, 0-1.
+        rois: Tensor[N, 5], image index and box in input pixels.
+        labels: Tensor[N] int64, 0..C-1.
+        scores: Tensor[N], 0-1.
+        canvas_size: (B, C, h, w).
+        stride: input pixels per canvas pixel.
+        reduce: "max", or "sum" clipped at 1.
+
+    Returns:
+        Tensor[B, C, h, w] of the masks' dtype.
+    """
+    batch, classes, height, width = canvas_size
+    bins = masks.shape[-1]
+    canvas = masks.new_zeros(batch * classes, height, width)
+    if len(masks) == 0:
+        return canvas.view(canvas_size)
+    boxes = rois[:, 1:].float()  # fp16 cannot tell neighbouring pixels of a large image apart
+    rows = _bilinear_rows(boxes[:, 1], boxes[:, 3], height, bins, stride).to(masks.dtype)
+    columns = _bilinear_rows(boxes[:, 0], boxes[:, 2], width, bins, stride).to(masks.dtype)
+    weighted = masks * scores.to(masks.dtype)[:, None, None]
+    painted = rows @ weighted @ columns.transpose(1, 2)  # N×h×M · N×M×M · N×M×w -> N×h×w
+    channel = rois[:, 0].long() * classes + labels
+    if reduce == "sum":
+        return canvas.index_add(0, channel, painted).clamp(max=1).view(canvas_size)
+    pixel_channel = channel[:, None].expand(-1, height * width)
+    return canvas.flatten(1).scatter_reduce(0, pixel_channel, painted.flatten(1), "amax").view(canvas_size)
