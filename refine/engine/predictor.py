@@ -1,0 +1,138 @@
+"""From an image to a panoptic result: `Predictor("nuclei")("cells.png")`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from refine.data.images import from_pil, read_image
+from refine.data.transforms import resize_for_test
+from refine.engine.checkpoint import load_model
+from refine.fusion import FusionConfig, Method, fuse
+from refine.modeling.model import PanopticModel, Prediction
+from refine.ops.semantic import semantic_map
+from refine.structures import Categories, Instances, PanopticResult
+
+ImageLike = str | Path | Image.Image | np.ndarray | Tensor
+
+
+@dataclass
+class RawPrediction:
+    """What the network says of one image, at that image's own size, before fusion.
+
+    Attributes:
+        instances: all detections with `roi_masks`, boxes in pixels of the image.
+        sem_seg: Tensor[H, W] int64, contiguous classes.
+        sem_confidence: Tensor[H, W] float32, 0-1, softmax of the winning class.
+    """
+
+    instances: Instances
+    sem_seg: Tensor
+    sem_confidence: Tensor
+
+
+class Predictor:
+    """Loads a model once and turns images into panoptic results.
+
+    Args:
+        checkpoint: name of a shipped model (`refine models` lists them) or the folder of a trained one.
+        device: "cpu", "cuda", …; the GPU if there is one.
+        method: rule of fusion; the checkpoint's own if None.
+        fusion: its thresholds; the checkpoint's own if None.
+        precision: "bf16" or "fp16" runs the network under autocast.
+
+    Raises:
+        RefineError: no such checkpoint, or a broken one.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path = "nuclei",
+        *,
+        device: str | torch.device | None = None,
+        method: Method | None = None,
+        fusion: FusionConfig | None = None,
+        precision: Literal["32", "bf16", "fp16"] = "32",
+    ) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        saved = load_model(checkpoint)
+        self.model: PanopticModel = saved.model.to(self.device).eval()
+        self.categories: Categories = saved.categories
+        self.test_size = saved.test_size
+        self.method: Method = method or saved.method
+        self.fusion = fusion or saved.fusion
+        self.autocast = {"32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+    def __call__(self, image: ImageLike) -> PanopticResult:
+        """Panoptic result of one image, at its own size.
+
+        Args:
+            image: path, PIL image, uint8 array [H, W, 3] RGB or [H, W] grey, or Tensor[3, H, W] uint8 RGB.
+
+        Raises:
+            RefineError: the file cannot be read.
+            ValueError: an array or tensor of another shape or type.
+        """
+        return self.fuse(self.raw([to_tensor(image)])[0])
+
+    def fuse(self, raw: RawPrediction) -> PanopticResult:
+        """Apply the predictor's rule of fusion to what `raw` gave."""
+        return fuse(
+            raw.instances,
+            raw.sem_seg,
+            categories=self.categories,
+            method=self.method,
+            sem_confidence=raw.sem_confidence,
+            config=self.fusion,
+        )
+
+    @torch.inference_mode()
+    def raw(self, images: Sequence[Tensor]) -> list[RawPrediction]:
+        """Run the network on a batch: Tensor[3, H, W] uint8 RGB each, of any sizes."""
+        resized = [resize_for_test(image.to(self.device), *self.test_size) for image in images]
+        with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
+            predictions = self.model.predict(self.model.image_batch(resized))
+        return [
+            at_size(p, (i.shape[1], i.shape[2]), self.model.semantic_classes)
+            for p, i in zip(predictions, images, strict=True)
+        ]
+
+
+def at_size(prediction: Prediction, size: tuple[int, int], semantic_classes: Tensor) -> RawPrediction:
+    """Bring a prediction from the network's frame to an image of `size` (height, width).
+
+    Args:
+        prediction: of the model.
+        size: of the image, in pixels.
+        semantic_classes: Tensor[L] int64, class of each semantic channel.
+    """
+    channels, confidence = semantic_map(prediction.sem_logits, prediction.image_size, size)
+    (height, width), instances = prediction.image_size, prediction.instances
+    scale = instances.boxes.new_tensor([size[1] / width, size[0] / height] * 2)
+    instances = replace(instances, image_size=size, boxes=instances.boxes * scale)
+    return RawPrediction(instances, semantic_classes[channels.long()], confidence)
+
+
+def to_tensor(image: ImageLike) -> Tensor:
+    """Any kind of image -> Tensor[3, H, W] uint8 RGB."""
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    if isinstance(image, Image.Image):
+        return from_pil(image)
+    tensor = torch.from_numpy(image) if isinstance(image, np.ndarray) else image
+    if isinstance(image, np.ndarray):
+        tensor = tensor[None].expand(3, -1, -1) if tensor.ndim == 2 else tensor.movedim(-1, 0)
+    if tensor.ndim != 3 or tensor.shape[0] != 3 or tensor.dtype != torch.uint8 or 0 in tensor.shape:
+        raise ValueError(
+            f"image: expected uint8 RGB, array (H, W, 3) or tensor (3, H, W); got {image.dtype} "
+            f"{tuple(image.shape)}"
+        )
+    return tensor

@@ -1,0 +1,178 @@
+"""Iterative bi-directional prediction projection (paper, equations 2 to 6; SPEC §3).
+
+    iteration t:   F_sem, P_sem^(t-1) ──ROI-Align──▶ H̃_ins^t ──▶ m^(t)
+                   m^(t) ──ROI-Flatten──▶ A^(t) ─┐
+                   F_sem ────────────────────────┴▶ H̃_sem^t ──▶ P_sem^(t)
+
+Gradients flow through both projections and through P_sem; never through boxes or scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from refine.modeling.config import ModelConfig
+from refine.modeling.mask_head import MaskHead
+from refine.modeling.semantic_head import RefiningSemanticHead
+from refine.ops.roi import align, roi_align_levels, roi_flatten
+
+# Shape suffixes: B images, N boxes of all images, C features, K thing classes, L classes, S = 14, M = 28.
+
+STRIDE = 4
+"""Input pixels per pixel of F_sem, P_sem and the canvas."""
+
+
+@dataclass
+class Boxes:
+    """Boxes that masks are wanted for.
+
+    Attributes:
+        rois: Tensor[N, 5], image index and box in input pixels; no gradient.
+        labels: Tensor[N] int64, thing class of each.
+        scores: Tensor[N], 0-1, weight on the canvas; no gradient.
+        features: Tensor[N, C, S, S], f_ins + f_sem (for T = 0: f_ins alone).
+    """
+
+    rois: Tensor
+    labels: Tensor
+    scores: Tensor
+    features: Tensor
+
+
+class IBPP(nn.Module):
+    """The heads of all T iterations and the exchange between them.
+
+    With T = 0 there is one plain mask head and no exchange: Panoptic-FPN.
+
+    Args:
+        config: of the whole model.
+        num_things: K.
+        num_outputs: L, channels of P_sem.
+    """
+
+    def __init__(self, config: ModelConfig, num_things: int, num_outputs: int) -> None:
+        super().__init__()
+        self.config = config.ibpp
+        self.pool_size = config.mask_head.pool_size
+        self.roi_sampling = config.roi_sampling
+        self.num_things = num_things
+        channels = config.fpn_channels
+        heads = 1 if self.config.shared or not self.config.iterations else self.config.iterations
+        num_semantic = num_outputs if self.config.iterations else 0
+        self.mask_heads = nn.ModuleList(
+            MaskHead(config.mask_head, channels, num_things, num_semantic) for _ in range(heads)
+        )
+        self.semantic_heads = nn.ModuleList(
+            RefiningSemanticHead(self.config, config.semantic_head.norm, num_things, channels, num_outputs)
+            for _ in range(heads if self.config.iterations else 0)
+        )
+
+    def mask_head(self, t: int) -> MaskHead:
+        """H̃_ins^t, t = 1..T; the one H_ins for T = 0."""
+        return self.mask_heads[0 if len(self.mask_heads) == 1 else t - 1]  # type: ignore[return-value]
+
+    def semantic_head(self, t: int) -> RefiningSemanticHead:
+        """H̃_sem^t, t = 1..T."""
+        return self.semantic_heads[0 if len(self.semantic_heads) == 1 else t - 1]  # type: ignore[return-value]
+
+    def boxes(
+        self, pyramid: Sequence[Tensor], features: Tensor, rois: Tensor, labels: Tensor, scores: Tensor
+    ) -> Boxes:
+        """Attach the appearance of each box: f_ins + f_sem (equation 2 and the sum in equation 4).
+
+        Args:
+            pyramid: P2..P5, Tensor[B, C, h_l, w_l] each.
+            features: F_sem, Tensor[B, C, h, w].
+            rois, labels, scores: as in `Boxes`.
+        """
+        rois, scores = rois.detach(), scores.detach()
+        f_ins = roi_align_levels(pyramid, rois, self.pool_size, self.roi_sampling)
+        if self.config.iterations:
+            f_ins = f_ins + align(features, rois, self.pool_size, self.roi_sampling, STRIDE)
+        return Boxes(rois, labels, scores, f_ins)
+
+    def instance_step(
+        self, t: int, boxes: Boxes, sem_logits: Tensor, projected: Tensor | None = None
+    ) -> Tensor:
+        """Mask logits m^(t) (equations 3 and 4).
+
+        Args:
+            t: iteration, 1..T; any for T = 0.
+            boxes: N of them.
+            sem_logits: P_sem^(t-1), Tensor[B, L, h, w].
+            projected: `from_features(boxes.features)` where it is known already.
+
+        Returns:
+            Tensor[N, M, M].
+        """
+        head = self.mask_head(t)
+        if projected is None:
+            projected = head.from_features(boxes.features)
+        p_sem = None
+        if self.config.iterations:
+            source = sem_logits.detach() if self.config.detach else sem_logits
+            p_sem = align(source, boxes.rois, self.pool_size, self.roi_sampling, STRIDE)  # N×L×S×S
+        return head(projected, boxes.labels, p_sem)
+
+    def semantic_step(
+        self, t: int, boxes: Boxes, masks: Tensor, projected: Tensor, present: Tensor | None = None
+    ) -> Tensor:
+        """P_sem^(t) (equations 5 and 6).
+
+        Args:
+            t: iteration, 1..T.
+            boxes: N of them.
+            masks: sigmoid(m^(t)), Tensor[N, M, M].
+            projected: `from_features(F_sem)` of H̃_sem^t, Tensor[B, width, h, w].
+            present: Tensor[k] int64, sorted: the only classes among the labels; the canvas has no others.
+
+        Returns:
+            Logits Tensor[B, L, h, w].
+        """
+        labels = boxes.labels if present is None else torch.searchsorted(present, boxes.labels)
+        batch, _, height, width = projected.shape
+        channels = self.num_things if present is None else len(present)
+        canvas = roi_flatten(
+            masks.detach() if self.config.detach else masks,
+            boxes.rois,
+            labels,
+            boxes.scores,
+            (batch, channels, height, width),
+            STRIDE,
+            self.config.flatten,
+        )
+        return self.semantic_head(t)(canvas, projected, present)
+
+    @torch.no_grad()
+    def predict(self, boxes: Boxes, features: Tensor, sem_logits: Tensor) -> tuple[Tensor, Tensor]:
+        """All iterations on fixed boxes (SPEC §3, TEST).
+
+        Args:
+            boxes: the detections of all images.
+            features: F_sem, Tensor[B, C, h, w].
+            sem_logits: P_sem^(0), Tensor[B, L, h, w].
+
+        Returns:
+            masks: Tensor[N, M, M], 0-1, mean of sigmoid(m^(t)) over the iterations.
+            sem_logits: P_sem^(T).
+        """
+        if not self.config.iterations:
+            return torch.sigmoid(self.instance_step(0, boxes, sem_logits)), sem_logits
+        painted = torch.where(boxes.scores >= self.config.score_threshold, boxes.scores, 0)
+        canvas_boxes = Boxes(boxes.rois, boxes.labels, painted, boxes.features)
+        present = torch.unique(boxes.labels)
+        of_boxes = of_pixels = None
+        total = torch.zeros((), device=sem_logits.device)
+        for t in range(1, self.config.iterations + 1):
+            if of_boxes is None or not self.config.shared:
+                of_boxes = self.mask_head(t).from_features(boxes.features)
+                of_pixels = self.semantic_head(t).from_features(features)
+            assert of_pixels is not None
+            masks = torch.sigmoid(self.instance_step(t, boxes, sem_logits, of_boxes))
+            sem_logits = self.semantic_step(t, canvas_boxes, masks, of_pixels, present)
+            total = total + masks
+        return total / self.config.iterations, sem_logits

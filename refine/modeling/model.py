@@ -1,0 +1,196 @@
+"""REFINE's network: images in, losses or instances and semantic logits out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from refine.modeling.backbones import build_backbone
+from refine.modeling.box_head import BoxHeads
+from refine.modeling.config import ModelConfig
+from refine.modeling.fpn import FPN
+from refine.modeling.ibpp import IBPP
+from refine.modeling.mask_head import mask_loss, mask_targets
+from refine.modeling.rpn import RegionProposals
+from refine.modeling.semantic_head import SemanticHead, pad_labels, semantic_loss
+from refine.ops.roi import to_rois
+from refine.structures import VOID, ImageBatch, Instances, Targets
+
+
+@dataclass
+class Prediction:
+    """What the network says of one image, before fusion.
+
+    Attributes:
+        instances: boxes, scores, labels, `roi_masks` (and `features` where the model has an occlusion
+            head), in the pixels of the unpadded network input, by falling score.
+        sem_logits: Tensor[L, h, w], P_sem^(T) at stride 4 in the padded frame.
+        image_size: (height, width) of the unpadded network input.
+    """
+
+    instances: Instances
+    sem_logits: Tensor
+    image_size: tuple[int, int]
+
+
+class PanopticModel(nn.Module):
+    """Panoptic-FPN (T = 0), Cascade Panoptic-FPN (three IoUs) and REFINE (T > 0) in one composition.
+
+    Training: `loss(images, targets)` gives weighted `loss_*` terms to be summed.
+    Test: `predict(images)` gives one `Prediction` per image.
+
+    Args:
+        config: all its parts.
+        num_things: K, thing classes.
+        num_classes: K plus the stuff classes.
+
+    Raises:
+        ValueError: T > 0 with F_sem of other width than the pyramid, or with merged thing classes.
+    """
+
+    def __init__(self, config: ModelConfig, num_things: int, num_classes: int) -> None:
+        super().__init__()
+        merged = config.semantic_head.classes == "stuff"
+        if config.ibpp.iterations:
+            if config.semantic_head.channels != config.fpn_channels:
+                raise ValueError(
+                    f"semantic_head.channels is {config.semantic_head.channels}, fpn_channels "
+                    f"{config.fpn_channels}: IBPP sums f_ins and f_sem, so they must be equal"
+                )
+            if merged:
+                raise ValueError("semantic_head.classes is 'stuff': IBPP (T > 0) needs 'all' classes")
+        self.config = config
+        self.num_things = num_things
+        self.num_classes = num_classes
+        num_outputs = num_classes - num_things + 1 if merged else num_classes
+        self.backbone = build_backbone(config.backbone)
+        self.fpn = FPN(self.backbone.channels, config.fpn_channels, config.fpn_norm)
+        self.rpn = RegionProposals(config.rpn, config.fpn_channels)
+        self.box_heads = BoxHeads(config.box_head, config.fpn_channels, num_things, config.roi_sampling)
+        self.semantic_head = SemanticHead(config.semantic_head, config.fpn_channels, num_outputs)
+        self.ibpp = IBPP(config, num_things, num_outputs)
+        # Contiguous class of each semantic channel; a merged thing class has none.
+        classes = [VOID, *range(num_things, num_classes)] if merged else list(range(num_classes))
+        self.register_buffer("semantic_classes", torch.tensor(classes), persistent=False)
+        self.register_buffer("pixel_mean", torch.tensor(config.pixel_mean), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(config.pixel_std), persistent=False)
+
+    def image_batch(self, images: Sequence[Tensor]) -> ImageBatch:
+        """Normalise and pad: Tensor[3, h, w] uint8 RGB each, on any device -> batch on the model's device."""
+        return ImageBatch.from_images(
+            [image.to(self.pixel_mean.device, non_blocking=True) for image in images],
+            self.pixel_mean,
+            self.pixel_std,
+            self.config.divisor,
+            flip_channels=self.config.channels == "BGR",
+        )
+
+    def pyramid(self, images: ImageBatch) -> list[Tensor]:
+        """P2..P6, Tensor[B, C, H/stride, W/stride] each."""
+        return self.fpn(self.backbone(images.tensor))
+
+    def loss(self, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
+        """Losses of RPN, boxes, masks m^(1..T) and semantics P_sem^(0..T) (SPEC §3, TRAIN).
+
+        Args:
+            images: B images.
+            targets: of the same images, on the same device.
+
+        Returns:
+            `loss_rpn_*`, `loss_cls_t`, `loss_box_t`, `loss_mask_t`, `loss_sem_t`: scalars, already weighted.
+        """
+        config = self.config
+        pyramid = self.pyramid(images)
+        features = self.semantic_head.features(pyramid[:4])
+        sem_logits = self.semantic_head(features)
+        sem_seg = self._semantic_targets(images, targets)
+        iterations, stages = config.ibpp.iterations, len(config.box_head.ious)
+
+        rpn_output = self.rpn(pyramid, images.sizes)
+        losses = self.rpn.losses(rpn_output, targets)
+        proposals = self.rpn.propose(rpn_output, images.sizes, training=True)
+        losses["loss_sem_0"] = self._semantic_weight(0) * semantic_loss(sem_logits, sem_seg, iterations == 0)
+
+        samples = self.box_heads.sample(proposals, targets)
+        for t in range(1, max(iterations, stages, 1) + 1):
+            positives = [s.positives() for s in samples]
+            refined = samples
+            if t <= stages:
+                stage_losses, probabilities, refined = self.box_heads.stage_loss(t - 1, pyramid[:4], samples)
+                losses |= {k: self._instance_weight(t, box=True) * v for k, v in stage_losses.items()}
+            if t <= max(iterations, 1):
+                rois = to_rois([s.boxes for s in positives])
+                labels = torch.cat([s.labels for s in positives])
+                scores = torch.cat(
+                    [p[s.labels < self.num_things] for p, s in zip(probabilities, samples, strict=True)]
+                )
+                scores = scores.gather(1, labels[:, None])[:, 0]
+                boxes = self.ibpp.boxes(pyramid[:4], features, rois, labels, scores)
+                mask_logits = self.ibpp.instance_step(t, boxes, sem_logits)
+                cropped = mask_targets(
+                    [x.masks for x in targets],
+                    [s.boxes for s in positives],
+                    [s.matched for s in positives],
+                    mask_logits.shape[-1],
+                )
+                weight = config.losses.mask * self._instance_weight(t, box=False)
+                losses[f"loss_mask_{t}"] = weight * mask_loss(mask_logits, cropped)
+            if t <= iterations:
+                projected = self.ibpp.semantic_head(t).from_features(features)
+                sem_logits = self.ibpp.semantic_step(t, boxes, torch.sigmoid(mask_logits), projected)
+                losses[f"loss_sem_{t}"] = self._semantic_weight(t) * semantic_loss(
+                    sem_logits, sem_seg, t == iterations
+                )
+            samples = refined
+        return losses
+
+    @torch.no_grad()
+    def predict(self, images: ImageBatch) -> list[Prediction]:
+        """Boxes first (the cascade to its end), then T iterations on them (SPEC §3, TEST)."""
+        pyramid = self.pyramid(images)
+        features = self.semantic_head.features(pyramid[:4])
+        sem_logits = self.semantic_head(features)
+        proposals = self.rpn.propose(self.rpn(pyramid, images.sizes), images.sizes, training=False)
+        detections = self.box_heads.predict(pyramid[:4], proposals, images.sizes)
+        boxes = self.ibpp.boxes(
+            pyramid[:4],
+            features,
+            to_rois([d.boxes for d in detections]),
+            torch.cat([d.labels for d in detections]),
+            torch.cat([d.scores for d in detections]),
+        )
+        masks, sem_logits = self.ibpp.predict(boxes, features, sem_logits)
+        counts = [len(d) for d in detections]
+        appearance = boxes.features.split(counts) if self.config.occlusion else [None] * len(counts)
+        return [
+            Prediction(replace(d, roi_masks=m, features=f), s, size)
+            for d, m, f, s, size in zip(
+                detections, masks.split(counts), appearance, sem_logits, images.sizes, strict=True
+            )
+        ]
+
+    def _semantic_targets(self, images: ImageBatch, targets: Sequence[Targets]) -> Tensor:
+        """Tensor[B, H, W] int64 of semantic channels, `VOID` where unlabelled or padded."""
+        height, width = images.tensor.shape[-2:]
+        sem_seg = pad_labels([t.sem_seg for t in targets], (height, width))
+        if self.config.semantic_head.classes == "stuff":
+            merged = torch.where(sem_seg < self.num_things, 0, sem_seg - self.num_things + 1)
+            sem_seg = torch.where(sem_seg == VOID, VOID, merged)
+        return sem_seg
+
+    def _semantic_weight(self, t: int) -> float:
+        """w_t: P_sem^(T) counts most, the earlier ones are auxiliary."""
+        losses = self.config.losses
+        return losses.semantic_last if t == self.config.ibpp.iterations else losses.semantic_other
+
+    def _instance_weight(self, t: int, box: bool) -> float:
+        """a_t: (1, .5, .25) for a cascade; else 1/T for masks, and 1 for the boxes, which have one stage."""
+        given = self.config.losses.instance
+        if given:
+            return given[min(t, len(given)) - 1]
+        if len(self.config.box_head.ious) > 1:
+            return (1.0, 0.5, 0.25)[min(t, 3) - 1]
+        return 1.0 if box else 1.0 / max(self.config.ibpp.iterations, 1)

@@ -1,0 +1,137 @@
+"""H_sem and the refining H̃_sem: semantic features and logits at stride 4."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import log2
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from refine.modeling.config import IBPPConfig, SemanticHeadConfig
+from refine.modeling.norms import conv_norm, make_norm
+from refine.ops.distributed import mean_over_processes
+from refine.structures import VOID
+
+# Shape suffixes: B images, C feature channels, K thing classes, L all classes, h and w at stride 4.
+
+
+class SemanticHead(nn.Module):
+    """Panoptic-FPN's semantic branch: P2..P5 -> F_sem -> P_sem^(0) (equation 1).
+
+    Each level gets max(1, log2(stride / 4)) blocks of {3×3 conv, norm, ReLU, bilinear ×2 above stride 4};
+    the levels are summed.
+
+    Args:
+        config: widths and norm.
+        in_channels: of the pyramid.
+        num_outputs: L, or 1 + stuff classes for `classes="stuff"`.
+        strides: of the levels given.
+    """
+
+    def __init__(
+        self,
+        config: SemanticHeadConfig,
+        in_channels: int,
+        num_outputs: int,
+        strides: Sequence[int] = (4, 8, 16, 32),
+    ) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(
+            nn.ModuleList(
+                conv_norm(in_channels if n == 0 else config.channels, config.channels, norm=config.norm)
+                for n in range(max(1, int(log2(stride // 4))))
+            )
+            for stride in strides
+        )
+        self.predictor = nn.Conv2d(config.channels, num_outputs, 1)
+        nn.init.kaiming_normal_(self.predictor.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.predictor.bias)
+
+    def features(self, pyramid: Sequence[Tensor]) -> Tensor:
+        """F_sem: list of Tensor[B, C_fpn, h_l, w_l], finest first -> Tensor[B, C, h, w] at stride 4."""
+        total: Tensor | None = None
+        for n, (level, x) in enumerate(zip(self.levels, pyramid, strict=True)):
+            for block in level:  # type: ignore[attr-defined]
+                x = block(x)
+                if n > 0:
+                    x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+            total = x if total is None else total + x
+        assert total is not None
+        return total
+
+    def forward(self, features: Tensor) -> Tensor:
+        """P_sem^(0): Tensor[B, C, h, w] -> logits Tensor[B, L, h, w]."""
+        return self.predictor(features)
+
+
+class RefiningSemanticHead(nn.Module):
+    """H̃_sem: canvas and F_sem -> P_sem^(t) (equation 6).
+
+    Its first convolution over [A; F_sem] is written as the sum of one over A and one over F_sem, which is
+    the same function: so the part over F_sem is reused where heads are shared over iterations, and the
+    part over A visits only the classes that are present.
+
+    Args:
+        config: widths.
+        norm: of the convolutions.
+        num_things: K, channels of the canvas.
+        in_channels: C of F_sem.
+        num_outputs: L.
+    """
+
+    def __init__(self, config: IBPPConfig, norm, num_things: int, in_channels: int, num_outputs: int) -> None:
+        super().__init__()
+        width = config.sem_channels
+        self.from_canvas = nn.Conv2d(num_things, width, 3, padding=1, bias=False)
+        self.from_features = nn.Conv2d(in_channels, width, 3, padding=1, bias=norm == "none")
+        for part in (self.from_canvas, self.from_features):  # fan-out of the one convolution they are
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+        self.norm = make_norm(norm, width)
+        self.convs = nn.Sequential(*(conv_norm(width, width, norm=norm) for _ in range(config.sem_convs - 1)))
+        self.predictor = nn.Conv2d(width, num_outputs, 1)
+        nn.init.kaiming_normal_(self.predictor.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.predictor.bias)
+
+    def forward(self, canvas: Tensor, projected: Tensor, present: Tensor | None = None) -> Tensor:
+        """P_sem^(t).
+
+        Args:
+            canvas: A, Tensor[B, K, h, w], or only the channels in `present`.
+            projected: `from_features(F_sem)`, Tensor[B, width, h, w].
+            present: Tensor[k] int64, the thing classes of the canvas's channels; None = all K.
+
+        Returns:
+            Logits Tensor[B, L, h, w].
+        """
+        weight = self.from_canvas.weight if present is None else self.from_canvas.weight[:, present]
+        x = projected
+        if weight.shape[1]:
+            x = x + F.conv2d(canvas, weight, padding=1)
+        return self.predictor(self.convs(F.relu(self.norm(x))))
+
+
+def semantic_loss(logits: Tensor, sem_seg: Tensor, full_size: bool) -> Tensor:
+    """Cross-entropy averaged over the labelled pixels of all images.
+
+    Args:
+        logits: Tensor[B, L, h, w] at stride 4.
+        sem_seg: Tensor[B, 4h, 4w] int64, `VOID` where unlabelled or padded.
+        full_size: compare at full size (logits ×4, bilinear); else at stride 4 with the label at each
+            cell's centre, which needs a sixteenth of the memory.
+    """
+    if full_size:
+        logits = F.interpolate(logits, scale_factor=4.0, mode="bilinear", align_corners=False)
+    else:
+        sem_seg = sem_seg[:, 2::4, 2::4]
+    total = F.cross_entropy(logits.float(), sem_seg, ignore_index=VOID, reduction="sum")
+    return total / mean_over_processes((sem_seg != VOID).sum())
+
+
+def pad_labels(labels: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """Label maps of different sizes -> Tensor[B, H, W] int64, `VOID` at the right and the bottom."""
+    height, width = size
+    return torch.stack(
+        [F.pad(x, (0, width - x.shape[1], 0, height - x.shape[0]), value=VOID) for x in labels]
+    )

@@ -1,0 +1,216 @@
+"""The exchange between masks and semantics, equation by equation."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torchvision.ops import roi_align
+
+from refine.modeling.config import IBPPConfig, MaskHeadConfig, ModelConfig, SemanticHeadConfig
+from refine.modeling.ibpp import IBPP, Boxes
+from refine.modeling.mask_head import MaskHead, mask_loss, mask_targets
+from refine.modeling.semantic_head import RefiningSemanticHead, SemanticHead, pad_labels, semantic_loss
+from refine.ops.roi import roi_flatten, to_rois
+from refine.structures import VOID
+
+THINGS, CLASSES, CHANNELS = 3, 5, 8
+
+
+def make_ibpp(iterations=3, shared=False, **ibpp) -> IBPP:
+    config = ModelConfig(
+        fpn_channels=CHANNELS,
+        mask_head=MaskHeadConfig(num_convs=2, channels=8, pool_size=4),
+        semantic_head=SemanticHeadConfig(channels=CHANNELS),
+        ibpp=IBPPConfig(iterations=iterations, shared=shared, sem_channels=8, **ibpp),
+    )
+    module = IBPP(config, THINGS, CLASSES)
+    for parameter in module.parameters():  # large enough that every path matters
+        torch.nn.init.normal_(parameter, std=0.3)
+    return module
+
+
+def make_inputs(module: IBPP, counts=(3, 2), dtype=torch.float32):
+    g = torch.Generator().manual_seed(0)
+    pyramid = [
+        torch.randn(len(counts), CHANNELS, 16 // 2**n, 16 // 2**n, generator=g, dtype=dtype) for n in range(4)
+    ]
+    features = torch.randn(len(counts), CHANNELS, 16, 16, generator=g, dtype=dtype)
+    logits = torch.randn(len(counts), CLASSES, 16, 16, generator=g, dtype=dtype)
+    corners = [torch.rand(n, 2, generator=g) * 30 for n in counts]
+    rois = to_rois([torch.cat([c, c + 20], 1) for c in corners]).to(dtype)
+    labels = torch.randint(0, THINGS, (sum(counts),), generator=g)
+    scores = torch.rand(sum(counts), generator=g, dtype=dtype)
+    return module.boxes(pyramid, features, rois, labels, scores), features, logits
+
+
+def test_refining_semantic_head_is_one_convolution_over_the_concatenation():
+    head = RefiningSemanticHead(IBPPConfig(sem_channels=8), "gn", THINGS, CHANNELS, CLASSES)
+    canvas, features = torch.randn(2, THINGS, 9, 7), torch.randn(2, CHANNELS, 9, 7)
+    weight = torch.cat([head.from_canvas.weight, head.from_features.weight], 1)
+    x = F.relu(head.norm(F.conv2d(torch.cat([canvas, features], 1), weight, padding=1)))
+    expected = head.predictor(head.convs(x))
+    torch.testing.assert_close(head(canvas, head.from_features(features)), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_only_present_classes_give_the_same_answer():
+    head = RefiningSemanticHead(IBPPConfig(sem_channels=8), "gn", THINGS, CHANNELS, CLASSES)
+    canvas, features = torch.zeros(1, THINGS, 6, 6), head.from_features(torch.randn(1, CHANNELS, 6, 6))
+    canvas[:, 1] = torch.rand(6, 6)
+    torch.testing.assert_close(head(canvas[:, 1:2], features, torch.tensor([1])), head(canvas, features))
+    canvas.zero_()
+    nothing = torch.zeros(0, dtype=torch.int64)
+    torch.testing.assert_close(head(canvas[:, :0], features, nothing), head(canvas, features))
+
+
+def test_mask_head_is_one_convolution_and_takes_the_class_channel():
+    head = MaskHead(MaskHeadConfig(num_convs=2, channels=8), CHANNELS, THINGS, CLASSES)
+    torch.nn.init.normal_(head.predictor.weight)
+    f, p, labels = torch.randn(4, CHANNELS, 5, 5), torch.randn(4, CLASSES, 5, 5), torch.tensor([0, 2, 1, 2])
+    weight = torch.cat([head.from_features.weight, head.from_semantic.weight], 1)
+    x = F.relu(head.norm(F.conv2d(torch.cat([f, p], 1), weight, padding=1)))
+    expected = head.predictor(F.relu(head.deconv(head.convs(x))))[torch.arange(4), labels]
+    torch.testing.assert_close(head(head.from_features(f), labels, p), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_predict_follows_the_equations(shared):
+    module = make_ibpp(iterations=3, shared=shared).eval()
+    boxes, features, logits = make_inputs(module)
+    p_sem, masks = logits, []
+    for t in range(3):
+        mask_head = module.mask_heads[0 if shared else t]
+        sem_head = module.semantic_heads[0 if shared else t]
+        aligned = roi_align(p_sem, boxes.rois, 4, 0.25, 2, aligned=True)  # eq. 3
+        masks.append(torch.sigmoid(mask_head(mask_head.from_features(boxes.features), boxes.labels, aligned)))
+        painted = boxes.scores * (boxes.scores >= 0.05)
+        canvas = roi_flatten(masks[-1], boxes.rois, boxes.labels, painted, (2, THINGS, 16, 16))  # eq. 5
+        p_sem = sem_head(canvas, sem_head.from_features(features))  # eq. 6
+    got_masks, got_logits = module.predict(boxes, features, logits)
+    torch.testing.assert_close(got_masks, torch.stack(masks).mean(0), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(got_logits, p_sem, atol=1e-4, rtol=1e-4)
+
+
+def test_appearance_is_the_sum_of_instance_and_semantic_features():
+    module, plain = make_ibpp(iterations=1), make_ibpp(iterations=0)
+    boxes, features, _ = make_inputs(module)
+    alone, _, _ = make_inputs(plain)
+    f_sem = roi_align(features, boxes.rois, 4, 0.25, 2, aligned=True)  # eq. 2
+    torch.testing.assert_close(boxes.features, alone.features + f_sem)
+
+
+def test_without_iterations_semantics_stay_and_masks_see_only_instance_features():
+    module = make_ibpp(iterations=0)
+    boxes, features, logits = make_inputs(module)
+    masks, out = module.predict(boxes, features, logits)
+    assert out is logits
+    expected = torch.sigmoid(
+        module.mask_heads[0](module.mask_heads[0].from_features(boxes.features), boxes.labels)
+    )
+    torch.testing.assert_close(masks, expected)
+    assert not module.semantic_heads
+
+
+def unroll(module, boxes, features, logits, iterations):
+    """Training's forward: masks and semantics of each iteration."""
+    masks, semantics = [], [logits]
+    for t in range(1, iterations + 1):
+        masks.append(module.instance_step(t, boxes, semantics[-1]))
+        projected = module.semantic_head(t).from_features(features)
+        semantics.append(module.semantic_step(t, boxes, torch.sigmoid(masks[-1]), projected))
+    return masks, semantics
+
+
+def test_gradients_take_every_route_of_the_loop():
+    module = make_ibpp(iterations=2)
+    boxes, features, logits = make_inputs(module)
+    logits.requires_grad_(True)
+    _, semantics = unroll(module, boxes, features, logits, 2)
+    semantics[-1].square().sum().backward()
+    for head in module.mask_heads:  # the last semantic loss trains every mask head, through ROI-Flatten
+        assert head.deconv.weight.grad.abs().sum() > 0
+    assert logits.grad.abs().sum() > 0  # and H_sem, through ROI-Align of P_sem^(0)
+    module.zero_grad()
+    masks, _ = unroll(module, boxes, features, logits, 2)
+    masks[-1].square().sum().backward()
+    # The last mask loss trains the semantic head of the iteration before, not the one after it.
+    assert module.semantic_heads[0].predictor.weight.grad.abs().sum() > 0
+    assert module.semantic_heads[1].predictor.weight.grad is None
+
+
+def test_detach_cuts_both_routes():
+    module = make_ibpp(iterations=2, detach=True)
+    boxes, features, logits = make_inputs(module)
+    logits.requires_grad_(True)
+    masks, semantics = unroll(module, boxes, features, logits, 2)
+    (semantics[-1].sum() + masks[-1].sum()).backward()
+    assert logits.grad is None
+    assert module.mask_heads[0].deconv.weight.grad is None
+
+
+def test_gradcheck_through_one_iteration():
+    module = make_ibpp(iterations=1).double()
+    boxes, features, logits = make_inputs(module, counts=(2,), dtype=torch.float64)
+
+    def step(logits, features, appearance):
+        b = Boxes(boxes.rois, boxes.labels, boxes.scores, appearance)
+        masks, semantics = unroll(module, b, features, logits, 1)
+        return semantics[-1][:, :, ::5, ::5], masks[-1][:, ::3, ::3]
+
+    inputs = [x.detach()[..., :].requires_grad_(True) for x in (logits, features, boxes.features)]
+    assert torch.autograd.gradcheck(step, inputs, fast_mode=True)
+
+
+def test_order_of_boxes_only_permutes_masks():
+    module = make_ibpp()
+    boxes, features, logits = make_inputs(module)
+    order = torch.tensor([4, 0, 3, 1, 2])
+    permuted = Boxes(boxes.rois[order], boxes.labels[order], boxes.scores[order], boxes.features[order])
+    masks, semantics = module.predict(boxes, features, logits)
+    masks2, semantics2 = module.predict(permuted, features, logits)
+    torch.testing.assert_close(masks2, masks[order], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(semantics2, semantics, atol=1e-5, rtol=1e-4)
+
+
+def test_no_box_at_all():
+    module = make_ibpp()
+    boxes, features, logits = make_inputs(module, counts=(0, 0))
+    masks, semantics = module.predict(boxes, features, logits)
+    assert masks.shape == (0, 8, 8)
+    assert semantics.shape == logits.shape
+    masks, semantics = unroll(module, boxes, features, logits, 2)
+    loss = mask_loss(masks[0], torch.zeros(0, 8, 8)) + semantics[-1].sum()
+    loss.backward()  # the graph is kept, so that every process of a joint run has gradients
+    assert loss.isfinite()
+
+
+def test_semantic_features_halve_no_detail():
+    head = SemanticHead(SemanticHeadConfig(channels=8), 4, CLASSES)
+    pyramid = [torch.randn(2, 4, 32 // 2**n, 24 // 2**n) for n in range(4)]
+    assert [len(level) for level in head.levels] == [1, 1, 2, 3]
+    assert head(head.features(pyramid)).shape == (2, CLASSES, 32, 24)
+
+
+def test_semantic_loss_is_the_mean_over_labelled_pixels():
+    logits = torch.randn(2, CLASSES, 2, 3)
+    labels = torch.randint(0, CLASSES, (2, 8, 12))
+    labels[0, :4] = VOID
+    labels[1] = VOID
+    full = F.interpolate(logits, scale_factor=4, mode="bilinear")
+    expected = F.cross_entropy(full, labels, ignore_index=VOID)
+    torch.testing.assert_close(semantic_loss(logits, labels, full_size=True), expected)
+    coarse = F.cross_entropy(logits, labels[:, 2::4, 2::4], ignore_index=VOID)
+    torch.testing.assert_close(semantic_loss(logits, labels, full_size=False), coarse)
+    assert semantic_loss(logits, torch.full_like(labels, VOID), full_size=True) == 0
+
+
+def test_pad_labels_marks_padding_as_void():
+    padded = pad_labels([torch.zeros(2, 3, dtype=torch.int64), torch.ones(4, 2, dtype=torch.int64)], (4, 4))
+    assert padded[0].tolist() == [[0, 0, 0, -1], [0, 0, 0, -1], [-1] * 4, [-1] * 4]
+    assert padded[1].tolist() == [[1, 1, -1, -1]] * 4
+
+
+def test_mask_targets_crop_the_matched_mask():
+    # A mask that fills the left half of the box 4..12 × 4..12.
+    masks = torch.zeros(2, 16, 16, dtype=torch.bool)
+    masks[1, 4:12, 4:8] = True
+    crop = mask_targets([masks], [torch.tensor([[4.0, 4, 12, 12]])], [torch.tensor([1])], 4)
+    assert crop.tolist() == [[[1, 1, 0, 0]] * 4]

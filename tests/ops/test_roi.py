@@ -1,0 +1,136 @@
+"""ROI-Align and ROI-Flatten against slow references, and their invariants."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.ops import MultiScaleRoIAlign
+
+from refine.ops.roi import align, assign_levels, roi_align_levels, roi_flatten, to_rois
+
+
+def flatten_slowly(masks, rois, labels, scores, canvas_size, stride=4):
+    """SPEC §4 literally: one grid_sample per instance, then a maximum."""
+    canvas = torch.zeros(canvas_size, dtype=masks.dtype)
+    _, _, h, w = canvas_size
+    u = (torch.arange(w) + 0.5) * stride
+    v = (torch.arange(h) + 0.5) * stride
+    for mask, (b, x1, y1, x2, y2), c, s in zip(masks, rois, labels, scores, strict=True):
+        gx = 2 * (u - x1) / (x2 - x1).clamp(min=1) - 1
+        gy = 2 * (v - y1) / (y2 - y1).clamp(min=1) - 1
+        grid = torch.stack(torch.meshgrid(gy, gx, indexing="ij")[::-1], -1)[None].to(masks.dtype)
+        value = s * F.grid_sample(mask[None, None], grid, align_corners=False, padding_mode="zeros")[0, 0]
+        canvas[int(b), c] = torch.maximum(canvas[int(b), c], value)
+    return canvas
+
+
+def random_instances(n, batch=2, classes=3, size=(64, 96), bins=28, seed=0, dtype=torch.float64):
+    g = torch.Generator().manual_seed(seed)
+    corner = torch.rand(n, 2, generator=g) * torch.tensor([size[1] * 0.8, size[0] * 0.8]) - 4
+    extent = torch.rand(n, 2, generator=g) * 40 + 0.2
+    index = torch.randint(0, batch, (n, 1), generator=g)
+    return (
+        torch.rand(n, bins, bins, generator=g, dtype=dtype),
+        torch.cat([index, corner, corner + extent], 1),
+        torch.randint(0, classes, (n,), generator=g),
+        torch.rand(n, generator=g, dtype=dtype),
+        (batch, classes, size[0] // 4, size[1] // 4),
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=st.integers(0, 12), seed=st.integers(0, 999), bins=st.sampled_from([1, 7, 28]))
+def test_flatten_equals_slow_reference(n, seed, bins):
+    case = random_instances(n, bins=bins, seed=seed)
+    torch.testing.assert_close(roi_flatten(*case), flatten_slowly(*case), atol=1e-5, rtol=1e-5)
+
+
+def test_constant_mask_fills_its_box_with_score_times_value():
+    # Box 16..48 × 8..24 at stride 4: canvas columns 4..11 and rows 2..5 have their centres inside; with
+    # 32 bins every such centre lies at least half a bin from the border, so nothing fades out.
+    rois = torch.tensor([[0, 16.0, 8.0, 48.0, 24.0]])
+    canvas = roi_flatten(
+        torch.full((1, 32, 32), 0.8), rois, torch.tensor([1]), torch.tensor([0.5]), (1, 2, 10, 16)
+    )
+    expected = torch.zeros(1, 2, 10, 16)
+    expected[0, 1, 2:6, 4:12] = 0.4
+    torch.testing.assert_close(canvas, expected)
+
+
+def test_gradient_reaches_only_winners():
+    rois = torch.tensor([[0, 0.0, 0.0, 32.0, 32.0], [0, 0.0, 0.0, 32.0, 32.0]])
+    masks = torch.full((2, 8, 8), 0.6, requires_grad=True)
+    canvas = roi_flatten(masks, rois, torch.tensor([0, 0]), torch.tensor([0.9, 0.5]), (1, 1, 8, 8))
+    canvas.sum().backward()
+    assert masks.grad[0].abs().sum() > 0
+    assert masks.grad[1].abs().sum() == 0
+
+
+def test_gradcheck():
+    masks, rois, labels, scores, size = random_instances(4, bins=3, size=(16, 16), seed=3)
+    masks.requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda m: roi_flatten(m, rois, labels, scores, size), (masks,))
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 999))
+def test_order_of_instances_does_not_matter(seed):
+    masks, rois, labels, scores, size = random_instances(7, seed=seed)
+    order = torch.randperm(7, generator=torch.Generator().manual_seed(seed))
+    shuffled = roi_flatten(masks[order], rois[order], labels[order], scores[order], size)
+    assert torch.equal(roi_flatten(masks, rois, labels, scores, size), shuffled)
+
+
+@pytest.mark.parametrize("reduce", ["max", "sum"])
+def test_no_instance_gives_an_empty_canvas(reduce):
+    masks, rois, labels, scores, size = random_instances(0)
+    canvas = roi_flatten(masks, rois, labels, scores, size, reduce=reduce)
+    assert canvas.shape == size
+    assert canvas.abs().sum() == 0
+
+
+def test_sum_adds_and_is_clipped():
+    rois = torch.tensor([[0, 0.0, 0.0, 32.0, 32.0]]).repeat(2, 1)
+    masks = torch.full((2, 32, 32), 0.5)
+    canvas = roi_flatten(
+        masks, rois, torch.tensor([0, 0]), torch.tensor([0.6, 0.8]), (1, 1, 8, 8), reduce="sum"
+    )
+    torch.testing.assert_close(canvas, torch.full((1, 1, 8, 8), 0.7))
+    canvas = roi_flatten(
+        masks * 2, rois, torch.tensor([0, 0]), torch.tensor([1.0, 1.0]), (1, 1, 8, 8), reduce="sum"
+    )
+    assert canvas.max() == 1
+
+
+def test_align_undoes_flatten():
+    # A smooth mask that is painted and read back at the same box is itself again.
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 28), torch.linspace(-1, 1, 28), indexing="ij")
+    mask = torch.exp(-3 * (x**2 + y**2))[None]
+    rois = torch.tensor([[0, 64.0, 32.0, 288.0, 256.0]])
+    canvas = roi_flatten(mask, rois, torch.tensor([0]), torch.ones(1), (1, 1, 80, 80))
+    back = align(canvas, rois, 28, 2, 4)[:, 0]
+    assert (back - mask)[:, 2:-2, 2:-2].abs().max() < 0.02
+
+
+def test_levels_follow_the_fpn_rule_and_keep_the_order():
+    boxes = torch.tensor([[0, 0, 224, 224], [0, 0, 112, 112], [0, 0, 10, 10], [0, 0, 900, 900.0]])
+    assert assign_levels(boxes, 4).tolist() == [2, 1, 0, 3]
+    features = [torch.full((1, 1, 256 // 2**n, 256 // 2**n), float(n)) for n in range(4)]
+    rois = to_rois([boxes])
+    assert roi_align_levels(features, rois, 2, 2)[:, 0, 0, 0].tolist() == [2, 1, 0, 3]
+
+
+def test_levels_equal_torchvision_for_shifted_boxes():
+    # torchvision's pooler is not half-pixel aligned: a shift of half a feature pixel makes it so.
+    features = {str(n): torch.rand(2, 3, 64 // 2**n, 64 // 2**n) for n in range(4)}
+    pooler = MultiScaleRoIAlign(list(features), 7, 2)
+    g = torch.Generator().manual_seed(1)
+    boxes = [torch.rand(5, 4, generator=g) * 60 + torch.tensor([20, 20, 90, 90.0]) for _ in range(2)]
+    rois = to_rois(boxes)
+    ours = roi_align_levels(list(features.values()), rois, 7, 2)
+    level = assign_levels(rois[:, 1:], 4)
+    half = 0.5 * 4 * 2.0**level
+    shifted = [b - h[:, None] for b, h in zip(boxes, half.split([5, 5]), strict=True)]
+    theirs = pooler(features, shifted, [(256, 256)] * 2)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
