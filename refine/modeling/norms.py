@@ -1,0 +1,53 @@
+"""Norm layers by name, and the convolution block that every head is made of."""
+
+from __future__ import annotations
+
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from refine.modeling.config import Norm
+
+
+def make_norm(name: Norm, channels: int) -> nn.Module:
+    """A norm layer for maps of `channels` channels.
+
+    GroupNorm has 32 groups, as in the paper; where 32 does not divide the channels, the largest smaller
+    number that does.
+    """
+    match name:
+        case "gn":
+            groups = next(g for g in range(min(32, channels), 0, -1) if channels % g == 0)
+            return nn.GroupNorm(groups, channels)
+        case "frozen_bn":
+            return FrozenBatchNorm2d(channels)
+        case "sync_bn":
+            return nn.SyncBatchNorm(channels)
+        case "bn":
+            return nn.BatchNorm2d(channels)
+        case "none":
+            return nn.Identity()
+
+
+def conv_norm(
+    in_channels: int,
+    out_channels: int,
+    kernel: int = 3,
+    norm: Norm = "gn",
+    stride: int = 1,
+    relu: bool = True,
+) -> nn.Sequential:
+    """Convolution, norm and ReLU; a bias only without a norm; Kaiming fan-out initialisation.
+
+    Args:
+        in_channels, out_channels: of the convolution.
+        kernel: odd; padded so that stride 1 keeps height and width.
+        norm: see `make_norm`.
+        stride: of the convolution.
+        relu: end with a ReLU.
+    """
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=norm == "none")
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    layers: list[nn.Module] = [conv, make_norm(norm, out_channels)]
+    return nn.Sequential(*layers, nn.ReLU(inplace=True)) if relu else nn.Sequential(*layers)
