@@ -15,7 +15,7 @@ from torch import Tensor
 
 from refine.data.images import from_pil, read_image
 from refine.data.transforms import resize_for_test
-from refine.engine.checkpoint import load_model
+from refine.engine.checkpoint import SavedModel, load_model
 from refine.fusion import FusionConfig, Method, fuse
 from refine.modeling.model import PanopticModel, Prediction
 from refine.ops.semantic import semantic_map
@@ -43,7 +43,8 @@ class Predictor:
     """Loads a model once and turns images into panoptic results.
 
     Args:
-        checkpoint: name of a shipped model (`refine models` lists them) or the folder of a trained one.
+        checkpoint: name of a shipped model (`refine models` lists them), the folder of a trained one, or
+            a model at hand.
         device: "cpu", "cuda", …; the GPU if there is one.
         method: rule of fusion; the checkpoint's own if None.
         fusion: its thresholds; the checkpoint's own if None.
@@ -55,7 +56,7 @@ class Predictor:
 
     def __init__(
         self,
-        checkpoint: str | Path = "nuclei",
+        checkpoint: str | Path | SavedModel = "nuclei",
         *,
         device: str | torch.device | None = None,
         method: Method | None = None,
@@ -63,7 +64,7 @@ class Predictor:
         precision: Literal["32", "bf16", "fp16"] = "32",
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        saved = load_model(checkpoint)
+        saved = checkpoint if isinstance(checkpoint, SavedModel) else load_model(checkpoint)
         self.model: PanopticModel = saved.model.to(self.device).eval()
         self.categories: Categories = saved.categories
         self.test_size = saved.test_size

@@ -109,7 +109,7 @@ class PanopticModel(nn.Module):
         sem_seg = self._semantic_targets(images, targets)
         iterations, stages = config.ibpp.iterations, len(config.box_head.ious)
 
-        rpn_output = self.rpn(pyramid, images.sizes)
+        rpn_output = self.rpn(pyramid)
         losses = self.rpn.losses(rpn_output, targets)
         proposals = self.rpn.propose(rpn_output, images.sizes, training=True)
         losses["loss_sem_0"] = self._semantic_weight(0) * semantic_loss(sem_logits, sem_seg, iterations == 0)
@@ -119,14 +119,14 @@ class PanopticModel(nn.Module):
             positives = [s.positives() for s in samples]
             refined = samples
             if t <= stages:
-                stage_losses, probabilities, refined = self.box_heads.stage_loss(t - 1, pyramid[:4], samples)
+                stage_losses, probabilities, refined = self.box_heads.stage_loss(
+                    t - 1, pyramid[:4], samples, targets
+                )
                 losses |= {k: self._instance_weight(t, box=True) * v for k, v in stage_losses.items()}
             if t <= max(iterations, 1):
                 rois = to_rois([s.boxes for s in positives])
                 labels = torch.cat([s.labels for s in positives])
-                scores = torch.cat(
-                    [p[s.labels < self.num_things] for p, s in zip(probabilities, samples, strict=True)]
-                )
+                scores = torch.cat([p[s.is_positive] for p, s in zip(probabilities, samples, strict=True)])
                 scores = scores.gather(1, labels[:, None])[:, 0]
                 boxes = self.ibpp.boxes(pyramid[:4], features, rois, labels, scores)
                 mask_logits = self.ibpp.instance_step(t, boxes, sem_logits)
@@ -153,7 +153,7 @@ class PanopticModel(nn.Module):
         pyramid = self.pyramid(images)
         features = self.semantic_head.features(pyramid[:4])
         sem_logits = self.semantic_head(features)
-        proposals = self.rpn.propose(self.rpn(pyramid, images.sizes), images.sizes, training=False)
+        proposals = self.rpn.propose(self.rpn(pyramid), images.sizes, training=False)
         detections = self.box_heads.predict(pyramid[:4], proposals, images.sizes)
         boxes = self.ibpp.boxes(
             pyramid[:4],

@@ -1,0 +1,110 @@
+"""What a network costs: parameters, arithmetic and seconds."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from refine.engine.profile import Stage, staged
+from refine.modeling.config import ModelConfig
+from refine.modeling.model import PanopticModel
+
+
+@dataclass
+class NetworkInfo:
+    """Cost of one network on one image.
+
+    Attributes:
+        parameters: in all.
+        trained: of them, those that training moves.
+        stages: by name, in the order of the forward pass; seconds and 10⁹ operations of one image.
+        seconds: of one `predict`, the fastest of those timed.
+        size: (height, width) of the image in pixels.
+        detections: instances that the masks were computed for.
+        hardware: what it was timed on.
+    """
+
+    parameters: int
+    trained: int
+    stages: dict[str, Stage]
+    seconds: float
+    size: tuple[int, int]
+    detections: int
+    hardware: str
+
+
+def network_info(
+    config: ModelConfig,
+    num_things: int,
+    num_classes: int,
+    size: tuple[int, int] = (800, 1333),
+    device: str = "cpu",
+    repeats: int = 3,
+) -> NetworkInfo:
+    """Build the network with random weights and measure it on one random image.
+
+    Args:
+        config: of the network; its pretrained weights are not loaded.
+        num_things, num_classes: classes.
+        size: (height, width) of the image in pixels.
+        device: to measure on.
+        repeats: timed runs after one warm-up, which counts the arithmetic.
+    """
+    model = random_model(config, num_things, num_classes).to(device)
+    images = model.image_batch([torch.randint(0, 256, (3, *size), dtype=torch.uint8)])
+    with staged(model, count_flops=True) as counted:
+        detections = len(model.predict(images)[0].instances)
+    seconds = float("inf")
+    stages: dict[str, Stage] = {}
+    for _ in range(repeats):
+        with staged(model) as timed:
+            start = time.perf_counter()
+            model.predict(images)
+            total = time.perf_counter() - start
+        if total < seconds:
+            seconds = total
+            stages = {name: Stage(stage.seconds, counted[name].gflops) for name, stage in timed.items()}
+    parameters = list(model.parameters())
+    return NetworkInfo(
+        parameters=sum(p.numel() for p in parameters),
+        trained=sum(p.numel() for p in parameters if p.requires_grad),
+        stages=stages,
+        seconds=seconds,
+        size=size,
+        detections=detections,
+        hardware=hardware(device),
+    )
+
+
+def random_model(config: ModelConfig, num_things: int, num_classes: int) -> PanopticModel:
+    """A network with random weights, in evaluation mode, that finds `max_detections` boxes.
+
+    With random weights no box stands out, so the score threshold is 0 and the classifier is drawn wider:
+    then NMS, the masks and the exchange have as much to do as on a full picture.
+    """
+    config = copy.deepcopy(config)
+    config.backbone.weights = None
+    config.box_head.score_threshold = 0.0
+    model = PanopticModel(config, num_things, num_classes).eval()
+    with torch.no_grad():
+        for stage in model.box_heads.stages:
+            stage.classifier.weight.normal_(std=0.1)
+    return model
+
+
+def hardware(device: str = "cpu") -> str:
+    """What measurements on this device are headed with."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpu = "CPU"
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [
+            x.split(":", 1)[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")
+        ]
+        cpu = names[0] if names else cpu
+    return f"{cpu}, {torch.get_num_threads()} threads"

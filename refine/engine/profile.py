@@ -1,0 +1,99 @@
+"""Where a forward pass spends its time and arithmetic, stage by stage."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from refine.modeling.model import PanopticModel
+
+
+@dataclass
+class Stage:
+    """Totals of one stage over all its calls.
+
+    Attributes:
+        seconds: wall time.
+        gflops: 10⁹ floating-point operations of convolutions and matrix products (two per multiply-add).
+    """
+
+    seconds: float = 0.0
+    gflops: float = 0.0
+
+
+@contextmanager
+def staged(model: PanopticModel, count_flops: bool = False) -> Iterator[dict[str, Stage]]:
+    """Record the stages of every `model.predict` inside the context.
+
+    The stages do not overlap; on a GPU each waits for its kernels, which costs a little of the overlap
+    between them.
+
+    Args:
+        model: to watch; it is left as it was.
+        count_flops: count arithmetic too (slow: not together with timing).
+
+    Yields:
+        Stages by name in the order of their first call, filled while the context is open.
+    """
+    stages: dict[str, Stage] = defaultdict(Stage)
+    counter = FlopCounterMode(display=False) if count_flops else None
+    watched: list[tuple[Any, str, str]] = [
+        (model.backbone, "forward", "backbone"),
+        (model.fpn, "forward", "fpn"),
+        (model.semantic_head, "features", "semantic head"),
+        (model.semantic_head, "forward", "semantic head"),
+        (model.rpn, "forward", "rpn"),
+        (model.rpn, "propose", "rpn"),
+        (model.box_heads, "predict", "box heads"),
+        (model.ibpp, "boxes", "roi features"),
+        (model.ibpp, "instance_step", "masks"),
+        (model.ibpp, "semantic_step", "semantics"),
+    ]
+    for t, head in enumerate(model.ibpp.mask_heads, 1):
+        watched.append(
+            (head.from_features, "forward", f"masks {t}" if len(model.ibpp.mask_heads) > 1 else "masks")
+        )
+    for t, head in enumerate(model.ibpp.semantic_heads, 1):
+        shared = len(model.ibpp.semantic_heads) == 1
+        watched.append((head.from_features, "forward", "semantics" if shared else f"semantics {t}"))
+    try:
+        for owner, method, name in watched:
+            setattr(owner, method, _recorded(getattr(owner, method), name, stages, counter, model))
+        if counter is None:
+            yield stages
+        else:
+            with counter:
+                yield stages
+    finally:
+        for owner, method, _ in watched:
+            owner.__dict__.pop(method, None)
+
+
+def _recorded(
+    call: Callable, name: str, stages: dict[str, Stage], counter: FlopCounterMode | None, model: PanopticModel
+) -> Callable:
+    numbered = name in ("masks", "semantics") and len(model.ibpp.mask_heads) > 1
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        stage = stages[f"{name} {args[0]}" if numbered and isinstance(args[0], int) else name]
+        flops = counter.get_total_flops() if counter else 0
+        start = _now()
+        result = call(*args, **kwargs)
+        stage.seconds += _now() - start
+        stage.gflops += (counter.get_total_flops() - flops) / 1e9 if counter else 0.0
+        return result
+
+    return recorded
+
+
+def _now() -> float:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()

@@ -1,0 +1,238 @@
+"""Box heads: classify proposals and move them onto objects, in one stage or in a cascade."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import batched_nms, box_iou
+
+from refine.modeling.config import BoxHeadConfig
+from refine.modeling.norms import conv_norm
+from refine.modeling.rpn import sample
+from refine.ops.boxes import clip_boxes, decode_boxes, encode_boxes, intersection_over_area, is_nonempty
+from refine.ops.distributed import mean_over_processes
+from refine.ops.roi import roi_align_levels, to_rois
+from refine.structures import Instances, Targets
+
+# Shape suffixes: N boxes of all images, K thing classes (index K is background), C channels.
+
+
+@dataclass
+class SampledBoxes:
+    """Boxes of one image with what they should become.
+
+    Attributes:
+        boxes: Tensor[n, 4] in pixels, no gradient.
+        labels: Tensor[n] int64, 0..K-1, or K for background.
+        matched: Tensor[n] int64, index of the instance that a positive box shows.
+        num_things: K.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    matched: Tensor
+    num_things: int
+
+    @property
+    def is_positive(self) -> Tensor:
+        return self.labels < self.num_things
+
+    def positives(self) -> SampledBoxes:
+        """Only the boxes that show an instance."""
+        return self[self.is_positive]
+
+    def __getitem__(self, index: Tensor) -> SampledBoxes:
+        return SampledBoxes(self.boxes[index], self.labels[index], self.matched[index], self.num_things)
+
+
+class BoxHead(nn.Module):
+    """Convolutions, fully connected layers, a class and a box per proposal.
+
+    Args:
+        config: widths and norm.
+        channels: C of the pyramid.
+        num_things: K.
+    """
+
+    def __init__(self, config: BoxHeadConfig, channels: int, num_things: int) -> None:
+        super().__init__()
+        convs: list[nn.Module] = []
+        for _ in range(config.num_convs):
+            convs.append(conv_norm(channels, config.conv_channels, norm=config.norm))
+            channels = config.conv_channels
+        self.convs = nn.Sequential(*convs)
+        width = channels * config.pool_size**2
+        layers: list[nn.Module] = []
+        for _ in range(config.num_fcs):
+            layer = nn.Linear(width, config.fc_channels)
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+            nn.init.zeros_(layer.bias)
+            layers += [layer, nn.ReLU(inplace=True)]
+            width = config.fc_channels
+        self.fcs = nn.Sequential(*layers)
+        self.classifier = nn.Linear(width, num_things + 1)
+        self.regressor = nn.Linear(width, 4 if config.class_agnostic else 4 * num_things)
+        for layer, std in ((self.classifier, 0.01), (self.regressor, 0.001)):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Tensor[N, C, 7, 7] -> class logits Tensor[N, K+1], deltas Tensor[N, 4] or [N, 4K]."""
+        x = self.fcs(self.convs(pooled).flatten(1))
+        return self.classifier(x), self.regressor(x)
+
+
+class BoxHeads(nn.Module):
+    """One box head, or one per IoU of a cascade that each refine the boxes of the one before.
+
+    Args:
+        config: stages, widths, sampling and test thresholds.
+        channels: of the pyramid.
+        num_things: K.
+        roi_sampling: see `roi_align_levels`.
+    """
+
+    def __init__(self, config: BoxHeadConfig, channels: int, num_things: int, roi_sampling: int) -> None:
+        super().__init__()
+        if len(config.ious) > 1 and not config.class_agnostic:
+            raise ValueError("box_head.class_agnostic must be true for a cascade: its stages move one box")
+        self.config = config
+        self.num_things = num_things
+        self.roi_sampling = roi_sampling
+        self.stages = nn.ModuleList(BoxHead(config, channels, num_things) for _ in config.ious)
+
+    def weights(self, stage: int) -> tuple[float, float, float, float]:
+        """Delta weights: (10, 10, 5, 5), and twice and thrice as much later in a cascade."""
+        factor = float(stage + 1)
+        return (10 * factor, 10 * factor, 5 * factor, 5 * factor)
+
+    @torch.no_grad()
+    def sample(self, proposals: Sequence[Tensor], targets: Sequence[Targets]) -> list[SampledBoxes]:
+        """Add the true boxes to the proposals, label them at the first IoU, and draw a sample.
+
+        Args:
+            proposals: Tensor[n, 4] per image.
+            targets: of the same images; crowd instances are never positives, and proposals that lie
+                mostly inside a crowd are no negatives either.
+        """
+        sampled = []
+        for boxes, target in zip(proposals, targets, strict=True):
+            boxes = torch.cat([boxes, target.boxes[~target.iscrowd].to(boxes)])
+            labelled = self._label(boxes, target, self.config.ious[0])
+            kind = labelled.is_positive.long()
+            if bool(target.iscrowd.any()):
+                in_crowd = intersection_over_area(boxes, target.boxes[target.iscrowd]).amax(1) > 0.5
+                kind[in_crowd & (kind == 0)] = -1
+            positive, negative = sample(kind, self.config.samples, self.config.positive_fraction)
+            sampled.append(labelled[torch.cat([positive, negative])])
+        return sampled
+
+    def _label(self, boxes: Tensor, target: Targets, iou: float) -> SampledBoxes:
+        """Match each box to the instance that it overlaps most, at `iou` or more."""
+        labels = torch.full((len(boxes),), self.num_things, dtype=torch.int64, device=boxes.device)
+        matched = torch.zeros_like(labels)
+        candidates = torch.nonzero(~target.iscrowd).squeeze(1)
+        if len(candidates) and len(boxes):
+            best, index = box_iou(target.boxes[candidates], boxes).max(0)
+            matched = candidates[index]
+            labels = torch.where(best >= iou, target.labels[matched], labels)
+        return SampledBoxes(boxes, labels, matched, self.num_things)
+
+    def stage_loss(
+        self,
+        stage: int,
+        pyramid: Sequence[Tensor],
+        samples: Sequence[SampledBoxes],
+        targets: Sequence[Targets],
+    ) -> tuple[dict[str, Tensor], list[Tensor], list[SampledBoxes]]:
+        """Losses of one stage on its samples, and the samples of the next one.
+
+        Args:
+            stage: 0..len(ious)-1.
+            pyramid: P2..P5.
+            samples: per image.
+            targets: of the same images.
+
+        Returns:
+            losses: `loss_cls_t` (cross-entropy) and `loss_box_t` (L1 of positives), t = stage + 1, both
+                over the number of samples.
+            probabilities: Tensor[n, K+1] per image, of each sample, no gradient.
+            next samples: in a cascade the refined boxes, labelled at the next IoU; else the same.
+        """
+        boxes = torch.cat([s.boxes for s in samples])
+        labels = torch.cat([s.labels for s in samples])
+        logits, deltas = self._run(stage, pyramid, [s.boxes for s in samples])
+        logits, deltas = logits.float(), deltas.float()
+        positive = torch.nonzero(labels < self.num_things).squeeze(1)
+        truth = torch.cat(
+            [t.boxes[s.matched] if len(t) else s.boxes for s, t in zip(samples, targets, strict=True)]
+        )
+        wanted = encode_boxes(boxes[positive], truth[positive], self.weights(stage))
+        moved = deltas[positive].view(len(positive), -1, 4)
+        own = torch.zeros_like(positive) if self.config.class_agnostic else labels[positive]
+        moved = moved[torch.arange(len(positive), device=moved.device), own]  # the box of the true class
+        count = mean_over_processes(torch.tensor(float(len(labels)), device=labels.device))
+        losses = {
+            f"loss_cls_{stage + 1}": F.cross_entropy(logits, labels, reduction="sum") / count,
+            f"loss_box_{stage + 1}": (moved - wanted).abs().sum() / count,
+        }
+        sizes = [len(s.boxes) for s in samples]
+        probabilities = list(logits.detach().softmax(1).split(sizes))
+        if stage + 1 == len(self.stages):
+            return losses, probabilities, list(samples)
+        refined = decode_boxes(deltas.detach(), boxes, self.weights(stage)).split(sizes)
+        following = []
+        for image_boxes, target in zip(refined, targets, strict=True):
+            image_boxes = clip_boxes(image_boxes, target.size)
+            image_boxes = image_boxes[is_nonempty(image_boxes)]
+            following.append(self._label(image_boxes, target, self.config.ious[stage + 1]))
+        return losses, probabilities, following
+
+    def _run(self, stage: int, pyramid: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Pool and run one head: logits Tensor[N, K+1], deltas."""
+        pooled = roi_align_levels(pyramid, to_rois(boxes), self.config.pool_size, self.roi_sampling)
+        if len(self.stages) > 1 and pooled.requires_grad:
+            # Every stage sends gradients to the pyramid; their mean keeps it at the scale of one.
+            pooled = pooled / len(self.stages) + pooled.detach() * (1 - 1 / len(self.stages))
+        return self.stages[stage](pooled)
+
+    @torch.no_grad()
+    def predict(
+        self, pyramid: Sequence[Tensor], proposals: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
+    ) -> list[Instances]:
+        """Detections of each image, by falling score.
+
+        A cascade runs to its end; the class probabilities are the mean over its stages.
+
+        Args:
+            pyramid: P2..P5.
+            proposals: Tensor[n, 4] per image.
+            image_sizes: (height, width) of the unpadded images.
+        """
+        boxes, counts = list(proposals), [len(p) for p in proposals]
+        total: Tensor | float = 0.0
+        for stage in range(len(self.stages)):
+            if stage > 0:
+                boxes = [clip_boxes(b, size) for b, size in zip(boxes, image_sizes, strict=True)]
+            logits, deltas = self._run(stage, pyramid, boxes)
+            total = total + logits.float().softmax(1)
+            boxes = list(decode_boxes(deltas, torch.cat(boxes), self.weights(stage)).split(counts))
+        probabilities = (torch.as_tensor(total) / len(self.stages)).split(counts)
+        return [
+            self._detect(b, p[:, :-1], size)
+            for b, p, size in zip(boxes, probabilities, image_sizes, strict=True)
+        ]
+
+    def _detect(self, boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> Instances:
+        """Threshold, NMS per class and the best `max_detections`: Tensor[n, 4 or 4K], Tensor[n, K]."""
+        finite = boxes.isfinite().all(1) & scores.isfinite().all(1)
+        boxes, scores = clip_boxes(boxes[finite], size), scores[finite]
+        boxes = boxes.view(len(boxes), -1, 4).expand(-1, self.num_things, -1)  # n×K×4
+        row, label = torch.nonzero(scores > self.config.score_threshold, as_tuple=True)
+        boxes, scores = boxes[row, label], scores[row, label]
+        keep = batched_nms(boxes, scores, label, self.config.nms)[: self.config.max_detections]
+        return Instances(size, boxes[keep], scores[keep], label[keep])
