@@ -1,0 +1,77 @@
+"""Changing the categories of a data set by a small file.
+
+    {"categories": [{"id": 1, "name": "animal", "isthing": 1}, …],
+     "map": {"16": 1, "17": 1, "201": null}}
+
+`map` sends each id of the data set to an id of `categories`, or to null: those pixels become void.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from refine.errors import RefineError
+from refine.files import read_json
+from refine.structures import VOID, Categories
+
+
+@dataclass(frozen=True)
+class Remap:
+    """New categories, and where the old ones go.
+
+    Attributes:
+        categories: the new ones.
+        target: old id -> new id, or None for void.
+    """
+
+    categories: Categories
+    target: dict[int, int | None]
+
+    def label(self, category_id: int) -> int:
+        """Contiguous index of an old id's new category, or VOID."""
+        new = self.target[category_id]
+        return VOID if new is None else self.categories.index(new)
+
+
+def read_remap(path: str | Path, source: Categories) -> Remap:
+    """Read a file of category changes for a data set with the categories `source`.
+
+    Raises:
+        RefineError: a field is missing, an id is unknown, a category of `source` is not mapped, or a
+            stuff category would become a thing (its segments are not objects).
+    """
+    content = read_json(path)
+    if (
+        not isinstance(content, dict)
+        or "categories" not in content
+        or not isinstance(content.get("map"), dict)
+    ):
+        raise RefineError(f"{path}: needs `categories` (a list) and `map` (old id -> new id or null)")
+    categories = Categories.from_json(content["categories"], str(path))
+    target: dict[int, int | None] = {}
+    for category in source:
+        if str(category.id) not in content["map"]:
+            raise RefineError(
+                f"{path}: map: category {category.id} ({category.name}) is missing; map it or null it"
+            )
+        new = content["map"][str(category.id)]
+        if new is not None and new not in categories:
+            raise RefineError(f"{path}: map: {category.id} -> {new}: no such id in `categories`")
+        if new is not None and not category.isthing and categories[categories.index(new)].isthing:
+            raise RefineError(f"{path}: map: {category.name} is stuff and cannot become the thing {new}")
+        target[category.id] = new
+    return Remap(categories, target)
+
+
+def supercategory_remap(categories: Categories) -> dict[str, Any]:
+    """Content of a remap file that joins the categories of each supercategory (things and stuff apart)."""
+    groups = sorted({(not c.isthing, c.supercategory or c.name) for c in categories})
+    ids = {group: n + 1 for n, group in enumerate(groups)}
+    return {
+        "categories": [
+            {"id": n, "name": name, "isthing": int(not stuff)} for (stuff, name), n in ids.items()
+        ],
+        "map": {str(c.id): ids[(not c.isthing, c.supercategory or c.name)] for c in categories},
+    }
