@@ -172,7 +172,7 @@ class BoxHeads(nn.Module):
             [t.boxes[s.matched] if len(t) else s.boxes for s, t in zip(samples, targets, strict=True)]
         )
         wanted = encode_boxes(boxes[positive], truth[positive], self.weights(stage))
-        moved = deltas[positive].view(len(positive), -1, 4)
+        moved = deltas[positive].unflatten(1, (-1, 4))
         own = torch.zeros_like(positive) if self.config.class_agnostic else labels[positive]
         moved = moved[torch.arange(len(positive), device=moved.device), own]  # the box of the true class
         count = mean_over_processes(torch.tensor(float(len(labels)), device=labels.device))
@@ -231,7 +231,7 @@ class BoxHeads(nn.Module):
         """Threshold, NMS per class and the best `max_detections`: Tensor[n, 4 or 4K], Tensor[n, K]."""
         finite = boxes.isfinite().all(1) & scores.isfinite().all(1)
         boxes, scores = clip_boxes(boxes[finite], size), scores[finite]
-        boxes = boxes.view(len(boxes), -1, 4).expand(-1, self.num_things, -1)  # n×K×4
+        boxes = boxes.unflatten(1, (-1, 4)).expand(-1, self.num_things, -1)  # n×K×4
         row, label = torch.nonzero(scores > self.config.score_threshold, as_tuple=True)
         boxes, scores = boxes[row, label], scores[row, label]
         keep = batched_nms(boxes, scores, label, self.config.nms)[: self.config.max_detections]

@@ -38,7 +38,7 @@ def decode_boxes(deltas: Tensor, reference: Tensor, weights: tuple[float, float,
     Returns:
         Tensor[N, 4 k] float32, x1, y1, x2, y2 each.
     """
-    deltas, reference = deltas.float().view(len(deltas), -1, 4), reference.float()[:, None]
+    deltas, reference = deltas.float().unflatten(-1, (-1, 4)), reference.float()[:, None]
     deltas = deltas / deltas.new_tensor(weights)
     size = reference[..., 2:] - reference[..., :2]
     centre = reference[..., :2] + size / 2 + deltas[..., :2] * size
@@ -49,9 +49,9 @@ def decode_boxes(deltas: Tensor, reference: Tensor, weights: tuple[float, float,
 def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Boxes cut to an image of `size` (height, width): Tensor[..., 4 k] -> the same shape."""
     height, width = size
-    pairs = boxes.view(*boxes.shape[:-1], -1, 2)
+    pairs = boxes.unflatten(-1, (-1, 2))
     x, y = pairs[..., 0].clamp(0, width), pairs[..., 1].clamp(0, height)
-    return torch.stack([x, y], -1).view(boxes.shape)
+    return torch.stack([x, y], -1).flatten(-2)
 
 
 def is_nonempty(boxes: Tensor) -> Tensor:
