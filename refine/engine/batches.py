@@ -1,0 +1,62 @@
+"""From a run's config to its data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from refine.data.coco_panoptic import CocoPanoptic
+from refine.data.loader import PanopticDataset, build_loader
+from refine.engine.config import DatasetConfig, RunConfig, check_dataset_fields
+from refine.engine.module import Batch
+from refine.engine.processes import Processes
+from refine.errors import RefineError
+
+
+def build_dataset(config: DatasetConfig, where: str = "data") -> PanopticDataset:
+    """Open one split.
+
+    Args:
+        config: which.
+        where: field of the config, for messages.
+
+    Raises:
+        RefineError: a field is missing, or the files cannot be used.
+    """
+    check_dataset_fields(config, where)
+    if config.kind == "cityscapes":
+        from refine.data.cityscapes import Cityscapes
+
+        return Cityscapes(str(config.root), str(config.split))
+    return CocoPanoptic(str(config.images), str(config.json), str(config.segments), remap=config.remap)
+
+
+def training_parts(
+    dataset: PanopticDataset, config: RunConfig, group: Processes, start: int
+) -> Iterator[list[Batch]]:
+    """This process's share of every batch from update `start` on, in `optim.accumulate` parts, endlessly.
+
+    The images of a batch depend on the seed and the update alone, not on processes or parts.
+
+    Raises:
+        RefineError: the batch cannot be divided evenly.
+    """
+    size, parts = config.optim.batch_size, config.optim.accumulate
+    if size % (group.count * parts):
+        raise RefineError(
+            f"optim.batch_size is {size}, which {group.count} process(es) × optim.accumulate {parts} do not "
+            f"divide evenly; give a multiple of {group.count * parts}"
+        )
+    loader = build_loader(
+        dataset,
+        config.augment,
+        size,
+        seed=config.seed,
+        workers=config.workers,
+        rank=group.rank,
+        world_size=group.count,
+        start=start,
+        pin_memory=group.device.type == "cuda",
+    )
+    each = size // (group.count * parts)
+    for images, targets in loader:
+        yield [(images[n : n + each], targets[n : n + each]) for n in range(0, len(images), each)]
