@@ -8,17 +8,16 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, box_iou
 
 from refine.modeling.config import BoxHeadConfig
+from refine.modeling.matching import match, sample
 from refine.modeling.norms import conv_norm
-from refine.modeling.rpn import sample
-from refine.ops.boxes import clip_boxes, decode_boxes, encode_boxes, intersection_over_area, is_nonempty
+from refine.ops.boxes import Weights, clip_boxes, decode_boxes, encode_boxes, is_nonempty, nms
 from refine.ops.distributed import mean_over_processes
 from refine.ops.roi import roi_align_levels, to_rois
 from refine.structures import Instances, Targets
 
-# Shape suffixes: N boxes of all images, K thing classes (index K is background), C channels.
+# Shape letters: N boxes of all images, K thing classes (index K is background), C channels.
 
 
 @dataclass
@@ -43,7 +42,7 @@ class SampledBoxes:
 
     def positives(self) -> SampledBoxes:
         """Only the boxes that show an instance."""
-        return self[self.is_positive]
+        return self[torch.nonzero(self.is_positive).squeeze(1)]
 
     def __getitem__(self, index: Tensor) -> SampledBoxes:
         return SampledBoxes(self.boxes[index], self.labels[index], self.matched[index], self.num_things)
@@ -105,7 +104,7 @@ class BoxHeads(nn.Module):
         self.roi_sampling = roi_sampling
         self.stages = nn.ModuleList(BoxHead(config, channels, num_things) for _ in config.ious)
 
-    def weights(self, stage: int) -> tuple[float, float, float, float]:
+    def weights(self, stage: int) -> Weights:
         """Delta weights: (10, 10, 5, 5), and twice and thrice as much later in a cascade."""
         factor = float(stage + 1)
         return (10 * factor, 10 * factor, 5 * factor, 5 * factor)
@@ -121,26 +120,19 @@ class BoxHeads(nn.Module):
         """
         sampled = []
         for boxes, target in zip(proposals, targets, strict=True):
-            boxes = torch.cat([boxes, target.boxes[~target.iscrowd].to(boxes)])
-            labelled = self._label(boxes, target, self.config.ious[0])
-            kind = labelled.is_positive.long()
-            if bool(target.iscrowd.any()):
-                in_crowd = intersection_over_area(boxes, target.boxes[target.iscrowd]).amax(1) > 0.5
-                kind[in_crowd & (kind == 0)] = -1
+            boxes = torch.cat([boxes, target.boxes[~target.iscrowd]])
+            kind, samples = self._label(boxes, target, self.config.ious[0])
             positive, negative = sample(kind, self.config.samples, self.config.positive_fraction)
-            sampled.append(labelled[torch.cat([positive, negative])])
+            sampled.append(samples[torch.cat([positive, negative])])
         return sampled
 
-    def _label(self, boxes: Tensor, target: Targets, iou: float) -> SampledBoxes:
-        """Match each box to the instance that it overlaps most, at `iou` or more."""
-        labels = torch.full((len(boxes),), self.num_things, dtype=torch.int64, device=boxes.device)
-        matched = torch.zeros_like(labels)
-        candidates = torch.nonzero(~target.iscrowd).squeeze(1)
-        if len(candidates) and len(boxes):
-            best, index = box_iou(target.boxes[candidates], boxes).max(0)
-            matched = candidates[index]
-            labels = torch.where(best >= iou, target.labels[matched], labels)
-        return SampledBoxes(boxes, labels, matched, self.num_things)
+    def _label(self, boxes: Tensor, target: Targets, iou: float) -> tuple[Tensor, SampledBoxes]:
+        """Match boxes Tensor[n, 4] at `iou`: 1, 0 or -1 for each (see `match`), and what they become."""
+        kind, matched = match(boxes, target, iou, iou)
+        labels = torch.full_like(kind, self.num_things)
+        if len(target):
+            labels = torch.where(kind == 1, target.labels[matched], labels)
+        return kind, SampledBoxes(boxes, labels, matched, self.num_things)
 
     def stage_loss(
         self,
@@ -175,10 +167,10 @@ class BoxHeads(nn.Module):
         moved = deltas[positive].unflatten(1, (-1, 4))
         own = torch.zeros_like(positive) if self.config.class_agnostic else labels[positive]
         moved = moved[torch.arange(len(positive), device=moved.device), own]  # the box of the true class
-        count = mean_over_processes(torch.tensor(float(len(labels)), device=labels.device))
+        count = mean_over_processes(torch.full((), float(len(labels)), device=labels.device))
         losses = {
             f"loss_cls_{stage + 1}": F.cross_entropy(logits, labels, reduction="sum") / count,
-            f"loss_box_{stage + 1}": (moved - wanted).abs().sum() / count,
+            f"loss_box_{stage + 1}": F.l1_loss(moved, wanted, reduction="sum") / count,
         }
         sizes = [len(s.boxes) for s in samples]
         probabilities = list(logits.detach().softmax(1).split(sizes))
@@ -189,15 +181,16 @@ class BoxHeads(nn.Module):
         for image_boxes, target in zip(refined, targets, strict=True):
             image_boxes = clip_boxes(image_boxes, target.size)
             image_boxes = image_boxes[is_nonempty(image_boxes)]
-            following.append(self._label(image_boxes, target, self.config.ious[stage + 1]))
+            kind, following_samples = self._label(image_boxes, target, self.config.ious[stage + 1])
+            following.append(following_samples[torch.nonzero(kind >= 0).squeeze(1)])
         return losses, probabilities, following
 
     def _run(self, stage: int, pyramid: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Pool and run one head: logits Tensor[N, K+1], deltas."""
         pooled = roi_align_levels(pyramid, to_rois(boxes), self.config.pool_size, self.roi_sampling)
         if len(self.stages) > 1 and pooled.requires_grad:
-            # Every stage sends gradients to the pyramid; their mean keeps it at the scale of one.
-            pooled = pooled / len(self.stages) + pooled.detach() * (1 - 1 / len(self.stages))
+            # Every stage sends gradients to the pyramid: it gets their mean, as from a single stage.
+            pooled.register_hook(lambda gradient: gradient / len(self.stages))
         return self.stages[stage](pooled)
 
     @torch.no_grad()
@@ -214,14 +207,14 @@ class BoxHeads(nn.Module):
             image_sizes: (height, width) of the unpadded images.
         """
         boxes, counts = list(proposals), [len(p) for p in proposals]
-        total: Tensor | float = 0.0
+        scores = []
         for stage in range(len(self.stages)):
             if stage > 0:
                 boxes = [clip_boxes(b, size) for b, size in zip(boxes, image_sizes, strict=True)]
             logits, deltas = self._run(stage, pyramid, boxes)
-            total = total + logits.float().softmax(1)
+            scores.append(logits.float().softmax(1))
             boxes = list(decode_boxes(deltas, torch.cat(boxes), self.weights(stage)).split(counts))
-        probabilities = (torch.as_tensor(total) / len(self.stages)).split(counts)
+        probabilities = torch.stack(scores).mean(0).split(counts)
         return [
             self._detect(b, p[:, :-1], size)
             for b, p, size in zip(boxes, probabilities, image_sizes, strict=True)
@@ -234,5 +227,5 @@ class BoxHeads(nn.Module):
         boxes = boxes.unflatten(1, (-1, 4)).expand(-1, self.num_things, -1)  # n×K×4
         row, label = torch.nonzero(scores > self.config.score_threshold, as_tuple=True)
         boxes, scores = boxes[row, label], scores[row, label]
-        keep = batched_nms(boxes, scores, label, self.config.nms)[: self.config.max_detections]
+        keep = nms(boxes, scores, label, self.config.nms)[: self.config.max_detections]
         return Instances(size, boxes[keep], scores[keep], label[keep])

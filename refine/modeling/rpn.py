@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, box_iou
 
 from refine.modeling.config import RPNConfig
-from refine.ops.boxes import clip_boxes, decode_boxes, encode_boxes, intersection_over_area, is_nonempty
+from refine.modeling.matching import match, sample
+from refine.ops.boxes import clip_boxes, decode_boxes, encode_boxes, is_nonempty, nms
 from refine.ops.distributed import mean_over_processes
 from refine.structures import Targets
 
-# Shape suffixes: B images, A anchors per cell, R anchors of all levels of one image.
+# Shape letters: B images, L levels, A anchors per cell, R_l anchors of a level, R of all levels.
 
 WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 
@@ -43,13 +43,20 @@ class RegionProposals(nn.Module):
     Args:
         config: anchors, thresholds and counts.
         channels: of the pyramid.
-        strides: of its levels.
+        strides: of its levels, in pixels.
+
+    Raises:
+        ValueError: not one anchor size per level.
     """
+
+    cells: Tensor
 
     def __init__(self, config: RPNConfig, channels: int, strides: Sequence[int] = (4, 8, 16, 32, 64)) -> None:
         super().__init__()
         if len(config.anchor_sizes) != len(strides):
-            raise ValueError(f"rpn.anchor_sizes: expected {len(strides)} sizes, one per level P2..P6")
+            raise ValueError(
+                f"rpn.anchor_sizes: expected {len(strides)} sizes, one per level, got {config.anchor_sizes}"
+            )
         self.config = config
         self.strides = tuple(strides)
         count = len(config.aspect_ratios)
@@ -59,28 +66,19 @@ class RegionProposals(nn.Module):
         for layer in (self.conv, self.objectness, self.deltas):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        self.register_buffer("cells", _cell_anchors(config), persistent=False)
 
     def forward(self, features: Sequence[Tensor]) -> RPNOutput:
         """Tensor[B, C, h_l, w_l] per level -> logits, deltas and anchors."""
         objectness, deltas, anchors = [], [], []
-        for x, size, stride in zip(features, self.config.anchor_sizes, self.strides, strict=True):
-            hidden = F.relu(self.conv(x))
+        for x, cell, stride in zip(features, self.cells, self.strides, strict=True):
+            hidden = F.relu(self.conv(x), inplace=True)
             objectness.append(self.objectness(hidden).permute(0, 2, 3, 1).flatten(1))  # B×h×w×A -> B×R_l
             d = self.deltas(hidden).permute(0, 2, 3, 1)  # B×h×w×4A
-            deltas.append(d.reshape(len(d), -1, 4))
-            anchors.append(self._anchors(x.shape[-2], x.shape[-1], size, stride, x.device))
+            deltas.append(d.reshape(len(d), -1, 4))  # B×R_l×4
+            anchors.append(_place(cell, x.shape[-2], x.shape[-1], stride))
         return RPNOutput(objectness, deltas, anchors)
 
-    def _anchors(self, height: int, width: int, size: float, stride: int, device: torch.device) -> Tensor:
-        """Tensor[h·w·A, 4]: boxes of area size² and the aspect ratios (height over width) at each cell."""
-        ratio = torch.tensor(self.config.aspect_ratios, device=device)
-        half = torch.stack([size / ratio.sqrt(), size * ratio.sqrt()], 1) / 2  # A×2 as (x, y)
-        y = torch.arange(height, device=device) * float(stride)
-        x = torch.arange(width, device=device) * float(stride)
-        centre = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1)[:, :, None]  # h×w×1×2
-        return torch.cat([centre - half, centre + half], -1).view(-1, 4)
-
-    @torch.no_grad()
     def propose(
         self, output: RPNOutput, image_sizes: Sequence[tuple[int, int]], training: bool
     ) -> list[Tensor]:
@@ -92,8 +90,15 @@ class RegionProposals(nn.Module):
             training: keep as many as training wants, or as test does.
 
         Returns:
-            Tensor[K, 4] per image in pixels, by falling objectness.
+            Tensor[K, 4] per image in pixels, by falling objectness, without gradient.
         """
+        return [boxes for boxes, _ in self.propose_scored(output, image_sizes, training)]
+
+    @torch.no_grad()
+    def propose_scored(
+        self, output: RPNOutput, image_sizes: Sequence[tuple[int, int]], training: bool
+    ) -> list[tuple[Tensor, Tensor]]:
+        """As `propose`, with the logits: (Tensor[K, 4], Tensor[K]) per image."""
         before = self.config.pre_nms_top_n[0 if training else 1]
         after = self.config.post_nms_top_n[0 if training else 1]
         boxes, logits, levels = [], [], []
@@ -109,80 +114,63 @@ class RegionProposals(nn.Module):
         all_boxes, all_logits, level = torch.cat(boxes, 1), torch.cat(logits, 1), torch.cat(levels)
         proposals = []
         for image_boxes, image_logits, size in zip(all_boxes, all_logits, image_sizes, strict=True):
-            image_boxes = clip_boxes(image_boxes, size)
-            valid = is_nonempty(image_boxes) & image_boxes.isfinite().all(1) & image_logits.isfinite()
-            image_boxes, image_logits = image_boxes[valid], image_logits[valid]
-            keep = batched_nms(image_boxes, image_logits, level[valid], self.config.nms)[:after]
-            proposals.append(image_boxes[keep])
+            clipped = clip_boxes(image_boxes, size)
+            valid = is_nonempty(clipped) & image_boxes.isfinite().all(1) & image_logits.isfinite()
+            place = torch.nonzero(valid).squeeze(1)
+            clipped, image_logits = clipped[place], image_logits[place]
+            keep = nms(clipped, image_logits, level[place], self.config.nms)[:after]
+            proposals.append((clipped[keep], image_logits[keep]))
         return proposals
 
     def losses(self, output: RPNOutput, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """Objectness (binary cross-entropy) and box (L1) losses of a random sample of anchors.
 
-        Anchors whose larger part lies in a crowd region are left out.
+        Both are sums over `config.samples` × B, even where an image has fewer anchors to draw.
 
         Args:
             output: of `forward`.
-            targets: of the same images.
+            targets: of the same images; see `match` for what crowd regions do.
 
         Returns:
-            `loss_rpn_cls` and `loss_rpn_box`, both over the number of anchors drawn.
+            `loss_rpn_objectness` and `loss_rpn_box`, scalars.
         """
         anchors = torch.cat(output.anchors)
-        objectness = torch.cat(output.objectness, 1).float()  # B×R
-        deltas = torch.cat(output.deltas, 1).float()  # B×R×4
-        loss_cls, loss_box, count = objectness.sum() * 0, deltas.sum() * 0, 0
-        for image_objectness, image_deltas, target in zip(objectness, deltas, targets, strict=True):
-            labels, matched = self._match(anchors, target)
-            positive, negative = sample(labels, self.config.samples, self.config.positive_fraction)
-            chosen = torch.cat([positive, negative])
-            truth = (labels[chosen] == 1).float()
-            loss_cls = loss_cls + F.binary_cross_entropy_with_logits(
-                image_objectness[chosen], truth, reduction="sum"
+        # Image n's anchors have the places n R .. (n + 1) R - 1.
+        positives, negatives, wanted = [], [], []
+        for n, target in enumerate(targets):
+            labels, matched = match(
+                anchors, target, self.config.negative_iou, self.config.positive_iou, rescue=True
             )
-            if len(target):
-                wanted = encode_boxes(anchors[positive], target.boxes[matched[positive]], WEIGHTS)
-                loss_box = loss_box + (image_deltas[positive] - wanted).abs().sum()
-            count += len(chosen)
-        normaliser = mean_over_processes(torch.tensor(float(count), device=anchors.device))
-        return {"loss_rpn_cls": loss_cls / normaliser, "loss_rpn_box": loss_box / normaliser}
-
-    def _match(self, anchors: Tensor, target: Targets) -> tuple[Tensor, Tensor]:
-        """Labels (1 positive, 0 negative, -1 neither) and the matched instance of each anchor."""
-        labels = anchors.new_full((len(anchors),), -1, dtype=torch.int64)
-        boxes = target.boxes[~target.iscrowd]
-        if len(boxes) == 0:
-            labels.zero_()
-            matched = torch.zeros_like(labels)
-        else:
-            iou = box_iou(boxes, anchors)  # G×R
-            best, index = iou.max(0)
-            labels[best < self.config.negative_iou] = 0
-            labels[best >= self.config.positive_iou] = 1
-            # Every object gets its best anchors, however poor.
-            labels[((iou == iou.max(1, keepdim=True).values) & (iou > 0)).any(0)] = 1
-            matched = torch.nonzero(~target.iscrowd).squeeze(1)[index]
-        if bool(target.iscrowd.any()):
-            in_crowd = intersection_over_area(anchors, target.boxes[target.iscrowd]).amax(1) > 0.5
-            labels[in_crowd & (labels == 0)] = -1
-        return labels, matched
+            positive, negative = sample(labels, self.config.samples, self.config.positive_fraction)
+            positives.append(positive + n * len(anchors))
+            negatives.append(negative + n * len(anchors))
+            wanted.append(encode_boxes(anchors[positive], target.boxes[matched[positive]], WEIGHTS))
+        positive, negative = torch.cat(positives), torch.cat(negatives)
+        objectness = torch.cat(output.objectness, 1).flatten()[torch.cat([positive, negative])].float()
+        truth = torch.zeros_like(objectness)
+        truth[: len(positive)] = 1
+        moved = torch.cat(output.deltas, 1).flatten(0, 1)[positive].float()
+        count = torch.full((), float(self.config.samples * len(targets)), device=anchors.device)
+        count = mean_over_processes(count)
+        return {
+            "loss_rpn_objectness": F.binary_cross_entropy_with_logits(objectness, truth, reduction="sum")
+            / count,
+            "loss_rpn_box": F.l1_loss(moved, torch.cat(wanted), reduction="sum") / count,
+        }
 
 
-def sample(labels: Tensor, count: int, positive_fraction: float) -> tuple[Tensor, Tensor]:
-    """Draw at random.
+def _cell_anchors(config: RPNConfig) -> Tensor:
+    """Tensor[L, A, 4]: boxes around 0 of area size² and the aspect ratios (height over width)."""
+    size = torch.tensor(config.anchor_sizes)[:, None]
+    ratio = torch.tensor(config.aspect_ratios).sqrt()
+    half = torch.stack([size / ratio, size * ratio], -1) / 2  # L×A×2 as (x, y)
+    return torch.cat([-half, half], -1)
 
-    Args:
-        labels: Tensor[R] int64: above 0 positive, 0 negative, below 0 neither.
-        count: how many in all, at most.
-        positive_fraction: at most this share of `count` is positive.
 
-    Returns:
-        Indices of the positives and of the negatives drawn.
-    """
-    positive = torch.nonzero(labels > 0).squeeze(1)
-    negative = torch.nonzero(labels == 0).squeeze(1)
-    num_positive = min(len(positive), int(count * positive_fraction))
-    num_negative = min(len(negative), count - num_positive)
-    positive = positive[torch.randperm(len(positive), device=labels.device)[:num_positive]]
-    negative = negative[torch.randperm(len(negative), device=labels.device)[:num_negative]]
-    return positive, negative
+def _place(cell: Tensor, height: int, width: int, stride: int) -> Tensor:
+    """The anchors Tensor[A, 4] at every cell of a map: Tensor[height · width · A, 4]."""
+    y = torch.arange(height, device=cell.device) * stride
+    x = torch.arange(width, device=cell.device) * stride
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    centre = torch.stack([x, y, x, y], -1)[:, :, None]  # h×w×1×4
+    return (centre + cell).flatten(0, 2)
