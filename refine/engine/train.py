@@ -27,6 +27,7 @@ from refine.engine.processes import Processes, processes
 from refine.engine.state import clean, last_checkpoint, restore_state, save_state
 from refine.errors import RefineError
 from refine.modeling.model import PanopticModel
+from refine.modeling.pretrained import load_pretrained
 from refine.structures import Categories
 
 
@@ -68,6 +69,8 @@ class _Run:
             raise RefineError("data.val: its categories differ from those of data.train; make them equal")
         torch.manual_seed(config.seed)
         model = PanopticModel(config.model, self.categories.num_things, len(self.categories))
+        if config.init is None and last is None:
+            load_pretrained(model.backbone, config.model.backbone)
         fresh: list[str] = []
         if config.init is not None and last is None:
             fresh = load_matching(model, find_model(config.init))

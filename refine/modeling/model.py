@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from refine.modeling.backbones import build_backbone
-from refine.modeling.box_head import BoxHeads
+from refine.modeling.box_head import BoxHeads, SampledBoxes
 from refine.modeling.config import ModelConfig
 from refine.modeling.fpn import FPN
-from refine.modeling.ibpp import IBPP
+from refine.modeling.ibpp import IBPP, Boxes
 from refine.modeling.mask_head import mask_loss, mask_targets
 from refine.modeling.rpn import RegionProposals
 from refine.modeling.semantic_head import SemanticHead, pad_labels, semantic_loss
@@ -77,6 +77,7 @@ class PanopticModel(nn.Module):
         self.register_buffer("semantic_classes", torch.tensor(classes), persistent=False)
         self.register_buffer("pixel_mean", torch.tensor(config.pixel_mean), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(config.pixel_std), persistent=False)
+        self.to(memory_format=torch.channels_last)  # faster convolutions, on CPU and GPU alike
 
     def image_batch(self, images: Sequence[Tensor]) -> ImageBatch:
         """Normalise and pad: Tensor[3, h, w] uint8 RGB each, on any device -> batch on the model's device."""
@@ -115,37 +116,56 @@ class PanopticModel(nn.Module):
         losses["loss_sem_0"] = self._semantic_weight(0) * semantic_loss(sem_logits, sem_seg, iterations == 0)
 
         samples = self.box_heads.sample(proposals, targets)
-        for t in range(1, max(iterations, stages, 1) + 1):
-            positives = [s.positives() for s in samples]
-            refined = samples
+        for t in range(1, max(iterations, stages) + 1):
             if t <= stages:
                 stage_losses, probabilities, refined = self.box_heads.stage_loss(
                     t - 1, pyramid[:4], samples, targets
                 )
                 losses |= {k: self._instance_weight(t, box=True) * v for k, v in stage_losses.items()}
+                if t <= max(iterations, 1):  # new boxes; after the last stage they stay
+                    boxes, mask_truth = self._mask_samples(pyramid, features, samples, probabilities, targets)
+                samples = refined
             if t <= max(iterations, 1):
-                rois = to_rois([s.boxes for s in positives])
-                labels = torch.cat([s.labels for s in positives])
-                scores = torch.cat([p[s.is_positive] for p, s in zip(probabilities, samples, strict=True)])
-                scores = scores.gather(1, labels[:, None])[:, 0]
-                boxes = self.ibpp.boxes(pyramid[:4], features, rois, labels, scores)
                 mask_logits = self.ibpp.instance_step(t, boxes, sem_logits)
-                cropped = mask_targets(
-                    [x.masks for x in targets],
-                    [s.boxes for s in positives],
-                    [s.matched for s in positives],
-                    mask_logits.shape[-1],
-                )
                 weight = config.losses.mask * self._instance_weight(t, box=False)
-                losses[f"loss_mask_{t}"] = weight * mask_loss(mask_logits, cropped)
+                losses[f"loss_mask_{t}"] = weight * mask_loss(mask_logits, mask_truth)
             if t <= iterations:
                 projected = self.ibpp.semantic_head(t).from_features(features)
                 sem_logits = self.ibpp.semantic_step(t, boxes, torch.sigmoid(mask_logits), projected)
                 losses[f"loss_sem_{t}"] = self._semantic_weight(t) * semantic_loss(
                     sem_logits, sem_seg, t == iterations
                 )
-            samples = refined
         return losses
+
+    def _mask_samples(
+        self,
+        pyramid: Sequence[Tensor],
+        features: Tensor,
+        samples: Sequence[SampledBoxes],
+        probabilities: Sequence[Tensor],
+        targets: Sequence[Targets],
+    ) -> tuple[Boxes, Tensor]:
+        """The positive samples with their appearance, and the true masks Tensor[N, M, M] inside them.
+
+        On the canvas a sample counts with its predicted probability of the true class (SPEC §3).
+        """
+        positives = [s.positives() for s in samples]
+        labels = torch.cat([s.labels for s in positives])
+        scores = torch.cat([p[s.is_positive] for p, s in zip(probabilities, samples, strict=True)])
+        boxes = self.ibpp.boxes(
+            pyramid[:4],
+            features,
+            to_rois([s.boxes for s in positives]),
+            labels,
+            scores.gather(1, labels[:, None])[:, 0],
+        )
+        truth = mask_targets(
+            [t.masks for t in targets],
+            [s.boxes for s in positives],
+            [s.matched for s in positives],
+            2 * self.config.mask_head.pool_size,
+        )
+        return boxes, truth
 
     @torch.no_grad()
     def predict(self, images: ImageBatch) -> list[Prediction]:

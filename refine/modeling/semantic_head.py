@@ -46,7 +46,7 @@ class SemanticHead(nn.Module):
             for stride in strides
         )
         self.predictor = nn.Conv2d(config.channels, num_outputs, 1)
-        nn.init.kaiming_normal_(self.predictor.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.normal_(self.predictor.weight, std=0.01)
         nn.init.zeros_(self.predictor.bias)
 
     def features(self, pyramid: Sequence[Tensor]) -> Tensor:
@@ -91,7 +91,7 @@ class RefiningSemanticHead(nn.Module):
         self.norm = make_norm(norm, width)
         self.convs = nn.Sequential(*(conv_norm(width, width, norm=norm) for _ in range(config.sem_convs - 1)))
         self.predictor = nn.Conv2d(width, num_outputs, 1)
-        nn.init.kaiming_normal_(self.predictor.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.normal_(self.predictor.weight, std=0.01)
         nn.init.zeros_(self.predictor.bias)
 
     def forward(self, canvas: Tensor, projected: Tensor, present: Tensor | None = None) -> Tensor:
