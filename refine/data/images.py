@@ -38,7 +38,7 @@ def read_image(path: str | Path) -> Tensor:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise RefineError(
-                    f"{path}: {image.width} × {image.height} pixels are more than {MAX_PIXELS}; cut it into tiles"
+                    f"{path}: {image.width} × {image.height} pixels are more than {MAX_PIXELS}; tile it"
                 )
             image.load()
             return from_pil(image)

@@ -1,0 +1,124 @@
+"""What was measured, as a table for people and JSON for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from refine.files import write_json
+from refine.structures import Category
+
+
+@dataclass(frozen=True)
+class ClassPQ:
+    """Of one class: PQ = SQ · RQ, 0-1; `iou` sums the IoU of the `tp` matches."""
+
+    category: Category
+    pq: float
+    sq: float
+    rq: float
+    iou: float
+    tp: int
+    fp: int
+    fn: int
+
+    @property
+    def present(self) -> bool:
+        """It occurs in the ground truth or in the predictions, so it counts in means."""
+        return self.tp + self.fp + self.fn > 0
+
+
+@dataclass(frozen=True)
+class ImagePQ:
+    """Of one image: mean PQ over the classes that it shows, and counts over all of them."""
+
+    image_id: int | str
+    file_name: str
+    pq: float
+    tp: int
+    fp: int
+    fn: int
+
+
+class PQReport:
+    """PQ, SQ and RQ: of all classes, things, stuff, each class, and each image.
+
+    Args:
+        classes: by contiguous index.
+        images: in the order in which they were measured.
+    """
+
+    def __init__(self, classes: Sequence[ClassPQ], images: Sequence[ImagePQ]) -> None:
+        self.classes = list(classes)
+        self.images = list(images)
+
+    def group(self, isthing: bool | None = None) -> dict[str, float]:
+        """Means over the classes present: pq, sq, rq (0-1) and their number n; zeros if there is none."""
+        chosen = [c for c in self.classes if c.present and isthing in (None, c.category.isthing)]
+        n = len(chosen)
+        return {
+            "pq": sum(c.pq for c in chosen) / n if n else 0.0,
+            "sq": sum(c.sq for c in chosen) / n if n else 0.0,
+            "rq": sum(c.rq for c in chosen) / n if n else 0.0,
+            "n": n,
+        }
+
+    @property
+    def pq(self) -> float:
+        """PQ of all classes, 0-1."""
+        return self.group()["pq"]
+
+    def worst(self, count: int) -> list[ImagePQ]:
+        """The images of lowest PQ, the worst first."""
+        return sorted(self.images, key=lambda image: (image.pq, str(image.image_id)))[:count]
+
+    def to_json(self) -> dict[str, Any]:
+        """`All`, `Things`, `Stuff`, and `per_class` by category id."""
+        return {
+            "All": self.group(),
+            "Things": self.group(True),
+            "Stuff": self.group(False),
+            "per_class": {
+                str(c.category.id): {
+                    "pq": c.pq,
+                    "sq": c.sq,
+                    "rq": c.rq,
+                    "name": c.category.name,
+                    "isthing": int(c.category.isthing),
+                    "iou": c.iou,
+                    "tp": c.tp,
+                    "fp": c.fp,
+                    "fn": c.fn,
+                }
+                for c in self.classes
+            },
+        }
+
+    def write(self, path: str | Path, **more: Any) -> None:
+        """Write `to_json` and further top-level fields, atomically."""
+        write_json(path, self.to_json() | more, indent=1)
+
+    def tables(self) -> list[Table]:
+        """The summary, and a line per class present; in percent."""
+        summary = Table("", "PQ", "SQ", "RQ", "classes")
+        for name, isthing in (("All", None), ("Things", True), ("Stuff", False)):
+            group = self.group(isthing)
+            summary.add_row(name, *(f"{100 * group[k]:.1f}" for k in ("pq", "sq", "rq")), str(group["n"]))
+        detail = Table("class", "kind", "PQ", "SQ", "RQ", "TP", "FP", "FN")
+        for c in sorted(
+            (c for c in self.classes if c.present), key=lambda c: (not c.category.isthing, -c.pq)
+        ):
+            detail.add_row(
+                c.category.name,
+                "thing" if c.category.isthing else "stuff",
+                *(f"{100 * v:.1f}" for v in (c.pq, c.sq, c.rq)),
+                *(str(v) for v in (c.tp, c.fp, c.fn)),
+            )
+        for table in (summary, detail):
+            for column in table.columns[1 if table is summary else 2 :]:
+                column.justify = "right"
+        return [summary, detail]
