@@ -121,9 +121,9 @@ class BoxHeads(nn.Module):
         sampled = []
         for boxes, target in zip(proposals, targets, strict=True):
             boxes = torch.cat([boxes, target.boxes[~target.iscrowd]])
-            kind, samples = self._label(boxes, target, self.config.ious[0])
+            kind, labelled = self._label(boxes, target, self.config.ious[0])
             positive, negative = sample(kind, self.config.samples, self.config.positive_fraction)
-            sampled.append(samples[torch.cat([positive, negative])])
+            sampled.append(labelled[torch.cat([positive, negative])])
         return sampled
 
     def _label(self, boxes: Tensor, target: Targets, iou: float) -> tuple[Tensor, SampledBoxes]:
@@ -153,7 +153,8 @@ class BoxHeads(nn.Module):
             losses: `loss_cls_t` (cross-entropy) and `loss_box_t` (L1 of positives), t = stage + 1, both
                 over the number of samples.
             probabilities: Tensor[n, K+1] per image, of each sample, no gradient.
-            next samples: in a cascade the refined boxes, labelled at the next IoU; else the same.
+            next samples: in a cascade the refined boxes, clipped and labelled at the next IoU, without
+                those that are empty or background in a crowd; after the last stage, the same ones.
         """
         boxes = torch.cat([s.boxes for s in samples])
         labels = torch.cat([s.labels for s in samples])
@@ -181,8 +182,8 @@ class BoxHeads(nn.Module):
         for image_boxes, target in zip(refined, targets, strict=True):
             image_boxes = clip_boxes(image_boxes, target.size)
             image_boxes = image_boxes[is_nonempty(image_boxes)]
-            kind, following_samples = self._label(image_boxes, target, self.config.ious[stage + 1])
-            following.append(following_samples[torch.nonzero(kind >= 0).squeeze(1)])
+            kind, labelled = self._label(image_boxes, target, self.config.ious[stage + 1])
+            following.append(labelled[torch.nonzero(kind >= 0).squeeze(1)])
         return losses, probabilities, following
 
     def _run(self, stage: int, pyramid: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -199,7 +200,8 @@ class BoxHeads(nn.Module):
     ) -> list[Instances]:
         """Detections of each image, by falling score.
 
-        A cascade runs to its end; the class probabilities are the mean over its stages.
+        A cascade runs to its end; the class probabilities are the mean over its stages. Boxes are clipped
+        to the image, thresholded and suppressed per class; empty ones are dropped last, as detectron2 does.
 
         Args:
             pyramid: P2..P5.
@@ -228,4 +230,5 @@ class BoxHeads(nn.Module):
         row, label = torch.nonzero(scores > self.config.score_threshold, as_tuple=True)
         boxes, scores = boxes[row, label], scores[row, label]
         keep = nms(boxes, scores, label, self.config.nms)[: self.config.max_detections]
+        keep = keep[is_nonempty(boxes[keep])]
         return Instances(size, boxes[keep], scores[keep], label[keep])

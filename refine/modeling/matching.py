@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
-from refine.ops.boxes import intersection_over_area
+from refine.ops.boxes import box_iou, intersection_over_area
 from refine.structures import Targets
 
 CROWD_SHARE = 0.5
