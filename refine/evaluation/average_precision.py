@@ -1,0 +1,86 @@
+"""Box and mask AP as COCO computes it, by hotcoco."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from hotcoco import COCO, COCOeval, mask
+from torch import Tensor
+
+from refine.structures import Categories, Instances, Targets
+
+NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+"""COCO's twelve numbers, in its order."""
+
+
+class AveragePrecision:
+    """Collects detections and ground truth image by image, as run lengths, and computes AP at the end.
+
+    Args:
+        categories: things are measured.
+    """
+
+    def __init__(self, categories: Categories) -> None:
+        self.categories = categories
+        self._images: list[dict[str, Any]] = []
+        self._truth: list[dict[str, Any]] = []
+        self._detections: list[dict[str, Any]] = []
+
+    def update(self, targets: Targets, instances: Instances) -> None:
+        """Add one image.
+
+        Args:
+            targets: ground truth.
+            instances: detections with `masks`, in the same pixels.
+
+        Raises:
+            ValueError: the detections have no masks of the image's size.
+        """
+        if instances.masks is None or instances.image_size != targets.size:
+            raise ValueError(f"AveragePrecision: expected masks of {targets.size}, got {instances.image_size}")
+        number = len(self._images) + 1
+        height, width = targets.size
+        self._images.append({"id": number, "height": height, "width": width})
+        crowd = targets.iscrowd.tolist()
+        for n, entry in enumerate(self._entries(number, targets.boxes, targets.labels, targets.masks)):
+            entry |= {"id": len(self._truth) + 1, "iscrowd": int(crowd[n])}
+            entry["area"] = float(mask.area(entry["segmentation"]))
+            self._truth.append(entry)
+        entries = self._entries(number, instances.boxes, instances.labels, instances.masks)
+        for entry, score in zip(entries, instances.scores.tolist(), strict=True):
+            self._detections.append(entry | {"score": score})
+
+    def _entries(self, image: int, boxes: Tensor, labels: Tensor, masks: Tensor) -> list[dict[str, Any]]:
+        corners = boxes.double().cpu()
+        sides = corners.clone()
+        sides[:, 2:] -= corners[:, :2]  # x, y, width, height
+        return [
+            {"image_id": image, "category_id": self.categories[label].id, "bbox": box, "segmentation": encode(m)}
+            for box, label, m in zip(sides.tolist(), labels.tolist(), masks.cpu().numpy(), strict=True)
+        ]
+
+    def compute(self) -> dict[str, dict[str, float]]:
+        """`bbox` and `segm`, each with COCO's twelve numbers in 0-1; -1 where nothing could be measured."""
+        categories = [{"id": c.id, "name": c.name} for c in self.categories if c.isthing]
+        truth = COCO({"images": self._images, "annotations": self._truth, "categories": categories})
+        if not self._detections:
+            return {kind: dict.fromkeys(NAMES, 0.0) for kind in ("bbox", "segm")}
+        results = truth.load_res(self._detections)
+        return {kind: self._evaluate(truth, results, kind) for kind in ("bbox", "segm")}
+
+    def _evaluate(self, truth: COCO, results: COCO, kind: str) -> dict[str, float]:
+        evaluation = COCOeval(truth, results, kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        numbers: Sequence[float] = evaluation.stats if evaluation.stats is not None else []
+        if len(numbers) != len(NAMES):
+            evaluation.summarize()
+            numbers = evaluation.stats
+        return dict(zip(NAMES, (float(x) for x in numbers), strict=True))
+
+
+def encode(binary: np.ndarray) -> dict[str, Any]:
+    """COCO run-length encoding of a mask [H, W] bool."""
+    return mask.encode(np.asfortranarray(binary.astype(np.uint8)))

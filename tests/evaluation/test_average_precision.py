@@ -1,0 +1,113 @@
+"""AP against pycocotools."""
+
+import contextlib
+import io
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from refine.evaluation.average_precision import NAMES, AveragePrecision
+from refine.structures import Categories, Category, Instances, Targets
+from refine.structures.targets import mask_boxes
+
+CATEGORIES = Categories(
+    [Category(3, "cat", True, (0, 0, 0)), Category(7, "dog", True, (0, 0, 0)), Category(9, "sky", False, (0, 0, 0))]
+)
+
+
+def scene(seed):
+    """True masks, and detections that are shifted, missed, made up and mislabelled."""
+    g = np.random.default_rng(seed)
+    count, size = int(g.integers(1, 7)), 120
+    masks = np.zeros((count, size, size), bool)
+    for mask in masks:
+        y, x = g.integers(0, 80, 2)
+        h, w = g.integers(5, 60, 2)
+        mask[y : y + h, x : x + w] = True
+    moved = np.concatenate([np.roll(masks, g.integers(-6, 7), axis=1), masks[:1].transpose(0, 2, 1)])
+    truth = torch.from_numpy(masks)
+    targets = Targets(
+        boxes=mask_boxes(truth),
+        labels=torch.from_numpy(g.integers(0, 2, count)),
+        masks=truth,
+        iscrowd=torch.from_numpy(g.random(count) < 0.2),
+        sem_seg=torch.zeros(size, size, dtype=torch.int64),
+        owner=torch.zeros(size, size, dtype=torch.int64),
+    )
+    labels = torch.cat([targets.labels, torch.zeros(1, dtype=torch.int64)])
+    labels[g.random(count + 1) < 0.1] = 1
+    found = torch.from_numpy(moved)
+    scores = torch.from_numpy(g.random(count + 1)).float()
+    return targets, Instances((size, size), mask_boxes(found), scores, labels, masks=found)
+
+
+def by_pycocotools(scenes, kind):
+    truth, detections, images = [], [], []
+    for n, (targets, instances) in enumerate(scenes, 1):
+        images.append({"id": n, "height": 120, "width": 120})
+        for m in range(len(targets)):
+            rle = coco_mask.encode(np.asfortranarray(targets.masks[m].numpy().astype(np.uint8)))
+            x1, y1, x2, y2 = targets.boxes[m].tolist()
+            truth.append(
+                {
+                    "id": len(truth) + 1,
+                    "image_id": n,
+                    "category_id": CATEGORIES[int(targets.labels[m])].id,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": float(coco_mask.area(rle)),
+                    "segmentation": rle,
+                    "iscrowd": int(targets.iscrowd[m]),
+                }
+            )
+        for m in range(len(instances)):
+            x1, y1, x2, y2 = instances.boxes[m].tolist()
+            detections.append(
+                {
+                    "image_id": n,
+                    "category_id": CATEGORIES[int(instances.labels[m])].id,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "segmentation": coco_mask.encode(np.asfortranarray(instances.masks[m].numpy().astype(np.uint8))),
+                    "score": float(instances.scores[m]),
+                }
+            )
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        categories = [{"id": c.id, "name": c.name} for c in CATEGORIES if c.isthing]
+        coco.dataset = {"images": images, "annotations": truth, "categories": categories}
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(detections), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation.stats
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_equals_pycocotools(kind):
+    scenes = [scene(n) for n in range(12)]
+    ap = AveragePrecision(CATEGORIES)
+    for targets, instances in scenes:
+        ap.update(targets, instances)
+    ours = ap.compute()[kind]
+    theirs = dict(zip(NAMES, by_pycocotools(scenes, kind), strict=True))
+    assert ours == pytest.approx(theirs, abs=1e-9)
+    assert 0.05 < ours["AP"] < 0.95  # neither trivial end
+
+
+def test_no_detection_is_zero():
+    targets, _ = scene(0)
+    ap = AveragePrecision(CATEGORIES)
+    ap.update(targets, Instances((120, 120), torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64),
+                                 masks=torch.zeros(0, 120, 120, dtype=torch.bool)))
+    assert ap.compute()["segm"]["AP"] == 0
+
+
+def test_masks_of_another_size_are_refused():
+    targets, instances = scene(0)
+    instances.image_size = (60, 60)
+    with pytest.raises(ValueError, match="expected masks of"):
+        AveragePrecision(CATEGORIES).update(targets, instances)

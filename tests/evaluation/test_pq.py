@@ -1,0 +1,203 @@
+"""PQ against panopticapi: its stored answers, itself on random maps, and cases drawn by hand."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from panopticapi.evaluation import pq_compute_single_core
+
+from refine.errors import RefineError
+from refine.evaluation.coco_format import read_png, write_png
+from refine.evaluation.panoptic_files import evaluate_files
+from refine.evaluation.pq import PanopticQuality
+from refine.structures import Categories, Category
+
+CATEGORIES = Categories(
+    [Category(4, "cat", True, (0, 0, 0)), Category(2, "dog", True, (0, 0, 0)), Category(9, "sky", False, (0, 0, 0))]
+)
+
+
+def segments(*pairs, crowd=()):
+    return [{"id": i, "category_id": c, "iscrowd": int(i in crowd)} for i, c in pairs]
+
+
+def of_class(quality, category_id):
+    return next(c for c in quality.compute().classes if c.category.id == category_id)
+
+
+def test_a_match_needs_more_than_half():
+    # Segment 1 covers 4 pixels; the prediction covers 3 of them and 1 more: IoU 3/5.
+    gt = np.array([[1, 1, 1, 1], [0, 2, 2, 2]])
+    pred = np.array([[7, 7, 7, 8], [8, 7, 8, 8]])
+    quality = PanopticQuality(CATEGORIES)
+    quality.update(gt, segments((1, 4), (2, 9)), pred, segments((7, 4), (8, 9)))
+    cat = of_class(quality, 4)
+    assert (cat.tp, cat.fp, cat.fn, cat.iou) == (1, 0, 0, 3 / 5)
+    # Sky: 2 of its 3 pixels are hit; the prediction has 4 pixels, of which 1 on void is left out: 2/4.
+    sky = of_class(quality, 9)
+    assert (sky.tp, sky.fp, sky.fn) == (0, 1, 1)
+
+
+def test_prediction_on_void_or_crowd_is_forgiven():
+    gt = np.array([[0, 0, 0, 5], [6, 6, 6, 5]])
+    pred = np.array([[1, 1, 1, 1], [2, 2, 2, 2]])
+    quality = PanopticQuality(CATEGORIES)
+    # 1 lies by 3/4 on void; 2 by 3/4 on a crowd of its class; the crowd itself is never missed.
+    quality.update(gt, segments((5, 2), (6, 4), crowd={6}), pred, segments((1, 2), (2, 4)))
+    assert (of_class(quality, 4).fp, of_class(quality, 4).fn) == (0, 0)
+    assert (of_class(quality, 2).fp, of_class(quality, 2).fn) == (0, 1)
+
+
+def test_classes_that_occur_nowhere_are_left_out():
+    quality = PanopticQuality(CATEGORIES)
+    assert quality.compute().group() == {"pq": 0.0, "sq": 0.0, "rq": 0.0, "n": 0}
+    quality.update(np.ones((2, 2), int), segments((1, 4)), np.ones((2, 2), int), segments((1, 4)))
+    assert quality.compute().group() == {"pq": 1.0, "sq": 1.0, "rq": 1.0, "n": 1}
+    assert quality.compute().group(isthing=False)["n"] == 0
+
+
+@st.composite
+def maps(draw):
+    """A pair of maps that resemble each other, of a few rectangles each."""
+    g = np.random.default_rng(draw(st.integers(0, 2**31)))
+    gt = np.zeros((12, 16), np.int64)
+    for n in range(1, draw(st.integers(1, 6)) + 1):
+        y, x = g.integers(0, 10, 2)
+        gt[y : y + g.integers(2, 9), x : x + g.integers(2, 9)] = n
+    pred = np.roll(gt, g.integers(-1, 2, 2), (0, 1)) * 3
+    pred[g.random(pred.shape) < 0.05] = 0
+    ids = [[int(i) for i in np.unique(m) if i] for m in (gt, pred)]
+    category = {i: int(g.choice([2, 4, 9])) for i in ids[0]}
+    crowded = {i for i in ids[0] if category[i] != 9 and g.random() < 0.3}
+    firsts = {}  # panopticapi knows one crowd per class
+    crowded = {i for i in crowded if firsts.setdefault(category[i], i) == i}
+    gt_segments = segments(*((i, category[i]) for i in ids[0]), crowd=crowded)
+    pred_segments = segments(*((i, category.get(i // 3, 9) if g.random() < 0.8 else 4) for i in ids[1]))
+    return gt, gt_segments, pred, pred_segments
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(maps(), min_size=1, max_size=3))
+def test_equals_panopticapi_on_random_maps(tmp_path_factory, pairs):
+    folder = tmp_path_factory.mktemp("pq")
+    os.makedirs(folder / "gt"), os.makedirs(folder / "pred")
+    matched, quality = [], PanopticQuality(CATEGORIES)
+    for n, (gt, gt_segments, pred, pred_segments) in enumerate(pairs):
+        write_png(folder / "gt" / f"{n}.png", gt)
+        write_png(folder / "pred" / f"{n}.png", pred)
+        for side, entries in ((gt, gt_segments), (pred, pred_segments)):
+            for entry in entries:
+                entry["area"] = int((side == entry["id"]).sum())
+        matched.append(
+            tuple(
+                {"image_id": n, "file_name": f"{n}.png", "segments_info": [dict(e) for e in entries]}
+                for entries in (gt_segments, pred_segments)
+            )
+        )
+        quality.update(gt, gt_segments, pred, pred_segments)
+    categories = {c["id"]: c for c in CATEGORIES.to_json()}
+    theirs = pq_compute_single_core(0, matched, str(folder / "gt"), str(folder / "pred"), categories)
+    for c in quality.compute().classes:
+        stat = theirs[c.category.id]
+        assert (c.tp, c.fp, c.fn) == (stat.tp, stat.fp, stat.fn)
+        assert c.iou == pytest.approx(stat.iou, abs=1e-12)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(maps(), min_size=2, max_size=5))
+def test_parts_merge_to_the_whole(pairs):
+    whole, left, right = (PanopticQuality(CATEGORIES) for _ in range(3))
+    for n, pair in enumerate(pairs):
+        whole.update(*pair)
+        (left if n % 2 else right).update(*pair)
+    left.merge(right)
+    np.testing.assert_allclose(left.state(), whole.state(), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["coco_panoptic", "nuclei"])
+def test_equals_panopticapi_on_stored_predictions(shared_dir, name):
+    truth, pred = shared_dir / "data" / name, shared_dir / "fixtures" / "pq" / f"{name}_val"
+    report = evaluate_files(
+        truth / "panoptic_val.json", truth / "panoptic_val", pred / "panoptic_pred.json", pred / "panoptic_pred"
+    ).to_json()
+    expected = json.loads((pred / "panopticapi.json").read_text())
+    for group in ("All", "Things", "Stuff"):
+        assert report[group] == pytest.approx(expected[group], abs=1e-9)
+    for category, numbers in expected["per_class"].items():
+        for key in ("pq", "sq", "rq"):
+            assert report["per_class"][category][key] == pytest.approx(numbers[key], abs=1e-9)
+
+
+def write_set(folder, ids, entries, image_id=1):
+    folder.mkdir(parents=True, exist_ok=True)
+    write_png(folder / "a.png", ids)
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "height": 2, "width": 4}],
+        "annotations": [{"image_id": image_id, "file_name": "a.png", "segments_info": entries}],
+        "categories": CATEGORIES.to_json(),
+    }
+    (folder / "p.json").write_text(json.dumps(content))
+
+
+MAP = np.array([[1, 1, 2, 2], [1, 1, 2, 2]])
+GOOD = segments((1, 4), (2, 9))
+
+
+@pytest.mark.parametrize(
+    ("ids", "entries", "image_id", "words"),
+    [
+        (MAP, [GOOD[0] | {"area": 3}, GOOD[1]], 1, ["area is 3", "4 pixels", "segment 1", "a.jpg"]),
+        (MAP, GOOD[:1], 1, ["has id 2", "segments_info lacks"]),
+        (MAP, [*GOOD, {"id": 5, "category_id": 4}], 1, ["segment 5 has no pixel"]),
+        (MAP, [GOOD[0], {"id": 2, "category_id": 77}], 1, ["unknown category_id 77"]),
+        (MAP, [GOOD[0], GOOD[0], GOOD[1]], 1, ["id 1 is used twice"]),
+        (MAP, GOOD, 5, ["no prediction", "image 1"]),
+        (MAP[:, :3], GOOD, 1, ["3 × 2 pixels", "4 × 2"]),
+    ],
+)
+def test_contradictions_are_errors(tmp_path, ids, entries, image_id, words):
+    write_set(tmp_path / "gt", MAP, GOOD)
+    write_set(tmp_path / "pred", ids, entries, image_id)
+    with pytest.raises(RefineError) as error:
+        evaluate_files(tmp_path / "gt/p.json", tmp_path / "gt", tmp_path / "pred/p.json", tmp_path / "pred")
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_wrong_areas_of_the_ground_truth_are_errors_too(tmp_path):
+    write_set(tmp_path / "gt", MAP, [GOOD[0] | {"area": 9}, GOOD[1]])
+    write_set(tmp_path / "pred", MAP, GOOD)
+    with pytest.raises(RefineError, match="ground truth: segment 1: area is 9"):
+        evaluate_files(tmp_path / "gt/p.json", tmp_path / "gt", tmp_path / "pred/p.json", tmp_path / "pred")
+
+
+def test_missing_and_damaged_files_are_named(tmp_path):
+    write_set(tmp_path / "gt", MAP, GOOD)
+    write_set(tmp_path / "pred", MAP, GOOD)
+    arguments = (tmp_path / "gt/p.json", tmp_path / "gt", tmp_path / "pred/p.json", tmp_path / "pred")
+    data = (tmp_path / "pred/a.png").read_bytes()
+    (tmp_path / "pred/a.png").write_bytes(data[: len(data) // 2])
+    with pytest.raises(RefineError, match="a.png: is damaged"):
+        evaluate_files(*arguments)
+    (tmp_path / "pred/a.png").unlink()
+    with pytest.raises(RefineError, match=r"a.png: cannot be read"):
+        evaluate_files(*arguments)
+    (tmp_path / "pred/p.json").write_text("{")
+    with pytest.raises(RefineError, match=r"p.json: is not valid JSON"):
+        evaluate_files(*arguments)
+
+
+def test_png_round_trip(tmp_path):
+    ids = np.array([[0, 1, 255], [256, 65536, 2**24 - 1]])
+    write_png(tmp_path / "x.png", ids)
+    assert (read_png(tmp_path / "x.png") == ids).all()
+
+
+def test_worst_images_come_first():
+    quality = PanopticQuality(CATEGORIES)
+    quality.update(MAP, GOOD, MAP, GOOD, image_id=1)
+    quality.update(MAP, GOOD, 3 - MAP, GOOD, image_id=2)
+    assert [image.image_id for image in quality.compute().worst(2)] == [2, 1]
