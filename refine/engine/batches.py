@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 from refine.data.coco_panoptic import CocoPanoptic
@@ -57,6 +58,13 @@ def training_parts(
         start=start,
         pin_memory=group.device.type == "cuda",
     )
+    loader.worker_init_fn = _leave_signals
     each = size // (group.count * parts)
     for images, targets in loader:
         yield [(images[n : n + each], targets[n : n + each]) for n in range(0, len(images), each)]
+
+
+def _leave_signals(worker: int) -> None:
+    """A job's end or Ctrl-C is for the training process: it needs its workers to finish the update."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -20,6 +20,7 @@ from torch import Tensor
 from refine.engine.batches import build_dataset, training_parts
 from refine.engine.checkpoint import SavedModel, find_model, load_matching
 from refine.engine.config import RunConfig, check_run
+from refine.engine.evaluate import evaluate
 from refine.engine.logs import RunLog
 from refine.engine.module import TrainingModule
 from refine.engine.predictor import Predictor
@@ -102,9 +103,7 @@ class _Run:
                     self.log.scalars(progress.step, "train", meter.take())
                 (stopped,) = self.group.any(stop.is_set())
                 if stopped:
-                    self.log.message(
-                        progress.step, f"told to stop at step {progress.step}: checkpoint written"
-                    )
+                    self.log.message(progress.step, f"told to stop at step {progress.step}: checkpoint written")
                     break
                 self._evaluate_if_due()
                 if progress.step % config.log.checkpoint_every == 0:
@@ -118,15 +117,14 @@ class _Run:
         due = progress.step == config.optim.max_steps or (every > 0 and progress.step % every == 0)
         if self.validation is None or not due:
             return
-        from refine.engine.evaluate import evaluate
-
         saved = self._describe({})
         result = evaluate(
             Predictor(saved, device=self.group.device, precision=config.optim.precision),
             self.validation,
             group=self.group,
             max_images=config.eval.max_images,
-            pictures=config.eval.pictures,
+            pictures=config.eval.pictures if config.log.tensorboard else 0,
+            workers=config.workers,
         )
         self.learner.model.train()
         self.log.scalars(progress.step, "val", result.metrics)

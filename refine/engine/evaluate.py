@@ -1,0 +1,196 @@
+"""Measuring a model on a data set, image by image, on one process or many."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from refine.data.loader import PanopticDataset
+from refine.data.segments import SegmentMap
+from refine.engine.predictor import Predictor
+from refine.engine.processes import Processes
+from refine.errors import RefineError
+from refine.evaluation.average_precision import AveragePrecision
+from refine.evaluation.pq import PanopticQuality
+from refine.evaluation.report import PQReport
+from refine.ops.masks import paste_masks
+from refine.structures import Categories, PanopticResult, Segment
+
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+@dataclass
+class Evaluation:
+    """What was measured.
+
+    Attributes:
+        report: PQ, SQ, RQ of all, things, stuff, each class and each image.
+        average_precision: `bbox` and `segm` with COCO's twelve numbers each, or None where not asked for.
+        pictures: by file name, Tensor[3, H, 3 W] uint8: image, ground truth and prediction side by side.
+    """
+
+    report: PQReport
+    average_precision: dict[str, dict[str, float]] | None = None
+    pictures: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The main numbers by name, 0-1: PQ, SQ, RQ, PQ_things, PQ_stuff, and AP_box, AP_mask if measured."""
+        everything, things, stuff = (self.report.group(isthing) for isthing in (None, True, False))
+        numbers = {"PQ": everything["pq"], "SQ": everything["sq"], "RQ": everything["rq"]}
+        numbers |= {"PQ_things": things["pq"], "PQ_stuff": stuff["pq"]}
+        if self.average_precision is not None:
+            numbers["AP_box"] = self.average_precision["bbox"]["AP"]
+            numbers["AP_mask"] = self.average_precision["segm"]["AP"]
+        return {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
+
+    def write(self, path: str | Path, **more: object) -> None:
+        """Write PQ of everything, the AP, and further fields as JSON."""
+        self.report.write(path, AP=self.average_precision, images=len(self.report.images), **more)
+
+
+def evaluate(
+    predictor: Predictor,
+    dataset: PanopticDataset,
+    *,
+    average_precision: bool = False,
+    max_images: int | None = None,
+    pictures: int = 0,
+    workers: int = 0,
+    group: Processes = ALONE,
+) -> Evaluation:
+    """Predict and compare every image; memory does not grow with their number, but for AP's run lengths.
+
+    Args:
+        predictor: with the categories of the data set.
+        dataset: ground truth.
+        average_precision: measure box and mask AP too, of all detections before fusion.
+        max_images: only the first so many.
+        pictures: draw the first so many.
+        workers: processes that read images.
+        group: processes that share the images; each returns the sum.
+
+    Raises:
+        RefineError: model and data set have different categories.
+        ValueError: AP over several processes.
+    """
+    _check_categories(predictor.categories, dataset.categories)
+    if average_precision and group.count > 1:
+        raise ValueError("evaluate: average_precision needs all images in one process")
+    categories = dataset.categories
+    quality, precision = PanopticQuality(categories), AveragePrecision(categories)
+    drawn: dict[str, Tensor] = {}
+    total = min(max_images or len(dataset), len(dataset))
+    for index, image, truth in _read(dataset, range(group.rank, total, group.count), workers):
+        raw = predictor.raw([image])[0]
+        result = predictor.fuse(raw)
+        image_id, file_name = dataset.name(index)
+        quality.update(
+            truth.index.numpy() + 1,
+            _segments_info(truth, categories),
+            result.segment_ids.cpu().numpy(),
+            result.segments,
+            image_id=image_id,
+            file_name=file_name,
+        )
+        if average_precision:
+            size = raw.instances.image_size
+            assert raw.instances.roi_masks is not None, "the network gives masks"
+            masks = paste_masks(raw.instances.roi_masks, raw.instances.boxes, size)
+            targets = truth.targets(categories.num_things, image_id, file_name)
+            precision.update(targets, replace(raw.instances, masks=masks).to("cpu"))
+        if index < pictures:
+            drawn[file_name] = side_by_side(image, to_result(truth, categories), result)
+    merged = PanopticQuality(categories)
+    for part in group.gather(quality):
+        merged.merge(part)
+    for part in group.gather(drawn):
+        drawn |= part
+    return Evaluation(merged.compute(), precision.compute() if average_precision else None, drawn)
+
+
+def write_worst(
+    evaluation: Evaluation, predictor: Predictor, dataset: PanopticDataset, out: str | Path, count: int
+) -> list[Path]:
+    """Draw the images of lowest PQ: OUT/worst/PQ_NAME.png, with image, truth, prediction and difference.
+
+    Returns:
+        The files, the worst first.
+    """
+    from refine.engine.draw import difference, write_picture
+
+    index = {dataset.name(n)[0]: n for n in range(len(dataset))}
+    paths = []
+    for entry in evaluation.report.worst(count):
+        image, truth = dataset[index[entry.image_id]]
+        truth_result, result = to_result(truth, dataset.categories), predictor(image)
+        panels = [side_by_side(image, truth_result, result), difference(image, truth_result, result)]
+        path = Path(out) / "worst" / f"{round(1000 * entry.pq):04d}_{Path(entry.file_name).stem}.png"
+        write_picture(path, torch.cat(panels, 2))
+        paths.append(path)
+    return paths
+
+
+def side_by_side(image: Tensor, truth: PanopticResult, result: PanopticResult) -> Tensor:
+    """Image, ground truth and prediction: Tensor[3, H, W] uint8 -> Tensor[3, H, 3 W] uint8."""
+    from refine.engine.draw import overlay
+
+    return torch.cat([image, overlay(image, truth), overlay(image, result)], 2)
+
+
+def to_result(truth: SegmentMap, categories: Categories) -> PanopticResult:
+    """Ground truth as a result, to be drawn and compared: segment k has id k + 1, void 0."""
+    ids = truth.index + 1
+    segments = []
+    for number in torch.unique(ids[ids > 0]).tolist():
+        ys, xs = torch.nonzero(ids == number, as_tuple=True)
+        x, y = int(xs.min()), int(ys.min())
+        category = categories[int(truth.labels[number - 1])]
+        box = (x, y, int(xs.max()) - x + 1, int(ys.max()) - y + 1)
+        segments.append(Segment(number, category.id, category.isthing, None, len(xs), box))
+    return PanopticResult(ids.int(), segments, categories)
+
+
+def _segments_info(truth: SegmentMap, categories: Categories) -> list[dict[str, Any]]:
+    """COCO's `segments_info` with the ids of `to_result`."""
+    return [
+        {"id": k + 1, "category_id": categories[int(truth.labels[k])].id, "iscrowd": int(truth.iscrowd[k])}
+        for k in torch.unique(truth.index[truth.index >= 0]).tolist()
+    ]
+
+
+class _Indexed(Dataset):
+    """Samples of a data set with their numbers."""
+
+    def __init__(self, dataset: PanopticDataset, indices: Iterable[int]) -> None:
+        self.dataset, self.indices = dataset, list(indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, n: int) -> tuple[int, Tensor, SegmentMap]:
+        return (self.indices[n], *self.dataset[self.indices[n]])
+
+
+def _read(
+    dataset: PanopticDataset, indices: Iterable[int], workers: int
+) -> Iterator[tuple[int, Tensor, SegmentMap]]:
+    yield from DataLoader(_Indexed(dataset, indices), batch_size=None, num_workers=workers)
+
+
+def _check_categories(of_model: Categories, of_data: Categories) -> None:
+    for n in range(max(len(of_model), len(of_data))):
+        ours, theirs = (c[n] if n < len(c) else None for c in (of_model, of_data))
+        if ours is None or theirs is None or (ours.id, ours.isthing) != (theirs.id, theirs.isthing):
+            name = [c.name if c else "nothing" for c in (ours, theirs)]
+            raise RefineError(
+                f"categories: the model's number {n} is {name[0]!r}, the data set's {name[1]!r}; evaluate on "
+                f"data with the model's categories, or remap them"
+            )

@@ -1,0 +1,114 @@
+"""Evaluation while training and after, against results put together by hand."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import tiny_model, tiny_run, write_dataset
+
+from refine.data.coco_panoptic import CocoPanoptic
+from refine.engine.checkpoint import SavedModel, load_model
+from refine.engine.evaluate import evaluate, to_result
+from refine.engine.logs import read_log
+from refine.engine.predictor import Predictor, RawPrediction
+from refine.engine.processes import Processes
+from refine.engine.train import train
+from refine.errors import RefineError
+from refine.modeling.model import PanopticModel
+from refine.structures import Categories, Instances, PanopticResult
+
+
+class Oracle(Predictor):
+    """Knows the ground truth of a data set, but for one segment of each image, which it leaves void."""
+
+    def __init__(self, dataset: CocoPanoptic) -> None:
+        self.categories = dataset.categories
+        pairs = [dataset[n] for n in range(len(dataset))]
+        self.known = {tuple(image.flatten().tolist()[:60]): truth for image, truth in pairs}
+
+    def raw(self, images: list[torch.Tensor]) -> list[RawPrediction]:
+        (image,) = images
+        self.truth = self.known[tuple(image.flatten().tolist()[:60])]
+        t = self.truth.targets(2, 0, "")
+        roi_masks = torch.ones(len(t), 28, 28)
+        size = (image.shape[1], image.shape[2])
+        instances = Instances(size, t.boxes, torch.full((len(t),), 0.9), t.labels, roi_masks)
+        return [RawPrediction(instances, t.sem_seg, torch.ones(size))]
+
+    def fuse(self, raw: RawPrediction) -> PanopticResult:
+        result = to_result(self.truth, self.categories)
+        ids = torch.where(result.segment_ids == 2, 0, result.segment_ids)
+        return PanopticResult(ids, [s for s in result.segments if s.id != 2], self.categories)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> CocoPanoptic:
+    folder = write_dataset(tmp_path / "data", 6)
+    return CocoPanoptic(folder / "images", folder / "panoptic.json", folder / "segments")
+
+
+def test_oracle_misses_one_thing_per_image(dataset: CocoPanoptic, tmp_path: Path) -> None:
+    evaluation = evaluate(Oracle(dataset), dataset, average_precision=True)
+    # 6 images of 2 or 3 things, one missed in each: every IoU is 1, so PQ is RQ.
+    rows = {c.category.name: (c.tp, c.fp, c.fn) for c in evaluation.report.classes}
+    assert rows["ground"] == (6, 0, 0)
+    assert rows["red"][0] + rows["green"][0] == 15 - 6
+    assert rows["red"][2] + rows["green"][2] == 6
+    assert evaluation.metrics["SQ"] == 1
+    expected = sum(tp / (tp + 0.5 * fn) for tp, _, fn in rows.values()) / 3
+    assert evaluation.metrics["PQ"] == pytest.approx(expected)
+    # Boxes and (rectangular) masks were all given.
+    assert evaluation.metrics["AP_box"] == evaluation.metrics["AP_mask"] == pytest.approx(1)
+    evaluation.write(tmp_path / "result.json", model="oracle")
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert written["All"]["pq"] == pytest.approx(expected)
+    assert (written["images"], written["model"]) == (6, "oracle")
+
+
+def test_shards_sum_to_the_whole(dataset: CocoPanoptic) -> None:
+    whole = evaluate(Oracle(dataset), dataset).report
+    parts = []
+    for rank in range(2):
+        group = Processes(rank, 2, torch.device("cpu"))
+        object.__setattr__(group, "gather", lambda value: [value])
+        parts.append(evaluate(Oracle(dataset), dataset, group=group).report)
+    assert len(parts[0].images) == len(parts[1].images) == 3
+    for a, b, c in zip(whole.classes, parts[0].classes, parts[1].classes, strict=True):
+        assert (a.tp, a.fn) == (b.tp + c.tp, b.fn + c.fn)
+
+
+def test_only_the_first_images(dataset: CocoPanoptic) -> None:
+    assert len(evaluate(Oracle(dataset), dataset, max_images=2, workers=1).report.images) == 2
+
+
+def test_other_categories_are_refused(dataset: CocoPanoptic) -> None:
+    oracle = Oracle(dataset)
+    oracle.categories = Categories(
+        replace(c, isthing=not c.isthing) if c.name == "red" else c for c in dataset.categories
+    )
+    with pytest.raises(RefineError, match="categories: the model's number 0"):
+        evaluate(oracle, dataset)
+
+
+def test_untrained_network_is_measurable(dataset: CocoPanoptic) -> None:
+    saved = SavedModel(PanopticModel(tiny_model(), 2, 3), dataset.categories, test_size=(64, 96))
+    metrics = evaluate(Predictor(saved, device="cpu"), dataset, average_precision=True).metrics
+    assert 0 <= metrics["PQ"] < 0.5
+
+
+def test_best_checkpoint_of_a_run_is_kept(tmp_path: Path) -> None:
+    config = tiny_run(write_dataset(tmp_path / "data"), tmp_path / "out")
+    config.data.val = config.data.train
+    config.eval.every, config.eval.max_images = 2, 2
+    config.log.keep, config.log.checkpoint_every, config.optim.max_steps = 1, 100, 6
+    train(config)
+    lines = [line for line in read_log(tmp_path / "out" / "log.jsonl") if line["group"] == "val"]
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    best = max(lines, key=lambda line: line["PQ"])
+    name = (tmp_path / "out" / "best").read_text().strip()
+    assert name == f"step_{best['step']:06d}"
+    kept = {p.name for p in (tmp_path / "out" / "checkpoints").iterdir()}
+    assert kept == {name, "step_000006"}
+    assert load_model(tmp_path / "out").metrics["PQ"] == pytest.approx(best["PQ"], rel=1e-5)
