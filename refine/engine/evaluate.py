@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from refine.data.loader import PanopticDataset
 from refine.data.segments import SegmentMap
+from refine.engine.draw import difference, overlay, write_picture
 from refine.engine.predictor import Predictor
 from refine.engine.processes import Processes
 from refine.errors import RefineError
@@ -124,8 +125,6 @@ def write_worst(
     Returns:
         The files, the worst first.
     """
-    from refine.engine.draw import difference, write_picture
-
     index = {dataset.name(n)[0]: n for n in range(len(dataset))}
     paths = []
     for entry in evaluation.report.worst(count):
@@ -140,8 +139,6 @@ def write_worst(
 
 def side_by_side(image: Tensor, truth: PanopticResult, result: PanopticResult) -> Tensor:
     """Image, ground truth and prediction: Tensor[3, H, W] uint8 -> Tensor[3, H, 3 W] uint8."""
-    from refine.engine.draw import overlay
-
     return torch.cat([image, overlay(image, truth), overlay(image, result)], 2)
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from tiny_run import tiny_model, tiny_run, write_dataset
 
 from refine.data.coco_panoptic import CocoPanoptic
 from refine.engine.checkpoint import SavedModel, load_model
-from refine.engine.evaluate import evaluate, to_result
+from refine.engine.draw import overlay
+from refine.engine.evaluate import evaluate, to_result, write_worst
 from refine.engine.logs import read_log
 from refine.engine.predictor import Predictor, RawPrediction
 from refine.engine.processes import Processes
@@ -77,6 +79,22 @@ def test_shards_sum_to_the_whole(dataset: CocoPanoptic) -> None:
     assert len(parts[0].images) == len(parts[1].images) == 3
     for a, b, c in zip(whole.classes, parts[0].classes, parts[1].classes, strict=True):
         assert (a.tp, a.fn) == (b.tp + c.tp, b.fn + c.fn)
+
+
+def test_pictures(dataset: CocoPanoptic, tmp_path: Path) -> None:
+    oracle = Oracle(dataset)
+    evaluation = evaluate(oracle, dataset, pictures=2)
+    assert sorted(evaluation.pictures) == ["000.png", "001.png"]
+    picture, (image, truth) = evaluation.pictures["001.png"], dataset[1]
+    assert picture.shape == (3, 64, 3 * 96)
+    assert torch.equal(picture[:, :, :96], image)
+    assert torch.equal(picture[:, :, 96:192], overlay(image, to_result(truth, dataset.categories)))
+    worst = write_worst(evaluation, oracle, dataset, tmp_path, 3)
+    assert len(worst) == len(list((tmp_path / "worst").iterdir())) == 3
+    assert [int(path.name[:4]) for path in worst] == [
+        round(1000 * entry.pq) for entry in evaluation.report.worst(3)
+    ]
+    assert Image.open(worst[0]).size == (4 * 96, 64)
 
 
 def test_only_the_first_images(dataset: CocoPanoptic) -> None:
