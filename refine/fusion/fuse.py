@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from refine.errors import RefineError
 from refine.fusion.config import FusionConfig, Method
-from refine.ops.masks import paste_masks
-from refine.structures import Categories, Instances, PanopticResult, Segment
+from refine.fusion.merge import merge
+from refine.fusion.rules import OcclusionFn, decide, overlapping
+from refine.fusion.segments import assemble
+from refine.ops.cells import Cells, cells_of
+from refine.ops.masks import MaskRuns, dense_runs, paste_runs
+from refine.structures import VOID, Categories, Instances, PanopticResult
+
+RankingFn = Callable[[Instances], Tensor]
+"""N instances -> Tensor[N], SRM's spatial ranking score of each."""
 
 
 def fuse(
@@ -17,35 +28,136 @@ def fuse(
     categories: Categories,
     method: Method = "heuristic",
     sem_confidence: Tensor | None = None,
+    occlusion: Tensor | OcclusionFn | None = None,
+    ranking: Tensor | RankingFn | None = None,
     config: FusionConfig | None = None,
 ) -> PanopticResult:
+    """Turn instances that may overlap and a semantic map into one panoptic map.
+
+    Every rule works on the same masks with the same thresholds and the same end (Unknown Erasing, stuff,
+    small regions); they differ in what lies in front:
+
+    - "heuristic" (Kirillov et al. 2019): instances by falling score, the first takes the pixel.
+    - "srm" (Liu et al. 2019): the same, but by a learned `ranking` of instances.
+    - "shr" (Wang et al. 2019): pairwise; what lies inside another box is in front.
+    - "ocfusion" (Lazarow et al. 2020): pairwise, O(i, j) > O(j, i), O from masks and features.
+    - "strong": the same rule, O also from class labels.
+    - "soe" (REFINE): pairwise, Õ(i, j) > Õ(j, i), equation 7: O weighted by the confidence.
+
+    Pairwise rules decide the pairs that overlap by `config.pair_overlap`; all others keep score order. How
+    decisions become a picture is said in `refine.fusion.merge`. The result does not depend on the order of
+    the instances: equal scores are ordered by area, class and pixels.
+
+    Args:
+        instances: any number; masks from `masks`, or else from `roi_masks` pasted at .5; all on one device.
+        sem_seg: Tensor[H, W] integer, contiguous class or `VOID`, at `instances.image_size`.
+        categories: of all labels.
+        method: the rule.
+        sem_confidence: Tensor[H, W] float, 0-1, of the class in `sem_seg`: needed for Unknown Erasing, and
+            gives stuff segments their score.
+        occlusion: of the learned pairwise rules: O of the given instances, Tensor[N, N] in 0-1, of which
+            only overlapping pairs are read, or a function that computes it (see `OcclusionFn`).
+        ranking: of "srm": Tensor[N], of the given instances, or a function that computes it.
+        config: thresholds; the defaults if None.
+
+    Returns:
+        The map at `instances.image_size`, on the device of `sem_seg`. Ids count instances by falling
+        score, then stuff by class.
+
+    Raises:
+        RefineError: what the method or the configuration needs is missing, or labels that `categories`
+            does not have.
+        ValueError: shapes that do not agree.
+    """
     config = config or FusionConfig()
-    assert method == "heuristic"
-    instances = instances[instances.scores >= config.score_threshold]
-    instances = instances[torch.argsort(instances.scores, descending=True, stable=True)]
-    masks = instances.masks
-    if masks is None:
-        masks = paste_masks(instances.roi_masks, instances.boxes, instances.image_size)
-    ids = torch.zeros(sem_seg.shape, dtype=torch.int32)
-    segments = []
-    for mask, label, score in zip(masks, instances.labels.tolist(), instances.scores.tolist(), strict=True):
-        area = int(mask.sum())
-        free = mask & (ids == 0)
-        kept = int(free.sum())
-        if area == 0 or kept <= area * config.overlap_threshold:
-            continue
-        segments.append((label, score))
-        ids[free] = len(segments)
-    for index in torch.unique(sem_seg).tolist():
-        if index < categories.num_things:
-            continue
-        region = (sem_seg == index) & (ids == 0)
-        if int(region.sum()) >= config.stuff_area:
-            segments.append((index, None))
-            ids[region] = len(segments)
-    infos = []
-    for n, (label, score) in enumerate(segments, 1):
-        ys, xs = torch.nonzero(ids == n, as_tuple=True)
-        x, y = int(xs.min()), int(ys.min())
-        infos.append(Segment(n, categories[label].id, categories[label].isthing, score, len(xs), (x, y, int(xs.max()) - x + 1, int(ys.max()) - y + 1)))
-    return PanopticResult(ids, infos, categories)
+    _check(instances, sem_seg, sem_confidence, categories, config)
+    instances, runs, chosen = _prepare(instances, config.score_threshold)
+    if isinstance(occlusion, Tensor):
+        occlusion = occlusion[chosen][:, chosen]
+    cells = cells_of(runs)
+    order, front = list(range(len(instances))), None
+    if method == "srm":
+        order = _by_ranking(instances, ranking[chosen] if isinstance(ranking, Tensor) else ranking)
+    elif method != "heuristic":
+        pairs = overlapping(cells.intersections(), config.pair_overlap)
+        front = decide(method, instances, pairs, occlusion, config.sigma).cpu()
+    owner = merge(_to_cpu(cells), runs.areas().cpu(), order, front, config)
+    return assemble(instances, cells, owner, sem_seg, sem_confidence, categories, config)
+
+
+def _prepare(instances: Instances, score_threshold: float) -> tuple[Instances, MaskRuns, Tensor]:
+    """Drop low scores and empty masks, and sort.
+
+    Returns:
+        The instances by falling score, the runs of their masks, and Tensor[n] int64: where in the input
+        each of them was.
+    """
+    chosen = torch.nonzero(instances.scores >= score_threshold).squeeze(1)
+    instances = instances[chosen]
+    if instances.masks is not None:
+        runs = dense_runs(instances.masks)
+    elif instances.roi_masks is not None:
+        runs = paste_runs(instances.roi_masks, instances.boxes, instances.image_size)
+    elif len(instances):
+        raise RefineError("instances: neither `masks` nor `roi_masks` is given; fusion needs one of them")
+    else:
+        runs = dense_runs(torch.zeros(0, *instances.image_size, dtype=torch.bool, device=chosen.device))
+    order = torch.tensor(_content_order(instances, runs), dtype=torch.int64, device=chosen.device)
+    return instances[order], runs[order], chosen[order]
+
+
+def _content_order(instances: Instances, runs: MaskRuns) -> list[int]:
+    """Masks with pixels by falling score; ties by area, class and then pixels, never by place."""
+    areas = runs.areas().tolist()
+    keys = list(zip((-instances.scores).tolist(), [-a for a in areas], instances.labels.tolist(), strict=True))
+    order = sorted((n for n in range(len(keys)) if areas[n]), key=lambda n: keys[n])
+    if len(set(keys)) == len(keys):
+        return order
+    pixels = [torch.stack([runs.start, runs.end])[:, runs.mask == n].T.tolist() for n in range(len(keys))]
+    return sorted(order, key=lambda n: (keys[n], pixels[n]))
+
+
+def _by_ranking(instances: Instances, ranking: Tensor | RankingFn | None) -> list[int]:
+    """SRM's order: by falling ranking score, equals by falling detection score."""
+    if ranking is None:
+        raise RefineError(
+            "method 'srm': `ranking` is missing; give one score per instance, Tensor[N], or a "
+            "SpatialRanking's `predict`"
+        )
+    scores = (ranking if isinstance(ranking, Tensor) else ranking(instances)).tolist()
+    return sorted(range(len(instances)), key=lambda n: -scores[n])
+
+
+def _to_cpu(cells: Cells) -> Cells:
+    return replace(cells, words=cells.words.cpu(), areas=cells.areas.cpu())
+
+
+def _check(
+    instances: Instances,
+    sem_seg: Tensor,
+    sem_confidence: Tensor | None,
+    categories: Categories,
+    config: FusionConfig,
+) -> None:
+    """Raise if the arguments of `fuse` do not fit together."""
+    size = tuple(instances.image_size)
+    if tuple(sem_seg.shape) != size:
+        raise ValueError(f"sem_seg: expected shape {size} as the instances', got {tuple(sem_seg.shape)}")
+    if sem_confidence is not None and sem_confidence.shape != sem_seg.shape:
+        raise ValueError(f"sem_confidence: expected shape {size}, got {tuple(sem_confidence.shape)}")
+    if config.unknown_erasing and sem_confidence is None:
+        raise RefineError(
+            "fusion.unknown_erasing needs the confidence of the semantic map; give `sem_confidence`, or "
+            "set fusion.unknown_erasing to false"
+        )
+    for name, values, low, high in (
+        ("sem_seg", sem_seg, VOID, len(categories)),
+        ("instances.labels", instances.labels, 0, categories.num_things),
+    ):
+        if values.numel():
+            smallest, largest = (int(v) for v in values.aminmax())
+            if smallest < low or largest >= high:
+                raise RefineError(
+                    f"{name}: has labels {smallest}..{largest}, but {categories!r} allows {low}..{high - 1}; "
+                    "map them to contiguous indices first"
+                )

@@ -1,34 +1,145 @@
-"""Masks of instances in the frame of the image."""
+"""Masks of instances in the frame of the image, as runs or pixel by pixel."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from refine.ops.runs import flatnonzero
+
+# Shape letters: N masks, M bins per side of a mask inside its box, R runs.
+
+
+@dataclass
+class MaskRuns:
+    """N masks of one image as runs of pixels, by mask and then by position.
+
+    Attributes:
+        size: (height, width) of the image.
+        count: N; masks without a run are empty.
+        mask: Tensor[R] int64, which mask a run belongs to, rising.
+        start, end: Tensor[R] int64, flat indices of a run's first pixel and of the one after its last.
+    """
+
+    size: tuple[int, int]
+    count: int
+    mask: Tensor
+    start: Tensor
+    end: Tensor
+
+    def areas(self) -> Tensor:
+        """Pixels of each mask: Tensor[N] int64."""
+        areas = torch.zeros(self.count, dtype=torch.int64, device=self.start.device)
+        return areas.index_add_(0, self.mask, self.end - self.start)
+
+    def __getitem__(self, order: Tensor) -> MaskRuns:
+        """The masks in another order, or some of them: `order` is Tensor[n] int64 without repetitions."""
+        rank = torch.full((self.count,), -1, dtype=torch.int64, device=self.start.device)
+        rank[order] = torch.arange(len(order), device=self.start.device)
+        mask = rank[self.mask]
+        by_mask = torch.argsort(mask, stable=True)
+        by_mask = by_mask[len(by_mask) - int((mask >= 0).sum()) :]  # those left out come first
+        return MaskRuns(self.size, len(order), mask[by_mask], self.start[by_mask], self.end[by_mask])
+
+    def dense(self) -> Tensor:
+        """Tensor[N, H, W] bool."""
+        height, width = self.size
+        masks = torch.zeros(self.count, height * width, dtype=torch.bool, device=self.start.device)
+        if masks.device.type == "cpu":
+            rows = masks.numpy()
+            runs = zip(self.mask.tolist(), self.start.tolist(), self.end.tolist(), strict=True)
+            for mask, start, end in runs:  # contiguous memory each: faster than any vectorised way
+                rows[mask, start:end] = True
+        else:
+            lengths = self.end - self.start
+            first = self.mask * height * width + self.start - (lengths.cumsum(0) - lengths)
+            place = first.repeat_interleave(lengths)
+            masks.view(-1)[place + torch.arange(len(place), device=place.device)] = True
+        return masks.view(-1, height, width)
+
 
 def paste_masks(roi_masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Tensor:
     """Masks on a regular grid over their boxes -> masks of the whole image.
 
+    Each pixel centre is looked up in the mask by bilinear interpolation (align_corners=False, zero outside
+    the box), as detectron2's `paste_masks_in_image` does.
+
     Args:
         roi_masks: Tensor[N, M, M], 0-1.
-        boxes: Tensor[N, 4] in pixels.
+        boxes: Tensor[N, 4], x1, y1, x2, y2 in pixels; boxes without area give empty masks.
         size: (height, width) of the image.
-        threshold: a pixel belongs to the mask at or above it.
+        threshold: a pixel belongs to the mask at or above it; above 0.
 
     Returns:
         Tensor[N, height, width] bool.
     """
-    height, width = size
-    masks = torch.zeros(len(boxes), height, width, dtype=torch.bool, device=boxes.device)
-    for mask, roi, (x1, y1, x2, y2) in zip(masks, roi_masks, boxes.tolist(), strict=True):
-        left, top = max(int(x1) - 1, 0), max(int(y1) - 1, 0)
-        right, bottom = min(int(x2) + 2, width), min(int(y2) + 2, height)
-        if right <= left or bottom <= top or x2 <= x1 or y2 <= y1:
-            continue
-        x = (torch.arange(left, right, device=boxes.device) + 0.5 - x1) / (x2 - x1) * 2 - 1
-        y = (torch.arange(top, bottom, device=boxes.device) + 0.5 - y1) / (y2 - y1) * 2 - 1
-        grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1)[None]
-        value = F.grid_sample(roi[None, None].float(), grid, align_corners=False)[0, 0]
-        mask[top:bottom, left:right] = value >= threshold
-    return masks
+    return paste_runs(roi_masks, boxes, size, threshold).dense()
+
+
+def paste_runs(roi_masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> MaskRuns:
+    """`paste_masks` without visiting pixels.
+
+    Along a row of pixels the interpolated mask is linear between two neighbouring samples, so it crosses
+    the threshold there at most once, at a place that has a formula: N masks cost N·height·M, not
+    N·height·width.
+
+    Args:
+        roi_masks, boxes, size, threshold: as in `paste_masks`.
+    """
+    if not threshold > 0:
+        raise ValueError(f"paste_runs: threshold must be above 0, got {threshold}")
+    (height, width), (count, bins, _) = size, roi_masks.shape
+    box = boxes.double()
+    sound = box.isfinite().all(1) & (box[:, 2:] > box[:, :2]).all(1)
+    box = torch.where(sound[:, None], box, box.new_tensor([0.0, 0.0, 1.0, 1.0]))
+    x1, y1 = box[:, 0], box[:, 1]
+    bin_width, bin_height = (box[:, 2] - x1) / bins, (box[:, 3] - y1) / bins
+
+    # Rows whose centres lie less than one sample away from the first or the last sample.
+    top = (y1 - bin_height / 2 - 1).floor().clamp(0, height).long()
+    bottom = (box[:, 3] + bin_height / 2 + 1).ceil().clamp(0, height).long()
+    rows = torch.where(sound, (bottom - top).clamp(min=0), 0)
+    mask = torch.arange(count, device=boxes.device).repeat_interleave(rows)
+    y = torch.arange(len(mask), device=boxes.device) - (rows.cumsum(0) - rows - top)[mask]
+
+    # One line of samples per row of pixels, with a zero at either end: len(mask) × (M + 2).
+    position = ((y + 0.5 - y1[mask]) / bin_height[mask] + 0.5).clamp(0, bins + 1)  # 0 is the zero padding
+    above = position.floor().clamp(max=bins).long()
+    padded = F.pad(roi_masks.float(), (1, 1, 1, 1)).flatten(0, 1)  # N·(M+2) × (M+2)
+    line = mask * (bins + 2) + above
+    weight = (position - above).float()[:, None]
+    samples = torch.lerp(padded.index_select(0, line), padded.index_select(0, line + 1), weight)
+
+    inside = samples >= threshold
+    # Lines begin and end outside, so crossings alternate: in, out, in, out.
+    crossing = flatnonzero(inside[:, 1:] != inside[:, :-1])
+    row = crossing.div(bins + 1, rounding_mode="floor")
+    left = samples.view(-1)[crossing + row].double()
+    right = samples.view(-1)[crossing + row + 1].double()
+    sample = crossing - row * (bins + 1) + (threshold - left) / (right - left) - 0.5
+    of = mask[row]
+    x = x1[of] + sample * bin_width[of] - 0.5  # in units of pixel centres
+    begin = x[::2].ceil().clamp(0, width).long()
+    finish = (x[1::2].floor() + 1).clamp(0, width).long()
+    keep = flatnonzero(finish > begin)
+    first_pixel = (y[row[::2]] * width)[keep]
+    return MaskRuns(size, count, of[::2][keep], first_pixel + begin[keep], first_pixel + finish[keep])
+
+
+def dense_runs(masks: Tensor) -> MaskRuns:
+    """Runs of full-image masks: Tensor[N, H, W] bool; the inverse of `MaskRuns.dense`."""
+    count, height, width = masks.shape
+    pixels = height * width
+    parts = []
+    # Mask by mask on the CPU, where a mask then stays in the cache; more at a time on a GPU.
+    step = 1 if masks.device.type == "cpu" else 32
+    for first in range(0, count, step):
+        padded = F.pad(masks[first : first + step].flatten(1), (1, 1))
+        edge = flatnonzero(padded[:, 1:] != padded[:, :-1])  # of n × (pixels + 1); in, out, in, out
+        mask = edge.div(pixels + 1, rounding_mode="floor")
+        parts.append(torch.stack([mask + first, edge - mask * (pixels + 1)]))
+    mask, edge = torch.cat(parts, 1) if parts else masks.new_zeros(2, 0, dtype=torch.int64)
+    return MaskRuns((height, width), count, mask[::2], edge[::2], edge[1::2])

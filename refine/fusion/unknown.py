@@ -1,0 +1,187 @@
+"""Unknown Erasing (UE): uncertain regions of the semantic map become void (SPEC §9).
+
+A region is what becomes one 4-connected component when all pixels of a class are dilated by r (a square of
+2r + 1); its score is the mean confidence of the original pixels. Instead of dilating, this groups pixels
+directly. With D = 2r + 1, two pixels of a class touch after dilation if and only if they are at most D
+apart in either direction and not D apart in both. So, with the image cut into bands of D columns,
+
+- within a band only rows matter: a gap of more than D rows separates groups ("clusters");
+- between neighbouring bands, row y of one band touches the cluster found within D rows of y in the other
+  (there is at most one above and one below, since clusters are more than D rows apart) if their nearest
+  pixels are close enough;
+- bands that are not neighbours never touch.
+
+That costs time for the runs of the map, whatever r and the number of classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from refine.ops.runs import flatnonzero, run_lengths, run_starts, run_sums, spread
+from refine.structures import VOID
+
+FAR = 1 << 40
+"""A column that is near nothing."""
+
+
+@dataclass
+class _Rows:
+    """Rows of clusters: what one class occupies of one row in one band; E of them.
+
+    Attributes:
+        key: Tensor[E] int64, (class · bands + band) · height + row, rising.
+        cluster: Tensor[E] int64, 0..K-1, rising.
+        left, right: Tensor[E] int64, its first and last column.
+    """
+
+    key: Tensor
+    cluster: Tensor
+    left: Tensor
+    right: Tensor
+
+
+def erase_unknown(
+    labels: Tensor, confidence: Tensor, radius: int, threshold: float, first_class: int = 0
+) -> Tensor:
+    """Erase the regions whose mean confidence is below the threshold.
+
+    Args:
+        labels: Tensor[H, W] int64, classes or `VOID`.
+        confidence: Tensor[H, W] float, 0-1, of the label.
+        radius: r of the dilation, in pixels.
+        threshold: mean confidence below which a region is erased.
+        first_class: classes below are left as they are.
+
+    Returns:
+        Tensor[H, W] int64, erased pixels `VOID`.
+    """
+    height, width = labels.shape
+    starts = run_starts(labels, width=2 * radius + 1)
+    lengths = run_lengths(starts, height * width)
+    classes = labels.reshape(-1)[starts]
+    unknown = unknown_runs(
+        classes, run_sums(confidence, starts), starts, lengths, (height, width), radius, threshold, first_class
+    )
+    return spread(torch.where(unknown, VOID, classes), lengths, (height, width))
+
+
+def unknown_runs(
+    labels: Tensor,
+    confidence: Tensor,
+    starts: Tensor,
+    lengths: Tensor,
+    size: tuple[int, int],
+    radius: int,
+    threshold: float,
+    first_class: int = 0,
+) -> Tensor:
+    """`erase_unknown` on runs.
+
+    Args:
+        labels: Tensor[R] int64, of each run.
+        confidence: Tensor[R] float64, sum over each run.
+        starts, lengths: Tensor[R] int64; no run crosses a multiple of 2·radius + 1 columns.
+        size: (height, width).
+        radius, threshold, first_class: as in `erase_unknown`.
+
+    Returns:
+        Tensor[R] bool, the runs to be erased.
+    """
+    reach = 2 * radius + 1
+    erased = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
+    eligible = flatnonzero(labels >= max(first_class, 0))
+    if len(eligible) == 0:
+        return erased
+    start, length = starts[eligible], lengths[eligible]
+    row, left = start.div(size[1], rounding_mode="floor"), start % size[1]
+    bands = -(-size[1] // reach)
+    key = (labels[eligible] * bands + left.div(reach, rounding_mode="floor")) * size[0] + row
+    rows, place = _gather_rows(key, left, left + length - 1, size[0], reach)
+    group = _join(_links(rows, size[0], bands, reach), int(rows.cluster[-1]) + 1)
+    group = group[rows.cluster[place]]
+    total = torch.zeros(2, int(group.max()) + 1, dtype=torch.float64, device=labels.device)
+    total[0].index_add_(0, group, confidence[eligible])
+    total[1].index_add_(0, group, length.double())
+    erased[eligible] = (total[0] < threshold * total[1])[group]
+    return erased
+
+
+def _gather_rows(key: Tensor, left: Tensor, right: Tensor, height: int, reach: int) -> tuple[_Rows, Tensor]:
+    """Collect the runs with the same key, and cut where more than `reach` rows lie between.
+
+    Returns:
+        The rows, and Tensor[R] int64: which row each run belongs to.
+    """
+    order = torch.argsort(key, stable=True)  # runs of one row stay in the order of their columns
+    ordered = key[order]
+    change = torch.ones(len(key) + 1, dtype=torch.bool, device=key.device)
+    torch.ne(ordered[1:], ordered[:-1], out=change[1:-1])
+    place = torch.empty_like(key)
+    place[order] = change[:-1].cumsum(0) - 1
+    first, last = order[change[:-1]], order[change[1:]]
+    key = key[first]
+    band = key.div(height, rounding_mode="floor")
+    cut = torch.ones(len(key), dtype=torch.bool, device=key.device)
+    torch.logical_or(torch.diff(band) > 0, torch.diff(key) > reach, out=cut[1:])
+    return _Rows(key, cut.cumsum(0) - 1, left[first], right[last]), place
+
+
+def _links(rows: _Rows, height: int, bands: int, reach: int) -> Tensor:
+    """Clusters of neighbouring bands that touch: Tensor[2, L] int64."""
+    band, row = rows.key.div(height, rounding_mode="floor"), rows.key % height
+    target = rows.key + height  # the same row of the next band
+    has_next = (band + 1) % bands > 0
+    nearest = _RangeMin(rows.left, reach)
+    links = []
+    for low, high, corner in (
+        ((row - reach + 1).clamp(min=0) - row, torch.zeros_like(row), -reach),
+        (torch.zeros_like(row), (row + reach - 1).clamp(max=height - 1) - row, reach),
+    ):
+        begin, end = torch.searchsorted(rows.key, torch.stack([target + low, target + high + 1]))
+        near = has_next & (nearest(begin, end) - rows.right <= reach)
+        links.append(torch.stack([rows.cluster, rows.cluster[begin.clamp(max=len(row) - 1)]])[:, near])
+        # Exactly `reach` rows away the column must be one nearer.
+        at = torch.searchsorted(rows.key, target + corner).clamp(max=len(row) - 1)
+        near = has_next & (rows.key[at] == target + corner) & (rows.left[at] - rows.right < reach)
+        near &= (row + corner >= 0) & (row + corner < height)
+        links.append(torch.stack([rows.cluster, rows.cluster[at]])[:, near])
+    return torch.cat(links, 1)
+
+
+class _RangeMin:
+    """Minimum over ranges of at most `longest` elements: tables of the minima over 1, 2, 4, … elements."""
+
+    def __init__(self, values: Tensor, longest: int) -> None:
+        tables = [values]
+        while 2 << (len(tables) - 1) <= longest:
+            step = 1 << (len(tables) - 1)
+            shifted = torch.cat([tables[-1][step:], values.new_full((min(step, len(values)),), FAR)])
+            tables.append(torch.minimum(tables[-1], shifted[: len(values)]))
+        self.tables = torch.stack(tables)
+
+    def __call__(self, begin: Tensor, end: Tensor) -> Tensor:
+        """Of elements begin..end-1, Tensor[n] int64 each; `FAR` where there is none."""
+        length = (end - begin).clamp(min=1)
+        level = length.double().log2().floor().long()
+        last = self.tables.shape[1] - 1
+        first_half = self.tables[level, begin.clamp(max=last)]
+        second_half = self.tables[level, (end - (1 << level)).clamp(0, last)]
+        return torch.where(end > begin, torch.minimum(first_half, second_half), FAR)
+
+
+def _join(links: Tensor, count: int) -> Tensor:
+    """Connected components: Tensor[2, L] int64 of links among `count` nodes -> Tensor[count] int64, a name."""
+    name = torch.arange(count, device=links.device)
+    while True:
+        smaller = torch.minimum(name[links[0]], name[links[1]])
+        joined = name.clone()
+        for end in (name[links[0]], name[links[1]], links[0], links[1]):
+            joined.scatter_reduce_(0, end, smaller, "amin")
+        joined = joined[joined]
+        if torch.equal(joined, name):
+            return name
+        name = joined

@@ -1,0 +1,92 @@
+"""Unknown Erasing against the pseudo-code of the specification, step by step, and on drawn maps."""
+
+import cc3d
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from refine.fusion.unknown import erase_unknown
+from refine.structures import VOID
+
+
+def brute_force(labels: np.ndarray, confidence: np.ndarray, radius: int, threshold: float) -> np.ndarray:
+    """Dilate each class, label the dilated mask 4-connectedly, score each group by its original pixels."""
+    result = labels.copy()
+    for label in np.unique(labels[labels >= 0]):
+        mask = labels == label
+        square = np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
+        dilated = cv2.dilate(mask.astype(np.uint8), square)
+        groups = cc3d.connected_components(dilated, connectivity=4)
+        for group in range(1, groups.max() + 1):
+            core = mask & (groups == group)
+            if confidence[core].mean(dtype=np.float64) < threshold:
+                result[core] = VOID
+    return result
+
+
+@pytest.mark.parametrize("radius", [0, 1, 2, 3, 5, 9])
+def test_equals_brute_force_on_noise(radius: int) -> None:
+    rng = np.random.default_rng(radius)
+    for n in range(60):
+        height, width = rng.integers(1, 45, 2)
+        # From single pixels to large patches, of few classes and of one class in a void.
+        coarse = rng.integers(-1, rng.integers(1, 4), (height, width))
+        sparse = np.where(rng.random((height, width)) < rng.choice([0.5, 0.1, 0.01]), coarse, VOID)
+        labels = np.kron(sparse, np.ones((1 + n % 3, 1 + n % 2), int))
+        confidence = rng.random(labels.shape, dtype=np.float32)
+        got = erase_unknown(torch.from_numpy(labels), torch.from_numpy(confidence), radius, 0.5)
+        np.testing.assert_array_equal(got.numpy(), brute_force(labels, confidence, radius, 0.5))
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_two_pixels_join_as_their_dilations_do(data: st.DataObject) -> None:
+    """A confident and an uncertain pixel: whether the mean of both counts depends on their distance alone."""
+    radius = data.draw(st.integers(0, 4))
+    ya, yb = data.draw(st.integers(0, 29)), data.draw(st.integers(0, 29))
+    xa, xb = data.draw(st.integers(0, 29)), data.draw(st.integers(0, 29))
+    labels = torch.full((30, 30), VOID)
+    labels[ya, xa] = labels[yb, xb] = 3
+    confidence = torch.zeros(30, 30)
+    confidence[ya, xa] = 1.0
+    confidence[yb, xb] = 0.1 if (ya, xa) != (yb, xb) else 1.0  # together .55, which stays
+    got = erase_unknown(labels, confidence, radius, 0.5)
+    dx, dy, reach = abs(xa - xb), abs(ya - yb), 2 * radius + 1
+    joined = dx <= reach and dy <= reach and not (dx == dy == reach)
+    assert got[ya, xa] == 3
+    assert got[yb, xb] == (3 if joined else VOID)
+
+
+def test_uncertain_area_takes_confident_crumbs_with_it() -> None:
+    # One uncertain area (.4), a confident crumb two pixels off, and one far away.
+    labels = torch.full((9, 20), VOID)
+    labels[2:7, 1:6] = 0
+    labels[4, 8] = 0
+    labels[4, 18] = 0
+    confidence = torch.full((9, 20), 0.4)
+    confidence[4, 8] = confidence[4, 18] = 1.0
+    got = erase_unknown(labels, confidence, 2, 0.5)
+    assert (got[:, :10] == VOID).all()  # (25·.4 + 1) / 26 < .5
+    assert got[4, 18] == 0  # more than 2r + 1 = 5 columns away: scored alone
+    # Without dilation each is scored alone.
+    assert erase_unknown(labels, confidence, 0, 0.5)[4, 8] == 0
+
+
+def test_classes_do_not_join_and_things_stay() -> None:
+    labels = torch.tensor([[0, 1, 2, 2]])
+    confidence = torch.tensor([[0.1, 0.1, 0.9, 0.2]])
+    got = erase_unknown(labels, confidence, 3, 0.5, first_class=1)
+    assert got.tolist() == [[0, VOID, 2, 2]]  # 0 is a thing; 1 is uncertain; the mean of 2 is .55
+
+
+def test_exactly_the_threshold_stays() -> None:
+    got = erase_unknown(torch.zeros(1, 2, dtype=torch.int64), torch.tensor([[0.25, 0.75]]), 1, 0.5)
+    assert got.tolist() == [[0, 0]]
+
+
+def test_nothing_to_erase() -> None:
+    void = torch.full((4, 5), VOID)
+    assert torch.equal(erase_unknown(void, torch.zeros(4, 5), 50, 0.5), void)
