@@ -76,8 +76,7 @@ class CocoPanoptic:
                 raise RefineError(f"{json}: images: id {image['id']} is used twice; make ids unique")
             by_id[image["id"]] = image
         self.records = [
-            self._record(annotation, by_id, Path(images), Path(segments))
-            for annotation in content["annotations"]
+            self._record(annotation, by_id, Path(images), Path(segments)) for annotation in content["annotations"]
         ]
         if not self.records:
             raise RefineError(f"{json}: annotations: the list is empty; annotate at least one picture")
@@ -178,9 +177,7 @@ def read_ids(path: Path) -> np.ndarray:
     try:
         data = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
-        raise RefineError(
-            f"{path}: cannot be read ({error.strerror}); check the folder of segments"
-        ) from error
+        raise RefineError(f"{path}: cannot be read ({error.strerror}); check the folder of segments") from error
     bgr = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
     if bgr is None:
         raise RefineError(f"{path}: is damaged or no PNG; write it again")

@@ -78,9 +78,7 @@ def list_images(sources: Sequence[str]) -> list[Path]:
         elif path.exists():
             files = [path]
         else:
-            files = sorted(
-                Path(p) for p in glob.glob(source, recursive=True) if Path(p).suffix.lower() in SUFFIXES
-            )
+            files = sorted(Path(p) for p in glob.glob(source, recursive=True) if Path(p).suffix.lower() in SUFFIXES)
         if not files:
             raise RefineError(f"{source}: no picture there; give a file, a folder or a pattern in quotes")
         found.update(dict.fromkeys(files))

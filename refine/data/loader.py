@@ -44,9 +44,7 @@ class TrainingSet(Dataset):
     def __init__(self, dataset: PanopticDataset, config: AugmentConfig, seed: int) -> None:
         self.dataset = dataset
         self.seed = seed
-        self.augment = Augment(
-            config, dataset.categories.num_things, self._donor if config.copy_paste else None
-        )
+        self.augment = Augment(config, dataset.categories.num_things, self._donor if config.copy_paste else None)
 
     def _donor(self) -> tuple[Tensor, SegmentMap]:
         return self.dataset[int(torch.randint(len(self.dataset), ()))]

@@ -43,11 +43,7 @@ def read_remap(path: str | Path, source: Categories) -> Remap:
             stuff category would become a thing (its segments are not objects).
     """
     content = read_json(path)
-    if (
-        not isinstance(content, dict)
-        or "categories" not in content
-        or not isinstance(content.get("map"), dict)
-    ):
+    if not isinstance(content, dict) or "categories" not in content or not isinstance(content.get("map"), dict):
         raise RefineError(f"{path}: needs `categories` (a list) and `map` (old id -> new id or null)")
     categories = Categories.from_json(content["categories"], str(path))
     target: dict[int, int | None] = {}
@@ -70,8 +66,6 @@ def supercategory_remap(categories: Categories) -> dict[str, Any]:
     groups = sorted({(not c.isthing, c.supercategory or c.name) for c in categories})
     ids = {group: n + 1 for n, group in enumerate(groups)}
     return {
-        "categories": [
-            {"id": n, "name": name, "isthing": int(not stuff)} for (stuff, name), n in ids.items()
-        ],
+        "categories": [{"id": n, "name": name, "isthing": int(not stuff)} for (stuff, name), n in ids.items()],
         "map": {str(c.id): ids[(not c.isthing, c.supercategory or c.name)] for c in categories},
     }

@@ -27,9 +27,7 @@ class Augment:
         donor: draws another sample for copy-paste; None where that is off.
     """
 
-    def __init__(
-        self, config: AugmentConfig, num_things: int, donor: Callable[[], Sample] | None = None
-    ) -> None:
+    def __init__(self, config: AugmentConfig, num_things: int, donor: Callable[[], Sample] | None = None) -> None:
         self.config = config
         self.num_things = num_things
         self.donor = donor
