@@ -23,9 +23,11 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     folder = write_dataset(tmp_path / "data")
     config = exhaustive(tiny_run(folder, tmp_path / "one"))
     config.optim.max_steps, config.optim.warmup_factor = 3, 1.0
+    config.data.val = config.data.train
     one = train(config)
 
     overrides = [*EXHAUSTIVE, "--optim.max_steps=3", "--optim.warmup_factor=1"]
+    overrides += [f"--data.val.{k}={getattr(config.data.train, k)}" for k in ("images", "json", "segments")]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [*torchrun, str(SCRIPT), str(folder), str(tmp_path / "two"), *overrides]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)

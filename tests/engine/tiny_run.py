@@ -79,7 +79,7 @@ def tiny_model(iterations: int = 1) -> ModelConfig:
         rpn=RPNConfig(
             anchor_sizes=[16.0, 24.0, 32.0, 48.0, 64.0], pre_nms_top_n=(200, 100), post_nms_top_n=(100, 50)
         ),
-        box_head=BoxHeadConfig(num_convs=1, conv_channels=32, fc_channels=64, samples=64),
+        box_head=BoxHeadConfig(num_convs=1, conv_channels=32, fc_channels=64, samples=64, max_detections=10),
         mask_head=MaskHeadConfig(num_convs=1, channels=32),
         semantic_head=SemanticHeadConfig(channels=32),
         ibpp=IBPPConfig(iterations=iterations, sem_convs=1, sem_channels=32),
