@@ -1,0 +1,69 @@
+"""refine evaluate"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def run(arguments: Sequence[str], prog: str, description: str) -> None:
+    parser = argparse.ArgumentParser(prog, description=description)
+    files = parser.add_argument_group("result files, no model")
+    files.add_argument("--gt", help="panoptic JSON of the ground truth")
+    files.add_argument("--gt-dir", help="folder of its PNGs")
+    files.add_argument("--pred", help="panoptic JSON of the predictions")
+    files.add_argument("--pred-dir", help="folder of their PNGs")
+    files.add_argument("--workers", type=int, help="threads (default: one per core)")
+    model = parser.add_argument_group("a model on a data set")
+    model.add_argument("--checkpoint", help="name of a shipped model, or a folder")
+    model.add_argument("--images", help="folder of pictures")
+    model.add_argument("--json", help="panoptic JSON")
+    model.add_argument("--segments", help="folder of its PNGs")
+    model.add_argument("--remap", help="file of category changes")
+    model.add_argument("--device", help="cpu, cuda, …")
+    model.add_argument("--method", help="rule of fusion (default: the checkpoint's)")
+    model.add_argument("--max-images", type=int, help="only the first so many")
+    parser.add_argument("--out", required=True, help="JSON to write")
+    parser.add_argument("--worst", type=int, default=5, help="how many of the worst images to list or draw (5)")
+    options = parser.parse_args(arguments)
+    of_files = [options.gt, options.gt_dir, options.pred, options.pred_dir]
+    of_model = [options.checkpoint, options.images, options.json, options.segments]
+    if all(of_files) and not any(of_model):
+        _files(options)
+    elif all(of_model) and not any(of_files):
+        _model(options)
+    else:
+        parser.error("give --gt, --gt-dir, --pred and --pred-dir; or --checkpoint, --images, --json and --segments")
+
+
+def _files(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from refine.evaluation.panoptic_files import evaluate_files
+
+    report = evaluate_files(options.gt, options.gt_dir, options.pred, options.pred_dir, options.workers)
+    report.write(options.out)
+    Console().print(*report.tables())
+    for image in report.worst(options.worst):
+        print(f"worst: {image.file_name} (image {image.image_id}): PQ {100 * image.pq:.1f}")
+    print(f"written to {options.out}")
+
+
+def _model(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from refine.data.coco_panoptic import CocoPanoptic
+    from refine.engine.evaluate import evaluate, write_worst
+    from refine.engine.predictor import Predictor
+
+    dataset = CocoPanoptic(options.images, options.json, options.segments, remap=options.remap)
+    predictor = Predictor(options.checkpoint, device=options.device, method=options.method)
+    evaluation = evaluate(predictor, dataset, average_precision=True, max_images=options.max_images)
+    evaluation.write(options.out)
+    Console().print(*evaluation.report.tables())
+    for name in ("AP_box", "AP_mask"):
+        print(f"{name}: {100 * evaluation.metrics[name]:.1f}")
+    for path in write_worst(evaluation, predictor, dataset, Path(options.out).parent, options.worst):
+        print(f"worst: {path}")
+    print(f"written to {options.out}")

@@ -1,0 +1,55 @@
+"""The command line. Commands import what they need when they run, so that `refine --help` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from refine import __version__
+from refine.errors import RefineError
+
+COMMANDS = {
+    "predict": "panoptic results of pictures: PNG + JSON as COCO has them, and overlays to look at",
+    "evaluate": "PQ (and AP) of a model on a data set, or of result files without any model",
+    "train": "train a model on your own COCO panoptic data, or go on with a run",
+    "check-data": "name every fault of a data set before an hour of training is lost",
+    "info": "parameters, arithmetic and seconds of the networks of configs",
+    "models": "the models that come with the package",
+    "synthesize": "write a data set of procedural scenes with known depth order",
+    "convert": "turn weights of detectron2 or torchvision into a model of ours",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0; or 1 after an error that the user can mend, told in one line; 130 when interrupted. Wrong
+        arguments exit with 2.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="refine",
+        description="Panoptic segmentation by prediction fusion.",
+        epilog="`refine COMMAND --help` tells the options of one command.",
+    )
+    parser.add_argument("--version", action="version", version=f"refine {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, text in COMMANDS.items():
+        commands.add_parser(name, help=text, add_help=False)
+    name = parser.parse_args(arguments[:1]).command
+    module = importlib.import_module(f"refine.cli.{name.replace('-', '_')}")
+    try:
+        module.run(arguments[1:], f"refine {name}", COMMANDS[name])
+    except RefineError as error:
+        print(f"refine: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,21 @@
+"""refine synthesize"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def run(arguments: Sequence[str], prog: str, description: str) -> None:
+    parser = argparse.ArgumentParser(prog, description=description)
+    parser.add_argument("out", help="folder for images/, segments/, panoptic.json and instances.json")
+    parser.add_argument("--images", type=int, required=True, help="how many scenes")
+    parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("H", "W"))
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+
+    from refine.data.synthetic import generate
+
+    generate(Path(options.out), options.images, size=tuple(options.size), seed=options.seed)
+    print(f"written to {options.out}")
