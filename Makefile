@@ -1,0 +1,35 @@
+# `make demo` and `make test` set everything up in .venv first; they need Python ≥ 3.11, make and pip.
+PYTHON ?= python3
+BIN := .venv/bin
+SETUP := .venv/.done
+EXTRAS := --extra demo --extra pretrained --extra build --extra test
+# One thread per process: the tests' tensors are small, and threads that wait for each other cost more.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: demo test test-slow lock clean
+
+demo: $(SETUP) ## panoptic results on real pictures, in out/demo
+	$(BIN)/python examples/demo.py
+
+test: $(SETUP) ## lint, types and the quick tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(TEST) -m "not slow"
+
+test-slow: $(SETUP) ## minutes of training
+	$(TEST) -m slow
+
+lock: ## pin what the commands install; no index addresses
+	$(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header $(EXTRAS) pyproject.toml -o requirements.lock
+
+$(SETUP): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("refine needs Python 3.11 or newer: make PYTHON=python3.12 …")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	touch $@
+
+clean:
+	rm -rf .venv out
