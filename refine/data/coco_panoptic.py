@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from refine.data.id_png import Runs, read_ids
 from refine.data.images import read_image
-from refine.data.remap import Remap, read_remap
-from refine.data.segments import SegmentMap
+from refine.data.instance_file import InstanceFile
+from refine.data.remap import read_remap
+from refine.data.segments import InstanceMasks, SegmentMap, match_segments
 from refine.errors import RefineError
 from refine.files import read_json
 from refine.structures import VOID, Categories
@@ -29,7 +30,7 @@ class Record:
         image: file of the picture.
         segments: file of its id-PNG.
         size: (height, width) in pixels, as the JSON says.
-        ids: [S] int64, segment ids in the PNG.
+        ids: [S] int32, segment ids in the PNG.
         labels: [S] int64, contiguous classes; VOID where a remap drops the category.
         iscrowd: [S] bool.
     """
@@ -46,142 +47,229 @@ class Record:
 class CocoPanoptic:
     """Pictures with their segment maps, of any set of categories.
 
+    The parsed JSON is kept as a few flat arrays: 118,000 pictures take some 40 MB, which worker processes
+    share. Pictures without an annotation are left out.
+
     Args:
         images: folder of the pictures.
         json: panoptic JSON: `images`, `annotations` with `segments_info`, `categories`.
         segments: folder of the id-PNGs (id = R + 256 G + 65536 B, 0 = void).
-        remap: optional file of category changes, see `refine.data.remap`.
+        remap: optional file of category changes, see `refine.data.remap`. Stuff segments that get the same
+            class become one.
+        instances: optional COCO instances JSON with the same category ids. Its masks, which may overlap,
+            then give boxes, labels and masks; the semantic map and `Targets.owner` stay panoptic, and
+            instances are matched to segments by `match_segments`.
 
     Raises:
-        RefineError: the JSON lacks a field, names an unknown category or image, or uses an id twice.
+        RefineError: a JSON lacks a field, names an unknown category or image, or uses an id twice.
     """
 
     def __init__(
-        self, images: str | Path, json: str | Path, segments: str | Path, *, remap: str | Path | None = None
-    ) -> None:
-        self.json = Path(json)
-        content = read_json(self.json)
-        for field in ("images", "annotations", "categories"):
-            if not isinstance(content, dict) or not isinstance(content.get(field), list):
-                raise RefineError(f"{json}: has no list `{field}`; give a COCO panoptic JSON")
-        source = Categories.from_json(content["categories"], str(json))
-        self._remap: Remap | None = read_remap(remap, source) if remap is not None else None
-        self.categories = source if self._remap is None else self._remap.categories
-        self._labels = {
-            c.id: (source.index(c.id) if self._remap is None else self._remap.label(c.id)) for c in source
-        }
-        by_id: dict[Any, Mapping[str, Any]] = {}
-        for image in content["images"]:
-            if image["id"] in by_id:
-                raise RefineError(f"{json}: images: id {image['id']} is used twice; make ids unique")
-            by_id[image["id"]] = image
-        self.records = [
-            self._record(annotation, by_id, Path(images), Path(segments)) for annotation in content["annotations"]
-        ]
-        if not self.records:
-            raise RefineError(f"{json}: annotations: the list is empty; annotate at least one picture")
-
-    def _record(
         self,
-        annotation: Mapping[str, Any],
-        by_id: Mapping[Any, Mapping[str, Any]],
-        images: Path,
-        segments: Path,
-    ) -> Record:
-        image_id = annotation["image_id"]
-        where = f"{self.json}: annotations of image {image_id}"
-        if image_id not in by_id:
-            raise RefineError(f"{where}: no such image in `images`; add it or drop the annotation")
-        image, infos = by_id[image_id], annotation["segments_info"]
-        for info in infos:
-            if info["category_id"] not in self._labels:
-                raise RefineError(
-                    f"{where}: segment {info['id']}: unknown category_id {info['category_id']}; "
-                    f"add it to `categories` or correct it"
-                )
-        ids = np.array([info["id"] for info in infos], dtype=np.int64)
-        if len(np.unique(ids)) != len(ids):
-            raise RefineError(f"{where}: a segment id is used twice; make ids unique within the image")
-        return Record(
-            image_id,
-            images / image["file_name"],
-            segments / annotation["file_name"],
-            (int(image["height"]), int(image["width"])),
-            ids,
-            np.array([self._labels[info["category_id"]] for info in infos], dtype=np.int64),
-            np.array([bool(info.get("iscrowd", 0)) for info in infos], dtype=bool),
-        )
+        images: str | Path,
+        json: str | Path,
+        segments: str | Path,
+        *,
+        remap: str | Path | None = None,
+        instances: str | Path | None = None,
+    ) -> None:
+        self.images, self.json, self.segments = Path(images), Path(json), Path(segments)
+        content = read_panoptic_json(json)
+        source = Categories.from_json(content["categories"], str(json))
+        labels = {category.id: source.index(category.id) for category in source}
+        self.categories = source
+        self._merge_stuff = remap is not None
+        if remap is not None:
+            changes = read_remap(remap, source)
+            self.categories = changes.categories
+            labels = {category.id: changes.label(category.id) for category in source}
+        self._parse(content["images"], content["annotations"], labels)
+        self._instances: InstanceFile | None = None
+        if instances is not None:
+            self._instances = InstanceFile(
+                instances, self._image_ids, self.sizes, labels, self.categories.num_things
+            )
+
+    def _parse(self, images: Sequence[Mapping], annotations: Sequence[Mapping], labels: Mapping[int, int]) -> None:
+        """Check the entries and keep what is needed of them."""
+        by_id: dict[Any, tuple[str, int, int]] = {}
+        for n, image in enumerate(images):
+            where = f"{self.json}: images[{n}]"
+            image_id, name, height, width = (
+                _field(image, field, kind, where)
+                for field, kind in (("id", (int, str)), ("file_name", str), ("height", int), ("width", int))
+            )
+            if image_id in by_id:
+                raise RefineError(f"{where}: id {image_id} is used twice; make ids unique")
+            by_id[image_id] = (name, height, width)
+        self._image_ids: list[int | str] = []
+        names, pngs, sizes, counts, ids, classes, crowd = [], [], [], [], [], [], []
+        for n, annotation in enumerate(annotations):
+            where = f"{self.json}: annotations[{n}]"
+            image_id = _field(annotation, "image_id", (int, str), where)
+            if image_id not in by_id:
+                raise RefineError(f"{where}: image {image_id} is not in `images`; add it, or drop this")
+            infos = _field(annotation, "segments_info", list, where)
+            try:
+                ids += [info["id"] for info in infos]
+                classes += [labels[info["category_id"]] for info in infos]
+                crowd += [bool(info.get("iscrowd", 0)) for info in infos]
+            except (KeyError, TypeError, AttributeError):
+                raise _bad_segment(infos, labels, where) from None
+            self._image_ids.append(image_id)
+            name, height, width = by_id[image_id]
+            names.append(name)
+            pngs.append(_field(annotation, "file_name", str, where))
+            sizes.append((height, width))
+            counts.append(len(infos))
+        if not names:
+            raise RefineError(f"{self.json}: annotations: the list is empty; annotate at least one picture")
+        if len(set(self._image_ids)) < len(names):
+            twice = next(i for i in self._image_ids if self._image_ids.count(i) > 1)
+            raise RefineError(f"{self.json}: annotations: image {twice} is annotated twice; keep one")
+        self._names, self._pngs = np.array(names), np.array(pngs)
+        self._sizes = np.array(sizes, np.int32)
+        self._first = np.cumsum([0, *counts])
+        self._check_ids(ids)
+        self._ids = np.array(ids, np.int32)
+        self._labels, self._crowd = np.array(classes, np.int16), np.array(crowd, bool)
+
+    def _check_ids(self, ids: list[Any]) -> None:
+        """Ids are integers from 1 to 2^24 - 1, each once in its image."""
+        if not all(type(i) is int and 0 < i < 1 << 24 for i in ids):
+            n = next(n for n, i in enumerate(ids) if type(i) is not int or not 0 < i < 1 << 24)
+            problem = f"segment id {ids[n]!r} is not an integer from 1 to 16777215"
+        else:
+            images = np.repeat(np.arange(len(self._names)), np.diff(self._first))
+            keys = images << 24 | np.array(ids, np.int64)
+            _, first = np.unique(keys, return_index=True)
+            if len(first) == len(ids):
+                return
+            n = int(np.setdiff1d(np.arange(len(ids)), first)[0])
+            problem = f"segment id {ids[n]} is used twice"
+        image_id = self._image_ids[int(np.searchsorted(self._first, n, side="right")) - 1]
+        raise RefineError(f"{self.json}: annotations of image {image_id}: {problem}; correct it")
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
         """(height, width) of each picture, from the JSON alone."""
-        return [record.size for record in self.records]
+        return [(height, width) for height, width in self._sizes.tolist()]
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self._names)
+
+    def record(self, index: int) -> Record:
+        """What the JSON says of a picture."""
+        part = slice(self._first[index], self._first[index + 1])
+        return Record(
+            self._image_ids[index],
+            self.images / str(self._names[index]),
+            self.segments / str(self._pngs[index]),
+            (int(self._sizes[index, 0]), int(self._sizes[index, 1])),
+            self._ids[part],
+            self._labels[part].astype(np.int64),
+            self._crowd[part],
+        )
+
+    def name(self, index: int) -> tuple[int | str, str]:
+        """(image id, file name) of a picture."""
+        return self._image_ids[index], Path(str(self._names[index])).name
 
     def __getitem__(self, index: int) -> tuple[Tensor, SegmentMap]:
         """The picture, Tensor[3, H, W] uint8 RGB, and its segment map.
 
+        A picture with an EXIF turn is turned if it then has the size of its PNG, and left as stored if it
+        has that size so.
+
         Raises:
             RefineError: a file is missing or damaged, sizes differ, or ids of PNG and JSON differ.
         """
-        record = self.records[index]
-        image = read_image(record.image)
+        record = self.record(index)
         ids = read_ids(record.segments)
-        if ids.shape != tuple(image.shape[1:]):
+        if ids.shape != record.size:
             raise RefineError(
-                f"{record.segments}: {ids.shape[1]} × {ids.shape[0]} pixels, but {record.image} has "
-                f"{image.shape[2]} × {image.shape[1]}; make them equal"
+                f"{record.segments}: {_pixels(ids.shape)}, but {self.json} says {_pixels(record.size)}; "
+                f"correct `height` and `width`, or the PNG"
             )
-        return image, self._segment_map(ids, record)
-
-    def name(self, index: int) -> tuple[int | str, str]:
-        """(image id, file name) of a picture."""
-        record = self.records[index]
-        return record.image_id, record.image.name
+        image = read_image(record.image, record.size)
+        if tuple(image.shape[1:]) != record.size:
+            raise RefineError(
+                f"{record.image}: {_pixels(image.shape[1:])}, but {record.segments} has "
+                f"{_pixels(record.size)}; make them equal"
+            )
+        segments = self._segment_map(ids, record)
+        if self._instances is not None:
+            masks, labels, iscrowd = self._instances.read(index)
+            match = match_segments(segments, masks, labels, iscrowd)
+            segments.instances = InstanceMasks(masks, labels, iscrowd, match)
+        return image, segments
 
     def _segment_map(self, ids: np.ndarray, record: Record) -> SegmentMap:
-        order = np.argsort(record.ids)
-        known = record.ids[order]
-        place = np.searchsorted(known, ids).clip(max=max(len(known) - 1, 0))
-        found = known[place] == ids if len(known) else np.zeros(ids.shape, bool)
-        unknown = ids[~found & (ids != 0)]
+        runs = Runs.of(ids)
+        place = runs.find(record.ids)
+        unknown = runs.ids[(place < 0) & (runs.ids != 0)]
         if unknown.size:
             raise RefineError(
-                f"{record.segments}: id {unknown.flat[0]} is not in segments_info of image {record.image_id} "
+                f"{record.segments}: id {unknown[0]} is not in segments_info of image {record.image_id} "
                 f"({self.json}); add it or paint the pixels 0"
             )
-        index = np.where(found, order[place] if len(known) else 0, -1)
-        absent = np.flatnonzero(np.bincount(index[index >= 0], minlength=len(known)) == 0)
+        absent = np.setdiff1d(np.arange(len(record.ids)), place)
         if absent.size:
             raise RefineError(
                 f"{self.json}: image {record.image_id}: segment {record.ids[absent[0]]} has no pixel in "
                 f"{record.segments}; drop it"
             )
-        dropped = np.append(record.labels == VOID, False)  # by a remap; index -1 is void already
-        index = np.where(dropped[index], -1, index)
+        target = np.append(self._merged(record), -1)  # of each place; -1 is void already
         return SegmentMap(
-            torch.from_numpy(index.astype(np.int32)),
+            torch.from_numpy(runs.spread(target[place].astype(np.int32))),
             torch.from_numpy(record.labels),
             torch.from_numpy(record.iscrowd),
         )
 
+    def _merged(self, record: Record) -> np.ndarray:
+        """Segment that each segment becomes by the remap: [S] int64, -1 = void."""
+        target = np.arange(len(record.ids))
+        if self._merge_stuff:
+            stuff = np.flatnonzero(record.labels >= self.categories.num_things)
+            _, first, group = np.unique(record.labels[stuff], return_index=True, return_inverse=True)
+            target[stuff] = stuff[first[group]]
+            target[record.labels == VOID] = -1
+        return target
 
-def read_ids(path: Path) -> np.ndarray:
-    """Segment ids of an id-PNG: [H, W] int32.
+
+def read_panoptic_json(path: str | Path) -> dict[str, Any]:
+    """Read a panoptic JSON, entries unchecked.
 
     Raises:
-        RefineError: missing, damaged, or not an RGB PNG.
+        RefineError: not a JSON with the lists `images`, `annotations` and `categories`.
     """
-    try:
-        data = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise RefineError(f"{path}: cannot be read ({error.strerror}); check the folder of segments") from error
-    bgr = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
-    if bgr is None:
-        raise RefineError(f"{path}: is damaged or no PNG; write it again")
-    if bgr.ndim != 3 or bgr.shape[2] < 3 or bgr.dtype != np.uint8:
-        raise RefineError(f"{path}: is not an RGB PNG of 8 bits; write id = R + 256 G + 65536 B")
-    parts = bgr.astype(np.int32)
-    return parts[..., 2] + (parts[..., 1] << 8) + (parts[..., 0] << 16)
+    content = read_json(path)
+    for field in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(field), list):
+            raise RefineError(f"{path}: has no list `{field}`; give a COCO panoptic JSON")
+    return content
+
+
+def _field(entry: Mapping[str, Any], field: str, kind: type | tuple[type, ...], where: str) -> Any:
+    value = entry.get(field) if isinstance(entry, dict) else None
+    if not isinstance(value, kind):
+        raise RefineError(f"{where}.{field} is {value!r}; give it as COCO panoptic JSON has it")
+    return value
+
+
+def _bad_segment(infos: Sequence[Any], labels: Mapping[int, int], where: str) -> RefineError:
+    """What is wrong with the first bad entry of `segments_info`."""
+    for k, info in enumerate(infos):
+        entry = f"{where}.segments_info[{k}]"
+        for field in ("id", "category_id"):
+            if not isinstance(info, dict) or not isinstance(info.get(field), int):
+                return RefineError(f"{entry}: has no integer `{field}`; give it")
+        if info["category_id"] not in labels:
+            return RefineError(
+                f"{entry}: unknown category_id {info['category_id']}; add it to `categories` or correct it"
+            )
+    raise AssertionError(f"{where}: no bad segment")
+
+
+def _pixels(size: Sequence[int]) -> str:
+    return f"{size[1]} × {size[0]} pixels"

@@ -18,12 +18,14 @@ MAX_PIXELS = 1 << 28
 """A picture of more pixels is refused: decoded and in floats it would need gigabytes."""
 
 
-def read_image(path: str | Path) -> Tensor:
+def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
     """Decode a picture, turned upright by its EXIF tag.
 
     Args:
         path: of any format that Pillow reads; grey, palette, CMYK and 16-bit become 8-bit RGB (16-bit is
             scaled from its own range), transparent pixels are laid over white.
+        size: (H, W) of its annotation: a picture that has this size as stored, and not when turned, is not
+            turned.
 
     Returns:
         Tensor[3, H, W] uint8 RGB.
@@ -41,7 +43,7 @@ def read_image(path: str | Path) -> Tensor:
                     f"{path}: {image.width} × {image.height} pixels are more than {MAX_PIXELS}; tile it"
                 )
             image.load()
-            return from_pil(image)
+            return from_pil(image, size)
     except FileNotFoundError as error:
         raise RefineError(f"{path}: no such file; check the path") from error
     except UnidentifiedImageError as error:
@@ -50,9 +52,11 @@ def read_image(path: str | Path) -> Tensor:
         raise RefineError(f"{path}: is damaged or cut off ({error}); copy or export it again") from error
 
 
-def from_pil(image: Image.Image) -> Tensor:
-    """A Pillow image of any mode, turned upright -> Tensor[3, H, W] uint8 RGB."""
-    image = ImageOps.exif_transpose(image)
+def from_pil(image: Image.Image, size: tuple[int, int] | None = None) -> Tensor:
+    """A Pillow image of any mode, turned upright (see `read_image`) -> Tensor[3, H, W] uint8 RGB."""
+    upright = ImageOps.exif_transpose(image)
+    if size is None or upright.size == (size[1], size[0]) or image.size != (size[1], size[0]):
+        image = upright
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.asarray(image, dtype=np.float32)
         top = 65535.0 if values.max(initial=0) > 255 else 255.0

@@ -56,7 +56,8 @@ class TrainingSet(Dataset):
         """The sample of `key` = (epoch, index)."""
         epoch, index = key
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_mix(self.seed, epoch, index))
+            # Not torch.manual_seed: without workers it would reseed the GPU's generator for the training.
+            torch.default_generator.manual_seed(_mix(self.seed, epoch, index))
             image, segments = self.augment(*self.dataset[index])
         image_id, file_name = self.dataset.name(index)
         return image, segments.targets(self.dataset.categories.num_things, image_id, file_name)

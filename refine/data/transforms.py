@@ -10,7 +10,7 @@ import torchvision.transforms.v2.functional as F
 from torch import Tensor
 
 from refine.data.config import AugmentConfig
-from refine.data.segments import SegmentMap
+from refine.data.segments import InstanceMasks, SegmentMap
 
 Sample = tuple[Tensor, SegmentMap]
 """Tensor[3, H, W] uint8 RGB and the map of the same size."""
@@ -50,25 +50,35 @@ class Augment:
         factor = low + (high - low) * float(torch.rand(()))
         scale = factor * fit_scale((image.shape[1], image.shape[2]), short, config.long)
         size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[2] * scale)))
-        # Crop before resizing would be cheaper still, but this keeps the crop's size exact.
-        image, index = resize(image, size), resize_map(segments.index, size)
+        image = resize(image, size)
+        segments = segments.moved(lambda maps: resize_map(maps, size))
+        moves: list[Callable[[Tensor], Tensor]] = []
         if config.crop is not None:
             height, width = min(config.crop[0], size[0]), min(config.crop[1], size[1])
             top = int(torch.randint(size[0] - height + 1, ()))
             left = int(torch.randint(size[1] - width + 1, ()))
-            image = image[:, top : top + height, left : left + width]
-            index = index[top : top + height, left : left + width]
+            moves.append(lambda maps: maps[..., top : top + height, left : left + width])
         if _chance(config.flip):
-            image, index = image.flip(-1), index.flip(-1)
+            moves.append(lambda maps: maps.flip(-1))
         if _chance(config.flip_vertical):
-            image, index = image.flip(-2), index.flip(-2)
+            moves.append(lambda maps: maps.flip(-2))
         if _chance(config.rotate):
-            image, index = image.rot90(1, (-2, -1)), index.rot90(1, (-2, -1))
-        return image, segments.with_index(index.contiguous())
+            moves.append(lambda maps: maps.rot90(1, (-2, -1)))
+
+        def move(maps: Tensor) -> Tensor:
+            for step in moves:
+                maps = step(maps)
+            return maps.contiguous()
+
+        return move(image), segments.moved(move)
 
 
 def copy_paste(sample: Sample, donor: Sample, num_things: int) -> Sample:
-    """Lay a random half of the donor's things over a sample; what they cover is covered."""
+    """Lay a random half of the donor's things over a sample; what they cover is covered.
+
+    Only the visible parts of instances travel, and of the sample's instances only those parts stay that are
+    not covered; what nothing is left of vanishes from the targets.
+    """
     (image, segments), (other, theirs) = sample, donor
     height, width = min(image.shape[1], other.shape[1]), min(image.shape[2], other.shape[2])
     index = theirs.index[:height, :width]
@@ -80,8 +90,32 @@ def copy_paste(sample: Sample, donor: Sample, num_things: int) -> Sample:
     image[:, :height, :width] = torch.where(pasted, other[:, :height, :width], image[:, :height, :width])
     shifted = index + len(segments.labels)  # their ids come after ours
     new_index[:height, :width] = torch.where(pasted, shifted, new_index[:height, :width])
+    instances = None
+    if segments.instances is not None and theirs.instances is not None:
+        instances = _paste_instances(segments, theirs, chosen, pasted)
     return image, SegmentMap(
-        new_index, torch.cat([segments.labels, theirs.labels]), torch.cat([segments.iscrowd, theirs.iscrowd])
+        new_index,
+        torch.cat([segments.labels, theirs.labels]),
+        torch.cat([segments.iscrowd, theirs.iscrowd]),
+        instances,
+    )
+
+
+def _paste_instances(segments: SegmentMap, theirs: SegmentMap, chosen: Tensor, pasted: Tensor) -> InstanceMasks:
+    ours, new = segments.instances, theirs.instances
+    assert ours is not None and new is not None
+    height, width = pasted.shape
+    new = new[torch.isin(new.segment, chosen)]
+    covered = ours.masks.clone()
+    covered[:, :height, :width] &= ~pasted
+    visible = theirs.index[:height, :width] == new.segment[:, None, None]
+    arrived = covered.new_zeros(len(new.labels), *covered.shape[1:])
+    arrived[:, :height, :width] = visible
+    return InstanceMasks(
+        torch.cat([covered, arrived]),
+        torch.cat([ours.labels, new.labels]),
+        torch.cat([ours.iscrowd, new.iscrowd]),
+        torch.cat([ours.segment, new.segment + len(segments.labels)]),
     )
 
 
@@ -101,9 +135,9 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     return F.resize(image, list(size), antialias=True)
 
 
-def resize_map(index: Tensor, size: tuple[int, int]) -> Tensor:
-    """Nearest: Tensor[H, W] integer -> Tensor[size]."""
-    return F.resize(index[None], list(size), interpolation=T.InterpolationMode.NEAREST)[0]
+def resize_map(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Nearest, by pixel centres: Tensor[N, H, W] integer below 2^24 -> Tensor[N, *size]."""
+    return F.resize(maps, list(size), interpolation=T.InterpolationMode.NEAREST_EXACT)
 
 
 def _chance(probability: float) -> bool:
