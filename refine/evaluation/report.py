@@ -109,9 +109,7 @@ class PQReport:
             group = self.group(isthing)
             summary.add_row(name, *(f"{100 * group[k]:.1f}" for k in ("pq", "sq", "rq")), str(group["n"]))
         detail = Table("class", "kind", "PQ", "SQ", "RQ", "TP", "FP", "FN")
-        for c in sorted(
-            (c for c in self.classes if c.present), key=lambda c: (not c.category.isthing, -c.pq)
-        ):
+        for c in sorted((c for c in self.classes if c.present), key=lambda c: (not c.category.isthing, -c.pq)):
             detail.add_row(
                 c.category.name,
                 "thing" if c.category.isthing else "stuff",

@@ -70,7 +70,9 @@ def by_pycocotools(scenes, kind):
                     "image_id": n,
                     "category_id": CATEGORIES[int(instances.labels[m])].id,
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "segmentation": coco_mask.encode(np.asfortranarray(instances.masks[m].numpy().astype(np.uint8))),
+                    "segmentation": coco_mask.encode(
+                        np.asfortranarray(instances.masks[m].numpy().astype(np.uint8))
+                    ),
                     "score": float(instances.scores[m]),
                 }
             )
@@ -101,8 +103,16 @@ def test_equals_pycocotools(kind):
 def test_no_detection_is_zero():
     targets, _ = scene(0)
     ap = AveragePrecision(CATEGORIES)
-    ap.update(targets, Instances((120, 120), torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64),
-                                 masks=torch.zeros(0, 120, 120, dtype=torch.bool)))
+    ap.update(
+        targets,
+        Instances(
+            (120, 120),
+            torch.zeros(0, 4),
+            torch.zeros(0),
+            torch.zeros(0, dtype=torch.int64),
+            masks=torch.zeros(0, 120, 120, dtype=torch.bool),
+        ),
+    )
     assert ap.compute()["segm"]["AP"] == 0
 
 
