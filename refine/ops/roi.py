@@ -16,9 +16,7 @@ def to_rois(boxes: Sequence[Tensor]) -> Tensor:
     return torch.cat([index, torch.cat(list(boxes))], dim=1)
 
 
-def assign_levels(
-    boxes: Tensor, levels: int, canonical_size: float = 224.0, canonical_level: int = 2
-) -> Tensor:
+def assign_levels(boxes: Tensor, levels: int, canonical_size: float = 224.0, canonical_level: int = 2) -> Tensor:
     """Pyramid level of each box: floor(k0 + log2(sqrt(area) / 224)), FPN paper eq. 1.
 
     Args:

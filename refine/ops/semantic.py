@@ -6,8 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BAND = 128
-"""Rows of the output computed at a time: bounds the memory of the full-size logits."""
+from refine.ops.upsample import labels_and_confidence_x4
+
+BAND = 32
+"""Output rows computed at a time: bounds the memory of the full-size logits."""
+
+BLOCK = 64
+"""Output columns computed at a time: interpolation is a small dense matrix product for so few."""
 
 
 def semantic_map(
@@ -16,7 +21,8 @@ def semantic_map(
     """Upsample logits, take the best class and its softmax probability.
 
     Logits go ×`stride` (bilinear, align_corners=False), padding is cut off, and what is left is resized
-    to the output (bilinear), where its size differs: as detectron2 does.
+    to the output (bilinear), where its size differs: as detectron2 does. (BCC-Net resizes the labels
+    instead, by the nearest pixel, after Unknown Erasing; here that runs at the output size.)
 
     Args:
         logits: Tensor[L, h, w], of a padded network input of h·stride × w·stride pixels.
@@ -25,13 +31,39 @@ def semantic_map(
         stride: input pixels per logit.
 
     Returns:
-        labels: Tensor[output_size] int64, 0..L-1.
+        labels: Tensor[output_size] int64, 0..L-1, the first of equals.
         confidence: Tensor[output_size] float32, 0-1.
     """
-    full = F.interpolate(logits[None].float(), scale_factor=stride, mode="bilinear", align_corners=False)
-    full = full[..., : image_size[0], : image_size[1]]
-    if image_size != output_size:
-        full = F.interpolate(full, size=output_size, mode="bilinear", align_corners=False)
-    best, labels = full[0].max(0)
-    confidence = torch.exp(best - full[0].logsumexp(0))
+    logits = logits.detach().float()
+    if stride == 4 and tuple(image_size) == tuple(output_size) and logits.device.type == "cpu":
+        return labels_and_confidence_x4(logits, image_size)
+    height, width = output_size
+    vertical = _weights(logits, 1, image_size[0], height, stride)  # h × H
+    horizontal = _weights(logits, 2, image_size[1], width, stride)  # w × W
+    labels = torch.empty(height, width, dtype=torch.int64, device=logits.device)
+    confidence = torch.empty(height, width, device=logits.device)
+    column_ranges = [(x, *_support(horizontal[:, x : x + BLOCK])) for x in range(0, width, BLOCK)]
+    for y in range(0, height, BAND):
+        top, bottom = _support(vertical[:, y : y + BAND])
+        rows = vertical[top:bottom, y : y + BAND].T @ logits[:, top:bottom]  # L × band × w
+        for x, left, right in column_ranges:
+            part = rows[:, :, left:right] @ horizontal[left:right, x : x + BLOCK]  # L × band × block
+            best, label = part.max(0)
+            labels[y : y + BAND, x : x + BLOCK] = label
+            confidence[y : y + BAND, x : x + BLOCK] = 1 / part.sub_(best).exp_().sum(0)
     return labels, confidence
+
+
+def _weights(logits: Tensor, axis: int, image: int, output: int, stride: int) -> Tensor:
+    """Both interpolations along one axis as one matrix: Tensor[logits.shape[axis], output]."""
+    samples = torch.eye(logits.shape[axis], device=logits.device)[None]
+    full = F.interpolate(samples, scale_factor=stride, mode="linear", align_corners=False)[..., :image]
+    if image != output:
+        full = F.interpolate(full, size=output, mode="linear", align_corners=False)
+    return full[0]
+
+
+def _support(weights: Tensor) -> tuple[int, int]:
+    """First row with a weight, and the one after the last."""
+    rows = weights.any(1).nonzero()
+    return int(rows[0]), int(rows[-1]) + 1
