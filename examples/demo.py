@@ -21,7 +21,8 @@ OUT = Path("out/demo")
 def packaged_pictures() -> list[Path]:
     """Microscopy of stained tissue that lies inside scikit-image's wheel."""
     spec = find_spec("skimage")
-    assert spec is not None and spec.origin is not None, "`make demo` installs scikit-image"
+    assert spec is not None
+    assert spec.origin is not None
     return [Path(spec.origin).parent / "data" / "ihc.png"]
 
 

@@ -26,9 +26,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RefineError(
-            f"{path.parent}: cannot make this folder ({error.strerror}); name another"
-        ) from error
+        raise RefineError(f"{path.parent}: cannot make this folder ({error.strerror}); name another") from error
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
     try:
         yield temporary

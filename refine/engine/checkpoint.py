@@ -201,9 +201,7 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
             f"{tuple(own[first].shape)} in the model"
         )
     if problems:
-        raise RefineError(
-            f"{path}: does not fit the config: {'; '.join(problems)}; use the model's own config"
-        )
+        raise RefineError(f"{path}: does not fit the config: {'; '.join(problems)}; use the model's own config")
     model.load_state_dict({k: v.to(own[k].dtype) for k, v in weights.items()})
 
 
@@ -225,9 +223,7 @@ def load_matching(model: torch.nn.Module, folder: Path) -> list[str]:
     weights, own = read_weights(path), model.state_dict()
     fitting = {k: v.to(own[k].dtype) for k, v in weights.items() if k in own and own[k].shape == v.shape}
     if not fitting:
-        raise RefineError(
-            f"init: no tensor of {path} fits the model; start from one of the same architecture"
-        )
+        raise RefineError(f"init: no tensor of {path} fits the model; start from one of the same architecture")
     model.load_state_dict(fitting, strict=False)
     return [k for k in own if k not in fitting]
 
@@ -269,6 +265,4 @@ def _from_hub(repository: str) -> Path:
     try:
         return Path(snapshot_download(repository, allow_patterns=["config.json", "model.safetensors"]))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise RefineError(
-            f"hf://{repository}: cannot be fetched ({error}); check the name and access"
-        ) from error
+        raise RefineError(f"hf://{repository}: cannot be fetched ({error}); check the name and access") from error

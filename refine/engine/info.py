@@ -103,8 +103,6 @@ def hardware(device: str = "cpu") -> str:
     cpu = "CPU"
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = [
-            x.split(":", 1)[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")
-        ]
+        names = [x.split(":", 1)[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")]
         cpu = names[0] if names else cpu
     return f"{cpu}, {torch.get_num_threads()} threads"

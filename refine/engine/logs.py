@@ -38,9 +38,7 @@ class RunLog:
         self.path = out / "log.jsonl"
         _drop_after(self.path, step)
         self.file = self.path.open("a", encoding="utf-8", buffering=1)
-        self.board = (
-            SummaryWriter(str(out / "tensorboard"), purge_step=step + 1) if config.tensorboard else None
-        )
+        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1) if config.tensorboard else None
         self.console = Console(stderr=True)
         self.bar = Progress(
             TextColumn("[bold]train"),

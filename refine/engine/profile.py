@@ -57,9 +57,7 @@ def staged(model: PanopticModel, count_flops: bool = False) -> Iterator[dict[str
         (model.ibpp, "semantic_step", "semantics"),
     ]
     for t, head in enumerate(model.ibpp.mask_heads, 1):
-        watched.append(
-            (head.from_features, "forward", f"masks {t}" if len(model.ibpp.mask_heads) > 1 else "masks")
-        )
+        watched.append((head.from_features, "forward", f"masks {t}" if len(model.ibpp.mask_heads) > 1 else "masks"))
     for t, head in enumerate(model.ibpp.semantic_heads, 1):
         shared = len(model.ibpp.semantic_heads) == 1
         watched.append((head.from_features, "forward", "semantics" if shared else f"semantics {t}"))

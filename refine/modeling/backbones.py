@@ -88,9 +88,7 @@ class ResNet(Backbone):
                 if i == 0 and (stride > 1 or in_channels != self.channels[n]):
                     conv = nn.Conv2d(in_channels, self.channels[n], 1, stride, bias=False)
                     shortcut = nn.Sequential(conv, norm(self.channels[n]))
-                blocks.append(
-                    block(in_channels, planes[n], stride, shortcut, groups, base_width, norm_layer=norm)
-                )
+                blocks.append(block(in_channels, planes[n], stride, shortcut, groups, base_width, norm_layer=norm))
                 in_channels = self.channels[n]
             self.add_module(f"layer{n + 1}", nn.Sequential(*blocks))
         for module in self.modules():
@@ -135,9 +133,7 @@ def _make_deformable(stage: nn.Module, modulated: bool) -> None:
     for block in stage.children():
         conv = block.conv2
         assert isinstance(conv, nn.Conv2d)
-        block.conv2 = DeformableConv(
-            conv.in_channels, conv.out_channels, conv.stride[0], conv.groups, modulated
-        )
+        block.conv2 = DeformableConv(conv.in_channels, conv.out_channels, conv.stride[0], conv.groups, modulated)
 
 
 class TimmBackbone(Backbone):

@@ -218,8 +218,7 @@ class BoxHeads(nn.Module):
             boxes = list(decode_boxes(deltas, torch.cat(boxes), self.weights(stage)).split(counts))
         probabilities = torch.stack(scores).mean(0).split(counts)
         return [
-            self._detect(b, p[:, :-1], size)
-            for b, p, size in zip(boxes, probabilities, image_sizes, strict=True)
+            self._detect(b, p[:, :-1], size) for b, p, size in zip(boxes, probabilities, image_sizes, strict=True)
         ]
 
     def _detect(self, boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> Instances:

@@ -167,9 +167,7 @@ class OcclusionConfig:
         pair_overlap: pairs count that overlap by this share of either mask (ρ).
     """
 
-    cues: list[Literal["mask", "feature", "label"]] = field(
-        default_factory=lambda: ["mask", "feature", "label"]
-    )
+    cues: list[Literal["mask", "feature", "label"]] = field(default_factory=lambda: ["mask", "feature", "label"])
     conv_channels: int = 512
     fc_channels: int = 1024
     pair_overlap: float = 0.2

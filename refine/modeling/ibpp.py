@@ -95,9 +95,7 @@ class IBPP(nn.Module):
             f_ins = f_ins + align(features, rois, self.pool_size, self.roi_sampling, STRIDE)
         return Boxes(rois, labels, scores, f_ins)
 
-    def instance_step(
-        self, t: int, boxes: Boxes, sem_logits: Tensor, projected: Tensor | None = None
-    ) -> Tensor:
+    def instance_step(self, t: int, boxes: Boxes, sem_logits: Tensor, projected: Tensor | None = None) -> Tensor:
         """Mask logits m^(t) (equations 3 and 4).
 
         Args:

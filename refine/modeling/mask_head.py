@@ -30,9 +30,7 @@ class MaskHead(nn.Module):
         num_semantic: L, channels of p_sem; 0 for none.
     """
 
-    def __init__(
-        self, config: MaskHeadConfig, in_channels: int, num_classes: int, num_semantic: int = 0
-    ) -> None:
+    def __init__(self, config: MaskHeadConfig, in_channels: int, num_classes: int, num_semantic: int = 0) -> None:
         super().__init__()
         width = config.channels
         self.from_features = nn.Conv2d(in_channels, width, 3, padding=1, bias=config.norm == "none")
@@ -75,9 +73,7 @@ class MaskHead(nn.Module):
         return logits.unflatten(1, x.shape[2:])
 
 
-def mask_targets(
-    masks: Sequence[Tensor], boxes: Sequence[Tensor], matched: Sequence[Tensor], size: int
-) -> Tensor:
+def mask_targets(masks: Sequence[Tensor], boxes: Sequence[Tensor], matched: Sequence[Tensor], size: int) -> Tensor:
     """Ground-truth masks cropped to boxes.
 
     Args:

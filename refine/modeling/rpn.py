@@ -79,9 +79,7 @@ class RegionProposals(nn.Module):
             anchors.append(_place(cell, x.shape[-2], x.shape[-1], stride))
         return RPNOutput(objectness, deltas, anchors)
 
-    def propose(
-        self, output: RPNOutput, image_sizes: Sequence[tuple[int, int]], training: bool
-    ) -> list[Tensor]:
+    def propose(self, output: RPNOutput, image_sizes: Sequence[tuple[int, int]], training: bool) -> list[Tensor]:
         """The best boxes of each image after NMS within each level.
 
         Args:
@@ -114,9 +112,8 @@ class RegionProposals(nn.Module):
         all_boxes, all_logits, level = torch.cat(boxes, 1), torch.cat(logits, 1), torch.cat(levels)
         proposals = []
         for image_boxes, image_logits, size in zip(all_boxes, all_logits, image_sizes, strict=True):
-            clipped = clip_boxes(image_boxes, size)
-            valid = is_nonempty(clipped) & image_boxes.isfinite().all(1) & image_logits.isfinite()
-            place = torch.nonzero(valid).squeeze(1)
+            clipped = clip_boxes(image_boxes, size)  # infinite boxes become empty, as do those outside
+            place = torch.nonzero(is_nonempty(clipped) & image_logits.isfinite()).squeeze(1)
             clipped, image_logits = clipped[place], image_logits[place]
             keep = nms(clipped, image_logits, level[place], self.config.nms)[:after]
             proposals.append((clipped[keep], image_logits[keep]))
@@ -153,8 +150,7 @@ class RegionProposals(nn.Module):
         count = torch.full((), float(self.config.samples * len(targets)), device=anchors.device)
         count = mean_over_processes(count)
         return {
-            "loss_rpn_objectness": F.binary_cross_entropy_with_logits(objectness, truth, reduction="sum")
-            / count,
+            "loss_rpn_objectness": F.binary_cross_entropy_with_logits(objectness, truth, reduction="sum") / count,
             "loss_rpn_box": F.l1_loss(moved, torch.cat(wanted), reduction="sum") / count,
         }
 

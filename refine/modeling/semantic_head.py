@@ -132,6 +132,4 @@ def semantic_loss(logits: Tensor, sem_seg: Tensor, full_size: bool) -> Tensor:
 def pad_labels(labels: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     """Label maps of different sizes -> Tensor[B, H, W] int64, `VOID` at the right and the bottom."""
     height, width = size
-    return torch.stack(
-        [F.pad(x, (0, width - x.shape[1], 0, height - x.shape[0]), value=VOID) for x in labels]
-    )
+    return torch.stack([F.pad(x, (0, width - x.shape[1], 0, height - x.shape[0]), value=VOID) for x in labels])

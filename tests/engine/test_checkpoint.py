@@ -81,9 +81,7 @@ def test_weights_of_another_config_name_what_differs(saved: SavedModel, tmp_path
     description["model"]["box_head"]["fc_channels"] = 128
     description["model"]["ibpp"]["iterations"] = 2
     path.write_text(json.dumps(description))
-    with pytest.raises(
-        RefineError, match=r"missing, first ibpp\.\S+.*another shape, first box_heads\S+: \(64"
-    ):
+    with pytest.raises(RefineError, match=r"missing, first ibpp\.\S+.*another shape, first box_heads\S+: \(64"):
         load_model(tmp_path / "model")
 
 
@@ -127,9 +125,7 @@ def test_damaged_or_absent_weights(saved: SavedModel, tmp_path: Path) -> None:
         load_model(tmp_path / "nothing_here")
 
 
-def test_shipped_models_go_by_name(
-    saved: SavedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shipped_models_go_by_name(saved: SavedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path)
     save_model(tmp_path / "cells", saved)
     assert checkpoint.shipped_models() == ["cells"]

@@ -22,9 +22,7 @@ SCRIPT = Path(__file__).with_name("tiny_run.py")
 
 def kill_at(step: int, folder: Path, out: Path) -> None:
     """Start a run in a process of its own and send SIGKILL once it has logged this step."""
-    process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(folder), str(out)], stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([sys.executable, str(SCRIPT), str(folder), str(out)], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         log = out / "log.jsonl"

@@ -73,16 +73,12 @@ def test_loss_that_is_not_finite_stops_the_run(config: RunConfig, monkeypatch: p
 
     monkeypatch.setattr(PanopticModel, "loss", poisoned)
     config.optim.max_steps = 9
-    with pytest.raises(
-        RefineError, match=r"step 4: .*loss_bad = \S*(inf|nan).*images 0\d\d\.png, .*optim\.lr"
-    ):
+    with pytest.raises(RefineError, match=r"step 4: .*loss_bad = \S*(inf|nan).*images 0\d\d\.png, .*optim\.lr"):
         train(config)
     assert (Path(config.out) / "last").read_text().strip() == "step_000003"
 
 
-def test_gradient_that_is_not_finite_leaves_the_weights(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradient_that_is_not_finite_leaves_the_weights(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     from refine.modeling.model import PanopticModel
 
     loss = PanopticModel.loss

@@ -240,9 +240,7 @@ def test_detections_equal_torchvision():
     with torch.no_grad():
         logits, deltas = heads.stages[0](roi_align_levels(x, to_rois(proposals), 7, 2))
     c = heads.config
-    theirs = RoIHeads(
-        None, None, None, 0.5, 0.5, 1, 0.5, (10.0, 10.0, 5.0, 5.0), c.score_threshold, c.nms, 30
-    )
+    theirs = RoIHeads(None, None, None, 0.5, 0.5, 1, 0.5, (10.0, 10.0, 5.0, 5.0), c.score_threshold, c.nms, 30)
     # There background is class 0, with a box of its own that is never used.
     logits = torch.cat([logits[:, -1:], logits[:, :-1]], 1)
     deltas = torch.cat([torch.zeros(len(deltas), 4), deltas], 1)

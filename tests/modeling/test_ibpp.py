@@ -102,9 +102,7 @@ def test_without_iterations_semantics_stay_and_masks_see_only_instance_features(
     boxes, features, logits = make_inputs(module)
     masks, out = module.predict(boxes, features, logits)
     assert out is logits
-    expected = torch.sigmoid(
-        module.mask_heads[0](module.mask_heads[0].from_features(boxes.features), boxes.labels)
-    )
+    expected = torch.sigmoid(module.mask_heads[0](module.mask_heads[0].from_features(boxes.features), boxes.labels))
     torch.testing.assert_close(masks, expected)
     assert not module.semantic_heads
 

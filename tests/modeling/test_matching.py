@@ -35,6 +35,7 @@ def test_rescue_by_hand():
     boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 20], [10, 0, 20, 20], [50, 50, 60, 60]]).float()
     assert match(boxes, target, 0.3, 0.7)[0].tolist() == [0, -1, -1, 0]
     assert match(boxes, target, 0.3, 0.7, rescue=True)[0].tolist() == [0, 1, 1, 0]
+    assert match(boxes, target, 0.5, 0.5)[0].tolist() == [0, 1, 1, 0]  # a threshold itself is enough
     # An object that no box touches rescues none.
     far = make_targets([[100, 100, 120, 120]])
     assert match(boxes, far, 0.3, 0.7, rescue=True)[0].tolist() == [0, 0, 0, 0]

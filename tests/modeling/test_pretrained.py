@@ -72,9 +72,7 @@ def test_lite_recognises_a_cat(classifier: torch.nn.Module) -> None:
         ("000000005037", BUSES),
     ],
 )
-def test_lite_recognises_coco(
-    classifier: torch.nn.Module, shared_dir: Path, name: str, classes: set[int]
-) -> None:
+def test_lite_recognises_coco(classifier: torch.nn.Module, shared_dir: Path, name: str, classes: set[int]) -> None:
     picture = Image.open(shared_dir / f"data/coco_panoptic/images/val/{name}.jpg")
     assert classes & set(top5(classifier, picture))
 

@@ -20,8 +20,7 @@ SIZE = (128, 192)
 def pyramid(channels=8, batch=1, size=SIZE, seed=0):
     g = torch.Generator().manual_seed(seed)
     return [
-        torch.randn(batch, channels, -(-size[0] // s), -(-size[1] // s), generator=g)
-        for s in (4, 8, 16, 32, 64)
+        torch.randn(batch, channels, -(-size[0] // s), -(-size[1] // s), generator=g) for s in (4, 8, 16, 32, 64)
     ]
 
 
@@ -77,9 +76,7 @@ def test_outputs_belong_to_their_anchors():
     y, column, a = 5, 7, 2
     place = (y * 24 + column) * 3 + a
     torch.testing.assert_close(output.objectness[1][1, place], rpn.objectness(hidden)[1, a, y, column])
-    torch.testing.assert_close(
-        output.deltas[1][1, place], rpn.deltas(hidden)[1, 4 * a : 4 * a + 4, y, column]
-    )
+    torch.testing.assert_close(output.deltas[1][1, place], rpn.deltas(hidden)[1, 4 * a : 4 * a + 4, y, column])
     centre = (output.anchors[1][place, :2] + output.anchors[1][place, 2:]) / 2
     torch.testing.assert_close(centre, torch.tensor([column * 8.0, y * 8.0]))
 
@@ -122,11 +119,12 @@ def test_proposals_equal_slow_reference():
     torch.testing.assert_close(logits, torch.tensor([s for s, _ in kept]))
 
 
-def test_empty_and_infinite_proposals_are_dropped():
+@pytest.mark.parametrize("infinite", [float("inf"), -float("inf"), float("nan")])
+def test_empty_and_infinite_proposals_are_dropped(infinite):
     anchors = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40], [50, 50, 60, 60], [70, 70, 80, 80]])
     deltas = torch.zeros(1, 4, 4)
     deltas[0, 0, 0] = -5  # leaves the image at the left
-    deltas[0, 2, 0] = float("inf")
+    deltas[0, 2, 0] = infinite
     rpn = make_rpn()
     output = RPNOutput([torch.tensor([[4.0, 3, 2, float("nan")]])], [deltas], [anchors])
     ((boxes, logits),) = rpn.propose_scored(output, [(100, 100)], training=True)
@@ -182,9 +180,7 @@ def test_pinned_losses():
     targets = [make_targets(random_boxes(5, size=SIZE, seed=n).tolist(), size=SIZE) for n in range(2)]
     torch.manual_seed(3)
     losses = {k: round(v.item(), 5) for k, v in rpn.losses(rpn(x), targets).items()}
-    assert losses == pytest.approx({"loss_rpn_objectness": 0.68813, "loss_rpn_box": 0.15802}, rel=1e-3), (
-        losses
-    )
+    assert losses == pytest.approx({"loss_rpn_objectness": 0.68813, "loss_rpn_box": 0.15802}, rel=1e-3), losses
 
 
 def test_losses_draw_as_many_as_configured():

@@ -50,9 +50,7 @@ def test_constant_mask_fills_its_box_with_score_times_value():
     # Box 16..48 × 8..24 at stride 4: canvas columns 4..11 and rows 2..5 have their centres inside; with
     # 32 bins every such centre lies at least half a bin from the border, so nothing fades out.
     rois = torch.tensor([[0, 16.0, 8.0, 48.0, 24.0]])
-    canvas = roi_flatten(
-        torch.full((1, 32, 32), 0.8), rois, torch.tensor([1]), torch.tensor([0.5]), (1, 2, 10, 16)
-    )
+    canvas = roi_flatten(torch.full((1, 32, 32), 0.8), rois, torch.tensor([1]), torch.tensor([0.5]), (1, 2, 10, 16))
     expected = torch.zeros(1, 2, 10, 16)
     expected[0, 1, 2:6, 4:12] = 0.4
     torch.testing.assert_close(canvas, expected)
@@ -93,9 +91,7 @@ def test_no_instance_gives_an_empty_canvas(reduce):
 def test_sum_adds_and_is_clipped():
     rois = torch.tensor([[0, 0.0, 0.0, 32.0, 32.0]]).repeat(2, 1)
     masks = torch.full((2, 32, 32), 0.5)
-    canvas = roi_flatten(
-        masks, rois, torch.tensor([0, 0]), torch.tensor([0.6, 0.8]), (1, 1, 8, 8), reduce="sum"
-    )
+    canvas = roi_flatten(masks, rois, torch.tensor([0, 0]), torch.tensor([0.6, 0.8]), (1, 1, 8, 8), reduce="sum")
     torch.testing.assert_close(canvas, torch.full((1, 1, 8, 8), 0.7))
     canvas = roi_flatten(
         masks * 2, rois, torch.tensor([0, 0]), torch.tensor([1.0, 1.0]), (1, 1, 8, 8), reduce="sum"

@@ -1,0 +1,172 @@
+"""The whole network on tiny images."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from refine.modeling.config import (
+    BackboneConfig,
+    BoxHeadConfig,
+    IBPPConfig,
+    LossConfig,
+    MaskHeadConfig,
+    ModelConfig,
+    OcclusionConfig,
+    SemanticHeadConfig,
+)
+from refine.modeling.model import PanopticModel
+from refine.structures import VOID, Targets
+
+THINGS, CLASSES = 2, 4
+
+
+def tiny(iterations=3, **changes) -> ModelConfig:
+    config = ModelConfig(
+        backbone=BackboneConfig(
+            "resnet50", weights=None, frozen_stages=0, stem_width=8, width_per_group=8, res2_channels=32
+        ),
+        fpn_channels=16,
+        box_head=BoxHeadConfig(num_convs=1, conv_channels=16, fc_channels=32, samples=32, max_detections=10),
+        mask_head=MaskHeadConfig(num_convs=2, channels=16),
+        semantic_head=SemanticHeadConfig(channels=16),
+        ibpp=IBPPConfig(iterations, sem_channels=16),
+    )
+    return replace(config, **changes)
+
+
+CASCADE = BoxHeadConfig(
+    ious=[0.5, 0.6, 0.7], class_agnostic=True, num_convs=0, fc_channels=32, samples=32, max_detections=10
+)
+
+
+def scene(instances=True):
+    """A picture of two squares (a thing each) on two halves of stuff, and its targets."""
+    image = torch.full((3, 64, 96), 60, dtype=torch.uint8)
+    index = torch.zeros(64, 96, dtype=torch.int32)
+    index[:, 48:] = 1
+    image[:, :, 48:] = 120
+    if instances:
+        index[10:40, 8:40], index[20:50, 56:88] = 2, 3
+        image[0, 10:40, 8:40], image[1, 20:50, 56:88] = 250, 250
+    index[:2] = -1
+    labels = torch.tensor([2, 3, 0, 1])
+    return image, Targets.from_panoptic(index, labels, torch.zeros(4, dtype=torch.bool), THINGS)
+
+
+@pytest.mark.parametrize(
+    ("config", "masks", "semantics"),
+    [
+        (tiny(0), 1, 1),
+        (tiny(1), 1, 2),
+        (tiny(3), 3, 4),
+        (tiny(3, ibpp=IBPPConfig(3, shared=True, sem_channels=16)), 3, 4),
+        (tiny(2, box_head=CASCADE), 2, 3),
+        (tiny(4, box_head=CASCADE), 4, 5),
+        (tiny(0, semantic_head=SemanticHeadConfig(channels=16, classes="stuff")), 1, 1),
+    ],
+)
+def test_training_reaches_every_parameter_and_prediction_fits(config, masks, semantics):
+    model = PanopticModel(config, THINGS, CLASSES)
+    image, targets = scene()
+    losses = model.loss(model.image_batch([image, image]), [targets, targets])
+    assert sum(key.startswith("loss_mask_") for key in losses) == masks
+    assert sum(key.startswith("loss_sem_") for key in losses) == semantics
+    assert sum(key.startswith("loss_cls_") for key in losses) == len(config.box_head.ious)
+    assert all(value.isfinite() and value.ndim == 0 for value in losses.values())
+    sum(losses.values()).backward()
+    untouched = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not untouched
+    prediction = model.eval().predict(model.image_batch([image]))[0]
+    assert prediction.image_size == (64, 96)
+    assert prediction.sem_logits.shape == (len(model.semantic_classes), 16, 24)
+    assert prediction.instances.roi_masks.shape == (len(prediction.instances), 28, 28)
+
+
+@pytest.mark.parametrize("iterations", [0, 3])
+def test_images_without_instances(iterations):
+    model = PanopticModel(tiny(iterations), THINGS, CLASSES)
+    image, targets = scene(instances=False)
+    losses = model.loss(model.image_batch([image]), [targets])
+    sum(losses.values()).backward()
+    assert all(value.isfinite() for value in losses.values())
+    assert all(losses[f"loss_mask_{t}"] == 0 for t in range(1, max(iterations, 1) + 1))
+    # Every process of a joint run must have a gradient for every parameter.
+    assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+
+def test_no_detection_at_all():
+    model = PanopticModel(tiny(3, box_head=replace(tiny().box_head, score_threshold=1.0)), THINGS, CLASSES).eval()
+    prediction = model.predict(model.image_batch([scene()[0]]))[0]
+    assert len(prediction.instances) == 0
+    assert prediction.instances.roi_masks.shape == (0, 28, 28)
+    assert prediction.sem_logits.isfinite().all()
+
+
+@pytest.mark.parametrize("iterations", [0, 3])
+def test_a_few_steps_lower_the_loss(iterations):
+    model = PanopticModel(tiny(iterations), THINGS, CLASSES)
+    image, targets = scene()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    totals = []
+    for _ in range(20):
+        total = sum(model.loss(model.image_batch([image]), [targets]).values())
+        optimizer.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        totals.append(total.item())
+    assert min(totals[-3:]) < 0.75 * totals[0]
+
+
+def test_batching_changes_nothing():
+    model = PanopticModel(tiny(2, box_head=replace(tiny().box_head, score_threshold=0.0)), THINGS, CLASSES).eval()
+    image = scene()[0]
+    batch = model.predict(model.image_batch([image, image.flip(2)]))
+    for picture, of_batch in zip((image, image.flip(2)), batch, strict=True):
+        alone = model.predict(model.image_batch([picture]))[0]
+        torch.testing.assert_close(of_batch.sem_logits, alone.sem_logits, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(of_batch.instances.scores, alone.instances.scores, atol=1e-4, rtol=1e-3)
+
+
+def test_merged_things_are_trained_as_one_channel():
+    config = tiny(0, semantic_head=SemanticHeadConfig(channels=16, classes="stuff"))
+    model = PanopticModel(config, THINGS, CLASSES)
+    assert model.semantic_classes.tolist() == [VOID, 2, 3]
+    image, targets = scene()
+    seen = model._semantic_targets(model.image_batch([image]), [targets])[0]
+    assert seen[0, 0] == VOID
+    assert seen[20, 20] == 0
+    assert seen[60, 10] == 1
+    assert seen[60, 90] == 2
+
+
+def test_appearance_is_kept_for_an_occlusion_head():
+    model = PanopticModel(
+        tiny(1, occlusion=OcclusionConfig(conv_channels=8, fc_channels=8)), THINGS, CLASSES
+    ).eval()
+    instances = model.predict(model.image_batch([scene()[0]]))[0].instances
+    assert instances.features.shape == (len(instances), 16, 14, 14)
+
+
+def test_weights_of_the_losses():
+    model = PanopticModel(tiny(3), THINGS, CLASSES)
+    assert [model._semantic_weight(t) for t in range(4)] == [0.2, 0.2, 0.2, 0.5]
+    assert model._instance_weight(2, box=False) == pytest.approx(1 / 3)
+    assert model._instance_weight(1, box=True) == 1
+    cascade = PanopticModel(tiny(3, box_head=CASCADE), THINGS, CLASSES)
+    assert [cascade._instance_weight(t, box=True) for t in (1, 2, 3)] == [1, 0.5, 0.25]
+    given = PanopticModel(tiny(3, losses=LossConfig(instance=[1.0, 2.0])), THINGS, CLASSES)
+    assert [given._instance_weight(t, box=False) for t in (1, 2, 3)] == [1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"fpn_channels": 32}, "must be equal"),
+        ({"semantic_head": SemanticHeadConfig(channels=16, classes="stuff")}, "needs 'all' classes"),
+    ],
+)
+def test_impossible_compositions_are_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        PanopticModel(tiny(3, **changes), THINGS, CLASSES)
