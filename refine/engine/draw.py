@@ -171,7 +171,7 @@ def _line_width(size: Sequence[int]) -> int:
 
 def _contours(rank: np.ndarray, width: int) -> np.ndarray:
     """Smooth lines between segments: [H, W] float32, 0-1."""
-    edge = np.zeros(rank.shape, np.uint8)
+    edge: np.ndarray = np.zeros(rank.shape, np.uint8)
     edge[:, 1:] |= rank[:, 1:] != rank[:, :-1]
     edge[1:] |= rank[1:] != rank[:-1]
     if width > 1:

@@ -76,7 +76,7 @@ class TrainingModule:
         """
         model, optimizer, scaler = self.learner.model, self.learner.optimizer, self.learner.scaler
         config, step = self.config.optim, self.learner.progress.step
-        model.train()
+        train_mode(model)
         rate = set_learning_rate(optimizer, step, config)
         optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
@@ -139,6 +139,14 @@ class TrainingModule:
         raise RefineError(
             f"step {step}: the loss is not finite ({terms}) on the images {images}; {_mend(self.config)}"
         )
+
+
+def train_mode(model: nn.Module) -> None:
+    """Set the parts that learn to training; parts that are frozen as a whole keep their statistics."""
+    model.train()
+    for part in model.children():
+        if not any(parameter.requires_grad for parameter in part.parameters()):
+            part.eval()
 
 
 def derive_seed(*parts: int) -> int:

@@ -84,6 +84,7 @@ class Predictor:
         """
         return self.fuse(self.raw([to_tensor(image)])[0])
 
+    @torch.inference_mode()
     def fuse(self, raw: RawPrediction) -> PanopticResult:
         """Apply the predictor's rule of fusion to what `raw` gave."""
         return fuse(
@@ -92,6 +93,8 @@ class Predictor:
             categories=self.categories,
             method=self.method,
             sem_confidence=raw.sem_confidence,
+            occlusion=self.model.occlusion.predict if self.model.occlusion is not None else None,
+            ranking=self.model.ranking.predict if self.model.ranking is not None else None,
             config=self.fusion,
         )
 

@@ -35,8 +35,9 @@ from refine.engine.config import RunConfig, to_mapping
 from refine.errors import RefineError
 from refine.files import atomic_path, read_json, write_json
 
-FIXED = ("model", "data", "augment", "seed")
-"""Parts of the config that a run may not change half-way; nor optim.batch_size and optim.name."""
+FIXED = ("model", "augment", "seed")
+"""Parts of the config that a run may not change half-way; nor data.name, optim.batch_size and optim.name. Where
+the data lie may change, for a run may go on on another machine."""
 
 
 @dataclass
@@ -170,6 +171,7 @@ def _load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
 def _check_same_run(path: Path, now: dict[str, Any]) -> None:
     then = read_json(path)
     differing = [key for key in FIXED if then.get(key) != now[key]]
+    differing += ["data.name"] if then["data"].get("name") != now["data"]["name"] else []
     differing += [f"optim.{k}" for k in ("batch_size", "name") if then["optim"].get(k) != now["optim"][k]]
     differing += ["optim.ema"] if (then["optim"].get("ema") is None) != (now["optim"]["ema"] is None) else []
     if differing:

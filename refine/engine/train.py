@@ -126,7 +126,6 @@ class _Run:
             pictures=config.eval.pictures if config.log.tensorboard else 0,
             workers=config.workers,
         )
-        self.learner.model.train()
         self.log.scalars(progress.step, "val", result.metrics)
         self.log.pictures(progress.step, result.pictures)
         if result.metrics["PQ"] > progress.best.get("PQ", -1.0):
@@ -157,8 +156,11 @@ class _Run:
         )
 
     def _greeting(self, last: Path | None, fresh: list[str]) -> str:
+        config = self.config
         parameters = sum(p.numel() for p in self.learner.model.parameters())
-        start = f"resumed from {last}" if last else f"started from {self.config.init or 'scratch'}"
+        weights = config.model.backbone.weights
+        fresh_start = f"{weights} backbone" if weights else "random weights"
+        start = f"resumed from {last}" if last else f"started from {config.init or fresh_start}"
         if fresh:
             start += f" ({len(fresh)} tensors of other shape or name start anew, first {fresh[0]})"
         return (

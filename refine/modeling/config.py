@@ -196,6 +196,7 @@ class ModelConfig:
     Attributes:
         backbone, rpn, box_head, mask_head, semantic_head, ibpp, losses: its parts.
         occlusion: the pairwise head, or None without one.
+        ranking: with a spatial ranking module (SRM).
         fpn_channels, fpn_norm: the pyramid P2..P6.
         roi_sampling: samples per RoIAlign bin and axis; 0 chooses by the box's size [d2].
         pixel_mean, pixel_std: 0-255, in the order of `channels`.
@@ -211,6 +212,7 @@ class ModelConfig:
     ibpp: IBPPConfig = field(default_factory=IBPPConfig)
     losses: LossConfig = field(default_factory=LossConfig)
     occlusion: OcclusionConfig | None = None
+    ranking: bool = False
     fpn_channels: int = 256
     fpn_norm: Norm = "gn"
     roi_sampling: int = 2

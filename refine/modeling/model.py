@@ -14,10 +14,15 @@ from refine.modeling.config import ModelConfig
 from refine.modeling.fpn import FPN
 from refine.modeling.ibpp import IBPP, Boxes
 from refine.modeling.mask_head import mask_loss, mask_targets
+from refine.modeling.occlusion import OcclusionHead, contested_pairs, occlusion_loss
+from refine.modeling.ranking import SpatialRanking, ranking_loss
 from refine.modeling.rpn import RegionProposals
 from refine.modeling.semantic_head import SemanticHead, pad_labels, semantic_loss
 from refine.ops.roi import to_rois
 from refine.structures import VOID, ImageBatch, Instances, Targets
+
+FUSION_HEADS = ("occlusion.", "ranking.")
+"""Prefixes of the parameters that only fusion needs."""
 
 
 @dataclass
@@ -39,6 +44,10 @@ class Prediction:
 class PanopticModel(nn.Module):
     """Panoptic-FPN (T = 0), Cascade Panoptic-FPN (three IoUs) and REFINE (T > 0) in one composition.
 
+    The heads that fusion asks, `occlusion` and `ranking`, learn from the network's own detections, whose
+    gradients end there: together with the rest, or alone, in a second stage, where nothing else trains
+    (`optim.train_only: [occlusion]`).
+
     Training: `loss(images, targets)` gives weighted `loss_*` terms to be summed.
     Test: `predict(images)` gives one `Prediction` per image.
 
@@ -50,6 +59,10 @@ class PanopticModel(nn.Module):
     Raises:
         ValueError: T > 0 with F_sem of other width than the pyramid, or with merged thing classes.
     """
+
+    semantic_classes: Tensor
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     def __init__(self, config: ModelConfig, num_things: int, num_classes: int) -> None:
         super().__init__()
@@ -72,6 +85,11 @@ class PanopticModel(nn.Module):
         self.box_heads = BoxHeads(config.box_head, config.fpn_channels, num_things, config.roi_sampling)
         self.semantic_head = SemanticHead(config.semantic_head, config.fpn_channels, num_outputs)
         self.ibpp = IBPP(config, num_things, num_outputs)
+        self.occlusion: OcclusionHead | None = None
+        if config.occlusion is not None:
+            size = config.mask_head.pool_size
+            self.occlusion = OcclusionHead(config.occlusion, config.fpn_channels, num_things, size)
+        self.ranking = SpatialRanking(num_things) if config.ranking else None
         # Contiguous class of each semantic channel; a merged thing class has none.
         classes = [VOID, *range(num_things, num_classes)] if merged else list(range(num_classes))
         self.register_buffer("semantic_classes", torch.tensor(classes), persistent=False)
@@ -101,12 +119,19 @@ class PanopticModel(nn.Module):
             targets: of the same images, on the same device.
 
         Returns:
-            `loss_rpn_*`, `loss_cls_t`, `loss_box_t`, `loss_mask_t`, `loss_sem_t`: scalars, already weighted.
+            `loss_rpn_*`, `loss_cls_t`, `loss_box_t`, `loss_mask_t`, `loss_sem_t`, `loss_occlusion`,
+            `loss_ranking`: scalars, already weighted. Only the last two where only those heads train.
         """
+        if not any(p.requires_grad for n, p in self.named_parameters() if not n.startswith(FUSION_HEADS)):
+            with torch.no_grad():
+                predictions = self.predict(images)
+            return self._fusion_losses(predictions, targets)
         config = self.config
         pyramid = self.pyramid(images)
         features = self.semantic_head.features(pyramid[:4])
         sem_logits = self.semantic_head(features)
+        if self.occlusion is not None or self.ranking is not None:
+            predictions = self._detect(images, pyramid, features, sem_logits)
         sem_seg = self._semantic_targets(images, targets)
         iterations, stages = config.ibpp.iterations, len(config.box_head.ious)
 
@@ -135,6 +160,20 @@ class PanopticModel(nn.Module):
                 losses[f"loss_sem_{t}"] = self._semantic_weight(t) * semantic_loss(
                     sem_logits, sem_seg, t == iterations
                 )
+        if self.occlusion is not None or self.ranking is not None:
+            losses |= self._fusion_losses(predictions, targets)
+        return losses
+
+    def _fusion_losses(self, predictions: Sequence[Prediction], targets: Sequence[Targets]) -> dict[str, Tensor]:
+        """Losses of the heads that fusion asks, from detections that carry no gradient."""
+        instances = [prediction.instances for prediction in predictions]
+        losses = {}
+        if self.occlusion is not None:
+            share = self.occlusion.config.pair_overlap
+            pairs = [contested_pairs(i, t, share) for i, t in zip(instances, targets, strict=True)]
+            losses["loss_occlusion"] = occlusion_loss(self.occlusion, instances, pairs)
+        if self.ranking is not None:
+            losses["loss_ranking"] = ranking_loss(self.ranking, instances, targets)
         return losses
 
     def _mask_samples(
@@ -172,7 +211,13 @@ class PanopticModel(nn.Module):
         """Boxes first (the cascade to its end), then T iterations on them (SPEC §3, TEST)."""
         pyramid = self.pyramid(images)
         features = self.semantic_head.features(pyramid[:4])
-        sem_logits = self.semantic_head(features)
+        return self._detect(images, pyramid, features, self.semantic_head(features))
+
+    @torch.no_grad()
+    def _detect(
+        self, images: ImageBatch, pyramid: Sequence[Tensor], features: Tensor, sem_logits: Tensor
+    ) -> list[Prediction]:
+        """`predict` from the pyramid, F_sem and P_sem^(0) on."""
         proposals = self.rpn.propose(self.rpn(pyramid), images.sizes, training=False)
         detections = self.box_heads.predict(pyramid[:4], proposals, images.sizes)
         boxes = self.ibpp.boxes(

@@ -47,7 +47,7 @@ class SemanticHead(nn.Module):
         )
         self.predictor = nn.Conv2d(config.channels, num_outputs, 1)
         nn.init.normal_(self.predictor.weight, std=0.01)
-        nn.init.zeros_(self.predictor.bias)
+        nn.init.zeros_(self.predictor.bias)  # type: ignore[arg-type]
 
     def features(self, pyramid: Sequence[Tensor]) -> Tensor:
         """F_sem: list of Tensor[B, C_fpn, h_l, w_l], finest first -> Tensor[B, C, h, w] at stride 4."""
@@ -92,7 +92,7 @@ class RefiningSemanticHead(nn.Module):
         self.convs = nn.Sequential(*(conv_norm(width, width, norm=norm) for _ in range(config.sem_convs - 1)))
         self.predictor = nn.Conv2d(width, num_outputs, 1)
         nn.init.normal_(self.predictor.weight, std=0.01)
-        nn.init.zeros_(self.predictor.bias)
+        nn.init.zeros_(self.predictor.bias)  # type: ignore[arg-type]
 
     def forward(self, canvas: Tensor, projected: Tensor, present: Tensor | None = None) -> Tensor:
         """P_sem^(t).

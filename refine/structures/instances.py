@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,10 +60,13 @@ class Instances:
 
     def __getitem__(self, index: Tensor | slice) -> Instances:
         """Instances chosen by an index or boolean tensor, or a slice; tensors may share memory."""
-        return replace(self, **{k: v[index] for k, v in self._tensors().items()})
+        return self._with({k: v[index] for k, v in self._tensors().items()})
 
     def to(self, device: torch.device | str) -> Instances:
-        return replace(self, **{k: v.to(device) for k, v in self._tensors().items()})
+        return self._with({k: v.to(device) for k, v in self._tensors().items()})
+
+    def _with(self, tensors: dict[str, Any]) -> Instances:
+        return replace(self, **tensors)
 
     @classmethod
     def empty(cls, image_size: tuple[int, int], device: torch.device | str = "cpu") -> Instances:

@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from refine.engine.module import train_mode
+from refine.engine.optim import freeze_except
 from refine.modeling.config import (
     BackboneConfig,
     BoxHeadConfig,
@@ -141,12 +143,34 @@ def test_merged_things_are_trained_as_one_channel():
     assert seen[60, 90] == 2
 
 
-def test_appearance_is_kept_for_an_occlusion_head():
-    model = PanopticModel(
-        tiny(1, occlusion=OcclusionConfig(conv_channels=8, fc_channels=8)), THINGS, CLASSES
-    ).eval()
-    instances = model.predict(model.image_batch([scene()[0]]))[0].instances
+HEADS = {"occlusion": OcclusionConfig(conv_channels=8, fc_channels=8, pair_overlap=0.01), "ranking": True}
+
+
+def test_heads_of_fusion_learn_beside_the_rest():
+    model = PanopticModel(tiny(1, **HEADS), THINGS, CLASSES)
+    image, targets = scene()
+    losses = model.loss(model.image_batch([image]), [targets])
+    assert {"loss_occlusion", "loss_ranking", "loss_mask_1", "loss_sem_1"} <= set(losses)
+    sum(losses.values()).backward()
+    assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    instances = model.eval().predict(model.image_batch([image]))[0].instances
     assert instances.features.shape == (len(instances), 16, 14, 14)
+
+
+def test_heads_of_fusion_learn_alone_and_change_nothing_else():
+    model = PanopticModel(tiny(1, **HEADS), THINGS, CLASSES)
+    freeze_except(model, ["occlusion.", "ranking."])
+    train_mode(model)
+    image, targets = scene()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    losses = model.loss(model.image_batch([image]), [targets])
+    assert set(losses) == {"loss_occlusion", "loss_ranking"}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
+    sum(losses.values()).backward()
+    optimizer.step()
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed
+    assert all(name.startswith(("occlusion.", "ranking.")) for name in changed)
 
 
 def test_weights_of_the_losses():

@@ -1,0 +1,91 @@
+"""The spatial ranking module (SRM; OANet): one score per instance, to be pasted by (SPEC §8)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from refine.ops.distributed import mean_over_processes
+from refine.ops.masks import paste_masks
+from refine.structures import Instances, Targets
+
+# Shape letters: N instances, K thing classes, H × W pixels.
+
+
+class SpatialRanking(nn.Module):
+    """Says from the masks alone which class is seen where masks of several classes overlap.
+
+    A canvas of one binary channel per thing class goes through a 1×7 and a 7×1 convolution. An instance's
+    score is the mean probability of its class over those of its pixels that a mask of another class covers,
+    and 0 without such pixels, as in BCC-Net. Instances of one class are not told apart.
+
+    Args:
+        num_things: K.
+    """
+
+    def __init__(self, num_things: int) -> None:
+        super().__init__()
+        self.num_things = num_things
+        self.horizontal = nn.Conv2d(num_things, num_things, (1, 7), padding=(0, 3))
+        self.vertical = nn.Conv2d(num_things, num_things, (7, 1), padding=(3, 0))
+
+    def forward(self, canvas: Tensor) -> Tensor:
+        """Class logits of each pixel: Tensor[K, H, W] float, 0 or 1 -> Tensor[K, H, W]."""
+        return self.vertical(self.horizontal(canvas[None]))[0]
+
+    def canvas(self, masks: Tensor, labels: Tensor) -> Tensor:
+        """Union of each class: masks Tensor[N, H, W] bool, labels Tensor[N] -> Tensor[K, H, W] float."""
+        canvas = self.horizontal.weight.new_zeros(self.num_things, *masks.shape[1:])
+        return canvas.index_add_(0, labels, masks.to(canvas.dtype)).clamp_(max=1)
+
+    @torch.no_grad()
+    def predict(self, instances: Instances) -> Tensor:
+        """Scores Tensor[N] float32, 0-1: what `refine.fuse(ranking=…)` calls.
+
+        Args:
+            instances: N of them, with `masks` or `roi_masks`.
+        """
+        masks = _masks(instances)
+        if not len(masks):
+            return instances.scores.new_zeros(0, dtype=torch.float32)
+        canvas = self.canvas(masks, instances.labels)
+        seen = canvas.sum(0) > 1
+        probability = self(canvas).float().softmax(0)[:, seen]  # K × contested pixels
+        contested = masks[:, seen].float()
+        total = (contested @ probability.T).gather(1, instances.labels[:, None])[:, 0]
+        return total / contested.sum(1).clamp(min=1)
+
+
+def ranking_loss(head: SpatialRanking, instances: Sequence[Instances], targets: Sequence[Targets]) -> Tensor:
+    """Cross-entropy to the thing class that the panoptic truth shows, mean over contested pixels.
+
+    Args:
+        head: what is trained.
+        instances: detections of each image, in the pixels of its targets.
+        targets: of each image.
+
+    Returns:
+        Scalar; 0, with a graph, where masks of different classes overlap nowhere.
+    """
+    total = torch.stack([parameter.sum() * 0 for parameter in head.parameters()]).sum()
+    pixels = torch.zeros((), device=total.device)
+    for image, truth in zip(instances, targets, strict=True):
+        if not len(image):
+            continue
+        canvas = head.canvas(_masks(image), image.labels)
+        seen = (canvas.sum(0) > 1) & (truth.sem_seg >= 0) & (truth.sem_seg < head.num_things)
+        logits = head(canvas).float()[:, seen].T  # pixels × K
+        total = total + F.cross_entropy(logits, truth.sem_seg[seen], reduction="sum")
+        pixels = pixels + seen.sum()
+    return total / mean_over_processes(pixels)
+
+
+def _masks(instances: Instances) -> Tensor:
+    """Tensor[N, H, W] bool, pasted where they are not given."""
+    if instances.masks is not None:
+        return instances.masks
+    assert instances.roi_masks is not None, "fusion refuses instances without any mask"
+    return paste_masks(instances.roi_masks.float(), instances.boxes, instances.image_size)

@@ -1,0 +1,206 @@
+"""The heads that fusion asks: pairwise occlusion and spatial ranking."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from refine.errors import RefineError
+from refine.modeling.config import OcclusionConfig
+from refine.modeling.occlusion import OcclusionHead, contested_pairs, occlusion_loss
+from refine.modeling.ranking import SpatialRanking, ranking_loss
+from refine.structures import VOID, Instances, Targets
+
+SIZE, THINGS, CHANNELS = (40, 40), 3, 5
+SMALL = OcclusionConfig(conv_channels=8, fc_channels=16)
+
+
+def make_instances(boxes, labels, seed=0) -> Instances:
+    """Full masks in their boxes; random features."""
+    generator = torch.Generator().manual_seed(seed)
+    n = len(boxes)
+    return Instances(
+        SIZE,
+        torch.tensor(boxes, dtype=torch.float32).view(-1, 4),
+        torch.full((n,), 0.9),
+        torch.tensor(labels, dtype=torch.int64),
+        roi_masks=torch.ones(n, 28, 28),
+        features=torch.randn(n, CHANNELS, 14, 14, generator=generator),
+    )
+
+
+def make_targets(painted, labels, iscrowd=None) -> Targets:
+    """Objects painted one over the other, the last in front: boxes, or `None` for none; class 3 behind them."""
+    index = torch.zeros(SIZE, dtype=torch.int32)
+    for k, (x1, y1, x2, y2) in enumerate(painted):
+        index[y1:y2, x1:x2] = k + 1
+    crowd = torch.tensor([False, *(iscrowd or [False] * len(painted))])
+    return Targets.from_panoptic(index, torch.tensor([THINGS, *labels]), crowd, THINGS)
+
+
+BACK, FRONT = [0, 0, 24, 24], [12, 12, 36, 36]
+
+
+def test_owner_of_the_shared_pixels_is_in_front():
+    targets = make_targets([BACK, FRONT], [0, 1])
+    pairs = contested_pairs(make_instances([BACK, FRONT], [0, 1]), targets, 0.2)
+    assert pairs.tolist() == [[1, 0]]
+    swapped = contested_pairs(make_instances([FRONT, BACK], [1, 0]), targets, 0.2)
+    assert swapped.tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "labels", "share", "why"),
+    [
+        ([BACK, FRONT], [0, 1], 0.3, "144 of 576 pixels are a quarter"),
+        ([BACK, FRONT], [1, 0], 0.2, "detections of another class stand for nothing"),
+        ([BACK, BACK], [0, 0], 0.2, "both stand for the same object"),
+        ([BACK, [26, 26, 36, 36]], [0, 1], 0.2, "they do not touch"),
+        ([BACK, [0, 0, 40, 40]], [0, 1], 0.2, "the second matches no object"),
+    ],
+)
+def test_pairs_that_say_nothing_are_left_out(boxes, labels, share, why):
+    assert len(contested_pairs(make_instances(boxes, labels), make_targets([BACK, FRONT], [0, 1]), share)) == 0, why
+
+
+def test_contested_pixels_of_a_third_object_or_void_decide_nothing():
+    third = make_targets([BACK, FRONT, [12, 12, 24, 24]], [0, 1, 2])
+    instances = make_instances([BACK, FRONT], [0, 1])
+    assert len(contested_pairs(instances, third, 0.2)) == 0
+    # Void is not counted: of 12 × 12 shared pixels two rows are labelled, and those are the front's.
+    targets = make_targets([BACK, FRONT], [0, 1])
+    targets.sem_seg[14:24, 12:24] = VOID
+    targets.owner[14:24, 12:24] = -1
+    assert contested_pairs(instances, targets, 0.2).tolist() == [[1, 0]]
+
+
+def test_crowds_stand_for_no_object():
+    targets = make_targets([BACK, FRONT], [0, 1], [True, False])
+    assert len(contested_pairs(make_instances([BACK, FRONT], [0, 1]), targets, 0.2)) == 0
+
+
+def test_no_more_pairs_than_asked_for():
+    stripes = [[0, y, 40, y + 8] for y in range(0, 40, 5)]
+    targets = make_targets(stripes, [0] * 8)
+    instances = make_instances([[0, y, 40, y + 7] for y in range(0, 40, 5)], [0] * 8)
+    every = contested_pairs(instances, targets, 0.2)
+    assert every.tolist() == [[k + 1, k] for k in range(7)]
+    some = contested_pairs(instances, targets, 0.2, limit=3)
+    assert len(some) == 3
+    assert {tuple(p) for p in some.tolist()} <= {tuple(p) for p in every.tolist()}
+
+
+def test_head_is_the_network_of_the_specification():
+    """Concatenation, four convolutions, one-hots, three layers, as written; none of the shortcuts."""
+    head = OcclusionHead(SMALL, CHANNELS, THINGS)
+    instances = make_instances([BACK, FRONT, BACK], [0, 1, 2])
+    instances.roi_masks = torch.rand(3, 28, 28)
+    pairs = torch.tensor([[0, 1], [2, 0]])
+    maps = torch.cat([instances.features, F.max_pool2d(instances.roi_masks, 2)[:, None]], 1)
+    x = torch.cat([maps[pairs[:, 0]], maps[pairs[:, 1]]], 1)
+    weight = torch.cat([head.of_front.weight, head.of_back.weight], 1)
+    x = F.relu(F.conv2d(x, weight, head.of_front.bias, padding=1))
+    for conv in head.convs:
+        x = F.relu(conv(x))
+    assert x.shape == (2, 8, 7, 7)
+    hot = torch.eye(THINGS)[instances.labels]
+    x = torch.cat([x.flatten(1), hot[pairs[:, 0]], hot[pairs[:, 1]]], 1)
+    expected = head.predictor(F.relu(head.fc2(F.relu(head.fc1(x)))))[:, 0]
+    torch.testing.assert_close(head(instances, pairs), expected)
+    occlusion = head.predict(instances, pairs)
+    torch.testing.assert_close(occlusion[[0, 2], [1, 0]], expected.sigmoid())
+    torch.testing.assert_close(occlusion[[1, 0], [0, 2]], head(instances, pairs.flip(1)).sigmoid())
+    assert occlusion[1, 2] == occlusion[2, 1] == 0.5
+
+
+def test_full_size_is_the_sources():
+    """SPEC §6: some 36.4 million weights for 80 classes and 256 features."""
+    with torch.device("meta"):
+        head = OcclusionHead(OcclusionConfig(), 256, 80)
+    assert sum(p.numel() for p in head.parameters()) == pytest.approx(36.4e6, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("cues", "missing"), [(["mask"], "features"), (["mask", "label"], "features"), (["feature"], "roi_masks")]
+)
+def test_cues_are_all_that_a_head_needs(cues, missing):
+    head = OcclusionHead(replace(SMALL, cues=cues), CHANNELS, THINGS)
+    instances = replace(make_instances([BACK, FRONT], [0, 1]), **{missing: None})
+    assert head(instances, torch.tensor([[0, 1]])).isfinite().all()
+    needed = {"features", "roi_masks"} - {missing}
+    with pytest.raises(RefineError, match=f"instances.{needed.pop()} is missing"):
+        head(replace(instances, features=None, roi_masks=None), torch.tensor([[0, 1]]))
+
+
+def test_labels_alone_are_refused():
+    with pytest.raises(ValueError, match="name 'mask', 'feature' or both"):
+        OcclusionHead(replace(SMALL, cues=["label"]), CHANNELS, THINGS)
+
+
+def test_head_learns_which_class_lies_in_front():
+    torch.manual_seed(0)
+    head = OcclusionHead(SMALL, CHANNELS, THINGS)
+    optimizer = torch.optim.Adam(head.parameters(), lr=3e-3)
+    for step in range(120):
+        instances = make_instances([BACK, FRONT], [0, 1], seed=step)
+        loss = occlusion_loss(head, [instances], [torch.tensor([[1, 0]])])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    occlusion = head.predict(make_instances([BACK, FRONT], [0, 1], seed=1000), torch.tensor([[0, 1]]))
+    assert occlusion[1, 0] > 0.8
+    assert occlusion[0, 1] < 0.2
+
+
+def test_loss_by_hand_and_without_pairs():
+    head = OcclusionHead(SMALL, CHANNELS, THINGS)
+    instances = [make_instances([BACK, FRONT], [0, 1]), make_instances([], [])]
+    pairs = [torch.tensor([[1, 0]]), torch.zeros(0, 2, dtype=torch.int64)]
+    logits = head(instances[0], torch.tensor([[1, 0], [0, 1]]))
+    expected = -(F.logsigmoid(logits[0]) + F.logsigmoid(-logits[1])) / 2
+    torch.testing.assert_close(occlusion_loss(head, instances, pairs), expected)
+    nothing = occlusion_loss(head, instances[1:], pairs[1:])
+    nothing.backward()
+    assert nothing == 0
+    assert all(p.grad is not None for p in head.parameters())
+
+
+def test_ranking_by_hand():
+    head = SpatialRanking(THINGS)
+    instances = make_instances([BACK, FRONT, [12, 12, 36, 36], [38, 38, 40, 40]], [0, 1, 1, 2])
+    canvas = torch.zeros(THINGS, *SIZE)
+    canvas[0, :24, :24], canvas[1, 12:36, 12:36], canvas[2, 38:, 38:] = 1, 1, 1
+    padded = F.pad(canvas[None], (3, 3, 3, 3))
+    rows = F.conv2d(padded, head.horizontal.weight, head.horizontal.bias)[:, :, 3:-3]
+    rows = F.pad(rows, (0, 0, 3, 3))
+    probability = F.conv2d(rows, head.vertical.weight, head.vertical.bias)[0].softmax(0)
+    shared = probability[:, 12:24, 12:24].mean((1, 2))
+    expected = torch.stack([shared[0], shared[1], shared[1], torch.tensor(0.0)])
+    torch.testing.assert_close(head.predict(instances), expected)
+    assert head.predict(make_instances([], [])).shape == (0,)
+
+
+def test_ranking_learns_the_class_in_front():
+    head = SpatialRanking(THINGS)
+    instances, targets = make_instances([BACK, FRONT], [0, 1]), make_targets([BACK, FRONT], [0, 1])
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.02)
+    for _ in range(40):
+        loss = ranking_loss(head, [instances], [targets])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    scores = head.predict(instances)
+    assert scores[1] > 0.9 > 0.1 > scores[0]
+
+
+def test_ranking_without_contested_pixels_has_no_loss():
+    head = SpatialRanking(THINGS)
+    loss = ranking_loss(
+        head,
+        [make_instances([BACK], [0]), make_instances([], [])],
+        [make_targets([BACK], [0]), make_targets([], [])],
+    )
+    loss.backward()
+    assert loss == 0
+    assert all(p.grad is not None for p in head.parameters())
