@@ -58,7 +58,8 @@ class CocoPanoptic:
             class become one.
         instances: optional COCO instances JSON with the same category ids. Its masks, which may overlap,
             then give boxes, labels and masks; the semantic map and `Targets.owner` stay panoptic, and
-            instances are matched to segments by `match_segments`.
+            instances are matched to segments by `match_segments`. Of things that the remap makes stuff, none
+            is read.
 
     Raises:
         RefineError: a JSON lacks a field, names an unknown category or image, or uses an id twice.
@@ -86,8 +87,13 @@ class CocoPanoptic:
         self._parse(content["images"], content["annotations"], labels)
         self._instances: InstanceFile | None = None
         if instances is not None:
+            # Objects of a class that the remap makes stuff are objects no more.
+            objects = {
+                i: VOID if source[source.index(i)].isthing and label >= self.categories.num_things else label
+                for i, label in labels.items()
+            }
             self._instances = InstanceFile(
-                instances, self._image_ids, self.sizes, labels, self.categories.num_things
+                instances, self._image_ids, self.sizes, objects, self.categories.num_things
             )
 
     def _parse(self, images: Sequence[Mapping], annotations: Sequence[Mapping], labels: Mapping[int, int]) -> None:
@@ -133,6 +139,8 @@ class CocoPanoptic:
         self._check_ids(ids)
         self._ids = np.array(ids, np.int32)
         self._labels, self._crowd = np.array(classes, np.int16), np.array(crowd, bool)
+        if self._merge_stuff:
+            self._crowd &= self._labels < self.categories.num_things  # a crowd that becomes stuff is stuff
 
     def _check_ids(self, ids: list[Any]) -> None:
         """Ids are integers from 1 to 2^24 - 1, each once in its image."""

@@ -9,9 +9,11 @@ import cv2
 import numpy as np
 import torch
 
+from refine.data.images import MAX_PIXELS
 from refine.errors import RefineError
 from refine.ops.runs import run_lengths, run_starts
 
+_BEGIN = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 _END = b"IEND\xaeB`\x82"
 """How every whole PNG ends; the decoder alone would make up the rest of a file that was cut off."""
 
@@ -23,7 +25,7 @@ def read_ids(path: str | Path) -> np.ndarray:
         RefineError: missing, damaged, cut off, or not an RGB PNG of 8 bits.
     """
     bgr = _decode(path)
-    if bgr.ndim != 3 or bgr.shape[2] < 3 or bgr.dtype != np.uint8:
+    if bgr.ndim != 3 or bgr.dtype != np.uint8:
         raise RefineError(f"{path}: is not an RGB PNG of 8 bits; write id = R + 256 G + 65536 B")
     ids = bgr[..., 2].astype(np.int32)
     ids += bgr[..., 1].astype(np.int32) << 8
@@ -43,15 +45,41 @@ def read_gray(path: str | Path) -> np.ndarray:
     return values.astype(np.int32)
 
 
+def png_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) that the head of a PNG claims; nothing else is read.
+
+    Raises:
+        RefineError: missing, or no PNG.
+    """
+    try:
+        with open(path, "rb") as file:
+            return _claimed_size(file.read(24), path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _claimed_size(head: bytes, path: str | Path) -> tuple[int, int]:
+    if len(head) < 24 or not head.startswith(_BEGIN):
+        raise RefineError(f"{path}: is no PNG, or cut off; write it again")
+    return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
+
+
+def _unreadable(path: str | Path, error: OSError) -> RefineError:
+    return RefineError(f"{path}: cannot be read ({error.strerror}); check the folder of segments")
+
+
 def _decode(path: str | Path) -> np.ndarray:
     try:
         data = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
-        raise RefineError(f"{path}: cannot be read ({error.strerror}); check the folder of segments") from error
+        raise _unreadable(path, error) from error
+    height, width = _claimed_size(data[:24].tobytes(), path)
+    if height * width > MAX_PIXELS:
+        raise RefineError(f"{path}: claims {width} × {height} pixels, more than {MAX_PIXELS}; write it again")
     whole = data[-len(_END) :].tobytes() == _END
     decoded = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if whole else None
     if decoded is None:
-        raise RefineError(f"{path}: is damaged, cut off or no PNG; write it again")
+        raise RefineError(f"{path}: is damaged or cut off; write it again")
     return decoded
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from refine.errors import RefineError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
-MAX_PIXELS = 1 << 28
+MAX_PIXELS = 1 << 27
 """A picture of more pixels is refused: decoded and in floats it would need gigabytes."""
 
 
@@ -22,8 +22,8 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
     """Decode a picture, turned upright by its EXIF tag.
 
     Args:
-        path: of any format that Pillow reads; grey, palette, CMYK and 16-bit become 8-bit RGB (16-bit is
-            scaled from its own range), transparent pixels are laid over white.
+        path: of any format that Pillow reads; grey, palette, CMYK and 16-bit become 8-bit RGB (16 bits and
+            floats by their range: up to 65535, 255 or, for floats, 1), transparent pixels are laid over white.
         size: (H, W) of its annotation: a picture that has this size as stored, and not when turned, is not
             turned.
 
@@ -39,16 +39,18 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
             raise RefineError(f"{path}: the file is empty; copy it again")
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise RefineError(
-                    f"{path}: {image.width} × {image.height} pixels are more than {MAX_PIXELS}; tile it"
-                )
+                raise Image.DecompressionBombError
             image.load()
             return from_pil(image, size)
     except FileNotFoundError as error:
         raise RefineError(f"{path}: no such file; check the path") from error
     except UnidentifiedImageError as error:
         raise RefineError(f"{path}: is not a picture that can be read; convert it to PNG or JPEG") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise RefineError(f"{path}: has more than {MAX_PIXELS} pixels; tile it") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise RefineError(f"{path}: cannot be read ({error.strerror}); check the path") from error
         raise RefineError(f"{path}: is damaged or cut off ({error}); copy or export it again") from error
 
 
@@ -59,7 +61,8 @@ def from_pil(image: Image.Image, size: tuple[int, int] | None = None) -> Tensor:
         image = upright
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.asarray(image, dtype=np.float32)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
+        highest = values.max(initial=0)
+        top = 65535.0 if highest > 255 else 255.0 if image.mode != "F" or highest > 1 else 1.0
         image = Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -52,8 +52,10 @@ class InstanceFile:
             try:
                 image, category = place.get(annotation["image_id"]), annotation["category_id"]
                 segmentation, crowd = annotation["segmentation"], bool(annotation.get("iscrowd", 0))
-            except (KeyError, TypeError) as error:
+            except KeyError as error:
                 raise RefineError(f"{where}: has no `{error.args[0]}`; give a COCO instances JSON") from error
+            except TypeError as error:
+                raise RefineError(f"{where}: is not as COCO instances JSON has it ({error}); correct it") from error
             if image is None:
                 continue
             known = True

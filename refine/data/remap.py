@@ -43,7 +43,9 @@ def read_remap(path: str | Path, source: Categories) -> Remap:
             stuff category would become a thing (its segments are not objects).
     """
     content = read_json(path)
-    if not isinstance(content, dict) or "categories" not in content or not isinstance(content.get("map"), dict):
+    if not isinstance(content, dict):
+        content = {}
+    if not isinstance(content.get("categories"), list) or not isinstance(content.get("map"), dict):
         raise RefineError(f"{path}: needs `categories` (a list) and `map` (old id -> new id or null)")
     categories = Categories.from_json(content["categories"], str(path))
     target: dict[int, int | None] = {}

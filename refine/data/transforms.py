@@ -103,7 +103,8 @@ def copy_paste(sample: Sample, donor: Sample, num_things: int) -> Sample:
 
 def _paste_instances(segments: SegmentMap, theirs: SegmentMap, chosen: Tensor, pasted: Tensor) -> InstanceMasks:
     ours, new = segments.instances, theirs.instances
-    assert ours is not None and new is not None
+    assert ours is not None
+    assert new is not None
     height, width = pasted.shape
     new = new[torch.isin(new.segment, chosen)]
     covered = ours.masks.clone()
