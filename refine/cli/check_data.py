@@ -3,25 +3,48 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser = argparse.ArgumentParser(prog, description=description)
-    parser.add_argument("--images", required=True, help="folder of pictures")
-    parser.add_argument("--json", required=True, help="panoptic JSON")
-    parser.add_argument("--segments", required=True, help="folder of its PNGs")
-    parser.add_argument("--remap", help="file of category changes")
+    coco = parser.add_argument_group("COCO panoptic format")
+    coco.add_argument("--images", help="folder of pictures")
+    coco.add_argument("--json", help="panoptic JSON")
+    coco.add_argument("--segments", help="folder of its PNGs")
+    coco.add_argument("--remap", help="file of category changes")
+    coco.add_argument("--instances", help="instances JSON whose masks may overlap")
+    cityscapes = parser.add_argument_group("Cityscapes as it is downloaded")
+    cityscapes.add_argument("--cityscapes", metavar="ROOT", help="folder with leftImg8bit/ and gtFine/")
+    cityscapes.add_argument("--split", help="train, val or test")
     parser.add_argument("--out", help="JSON of everything that was found")
+    parser.add_argument("--threads", type=int, help="that read pictures (all cores, at most 8)")
     options = parser.parse_args(arguments)
+    coco_options = (options.images, options.json, options.segments)
+    if options.cityscapes:
+        if not options.split or any((*coco_options, options.remap, options.instances)):
+            parser.error("--cityscapes takes --split, and none of the options of COCO's format")
+    elif options.split or not all(coco_options):
+        parser.error("give --images, --json and --segments, or --cityscapes and --split")
 
-    from refine.data.check import check_dataset
+    from refine.data.check import check_cityscapes, check_dataset
     from refine.errors import RefineError
     from refine.files import write_json
 
-    report = check_dataset(options.images, options.json, options.segments, remap=options.remap)
+    progress = _tell if sys.stderr.isatty() else None
+    if options.cityscapes:
+        report = check_cityscapes(options.cityscapes, options.split, threads=options.threads, progress=progress)
+    else:
+        report = check_dataset(
+            *coco_options, options.remap, options.instances, threads=options.threads, progress=progress
+        )
     print(report.text())
     if options.out:
         write_json(options.out, report.to_json(), indent=1)
     if not report.ok:
-        raise RefineError(f"{options.json}: {len(report.errors)} errors; mend them as told above")
+        raise RefineError(f"{report.source}: {len(report.errors)} errors; mend them as told above")
+
+
+def _tell(done: int, total: int) -> None:
+    print(f"\r{done} of {total} pictures", end="\n" if done == total else "", file=sys.stderr, flush=True)

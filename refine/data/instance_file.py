@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,10 @@ from refine.files import read_json
 from refine.structures import VOID
 
 
+def _raise(error: RefineError) -> None:
+    raise error
+
+
 class InstanceFile:
     """Instance masks of the images of a data set, kept as run lengths in one string.
 
@@ -26,6 +30,8 @@ class InstanceFile:
         sizes: their (height, width).
         labels: category id -> contiguous class; VOID leaves the annotation out.
         num_things: classes below it are things.
+        on_error: is given every error below but that of an unreadable file; if it returns, the annotation
+            is left out.
 
     Raises:
         RefineError: a field is missing, a category is unknown or stuff, a segmentation cannot be drawn, or
@@ -39,6 +45,7 @@ class InstanceFile:
         sizes: Sequence[tuple[int, int]],
         labels: Mapping[int, int],
         num_things: int,
+        on_error: Callable[[RefineError], None] = _raise,
     ) -> None:
         self.path = Path(path)
         content = read_json(path)
@@ -48,29 +55,22 @@ class InstanceFile:
         rows: list[tuple[int, int, bool, bytes]] = []
         known = False
         for n, annotation in enumerate(content["annotations"]):
-            where = f"{path}: annotations[{n}]"
             try:
-                image, category = place.get(annotation["image_id"]), annotation["category_id"]
-                segmentation, crowd = annotation["segmentation"], bool(annotation.get("iscrowd", 0))
+                image = place.get(annotation["image_id"])
+                if image is not None:
+                    known = True
+                    rows += self._row(annotation, image, sizes[image], labels, num_things)
             except KeyError as error:
-                raise RefineError(f"{where}: has no `{error.args[0]}`; give a COCO instances JSON") from error
+                problem = f"has no `{error.args[0]}`; give a COCO instances JSON"
             except TypeError as error:
-                raise RefineError(f"{where}: is not as COCO instances JSON has it ({error}); correct it") from error
-            if image is None:
+                problem = f"is not as COCO instances JSON has it ({error}); correct it"
+            except RefineError as error:
+                problem = str(error)
+            else:
                 continue
-            known = True
-            label = labels.get(category)
-            if label is None:
-                raise RefineError(
-                    f"{where}: category_id {category} is not among the panoptic categories; add it there"
-                )
-            if not VOID <= label < num_things:
-                raise RefineError(f"{where}: category_id {category} is stuff; instances are things")
-            code = _encode(segmentation, sizes[image], where)
-            if label != VOID and rle.area(code):
-                rows.append((image, label, crowd, code["counts"]))
+            on_error(RefineError(f"{path}: annotations[{n}]: {problem}"))
         if not known:
-            raise RefineError(f"{path}: annotations: none is of an image of the data set; check the two files")
+            on_error(RefineError(f"{path}: annotations: none is of an image of the data set; check the two files"))
         rows.sort(key=lambda row: row[0])
         images = np.array([row[0] for row in rows])
         self._first = np.searchsorted(images, np.arange(len(image_ids) + 1))
@@ -79,6 +79,25 @@ class InstanceFile:
         self._end = np.cumsum([0] + [len(row[3]) for row in rows])
         self._codes = b"".join(row[3] for row in rows)
         self._sizes = sizes
+
+    @staticmethod
+    def _row(
+        annotation: Mapping[str, Any],
+        image: int,
+        size: tuple[int, int],
+        labels: Mapping[int, int],
+        num_things: int,
+    ) -> list[tuple[int, int, bool, bytes]]:
+        """(place of the image, label, iscrowd, run lengths) of an annotation that is wanted."""
+        category = annotation["category_id"]
+        segmentation, crowd = annotation["segmentation"], bool(annotation.get("iscrowd", 0))
+        label = labels.get(category)
+        if label is None:
+            raise RefineError(f"category_id {category} is not among the panoptic categories; add it there")
+        if not VOID <= label < num_things:
+            raise RefineError(f"category_id {category} is stuff; instances are things")
+        code = _encode(segmentation, size)
+        return [(image, label, crowd, code["counts"])] if label != VOID and rle.area(code) else []
 
     def read(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Masks Tensor[M, H, W] bool, labels Tensor[M] int64, iscrowd Tensor[M] bool of an image."""
@@ -93,7 +112,7 @@ class InstanceFile:
         return masks, labels, torch.from_numpy(self._crowd[rows].copy())
 
 
-def _encode(segmentation: Any, size: tuple[int, int], where: str) -> dict[str, Any]:
+def _encode(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
     """Polygons or run lengths of any kind -> compressed run lengths."""
     try:
         if not segmentation:
@@ -106,5 +125,5 @@ def _encode(segmentation: Any, size: tuple[int, int], where: str) -> dict[str, A
         if tuple(code["size"]) != tuple(size):
             raise ValueError(f"its size is {code['size']}, the image's {list(size)}")
     except (ValueError, TypeError, KeyError) as error:
-        raise RefineError(f"{where}.segmentation: cannot be drawn ({error}); correct or drop it") from error
+        raise RefineError(f"segmentation cannot be drawn ({error}); correct or drop it") from error
     return code
