@@ -1,0 +1,428 @@
+"""`check_dataset` names every planted fault, and none in sound data."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from drawn_data import CATEGORIES, IDS, SEGMENTS, Files, write_cityscapes, write_coco
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from refine.cli.main import main
+from refine.data.check import check_cityscapes, check_dataset
+from refine.data.check_pixels import Regions
+from refine.data.check_report import Finding, Report
+from refine.data.synthetic import generate
+from refine.errors import RefineError
+from refine.files import write_json
+
+
+def check(files: Files, **more: Any) -> Report:
+    files.save()
+    return check_dataset(files.images, files.json, files.segments, threads=2, **more)
+
+
+def errors(files: Files, **more: Any) -> list[str]:
+    return [f"{f.kind}: {f.message}" for f in check(files, **more).errors]
+
+
+def test_sound_data_have_no_errors_and_right_counts(tmp_path: Path) -> None:
+    report = check(write_coco(tmp_path, [IDS] * 3, [SEGMENTS, SEGMENTS, SEGMENTS]))
+    assert report.ok
+    assert {f.message for f in report.warnings} == {
+        f"images[{n}] (id {10 + n}): has only 6 × 4 pixels" for n in range(3)
+    }
+    counts = {c.name: (c.isthing, c.images, c.segments, c.crowds, c.area) for c in report.classes}
+    assert counts == {
+        "car": (True, 3, 3, 0, 12),
+        "cat": (True, 3, 3, 0, 12),
+        "grass": (False, 3, 3, 0, 27),
+        "road": (False, 3, 3, 0, 12),
+    }
+    assert (report.tally.pictures, report.tally.pixels, report.tally.void) == (3, 72, 9)
+
+
+def _segment(files: Files, n: int = 0) -> dict[str, Any]:
+    return files.content["annotations"][0]["segments_info"][n]
+
+
+def _shift_ids(files: Files) -> None:
+    files.paint(0, np.where(IDS == 300, 301, IDS))
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:60])
+
+
+FAULTS: dict[str, tuple[Callable[[Files], Any], list[str]]] = {
+    "isthing": (
+        lambda f: f.content["categories"][1].pop("isthing"),
+        ["category: categories[1] (id 3): isthing is missing; give 1 (countable) or 0 (stuff)"],
+    ),
+    "category id": (
+        lambda f: f.content["categories"][1].update(id="3"),
+        [
+            "category: categories[1]: id is '3'; give an integer",
+            "segment: annotation of image 10: segment 70000: unknown category_id 3; correct it or add the category",
+        ],
+    ),
+    "category twice": (
+        lambda f: f.content["categories"].append({"id": 3, "name": "cat", "isthing": 7, "color": [1, 2]}),
+        [
+            "category: categories[4] (id 3): id 3 is used twice; make ids unique",
+            "category: categories[4] (id 3): 'cat' is also the name of id 17; rename one",
+            "category: categories[4] (id 3): isthing is 7; give 1 (countable) or 0 (stuff)",
+            "category: categories[4] (id 3): color is [1, 2]; give [R, G, B] of 0-255, or none",
+        ],
+    ),
+    "category name": (
+        lambda f: f.content["categories"][0].pop("name"),
+        ["category: categories[0] (id 17): name is None; give a text"],
+    ),
+    "image id": (
+        lambda f: f.content["images"][0].pop("id"),
+        [
+            "image: images[0]: id is None; give an integer or a text",
+            "annotation: annotations[0]: image_id 10 is not in `images`; add it or drop this",
+        ],
+    ),
+    "image twice": (
+        lambda f: f.content["images"].append(dict(f.content["images"][0])),
+        ["image: images[1] (id 10): id 10 is used twice; make ids unique"],
+    ),
+    "image size": (
+        lambda f: f.content["images"][0].update(height=0),
+        ["image: images[0] (id 10): height and width are 0 and 6; give pixels"],
+    ),
+    "image name": (
+        lambda f: f.content["images"][0].update(file_name=None),
+        ["image: images[0] (id 10): file_name is None; give the picture's"],
+    ),
+    "annotation twice": (
+        lambda f: f.content["annotations"].append(f.content["annotations"][0]),
+        ["annotation: annotation of image 10: annotations[1] is the second one; keep one"],
+    ),
+    "annotation without entries": (
+        lambda f: f.content["annotations"][0].pop("segments_info"),
+        ["annotation: annotation of image 10: has no list segments_info; give it"],
+    ),
+    "annotation without name": (
+        lambda f: f.content["annotations"][0].pop("file_name"),
+        ["annotation: annotation of image 10: file_name is None; give the id-PNG's"],
+    ),
+    "no annotation": (
+        lambda f: f.content["annotations"].clear(),
+        ["annotation: annotations: the list is empty; annotate at least one picture"],
+    ),
+    "id used by two segments": (
+        lambda f: _segment(f, 1).update(id=9),
+        [
+            "segment: annotation of image 10: segment 9: segments_info[0] and [1] both use this id; "
+            "paint one with another id",
+            "segment: id 300 (4 pixels) is not in segments_info of image 10; add it, or paint it 0",
+        ],
+    ),
+    "id out of range": (
+        lambda f: _segment(f, 1).update(id=1 << 24),
+        [
+            "segment: annotation of image 10: segments_info[1]: id is 16777216; give 1 to 16777215",
+            "segment: id 300 (4 pixels) is not in segments_info of image 10; add it, or paint it 0",
+        ],
+    ),
+    "unknown category": (
+        lambda f: _segment(f).update(category_id=99),
+        ["segment: annotation of image 10: segment 9: unknown category_id 99; correct it or add the category"],
+    ),
+    "iscrowd": (
+        lambda f: _segment(f).update(iscrowd=2),
+        ["segment: annotation of image 10: segment 9: iscrowd is 2; give 0 or 1"],
+    ),
+    "ids of PNG and JSON differ": (
+        _shift_ids,
+        [
+            "segment: id 301 (4 pixels) is not in segments_info of image 10; add it, or paint it 0",
+            "segment: image 10: segment 300 of segments_info has no pixel; drop it",
+        ],
+    ),
+    "area": (
+        lambda f: _segment(f).update(area=5),
+        ["segment: image 10: segment 9: area is 5 in the JSON, 4 in the PNG; correct it"],
+    ),
+    "bbox": (
+        lambda f: _segment(f, 1).update(bbox=[1, 3, 2, 2]),
+        ["segment: image 10: segment 300: bbox is [1, 3, 2, 2] in the JSON, [1, 1, 2, 2] in the PNG; correct it"],
+    ),
+    "bbox of texts": (
+        lambda f: _segment(f, 1).update(bbox="1122"),
+        ["segment: image 10: segment 300: bbox is 1122 in the JSON, [1, 1, 2, 2] in the PNG; correct it"],
+    ),
+    "size": (
+        lambda f: f.content["images"][0].update(height=6, width=4),
+        ["PNG: 6 × 4 pixels, but the JSON says 4 × 6 pixels of image 10; correct `height` and `width`, or the PNG"],
+    ),
+    "picture of another size": (
+        lambda f: Image.new("RGB", (6, 5)).save(f.images / "0.png"),
+        ["picture: 6 × 5 pixels, but its segments have 6 × 4 pixels; make them equal"],
+    ),
+    "picture missing": (
+        lambda f: (f.images / "0.png").unlink(),
+        ["picture: no such file; check the path"],
+    ),
+    "picture empty": (
+        lambda f: (f.images / "0.png").write_bytes(b""),
+        ["picture: the file is empty; copy it again"],
+    ),
+    "picture is a text": (
+        lambda f: (f.images / "0.png").write_text("hello"),
+        ["picture: is not a picture that can be read; convert it to PNG or JPEG"],
+    ),
+    "PNG missing": (
+        lambda f: (f.segments / "0_ids.png").unlink(),
+        ["PNG: cannot be read (No such file or directory); check the folder of segments"],
+    ),
+    "PNG cut off": (
+        lambda f: _cut(f.segments / "0_ids.png"),
+        ["PNG: is damaged or cut off; write it again"],
+    ),
+    "PNG grey": (
+        lambda f: Image.new("L", (6, 4)).save(f.segments / "0_ids.png"),
+        ["PNG: is not an RGB PNG of 8 bits; write id = R + 256 G + 65536 B"],
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_alone_is_named_and_nothing_else(tmp_path: Path, fault: str) -> None:
+    files = write_coco(tmp_path)
+    plant, expected = FAULTS[fault]
+    plant(files)
+    assert errors(files) == expected
+
+
+def test_all_faults_of_many_pictures_are_named_at_once(tmp_path: Path) -> None:
+    files = write_coco(tmp_path, [IDS] * 70, [SEGMENTS] * 70)
+    files.content["annotations"][3]["segments_info"][0]["area"] = 1
+    (files.images / "5.png").write_bytes(b"\x89PNG")
+    _cut(files.images / "6.png")
+    _cut(files.segments / "67_ids.png")
+    files.paint(69, np.where(IDS == 0, 5, IDS))
+    found = check(files).errors
+    assert [(f.kind, Path(f.file).name) for f in found] == [
+        ("segment", "3_ids.png"),
+        ("picture", "5.png"),
+        ("picture", "6.png"),
+        ("PNG", "67_ids.png"),
+        ("segment", "69_ids.png"),
+    ]
+
+
+def test_what_is_usable_but_odd_is_warned_of(tmp_path: Path) -> None:
+    files = write_coco(tmp_path, categories=[*CATEGORIES, {"id": 5, "name": "dog", "isthing": 1}])
+    content = files.content
+    content["images"].append({"id": "extra", "file_name": "0.png", "height": 400, "width": 600})
+    infos = content["annotations"][0]["segments_info"]
+    infos[1]["iscrowd"] = 1  # the only cat
+    infos[2]["category_id"] = 200  # a second road
+    infos[0]["iscrowd"] = 1
+    infos[3]["bbox"] = [3, 2, 1, 1]  # another convention
+    files.paint(0, np.where(IDS == 70000, 0, IDS) + (np.arange(24).reshape(4, 6) == 15) * 70000)
+    infos[3]["area"], infos[3]["bbox"] = 1, [3, 2, 2, 2]
+    Image.new("RGB", (3, 3)).save(files.images / "more.jpg")
+    Image.new("RGB", (3, 3)).save(files.segments / "more.png")
+    report = check(files)
+    assert report.ok, report.text()
+    assert {f"{f.kind}: {f.message}" for f in report.warnings} == {
+        "image: images[0] (id 10): has only 6 × 4 pixels",
+        "image: images[1] (id extra): 0.png is also the picture of image 10",
+        "image: image extra (0.png) has no annotation and is left out",
+        "segment: annotation of image 10: segment 9: is a crowd of the stuff class 200",
+        "segment: annotation of image 10: segment 7: stuff class 200 already has segment 9",
+        "segment: image 10: segment 70000: bbox is [3, 2, 2, 2] in the JSON, [3, 2, 1, 1] in the PNG",
+        "segment: image 10: segment 70000: a thing of 1 pixels; training drops it",
+        "category: cat (id 17): there is no instance of it, only 1 crowds",
+        "category: dog (id 5): there is no instance of it",
+        "category: grass (id 105): there is no segment of it",
+        "file: is not named by the JSON",
+    }
+    assert sum(f.kind == "file" for f in report.warnings) == 2
+
+
+def test_unlabelled_pictures_and_missing_kinds_are_warned_of(tmp_path: Path) -> None:
+    files = write_coco(tmp_path, [np.zeros((40, 40), int)], [[]], categories=CATEGORIES[:2])
+    report = check(files)
+    assert report.ok
+    messages = [f.message for f in report.warnings]
+    assert messages[:2] == ["categories: there is no stuff class", "no pixel has a label"]
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    files = write_coco(tmp_path)
+    report = check_dataset(tmp_path / "nowhere", files.json, files.segments)
+    assert [f.message for f in report.errors] == [
+        "no such folder; check the path",
+        "no such file; check the path",
+    ]
+    with pytest.raises(RefineError, match="cannot be read"):
+        check_dataset(files.images, tmp_path / "none.json", files.segments)
+    write_json(files.json, {"images": [], "annotations": []})
+    with pytest.raises(RefineError, match="has no list `categories`"):
+        check_dataset(files.images, files.json, files.segments)
+
+
+def test_remap_counts_what_training_sees(tmp_path: Path) -> None:
+    files = write_coco(tmp_path)
+    ground = {"id": 1, "name": "ground", "isthing": 0}
+    animal, vehicle = {"id": 2, "name": "animal", "isthing": 1}, {"id": 3, "name": "vehicle", "isthing": 1}
+    path = tmp_path / "remap.json"
+    write_json(path, {"categories": [ground, animal, vehicle], "map": {"17": 2, "3": None, "200": 1, "105": 1}})
+    report = check(files, remap=path)
+    assert [(c.name, c.images, c.segments, c.area) for c in report.classes] == [
+        ("animal", 1, 1, 4),
+        ("vehicle", 0, 0, 0),
+        ("ground", 1, 2, 13),
+    ]
+    assert report.tally.void == 3 + 4
+    write_json(path, {"categories": [ground], "map": {"17": 1}})
+    assert errors(files, remap=path) == ["remap: map: category 3 (car) is missing; map it or null it"]
+
+
+def test_instances_are_checked_one_by_one(tmp_path: Path) -> None:
+    files = write_coco(tmp_path)
+    square = [[1, 1, 3, 1, 3, 3, 1, 3]]
+    good = {"image_id": 10, "category_id": 17, "segmentation": square, "iscrowd": 0}
+    path = tmp_path / "instances.json"
+    annotations = [
+        good,
+        good | {"image_id": 99},
+        good | {"category_id": 200},
+        good | {"category_id": 1},
+        good | {"segmentation": []},
+        {"image_id": 10, "category_id": 17},
+        7,
+    ]
+    write_json(path, {"annotations": annotations})
+    assert errors(files, instances=path) == [
+        "instance: annotations[2]: category_id 200 is stuff; instances are things",
+        "instance: annotations[3]: category_id 1 is not among the panoptic categories; add it there",
+        "instance: annotations[4]: segmentation cannot be drawn (it is empty); correct or drop it",
+        "instance: annotations[5]: has no `segmentation`; give a COCO instances JSON",
+        "instance: annotations[6]: is not as COCO instances JSON has it ('int' object is not subscriptable); "
+        "correct it",
+    ]
+    write_json(path, {"annotations": [good]})
+    report = check(files, instances=path)
+    assert report.ok
+    assert Finding("instance", str(path), "image 10: no instance for segments 70000") in report.warnings
+    write_json(path, {"annotations": [good | {"image_id": 99}]})
+    assert errors(files, instances=path) == [
+        "instance: annotations: none is of an image of the data set; check the two files"
+    ]
+    path.write_text("{")
+    assert len(errors(files, instances=path)) == 1
+
+
+def test_cityscapes_faults(tmp_path: Path) -> None:
+    values = np.full((40, 50), 7)
+    values[5:9, 5:9] = 26001
+    values[20:, 20:] = 24
+    for n in range(4):
+        write_cityscapes(tmp_path, values, f"ulm_{n:06d}_000019")
+    report = check_cityscapes(tmp_path, "val")
+    assert report.ok
+    counts = {c.name: (c.images, c.segments, c.crowds, c.area) for c in report.classes if c.area}
+    assert counts == {"person": (4, 0, 4, 2400), "car": (4, 4, 0, 64), "road": (4, 4, 0, 4 * (2000 - 616))}
+    pictures, labels = tmp_path / "leftImg8bit/val/ulm", tmp_path / "gtFine/val/ulm"
+    (pictures / "ulm_000000_000019_leftImg8bit.png").unlink()
+    _cut(labels / "ulm_000001_000019_gtFine_instanceIds.png")
+    values[0, :3] = 77
+    cv2.imwrite(str(labels / "ulm_000002_000019_gtFine_instanceIds.png"), values.astype(np.uint16))
+    Image.new("RGB", (9, 9)).save(pictures / "ulm_000003_000019_leftImg8bit.png")
+    Image.new("RGB", (9, 9)).save(pictures / "ulm_000009_000019_leftImg8bit.png")
+    report = check_cityscapes(tmp_path, "val")
+    assert [(Path(f.file).name[:10], f.message) for f in report.errors] == [
+        ("ulm_000000", "no such file; check the path"),
+        ("ulm_000001", "is damaged or cut off; write it again"),
+        ("ulm_000002", "value 77 (3 pixels) is no Cityscapes label; copy it again"),
+        ("ulm_000003", "9 × 9 pixels, but its segments have 50 × 40 pixels; make them equal"),
+    ]
+    assert report.warnings[0].message == "has no instanceIds file and is left out"
+
+
+def test_synthetic_data_are_sound(tmp_path: Path) -> None:
+    generate(tmp_path, 3, size=(64, 96))
+    report = check_dataset(
+        tmp_path / "images",
+        tmp_path / "panoptic.json",
+        tmp_path / "segments",
+        instances=tmp_path / "instances.json",
+    )
+    assert report.ok
+    assert {f.kind for f in report.warnings} <= {"category"}
+
+
+@pytest.mark.parametrize("name", ["nuclei", "coco_panoptic", "coco_things_512"])
+def test_real_data_are_sound(shared_dir: Path, tmp_path: Path, name: str) -> None:
+    """The first pictures of each set, whose segments were checked by others."""
+    root = shared_dir / "data" / name
+    if not root.is_dir():
+        pytest.skip(f"no data at {root}")
+    content = json.loads((root / "panoptic_val.json").read_text())
+    annotations = content["annotations"][:4]
+    wanted = {annotation["image_id"] for annotation in annotations}
+    images = [image for image in content["images"] if image["id"] in wanted]
+    write_json(tmp_path / "few.json", content | {"images": images, "annotations": annotations})
+    report = check_dataset(root / "images" / "val", tmp_path / "few.json", root / "panoptic_val")
+    assert report.ok, report.text()
+    assert report.tally.pictures == 4
+
+
+def test_command_prints_writes_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = write_coco(tmp_path, [IDS] * 30, [SEGMENTS] * 30)
+    command = ["check-data", "--images", str(files.images), "--json", str(files.json)]
+    command += ["--segments", str(files.segments), "--out", str(tmp_path / "report.json")]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "30 pictures whose segments could be read; 12.5% of the pixels void" in out
+    assert "\n0 errors" in out
+    for n in range(25):
+        (files.images / f"{n}.png").unlink()
+    assert main(command) == 1
+    captured = capsys.readouterr()
+    assert "25 errors\n  picture (25)\n" in captured.out
+    assert "… and 5 more" in captured.out
+    assert captured.err.strip() == f"refine: error: {files.json}: 25 errors; mend them as told above"
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert len(written["errors"]) == 25
+    assert written["errors"][24] == {
+        "kind": "picture",
+        "file": str(files.images / "24.png"),
+        "message": "no such file; check the path",
+    }
+    assert written["classes"][0]["segments"] == 30
+
+
+def test_command_takes_one_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_cityscapes(tmp_path, np.full((40, 50), 7))
+    assert main(["check-data", "--cityscapes", str(tmp_path), "--split", "val"]) == 0
+    for wrong in (["--json", "x"], ["--cityscapes", "x"], ["--cityscapes", "x", "--split", "y", "--json", "z"], []):
+        with pytest.raises(SystemExit, match="2"):
+            main(["check-data", *wrong])
+    capsys.readouterr()
+
+
+@settings(deadline=None, max_examples=60)
+@given(arrays(np.int32, st.tuples(st.integers(1, 7), st.integers(1, 7)), elements=st.integers(0, 5)))
+def test_regions_measure_as_a_loop_does(ids: np.ndarray) -> None:
+    regions = Regions.of(ids)
+    assert regions.values.tolist() == sorted(set(ids.ravel().tolist()))
+    for value, area, box in zip(regions.values, regions.area, regions.boxes.tolist(), strict=True):
+        ys, xs = np.nonzero(ids == value)
+        assert area == len(ys)
+        assert box == [xs.min(), ys.min(), xs.max() - xs.min() + 1, ys.max() - ys.min() + 1]
+    np.testing.assert_array_equal(regions.runs.spread(regions.values[regions.place]), ids)
