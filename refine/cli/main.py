@@ -17,6 +17,8 @@ COMMANDS = {
     "check-data": "name every fault of a data set before an hour of training is lost",
     "info": "parameters, arithmetic and seconds of the networks of configs",
     "models": "the models that come with the package",
+    "reproduce": "train and measure the rows of a table of the paper, on any data",
+    "compare": "Tables 3, 5 and 6 (components, rules of fusion, cues of occlusion) on the data of a config",
     "synthesize": "write a data set of procedural scenes with known depth order",
     "convert": "turn weights of detectron2 or torchvision into a model of ours",
 }

@@ -28,7 +28,13 @@ def build_dataset(config: DatasetConfig, where: str = "data") -> PanopticDataset
         from refine.data.cityscapes import Cityscapes
 
         return Cityscapes(str(config.root), str(config.split))
-    return CocoPanoptic(str(config.images), str(config.json), str(config.segments), remap=config.remap)
+    return CocoPanoptic(
+        str(config.images),
+        str(config.json),
+        str(config.segments),
+        remap=config.remap,
+        instances=config.instances,
+    )
 
 
 def training_parts(

@@ -21,8 +21,10 @@ from refine.errors import RefineError
 from refine.evaluation.average_precision import AveragePrecision
 from refine.evaluation.pq import PanopticQuality
 from refine.evaluation.report import PQReport
+from refine.fusion import FusionConfig
+from refine.modeling.occlusion import contested_pairs
 from refine.ops.masks import paste_masks
-from refine.structures import Categories, PanopticResult, Segment
+from refine.structures import Categories, Instances, PanopticResult, Segment, Targets
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 
@@ -34,22 +36,29 @@ class Evaluation:
     Attributes:
         report: PQ, SQ, RQ of all, things, stuff, each class and each image.
         average_precision: `bbox` and `segm` with COCO's twelve numbers each, or None where not asked for.
+        pairs: overlapping pairs of detections whose order fusion got right, and all of them whose order the
+            ground truth tells (see `contested_pairs`); None where not asked for.
         pictures: by file name, Tensor[3, H, 3 W] uint8: image, ground truth and prediction side by side.
     """
 
     report: PQReport
     average_precision: dict[str, dict[str, float]] | None = None
+    pairs: tuple[int, int] | None = None
     pictures: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The main numbers by name, 0-1: PQ, SQ, RQ, PQ_things, PQ_stuff, and AP_box, AP_mask if measured."""
-        everything, things, stuff = (self.report.group(isthing) for isthing in (None, True, False))
-        numbers = {"PQ": everything["pq"], "SQ": everything["sq"], "RQ": everything["rq"]}
-        numbers |= {"PQ_things": things["pq"], "PQ_stuff": stuff["pq"]}
+        """The main numbers by name, 0-1: PQ, SQ, RQ, the same with _things and _stuff; AP_box, AP_mask and
+        pairs_right (a share) if measured."""
+        numbers = {}
+        for suffix, isthing in (("", None), ("_things", True), ("_stuff", False)):
+            group = self.report.group(isthing)
+            numbers |= {f"{name.upper()}{suffix}": group[name] for name in ("pq", "sq", "rq")}
         if self.average_precision is not None:
             numbers["AP_box"] = self.average_precision["bbox"]["AP"]
             numbers["AP_mask"] = self.average_precision["segm"]["AP"]
+        if self.pairs is not None and self.pairs[1]:
+            numbers["pairs_right"] = self.pairs[0] / self.pairs[1]
         return {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
 
     def write(self, path: str | Path, **more: object) -> None:
@@ -62,6 +71,7 @@ def evaluate(
     dataset: PanopticDataset,
     *,
     average_precision: bool = False,
+    occlusion_accuracy: bool = False,
     max_images: int | None = None,
     pictures: int = 0,
     workers: int = 0,
@@ -73,6 +83,7 @@ def evaluate(
         predictor: with the categories of the data set.
         dataset: ground truth.
         average_precision: measure box and mask AP too, of all detections before fusion.
+        occlusion_accuracy: count the overlapping pairs whose order fusion got right.
         max_images: only the first so many.
         pictures: draw the first so many.
         workers: processes that read images.
@@ -88,6 +99,7 @@ def evaluate(
     categories = dataset.categories
     quality, precision = PanopticQuality(categories), AveragePrecision(categories)
     drawn: dict[str, Tensor] = {}
+    pairs = [0, 0]
     total = min(max_images or len(dataset), len(dataset))
     for index, image, truth in _read(dataset, range(group.rank, total, group.count), workers):
         raw = predictor.raw([image])[0]
@@ -107,6 +119,10 @@ def evaluate(
             masks = paste_masks(raw.instances.roi_masks, raw.instances.boxes, size)
             targets = truth.targets(categories.num_things, image_id, file_name)
             precision.update(targets, replace(raw.instances, masks=masks).to("cpu"))
+        if occlusion_accuracy:
+            targets = truth.targets(categories.num_things, image_id, file_name).to(predictor.device)
+            right, decided = count_right(raw.instances, targets, result, predictor.fusion)
+            pairs = [pairs[0] + right, pairs[1] + decided]
         if index < pictures:
             drawn[file_name] = side_by_side(image, to_result(truth, categories), result)
     merged = PanopticQuality(categories)
@@ -114,7 +130,41 @@ def evaluate(
         merged.merge(part)
     for part in group.gather(drawn):
         drawn |= part
-    return Evaluation(merged.compute(), precision.compute() if average_precision else None, drawn)
+    sums = [sum(column) for column in zip(*group.gather(pairs), strict=True)]
+    return Evaluation(
+        merged.compute(),
+        precision.compute() if average_precision else None,
+        (sums[0], sums[1]) if occlusion_accuracy else None,
+        drawn,
+    )
+
+
+def count_right(
+    instances: Instances, targets: Targets, result: PanopticResult, config: FusionConfig
+) -> tuple[int, int]:
+    """Overlapping pairs whose order a result has right, and all whose order the ground truth tells.
+
+    Of a pair, the instance in front is the one that got more of the pixels that both claim; a pair of which
+    neither got any is wrong.
+
+    Args:
+        instances: detections with `roi_masks`, as they were fused.
+        targets: of the same image, at its size.
+        result: of the fusion.
+        config: of the fusion: which instances and pairs count.
+    """
+    places = torch.nonzero(instances.scores >= config.score_threshold).squeeze(1)
+    chosen = instances[places]
+    pairs = contested_pairs(chosen, targets, config.pair_overlap, limit=len(chosen) ** 2)
+    if not len(pairs):
+        return 0, 0
+    assert chosen.roi_masks is not None
+    masks = paste_masks(chosen.roi_masks.float(), chosen.boxes, targets.size)
+    shown = {segment.instance: segment.id for segment in result.segments if segment.isthing}
+    ids = torch.tensor([shown.get(n, -1) for n in places.tolist()], device=masks.device)
+    owned = (masks & (result.segment_ids == ids[:, None, None])).flatten(1).float() @ masks.flatten(1).float().T
+    front, back = pairs.unbind(1)
+    return int((owned[front, back] > owned[back, front]).sum()), len(pairs)
 
 
 def write_worst(

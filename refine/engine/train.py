@@ -32,7 +32,7 @@ from refine.modeling.pretrained import load_pretrained
 from refine.structures import Categories
 
 
-def train(config: RunConfig, resume: bool = False) -> Path:
+def train(config: RunConfig, resume: bool = False, deadline: float | None = None) -> Path:
     """Train a model; under torchrun, together with the other processes.
 
     SIGTERM (and Ctrl-C) end the run after the current update, with a checkpoint.
@@ -40,6 +40,7 @@ def train(config: RunConfig, resume: bool = False) -> Path:
     Args:
         config: of the run.
         resume: go on from the last checkpoint in `config.out`, or start if there is none yet.
+        deadline: of `time.monotonic()`; the run ends after it as if told to stop.
 
     Returns:
         The last checkpoint's folder.
@@ -55,7 +56,7 @@ def train(config: RunConfig, resume: bool = False) -> Path:
     if last is not None and not resume:
         raise RefineError(f"{config.out}: holds a run already; resume it (--resume) or name another --out")
     with processes(config.device) as group, _stop_signals() as stop:
-        return _Run(config, group, last).run(stop)
+        return _Run(config, group, last).run(stop, deadline)
 
 
 class _Run:
@@ -86,7 +87,7 @@ class _Run:
         self.log.message(step, self._greeting(last, fresh))
         self.saved_step = step if last is not None else -1
 
-    def run(self, stop: threading.Event) -> Path:
+    def run(self, stop: threading.Event, deadline: float | None = None) -> Path:
         """Update until the end or until told to stop; returns the last checkpoint."""
         config, progress = self.config, self.learner.progress
         parts = training_parts(self.dataset, config, self.group, progress.step)
@@ -101,7 +102,8 @@ class _Run:
                 self.log.advance(progress.step)
                 if progress.step % config.log.every == 0 or progress.step == config.optim.max_steps:
                     self.log.scalars(progress.step, "train", meter.take())
-                (stopped,) = self.group.any(stop.is_set())
+                over = deadline is not None and time.monotonic() > deadline
+                (stopped,) = self.group.any(stop.is_set() or over)
                 if stopped:
                     self.log.message(progress.step, f"told to stop at step {progress.step}: checkpoint written")
                     break

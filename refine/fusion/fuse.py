@@ -82,7 +82,7 @@ def fuse(
         pairs = overlapping(cells.intersections(), config.pair_overlap)
         front = decide(method, instances, pairs, occlusion, config.sigma).cpu()
     owner = merge(_to_cpu(cells), runs.areas().cpu(), order, front, config)
-    return assemble(instances, cells, owner, sem_seg, sem_confidence, categories, config)
+    return assemble(instances, chosen, cells, owner, sem_seg, sem_confidence, categories, config)
 
 
 def _prepare(instances: Instances, score_threshold: float) -> tuple[Instances, MaskRuns, Tensor]:

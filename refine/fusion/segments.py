@@ -37,6 +37,7 @@ class _Runs:
 
 def assemble(
     instances: Instances,
+    sources: Tensor,
     cells: Cells,
     owner: Tensor,
     sem_seg: Tensor,
@@ -50,6 +51,7 @@ def assemble(
 
     Args:
         instances: N, of which `owner` names some.
+        sources: Tensor[N] int64, their places in the input of `fuse`.
         cells: of their masks.
         owner: Tensor[A] int64, instance that owns each cell, or `FREE`.
         sem_seg: Tensor[H, W] int64, class or `VOID`.
@@ -89,7 +91,7 @@ def assemble(
     present[FREE] = 0
     ids = torch.where(present > 0, present.cumsum(0, dtype=torch.int32), 0)[shown]
     names = present.nonzero().squeeze(1).tolist()
-    segments = _describe(runs, ids, names, instances, categories)
+    segments = _describe(runs, ids, names, instances, sources, categories)
     return PanopticResult(spread(ids, runs.lengths, size), segments, categories)
 
 
@@ -112,7 +114,7 @@ def _partition(
 
 
 def _describe(
-    runs: _Runs, ids: Tensor, names: list[int], instances: Instances, categories: Categories
+    runs: _Runs, ids: Tensor, names: list[int], instances: Instances, sources: Tensor, categories: Categories
 ) -> list[Segment]:
     """What each segment is.
 
@@ -121,6 +123,7 @@ def _describe(
         ids: Tensor[R] int32, segment of each run, 1..S, or 0.
         names: of the S segments: instance i is i, class c is N + c.
         instances: N.
+        sources: their places in the input of `fuse`.
         categories: of the labels.
     """
     x, y = runs.starts % runs.size[1], runs.starts.div(runs.size[1], rounding_mode="floor")
@@ -135,7 +138,7 @@ def _describe(
     if runs.confidence is not None:
         sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=ids.device)
         means = (sums.index_add_(0, index, runs.confidence) / areas.clamp(min=1)).tolist()
-    labels, scores = instances.labels.tolist(), instances.scores.tolist()
+    labels, scores, places = instances.labels.tolist(), instances.scores.tolist(), sources.tolist()
     segments = []
     for n, (name, area, (left, top, right, bottom)) in enumerate(
         zip(names, areas[1:].tolist(), bounds[:, 1:].T.tolist(), strict=True), 1
@@ -144,5 +147,6 @@ def _describe(
         category = categories[labels[name] if isthing else name - len(labels)]
         score = scores[name] if isthing else None if means is None else means[n]
         box = (left, top, -right - left, -bottom - top)
-        segments.append(Segment(n, category.id, isthing, score, area, box))
+        place = places[name] if isthing else None
+        segments.append(Segment(n, category.id, isthing, score, area, box, place))
     return segments

@@ -22,6 +22,7 @@ class Segment:
         score: confidence, 0-1; None for stuff from a map without confidences.
         area: number of pixels.
         bbox: (x, y, width, height) in pixels, tight.
+        instance: place of its instance among those that were fused; None for stuff and ground truth.
     """
 
     id: int
@@ -30,10 +31,12 @@ class Segment:
     score: float | None
     area: int
     bbox: tuple[int, int, int, int]
+    instance: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Entry of `segments_info` in a COCO panoptic JSON (plus `isthing` and `score`)."""
         entry = asdict(self) | {"bbox": list(self.bbox), "iscrowd": 0}
+        del entry["instance"]
         if entry["score"] is None:
             del entry["score"]
         return entry

@@ -1,0 +1,67 @@
+"""refine reproduce, refine compare"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from refine.errors import RefineError
+
+
+def run(arguments: Sequence[str], prog: str, description: str) -> None:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        epilog="Further arguments change fields of the config, such as --optim.max_steps 500.",
+    )
+    parser.add_argument("table", help="table3 … table6, ibpp, or a YAML file of rows")
+    parser.add_argument("--data", required=True, help="config of the run: NAME for configs/NAME.yaml, or a file")
+    add_arguments(parser, seeds=3)
+    options, overrides = parser.parse_known_args(arguments)
+    make_tables([options.table], find_config(options.data), options, overrides, f"{prog} {' '.join(arguments)}")
+
+
+def add_arguments(parser: argparse.ArgumentParser, seeds: int) -> None:
+    """What `reproduce` and `compare` have in common."""
+    parser.add_argument("--seeds", type=int, default=seeds, help=f"runs per row ({seeds})")
+    parser.add_argument("--first-seed", type=int, default=0, help="0; others for runs side by side")
+    parser.add_argument("--budget", type=float, help="minutes after which to stop; call again to go on")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
+    parser.add_argument("--out", default="runs/tables", help="folder of models and tables (runs/tables)")
+
+
+def find_config(name: str) -> Path:
+    """NAME, or configs/NAME.yaml below the current folder."""
+    for path in (Path(name), Path("configs") / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    raise RefineError(f"{name}: no such config; give a file, or a name in configs/ from where that folder is")
+
+
+def make_tables(
+    names: Sequence[str], base: Path, options: argparse.Namespace, overrides: Sequence[str], command: str
+) -> None:
+    """Run tables and print them; each is written to OUT/TABLE_DATA.{md,json,png}."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from refine.engine.render import write_table
+    from refine.engine.reproduce import load_table, run_table
+
+    if options.seeds < 1:
+        raise RefineError(f"--seeds is {options.seeds}; give at least 1")
+    out = Path(options.out)
+    tables = [load_table(name) for name in names]
+    for name, table in zip(names, tables, strict=True):
+        results = run_table(
+            table,
+            base,
+            out,
+            seeds=range(options.first_seed, options.first_seed + options.seeds),
+            overrides=[*overrides, f"--device={options.device}", "--log.progress=false"],
+            minutes=options.budget,
+        )
+        path = out / f"{Path(name).stem}_{base.stem}"
+        Console().print(Markdown(write_table(table, results, path, command)))
+        print(f"written to {path}.md, .json and .png")

@@ -1,0 +1,110 @@
+"""A table's results as Markdown, JSON and a picture with error bars."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from refine.engine.reproduce import Table
+from refine.files import atomic_path, write_json
+
+Results = Mapping[str, Sequence[Mapping[str, Any]]]
+"""By row: one result per seed."""
+
+
+def write_table(table: Table, results: Results, path: Path, command: str) -> str:
+    """Write PATH.md, PATH.json and PATH.png.
+
+    Args:
+        table: its title, columns and rows.
+        results: of `run_table`; rows may lack seeds.
+        path: without a suffix.
+        command: that makes the table, to be written beside it.
+
+    Returns:
+        The Markdown.
+    """
+    text = to_markdown(table, results, command)
+    with atomic_path(path.with_suffix(".md")) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    content = {"title": table.title, "command": command, "rows": {k: list(v) for k, v in results.items()}}
+    write_json(path.with_suffix(".json"), content, indent=1)
+    _plot(table, results, path.with_suffix(".png"))
+    return text
+
+
+def to_markdown(table: Table, results: Results, command: str) -> str:
+    """Mean ± standard deviation over the seeds, in percent; Δ is the paired difference to the first row."""
+    metric = table.metrics[0]
+    lines = [
+        f"### {table.title}",
+        "",
+        f"| | {' | '.join(table.metrics)} | Δ {metric} | seeds | minutes |",
+        f"|-|{'-|' * (len(table.metrics) + 3)}",
+    ]
+    first = results[table.rows[0].name]
+    for row in table.rows:
+        runs = results[row.name]
+        cells = [_cell([r["metrics"].get(m) for r in runs]) for m in table.metrics]
+        minutes = _mean([r["training_minutes"] for r in runs])
+        difference = "" if row is table.rows[0] else _cell(_paired(runs, first, metric), sign="+")
+        lines.append(f"| {row.name} | {' | '.join(cells)} | {difference} | {len(runs)} | {minutes} |")
+    some = next((r for runs in results.values() for r in runs), None)
+    lines += ["", f"`{command}`"]
+    if some is not None:
+        machine = some["machine"]
+        device = machine["gpu"] or f"{machine['processor']}, {machine['threads']} of {machine['cores']} cores"
+        lines += [
+            "",
+            f"{some['images']} validation images; {device}; torch {machine['torch']}, commit "
+            f"{machine['commit']}, {machine['date']}. In percent, mean ± standard deviation over the seeds; "
+            f"Δ is the mean of the differences to the first row, seed by seed. Minutes are those of one "
+            f"training.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _paired(runs: Sequence[Mapping], first: Sequence[Mapping], metric: str) -> list[float | None]:
+    base = {r["seed"]: r["metrics"].get(metric) for r in first}
+    pairs = [(r["metrics"].get(metric), base.get(r["seed"])) for r in runs]
+    return [a - b for a, b in pairs if a is not None and b is not None]
+
+
+def _cell(values: Sequence[float | None], sign: str = "") -> str:
+    known = [100 * v for v in values if v is not None]
+    if not known:
+        return "–"
+    mean = f"{statistics.fmean(known):{sign}.1f}"
+    return f"{mean} ± {statistics.stdev(known):.1f}" if len(known) > 1 else mean
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{statistics.fmean(values):.0f}" if values else "–"
+
+
+def _plot(table: Table, results: Results, path: Path) -> None:
+    """Bars of the first metric with the standard deviation, and a dot per seed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    metric = table.metrics[0]
+    figure = Figure(figsize=(7, 0.5 * len(table.rows) + 1.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for n, row in enumerate(table.rows):
+        values = [100 * r["metrics"][metric] for r in results[row.name] if metric in r["metrics"]]
+        if values:
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            axes.barh(n, statistics.fmean(values), xerr=spread, color="#9db8d9", ecolor="#33475b", capsize=3)
+            axes.plot(values, [n] * len(values), "o", color="#33475b", markersize=3)
+    axes.set_yticks(range(len(table.rows)), [row.name for row in table.rows])
+    axes.invert_yaxis()
+    every = [100 * r["metrics"][metric] for runs in results.values() for r in runs if metric in r["metrics"]]
+    if every:
+        axes.set_xlim(max(min(every) - 5, 0), max(every) + 2)
+    axes.set_xlabel(f"{metric} (%); the axis does not start at 0")
+    axes.set_title(table.title)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
