@@ -14,7 +14,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     files.add_argument("--gt-dir", help="folder of its PNGs")
     files.add_argument("--pred", help="panoptic JSON of the predictions")
     files.add_argument("--pred-dir", help="folder of their PNGs")
-    files.add_argument("--workers", type=int, help="threads (default: one per core)")
+    files.add_argument("--workers", type=_positive, help="threads (default: one per core)")
     model = parser.add_argument_group("a model on a data set")
     model.add_argument("--checkpoint", help="name of a shipped model, or a folder")
     model.add_argument("--images", help="folder of pictures")
@@ -23,12 +23,13 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     model.add_argument("--remap", help="file of category changes")
     model.add_argument("--device", help="cpu, cuda, …")
     model.add_argument("--method", help="rule of fusion (default: the checkpoint's)")
-    model.add_argument("--max-images", type=int, help="only the first so many")
+    model.add_argument("--max-images", type=_positive, help="only the first so many")
     parser.add_argument("--out", required=True, help="JSON to write")
-    parser.add_argument("--worst", type=int, default=5, help="how many of the worst images to list or draw (5)")
+    parser.add_argument("--worst", type=_count, default=5, help="how many of the worst images to list or draw (5)")
     options = parser.parse_args(arguments)
     of_files = [options.gt, options.gt_dir, options.pred, options.pred_dir]
     of_model = [options.checkpoint, options.images, options.json, options.segments]
+    _check_out(options.out, [options.gt, options.pred, options.json])
     if all(of_files) and not any(of_model):
         _files(options)
     elif all(of_model) and not any(of_files):
@@ -37,12 +38,36 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         parser.error("give --gt, --gt-dir, --pred and --pred-dir; or --checkpoint, --images, --json and --segments")
 
 
+def _count(text: str, least: int = 0) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from {least}")
+    return number
+
+
+def _positive(text: str) -> int:
+    return _count(text, 1)
+
+
+def _check_out(out: str, inputs: Sequence[str | None]) -> None:
+    """Told before the work, not after it."""
+    from refine.errors import RefineError
+
+    if Path(out).is_dir():
+        raise RefineError(f"--out {out}: is a folder; name a JSON file")
+    if any(path and Path(path).exists() and Path(out).resolve() == Path(path).resolve() for path in inputs):
+        raise RefineError(f"--out {out}: is an input; name another file")
+
+
 def _files(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from refine.evaluation.panoptic_files import evaluate_files
 
-    report = evaluate_files(options.gt, options.gt_dir, options.pred, options.pred_dir, options.workers)
+    report = evaluate_files(options.gt, options.gt_dir, options.pred, options.pred_dir, workers=options.workers)
     report.write(options.out)
     Console().print(*report.tables())
     for image in report.worst(options.worst):

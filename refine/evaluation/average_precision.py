@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -74,11 +73,8 @@ class AveragePrecision:
         evaluation = COCOeval(truth, results, kind)
         evaluation.evaluate()
         evaluation.accumulate()
-        numbers: Sequence[float] = evaluation.stats if evaluation.stats is not None else []
-        if len(numbers) != len(NAMES):
-            evaluation.summarize()
-            numbers = evaluation.stats
-        return dict(zip(NAMES, (float(x) for x in numbers), strict=True))
+        evaluation.summarize()
+        return dict(zip(NAMES, map(float, evaluation.stats), strict=True))
 
 
 def encode(binary: np.ndarray) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -13,7 +13,9 @@ from refine.errors import RefineError
 from refine.evaluation.png import PngData, read_container
 from refine.evaluation.runs import Runs
 from refine.files import atomic_path, write_json
-from refine.structures import Categories, PanopticResult
+
+if TYPE_CHECKING:
+    from refine.structures import Categories, PanopticResult
 
 
 def write_png(path: str | Path, segment_ids: np.ndarray) -> None:

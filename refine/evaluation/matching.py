@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from refine.errors import RefineError
-from refine.structures import Segment
+from refine.structures import VOID
 
-VOID_ID = 0
-"""Id of pixels that belong to no segment."""
+if TYPE_CHECKING:
+    from refine.structures import Segment
+
+UNSTATED = -(2**62)
+"""Area of a segment whose area is not stated."""
+
+VOID_ROW = (0, -1, 0, UNSTATED)
+"""Id, category, iscrowd and area of pixels that belong to no segment."""
 
 MAX_TABLE = 2**22
 """Pairs of segments up to which overlaps are counted in a full table (32 MiB)."""
@@ -24,9 +30,9 @@ class SegmentTable:
 
     Attributes:
         ids: [1 + S] int64.
-        labels: [1 + S] int64, contiguous class; -1 in row 0.
+        labels: [1 + S] int64, contiguous class; `VOID` in row 0.
         iscrowd: [1 + S] bool.
-        areas: [1 + S] int64, as stated; -1 where not stated.
+        areas: [1 + S] int64, as stated; `UNSTATED` where not.
         crowds: id of the crowd of each class that has one; of several, the last in the file's order, as
             panopticapi has it (COCO's annotations have at most one).
     """
@@ -51,35 +57,33 @@ class SegmentTable:
         Raises:
             RefineError: a field is missing or no integer, a category unknown, an id used twice or 0.
         """
-        rows = []
-        for segment in segments:
-            entry = vars(segment) if isinstance(segment, Segment) else segment
-            try:
-                row = (entry["id"], entry["category_id"], entry.get("iscrowd", 0), entry.get("area", -1))
-            except KeyError as error:
-                raise RefineError(f"{where}: a segment has no {error}; give it in segments_info") from error
-            if not all(isinstance(value, int) for value in row):
-                raise RefineError(f"{where}: segment {row[0]!r}: a field is no integer ({entry}); correct it")
-            rows.append(row)
-        for number, category_id, _, _ in rows:
-            if category_id not in index:
-                raise RefineError(
-                    f"{where}: segment {number}: unknown category_id {category_id}; use an id of the ground "
-                    f"truth's `categories`"
-                )
-            if not 0 < number < 2**24:
-                raise RefineError(
-                    f"{where}: a segment has id {number}; number segments from 1 to 2^24 - 1 (0 is void)"
-                )
-        crowds = {index[category_id]: number for number, category_id, iscrowd, _ in rows if iscrowd}
-        rows.sort()
-        table = np.array([(VOID_ID, 0, 0, -1), *rows], np.int64)
-        ids = table[:, 0]
+        entries = [segment if isinstance(segment, Mapping) else vars(segment) for segment in segments]
+        try:
+            rows = [(s["id"], s["category_id"], s.get("iscrowd", 0), s.get("area", UNSTATED)) for s in entries]
+            table = np.array([VOID_ROW, *rows])
+        except (KeyError, OverflowError):
+            table = None
+        if table is None or table.dtype != np.int64:
+            raise _wrong_type(entries, where)
+        table = table[table[:, 0].argsort()]
+        ids, categories, iscrowd, areas = table.T
+        if ids[0] < 0 or ids[-1] >= 2**24:
+            wrong = ids[0] if ids[0] < 0 else ids[-1]
+            raise RefineError(f"{where}: a segment has id {wrong}; number segments from 1 to 2^24 - 1 (0 is void)")
         twice = ids[1:][ids[1:] == ids[:-1]]
         if twice.size:
-            raise RefineError(f"{where}: segment id {twice[0]} is used twice; make ids unique in an image")
-        labels = np.array([-1, *(index[row[1]] for row in rows)], np.int64)
-        return cls(ids, labels, table[:, 2].astype(bool), table[:, 3], crowds)
+            hint = "make ids unique in an image" if twice[0] else "0 is void, number segments from 1"
+            raise RefineError(f"{where}: segment id {twice[0]} is used twice; {hint}")
+        labels = np.array([index.get(category, VOID) for category in categories.tolist()])
+        labels[0] = VOID
+        if (labels[1:] == VOID).any():
+            n = 1 + int((labels[1:] == VOID).argmax())
+            raise RefineError(
+                f"{where}: segment {ids[n]}: unknown category_id {categories[n]}; use an id of the ground truth's "
+                f"`categories`"
+            )
+        crowds = {index[category]: number for number, category, iscrowd, _ in rows if iscrowd}
+        return cls(ids, labels, iscrowd != 0, areas, crowds)
 
     def rows(self, ids: np.ndarray, where: str) -> np.ndarray:
         """Row of each id: [R] int64.
@@ -102,7 +106,7 @@ class SegmentTable:
         Raises:
             RefineError: a segment without pixels, or with another number of pixels than stated.
         """
-        right = (areas == self.areas) | (self.areas < 0)
+        right = (areas == self.areas) | (self.areas == UNSTATED)
         right &= areas > 0
         right[0] = True  # void has no area to state
         if right.all():
@@ -182,6 +186,19 @@ def match(
     false[0] = False
     false[pred_rows] = False
     return Matches(gt.labels[gt_rows], overlap[hit] / union[hit], gt.labels[missed], pred.labels[false])
+
+
+def _wrong_type(entries: Sequence[Mapping[str, Any]], where: str) -> RefineError:
+    """What is wrong with entries that make no table of integers."""
+    for entry in entries:
+        for field, default in (("id", None), ("category_id", None), ("iscrowd", 0), ("area", UNSTATED)):
+            value = entry.get(field, default)
+            if not isinstance(value, int) or not -(2**62) <= value < 2**62:
+                return RefineError(
+                    f"{where}: segment {entry.get('id')!r}: {field} is {value!r}, expected an integer; correct "
+                    f"segments_info"
+                )
+    raise AssertionError("these are integers")
 
 
 def _sum_by_key(keys: np.ndarray, values: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

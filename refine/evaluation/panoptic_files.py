@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.util import find_spec
-from os import cpu_count
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ def evaluate_files(
     """
     content, gt = _annotations(gt_json)
     _, pred = _annotations(pred_json)
-    categories = Categories.from_json(content.get("categories", []), str(gt_json))
+    categories = Categories.from_json(_mappings(content, "categories", gt_json), str(gt_json))
     missing = [image for image in gt if image not in pred]
     if missing:
         raise RefineError(
@@ -62,15 +61,13 @@ def evaluate_files(
     extra = [image for image in pred if image not in gt]
     if extra:
         raise RefineError(f"{pred_json}: image {extra[0]} is not in {gt_json}; drop it or name the right split")
-    names = {image.get("id"): image.get("file_name", "") for image in content.get("images", [])}
+    names = {str(image.get("id")): image.get("file_name") for image in _mappings(content, "images", gt_json)}
     pairs = [
         _Pair(
             image,
-            names.get(image) or annotation["file_name"],
-            annotation["segments_info"],
-            Path(gt_dir, annotation["file_name"]),
-            pred[image]["segments_info"],
-            Path(pred_dir, pred[image]["file_name"]),
+            str(names.get(str(image)) or annotation["file_name"]),
+            _Side(gt_json, Path(gt_dir, annotation["file_name"]), annotation["segments_info"]),
+            _Side(pred_json, Path(pred_dir, pred[image]["file_name"]), pred[image]["segments_info"]),
         )
         for image, annotation in gt.items()
     ]
@@ -79,7 +76,7 @@ def evaluate_files(
     for part in _in_order(
         [pairs[n : n + TOGETHER] for n in range(0, len(pairs), TOGETHER)],
         lambda some: _evaluate(categories, some, read),
-        workers or cpu_count() or 1,
+        workers or _cores(),
     ):
         quality.merge(part)
         if progress is not None:
@@ -88,38 +85,46 @@ def evaluate_files(
 
 
 def reader(images: int) -> Reader:
-    """What reads id-PNGs fastest: `read_runs` for many images where numba and deflate are installed (the
-    extra `fast`), else `read_png`. Both give the same figures and refuse the same files."""
-    if images >= FAST_FROM and find_spec("numba") and find_spec("deflate"):
-        from refine.evaluation.png_runs import read_runs
+    """What reads so many id-PNGs in the least time: `read_runs`, or `read_png`, which needs no start. Both
+    give the same figures and refuse the same files."""
+    if images < FAST_FROM:
+        return read_png
+    from refine.evaluation.png_runs import read_runs
 
-        return read_runs
-    return read_png
+    return read_runs
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One image's ground truth or prediction."""
+
+    json: str | Path
+    png: Path
+    segments: Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """One image: its segments and PNGs on both sides."""
-
     image_id: int | str
     file_name: str
-    gt_segments: Sequence[Mapping[str, Any]]
-    gt_png: Path
-    pred_segments: Sequence[Mapping[str, Any]]
-    pred_png: Path
+    gt: _Side
+    pred: _Side
 
 
 def _evaluate(categories: Categories, pairs: Sequence[_Pair], read: Reader) -> PanopticQuality:
     quality = PanopticQuality(categories)
     for pair in pairs:
         quality.update(
-            read(pair.gt_png),
-            pair.gt_segments,
-            read(pair.pred_png),
-            pair.pred_segments,
+            read(pair.gt.png),
+            pair.gt.segments,
+            read(pair.pred.png),
+            pair.pred.segments,
             image_id=pair.image_id,
             file_name=pair.file_name,
-            sources=(str(pair.gt_png), str(pair.pred_png)),
+            sources=(
+                f"{pair.gt.json}: image {pair.image_id} ({pair.gt.png})",
+                f"{pair.pred.json}: image {pair.image_id} ({pair.pred.png})",
+            ),
         )
     return quality
 
@@ -141,17 +146,30 @@ def _in_order(
         pool.shutdown(cancel_futures=True)
 
 
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _annotations(path: str | Path) -> tuple[Mapping[str, Any], dict[int | str, Mapping[str, Any]]]:
     """The whole content, and annotations by image id, each with its fields."""
     content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
-        raise RefineError(f"{path}: has no list `annotations`; give a COCO panoptic JSON")
+    if not isinstance(content, dict):
+        raise RefineError(f"{path}: is a {type(content).__name__}, no object; give a COCO panoptic JSON")
     by_image: dict[int | str, Mapping[str, Any]] = {}
-    for n, annotation in enumerate(content["annotations"]):
+    for n, annotation in enumerate(_mappings(content, "annotations", path)):
         for field, kind in (("image_id", (int, str)), ("file_name", str), ("segments_info", list)):
-            if not isinstance(annotation, dict) or not isinstance(annotation.get(field), kind):
+            if not isinstance(annotation.get(field), kind):
                 raise RefineError(f"{path}: annotations[{n}] has no `{field}`; give a COCO panoptic JSON")
         if annotation["image_id"] in by_image:
             raise RefineError(f"{path}: image {annotation['image_id']} is annotated twice; keep one")
         by_image[annotation["image_id"]] = annotation
     return content, by_image
+
+
+def _mappings(content: Mapping[str, Any], field: str, path: str | Path) -> list[Mapping[str, Any]]:
+    """A list of objects; may be absent only where it holds nothing but names."""
+    entries = content.get(field, [] if field == "images" else None)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise RefineError(f"{path}: has no list of objects `{field}`; give a COCO panoptic JSON")
+    return entries

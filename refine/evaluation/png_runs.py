@@ -1,9 +1,10 @@
-"""Id-PNGs to runs without ever making the pixels: needs numba and deflate (`refine-panoptic[fast]`).
+"""Id-PNGs to runs without ever making the pixels.
 
 A PNG row is stored as differences to a prediction from pixels at its left (a), above (b) and above left
-(c). In id maps nearly all differences are 0, and where a difference is 0 and b = c, the pixel equals its
-left neighbour under every filter but Average. So a row is known from its few non-zero differences and the
-places where the row above changes; everything between is one run.
+(c). In id maps nearly all differences are 0. Where a difference is 0, Up repeats the pixel above, and Paeth
+does if a = c; all others but None repeat the left pixel where b = c (Average only if a = b). So a row is
+known from its few non-zero differences and the places where the row above changes; everything between is
+one run.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from pathlib import Path
 
 import deflate
 import numpy as np
-from numba import njit
 
 from refine.errors import RefineError
 from refine.evaluation.coco_format import decode
+from refine.evaluation.compiled import compiled
 from refine.evaluation.png import read_container
 from refine.evaluation.runs import Runs
 
@@ -31,52 +32,29 @@ def read_runs(path: str | Path) -> Runs:
     png = read_container(path)
     if not png.plain:
         return Runs.from_map(decode(png, path))
-    size = png.height * (3 * png.width + 1)
+    stride = 3 * png.width + 1
     try:
-        rows = np.frombuffer(deflate.zlib_decompress(png.idat, size), np.uint8)
+        rows = np.frombuffer(deflate.zlib_decompress(png.idat, png.height * stride), np.uint8)
     except deflate.DeflateError as error:
         raise RefineError(f"{path}: is damaged (its pixels cannot be decompressed); write it again") from error
-    if rows.size != size or rows[:: 3 * png.width + 1].max() > PAETH:
+    if rows.size != png.height * stride or rows[::stride].max() > PAETH:
         raise RefineError(f"{path}: is damaged (its pixels do not fill its rows); write it again")
-    positions = _nonzero_bytes(rows, rows[: size // 8 * 8].view(np.uint64))
-    starts, ids = _unfilter(rows, positions, png.height, png.width)
+    starts, ids = _unfilter(rows, rows[: rows.size // 64 * 64].view(np.uint64), png.height, png.width)
     return Runs(starts, ids, (png.height, png.width))
 
 
-@njit(nogil=True, cache=True)
-def _nonzero_bytes(data: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """Positions of non-zero bytes; `words` is the data eight bytes at a time. One past the end closes."""
-    positions = np.empty(data.size + 1, np.int64)
-    count = 0
-    blocks = words.size // 8
-    for block in range(blocks):
-        any_bit = np.uint64(0)
-        for word in words[8 * block : 8 * block + 8]:
-            any_bit |= word
-        if any_bit != 0:
-            for position in range(64 * block, 64 * block + 64):
-                if data[position] != 0:
-                    positions[count] = position
-                    count += 1
-    for position in range(64 * blocks, data.size):
-        if data[position] != 0:
-            positions[count] = position
-            count += 1
-    positions[count] = data.size + 2  # further than any pixel's last byte
-    return positions[: count + 1].copy()
-
-
-@njit(nogil=True, cache=True)
-def _unfilter(data: np.ndarray, positions: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+@compiled
+def _unfilter(data: np.ndarray, words: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Starts and ids of runs; a colour is handled as its id, three bytes in one integer (PNG, §9)."""
+    positions = _nonzero_bytes(data, words)
     starts, ids = np.empty(height * width, np.int64), np.empty(height * width, np.int64)
     count = next_byte = 0
     above = above_end = 0  # runs of the row above that the column has not reached
     for row in range(height):
         begin = row * (3 * width + 1) + 1  # of the row's first pixel
         method = data[begin - 1]
-        if method != NONE:
-            next_byte += 1  # the method itself is a non-zero byte
+        if method != NONE:  # it is a non-zero byte itself
+            next_byte += 1
         row_above, first_run = (row - 1) * width, count
         left = up = up_left = column = 0
         while column < width:
@@ -95,14 +73,16 @@ def _unfilter(data: np.ndarray, positions: np.ndarray, height: int, width: int) 
                 starts[count] = row * width + column
                 ids[count] = pixel
                 count += 1
-            if method in (UP, NONE):
-                follows = difference == 0
-            else:
-                follows = method != AVERAGE or pixel == up
-            if follows:  # until something happens, pixels repeat
-                column = min(width, (positions[next_byte] - begin) // 3)
-                if above < above_end:
-                    column = min(column, starts[above] - row_above)
+            stop = min(width, (positions[next_byte] - begin) // 3)  # differences are 0 up to there
+            if pixel == up and method in (UP, PAETH):
+                while above < above_end and starts[above] < row_above + stop:
+                    starts[count] = starts[above] + width
+                    ids[count] = up = ids[above]
+                    count += 1
+                    above += 1
+                column, pixel = stop, up
+            elif method in (SUB, PAETH) or pixel == (0 if method == NONE else up):
+                column = min(stop, starts[above] - row_above) if above < above_end else stop
             else:
                 column += 1
             left, up_left = pixel, up
@@ -110,7 +90,27 @@ def _unfilter(data: np.ndarray, positions: np.ndarray, height: int, width: int) 
     return starts[:count].copy(), ids[:count].copy()
 
 
-@njit(nogil=True, cache=True)
+@compiled
+def _nonzero_bytes(data: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """Positions of non-zero bytes, and one past all: [data.size + 1], of which the
+    operating system gives only what is filled; `words` is the data by eight bytes, whole 64 only."""
+    positions, count = np.empty(data.size + 1, np.int64), 0
+    for w in range(0, words.size, 8):
+        some = words[w] | words[w + 1] | words[w + 2] | words[w + 3]
+        if some | words[w + 4] | words[w + 5] | words[w + 6] | words[w + 7]:
+            for word in range(w, w + 8):
+                if words[word]:
+                    for position in range(8 * word, 8 * word + 8):
+                        positions[count] = position
+                        count += data[position] != 0
+    for position in range(8 * words.size, data.size):
+        positions[count] = position
+        count += data[position] != 0
+    positions[count] = data.size + 2  # further than any pixel's last byte
+    return positions
+
+
+@compiled
 def _predict(method: int, left: int, up: int, up_left: int) -> int:
     """What PNG's filters expect of a pixel, for its three bytes at once."""
     if method == UP:
@@ -128,22 +128,21 @@ def _predict(method: int, left: int, up: int, up_left: int) -> int:
     return _paeth(left, up, up_left)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _paeth(left: int, up: int, up_left: int) -> int:
     """Byte by byte, whichever of the three is nearest to left + up - up_left."""
     result = 0
     for shift in (0, 8, 16):
         a, b, c = (left >> shift) & 255, (up >> shift) & 255, (up_left >> shift) & 255
         to_a, to_b, to_c = abs(b - c), abs(a - c), abs(a + b - 2 * c)
+        nearest = b if to_b <= to_c else c
         if to_a <= to_b and to_a <= to_c:
             nearest = a
-        else:
-            nearest = b if to_b <= to_c else c
         result |= nearest << shift
     return result
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _add(first: int, second: int) -> int:
     """Sum of three bytes at once, each modulo 256."""
     return ((first & 0x7F7F7F) + (second & 0x7F7F7F)) ^ ((first ^ second) & 0x808080)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from refine.errors import RefineError
 from refine.evaluation.matching import Matches, SegmentTable, match
 from refine.evaluation.report import ClassPQ, ImagePQ, PQReport
 from refine.evaluation.runs import Runs, joint_runs
-from refine.structures import Categories, Segment
+from refine.structures import Categories
+
+if TYPE_CHECKING:  # files are measured without torch, whose import takes seconds
+    from torch import Tensor
+
+    from refine.structures import Segment
 
 TP, FP, FN, IOU_HIGH, IOU_LOW = range(5)
 """Rows of the state."""
@@ -49,7 +53,7 @@ class PanopticQuality:
         *,
         image_id: int | str = 0,
         file_name: str = "",
-        sources: tuple[str, str] = ("", ""),
+        sources: tuple[str, str] | None = None,
     ) -> ImagePQ:
         """Add one image.
 
@@ -58,7 +62,7 @@ class PanopticQuality:
             gt_segments, pred_segments: entries of `segments_info`, or `Segment`s; `area` is checked
                 against the pixels where it is given.
             image_id, file_name: for messages and the list of worst images.
-            sources: what messages call the ground truth and the prediction, such as their files.
+            sources: what messages about the ground truth and the prediction open with, such as their files.
 
         Returns:
             The image's own PQ (mean over the classes that it shows).
@@ -68,8 +72,7 @@ class PanopticQuality:
                 is used twice; a stated area is wrong.
         """
         name = f"{file_name or 'image'} (image {image_id}): "
-        gt_where = f"{sources[0]}: image {image_id}" if sources[0] else name + "ground truth"
-        pred_where = f"{sources[1]}: image {image_id}" if sources[1] else name + "prediction"
+        gt_where, pred_where = sources or (name + "ground truth", name + "prediction")
         gt_map, pred_map = _array(gt_ids), _array(pred_ids)
         if gt_map.shape != pred_map.shape:
             (height, width), (right_height, right_width) = pred_map.shape, gt_map.shape
@@ -79,21 +82,19 @@ class PanopticQuality:
             )
         gt = SegmentTable.from_segments(gt_segments, self._index, gt_where)
         pred = SegmentTable.from_segments(pred_segments, self._index, pred_where)
-        return self._add(match(gt, pred, joint_runs(gt_map, pred_map), gt_where, pred_where), image_id, file_name)
+        return self._add(match(gt, pred, _pieces(gt_map, pred_map), gt_where, pred_where), image_id, file_name)
 
     def _add(self, matches: Matches, image_id: int | str, file_name: str) -> ImagePQ:
-        state = np.empty_like(self._state)
         high, low = np.divmod(matches.iou * UNITS, LOW_UNITS)
-        classes = state.shape[1]
-        state[TP] = np.bincount(matches.labels, minlength=classes)
-        state[FP] = np.bincount(matches.false, minlength=classes)
-        state[FN] = np.bincount(matches.missed, minlength=classes)
-        state[IOU_HIGH] = np.bincount(matches.labels, weights=high, minlength=classes)
-        state[IOU_LOW] = np.bincount(matches.labels, weights=low, minlength=classes)
-        self._state += state
-        iou = np.bincount(matches.labels, weights=matches.iou, minlength=classes)
-        weight = state[TP] + 0.5 * (state[FP] + state[FN])
+        classes = self._state.shape[1]
+        rows = ((TP, matches.labels), (FP, matches.false), (FN, matches.missed), (IOU_HIGH, matches.labels))
+        places = np.concatenate([row * classes + labels for row, labels in (*rows, (IOU_LOW, matches.labels))])
+        ones = np.ones(len(places) - len(high) - len(low))
+        sums = np.bincount(places, np.concatenate([ones, high, low]), 5 * classes).reshape(5, classes)
+        self._state += sums.astype(np.int64)
+        weight = sums[TP] + 0.5 * (sums[FP] + sums[FN])
         shown = weight > 0
+        iou = (sums[IOU_HIGH] * LOW_UNITS + sums[IOU_LOW]) / UNITS
         pq = float((iou[shown] / weight[shown]).mean()) if shown.any() else 1.0
         counts = (len(matches.labels), len(matches.false), len(matches.missed))
         self.images.append(ImagePQ(image_id, file_name, pq, *counts))
@@ -155,7 +156,15 @@ class PanopticQuality:
 
 
 def _array(ids: np.ndarray | Tensor | Runs) -> np.ndarray | Runs:
-    ids = ids.cpu().numpy() if isinstance(ids, Tensor) else ids
+    ids = ids if isinstance(ids, (np.ndarray, Runs)) else ids.cpu().numpy()
     if len(ids.shape) != 2 or 0 in ids.shape:
         raise ValueError(f"PanopticQuality: expected a map [H, W] with pixels, got {tuple(ids.shape)}")
     return ids
+
+
+def _pieces(gt: np.ndarray | Runs, pred: np.ndarray | Runs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    if isinstance(gt, np.ndarray) and isinstance(pred, np.ndarray):
+        return joint_runs(gt, pred)
+    from refine.evaluation.overlaps import overlaps  # numba takes a second to start; maps do without
+
+    return overlaps(*(Runs.from_map(side) if isinstance(side, np.ndarray) else side for side in (gt, pred)))

@@ -42,29 +42,14 @@ class Runs:
         return ids, np.bincount(place, weights=self.lengths()).astype(np.int64)
 
 
-def joint_runs(first: Runs | np.ndarray, second: Runs | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cut two maps of one shape wherever either changes.
-
-    Args:
-        first, second: runs, or maps [H, W] of integers.
+def joint_runs(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cut two maps [H, W] of integers wherever either changes.
 
     Returns:
         Of each piece: its id in the first map, its id in the second, its pixels; all [R].
     """
-    if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
-        a, b = first.ravel(), second.ravel()
-        change = a[1:] != a[:-1]
-        change |= b[1:] != b[:-1]
-        starts = np.concatenate([[0], np.flatnonzero(change) + 1])
-        return a[starts], b[starts], np.diff(starts, append=a.size)
-    first, second = (Runs.from_map(m) if isinstance(m, np.ndarray) else m for m in (first, second))
-    starts = np.concatenate([first.starts, second.starts])
-    order = np.argsort(starts, kind="stable")  # merges two sorted lists: linear
-    starts = starts[order]
-    of_first = order < len(first.starts)
-    # Of runs that start together, the last in order has passed both.
-    last = np.append(starts[1:] != starts[:-1], True)
-    a = (np.cumsum(of_first) - 1)[last]
-    b = (np.cumsum(~of_first) - 1)[last]
-    lengths = np.diff(starts[last], append=first.shape[0] * first.shape[1])
-    return first.ids[a], second.ids[b], lengths
+    a, b = first.ravel(), second.ravel()
+    change = a[1:] != a[:-1]
+    change |= b[1:] != b[:-1]
+    starts = np.concatenate([[0], np.flatnonzero(change) + 1])
+    return a[starts], b[starts], np.diff(starts, append=a.size)

@@ -149,7 +149,12 @@ GOOD = segments((1, 4), (2, 9))
 @pytest.mark.parametrize(
     ("ids", "entries", "image_id", "words"),
     [
-        (MAP, [GOOD[0] | {"area": 3}, GOOD[1]], 1, ["area is 3", "4 pixels", "segment 1", "a.jpg"]),
+        (
+            MAP,
+            [GOOD[0] | {"area": 3}, GOOD[1]],
+            1,
+            ["area is 3", "4 pixels", "segment 1", "image 1 (", "a.png)"],
+        ),
         (MAP, GOOD[:1], 1, ["has id 2", "segments_info lacks"]),
         (MAP, [*GOOD, {"id": 5, "category_id": 4}], 1, ["segment 5 has no pixel"]),
         (MAP, [GOOD[0], {"id": 2, "category_id": 77}], 1, ["unknown category_id 77"]),
@@ -170,7 +175,7 @@ def test_contradictions_are_errors(tmp_path, ids, entries, image_id, words):
 def test_wrong_areas_of_the_ground_truth_are_errors_too(tmp_path):
     write_set(tmp_path / "gt", MAP, [GOOD[0] | {"area": 9}, GOOD[1]])
     write_set(tmp_path / "pred", MAP, GOOD)
-    with pytest.raises(RefineError, match="ground truth: segment 1: area is 9"):
+    with pytest.raises(RefineError, match=r"gt/p.json: image 1 \(.*gt/a.png\): segment 1: area is 9"):
         evaluate_files(tmp_path / "gt/p.json", tmp_path / "gt", tmp_path / "pred/p.json", tmp_path / "pred")
 
 
@@ -180,7 +185,7 @@ def test_missing_and_damaged_files_are_named(tmp_path):
     arguments = (tmp_path / "gt/p.json", tmp_path / "gt", tmp_path / "pred/p.json", tmp_path / "pred")
     data = (tmp_path / "pred/a.png").read_bytes()
     (tmp_path / "pred/a.png").write_bytes(data[: len(data) // 2])
-    with pytest.raises(RefineError, match="a.png: is damaged"):
+    with pytest.raises(RefineError, match=r"a.png: is damaged"):
         evaluate_files(*arguments)
     (tmp_path / "pred/a.png").unlink()
     with pytest.raises(RefineError, match=r"a.png: cannot be read"):

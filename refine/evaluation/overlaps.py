@@ -1,0 +1,53 @@
+"""Overlaps of the segments of two maps given as runs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refine.evaluation.compiled import compiled
+from refine.evaluation.runs import Runs
+
+
+def overlaps(first: Runs, second: Runs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids that share pixels.
+
+    Args:
+        first, second: of one shape.
+
+    Returns:
+        Of each pair: its id in the first map, its id in the second, its pixels; all [P] int64, in no
+        certain order.
+    """
+    pixels = first.shape[0] * first.shape[1]
+    return _overlaps(first.starts, first.ids, second.starts, second.ids, pixels)
+
+
+@compiled
+def _overlaps(
+    starts: np.ndarray, ids: np.ndarray, other_starts: np.ndarray, other_ids: np.ndarray, pixels: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Walks both lists of runs at once and sums in a hash table with open addresses."""
+    slots = 1
+    while slots < 2 * (starts.size + other_starts.size):
+        slots *= 2
+    place = np.zeros(slots, np.int64)  # 1 + number of the pair, 0 = free
+    a = np.empty(slots // 2, np.int64)
+    b, sums = np.empty_like(a), np.empty_like(a)
+    count = n = m = begin = 0
+    while begin < pixels:
+        end = starts[n + 1] if n + 1 < starts.size else pixels
+        other_end = other_starts[m + 1] if m + 1 < other_starts.size else pixels
+        first, second = ids[n], other_ids[m]
+        slot = ((first * 0x9E3779B1 + second * 0x85EBCA6B) >> 16) & (slots - 1)
+        while place[slot] and (a[place[slot] - 1] != first or b[place[slot] - 1] != second):
+            slot = (slot + 1) & (slots - 1)
+        if not place[slot]:
+            a[count], b[count], sums[count] = first, second, 0
+            count += 1
+            place[slot] = count
+        stop = min(end, other_end)
+        sums[place[slot] - 1] += stop - begin
+        n += end == stop
+        m += other_end == stop
+        begin = stop
+    return a[:count].copy(), b[:count].copy(), sums[:count].copy()
