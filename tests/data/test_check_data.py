@@ -57,7 +57,7 @@ def _shift_ids(files: Files) -> None:
 
 
 def _cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:60])
+    path.write_bytes(path.read_bytes()[:45])
 
 
 FAULTS: dict[str, tuple[Callable[[Files], Any], list[str]]] = {
