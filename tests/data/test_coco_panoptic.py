@@ -1,0 +1,307 @@
+"""The COCO panoptic reader: classes, crowds, void, remaps, and every complaint."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from drawn_data import IDS, SEGMENTS, Files, write_coco
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from refine.data.coco_panoptic import CocoPanoptic
+from refine.data.remap import read_remap, supercategory_remap
+from refine.data.segments import SegmentMap
+from refine.errors import RefineError
+from refine.files import write_json
+from refine.structures import VOID, Categories
+
+CAR, CAT, GRASS, ROAD = range(4)
+# The drawn map as classes.
+CLASSES = [
+    [GRASS, GRASS, GRASS, GRASS, GRASS, VOID],
+    [GRASS, CAT, CAT, GRASS, GRASS, VOID],
+    [GRASS, CAT, CAT, CAR, CAR, VOID],
+    [ROAD, ROAD, ROAD, CAR, CAR, ROAD],
+]
+
+
+def load(files: Files, **more: Any) -> CocoPanoptic:
+    files.save()
+    return CocoPanoptic(files.images, files.json, files.segments, **more)
+
+
+def classes(segments: SegmentMap) -> list[list[int]]:
+    labels = torch.cat([segments.labels, torch.tensor([VOID])])
+    return labels[segments.index.long()].tolist()
+
+
+def test_picture_map_and_targets(tmp_path: Path) -> None:
+    dataset = load(write_coco(tmp_path, [IDS, IDS[:3]], [SEGMENTS, SEGMENTS[1:]]))
+    assert len(dataset) == 2
+    assert dataset.sizes == [(4, 6), (3, 6)]
+    assert dataset.name(1) == (11, "1.png")
+    image, segments = dataset[0]
+    assert (image.dtype, tuple(image.shape)) == (torch.uint8, (3, 4, 6))
+    assert image[:, 2, 5].tolist() == [20, 50, 0]
+    assert segments.index.dtype == torch.int32
+    assert classes(segments) == CLASSES
+    targets = segments.targets(dataset.categories.num_things, *dataset.name(0))
+    assert targets.labels.tolist() == [CAT, CAR]  # in the order of segments_info
+    assert targets.boxes.tolist() == [[1, 1, 3, 3], [3, 2, 5, 4]]
+    assert targets.sem_seg.tolist() == CLASSES
+    cat, car = targets.masks
+    np.testing.assert_array_equal(cat, IDS == 300)
+    np.testing.assert_array_equal(car, IDS == 70000)
+    np.testing.assert_array_equal(targets.owner, np.where(IDS == 300, 0, np.where(IDS == 70000, 1, -1)))
+    assert (targets.image_id, targets.file_name) == (10, "0.png")
+
+
+def test_pictures_follow_the_annotations_and_others_are_left_out(tmp_path: Path) -> None:
+    files = write_coco(tmp_path, [IDS] * 3, [SEGMENTS] * 3)
+    files.content["annotations"] = files.content["annotations"][2:0:-1]
+    dataset = load(files)
+    assert [dataset.name(n)[0] for n in range(len(dataset))] == [12, 11]
+    assert dataset[0][0][2, 0, 0] == 2
+
+
+def test_crowds_keep_their_class_but_are_marked(tmp_path: Path) -> None:
+    files = write_coco(tmp_path)
+    files.content["annotations"][0]["segments_info"][1]["iscrowd"] = 1
+    _, segments = load(files)[0]
+    assert segments.iscrowd.tolist() == [False, True, False, False]
+    targets = segments.targets(2, 10, "")
+    assert targets.iscrowd.tolist() == [True, False]
+    assert targets.sem_seg.tolist() == CLASSES
+
+
+def test_a_picture_may_be_all_void(tmp_path: Path) -> None:
+    _, segments = load(write_coco(tmp_path, [np.zeros((3, 2), int)], [[]]))[0]
+    targets = segments.targets(2, 10, "")
+    assert len(targets) == 0
+    assert targets.masks.shape == (0, 3, 2)
+    assert (targets.sem_seg == VOID).all()
+
+
+def test_turned_pictures_follow_their_annotation(tmp_path: Path) -> None:
+    """A camera's turned file, annotated as shown, and annotated as stored."""
+    exif = Image.Exif()
+    exif[0x112] = 6
+    files = write_coco(tmp_path)
+    picture = np.array(Image.open(files.images / "0.png"))
+    Image.fromarray(np.rot90(picture).copy()).save(files.images / "0.png", exif=exif)
+    image, _ = load(files)[0]
+    np.testing.assert_array_equal(image.permute(1, 2, 0), picture)
+    Image.fromarray(picture).save(files.images / "0.png", exif=exif)
+    image, _ = load(files)[0]
+    np.testing.assert_array_equal(image.permute(1, 2, 0), picture)
+
+
+def _remap(tmp_path: Path, target: dict[str, int | None]) -> Path:
+    path = tmp_path / "remap.json"
+    categories = [
+        {"id": 1, "name": "object", "isthing": 1},
+        {"id": 2, "name": "ground", "isthing": 0},
+        {"id": 3, "name": "other", "isthing": 0},
+    ]
+    write_json(path, {"categories": categories, "map": target})
+    return path
+
+
+def test_remap_joins_stuff_keeps_things_apart_and_drops(tmp_path: Path) -> None:
+    files = write_coco(tmp_path)
+    remap = _remap(tmp_path, {"17": 1, "3": 1, "200": 2, "105": 2})
+    dataset = load(files, remap=remap)
+    assert [c.name for c in dataset.categories] == ["object", "ground", "other"]
+    _, segments = dataset[0]
+    expected = [[VOID if c == VOID else int(c in (GRASS, ROAD)) for c in row] for row in CLASSES]
+    assert classes(segments) == expected
+    grounds = segments.index[segments.labels[segments.index.long()] == 1]
+    assert len(grounds[grounds >= 0].unique()) == 1  # one segment now
+    assert len(segments.targets(1, 0, "")) == 2
+    _, segments = load(files, remap=_remap(tmp_path, {"17": None, "3": 1, "200": None, "105": 3}))[0]
+    new = {CAR: 0, CAT: VOID, GRASS: 2, ROAD: VOID, VOID: VOID}
+    assert classes(segments) == [[new[c] for c in row] for row in CLASSES]
+
+
+def test_things_that_become_stuff_are_no_crowds(tmp_path: Path) -> None:
+    """A crowd of things would otherwise hide the whole region from the metric."""
+    files = write_coco(tmp_path)
+    files.content["annotations"][0]["segments_info"][1]["iscrowd"] = 1
+    _, segments = load(files, remap=_remap(tmp_path, {"17": 2, "3": 1, "200": 2, "105": 2}))[0]
+    shown = segments.index[segments.index >= 0].unique().long()
+    assert sorted(segments.labels[shown].tolist()) == [0, 1]
+    assert not segments.iscrowd.any()
+
+
+def test_remap_complaints(tmp_path: Path) -> None:
+    files = write_coco(tmp_path)
+    good = {"17": 1, "3": 1, "200": 2, "105": 2}
+    missing = {k: v for k, v in good.items() if k != "3"}
+    for target, message in (
+        (missing, r"map: category 3 \(car\) is missing; map it or null it"),
+        (good | {"3": 9}, "map: 3 -> 9: no such id in `categories`"),
+        (good | {"200": 1}, "map: road is stuff and cannot become the thing 1"),
+    ):
+        with pytest.raises(RefineError, match=message):
+            load(files, remap=_remap(tmp_path, target))
+    for content in ([], {"map": {}}, {"categories": 5, "map": {}}, {"categories": [], "map": []}):
+        write_json(tmp_path / "remap.json", content)
+        with pytest.raises(RefineError, match="needs `categories`"):
+            load(files, remap=tmp_path / "remap.json")
+
+
+def test_supercategories_become_categories(tmp_path: Path) -> None:
+    source = Categories.from_json(write_coco(tmp_path).content["categories"])
+    write_json(tmp_path / "remap.json", supercategory_remap(source))
+    remap = read_remap(tmp_path / "remap.json", source)
+    assert [c.name for c in remap.categories] == ["animal", "vehicle", "ground"]
+    assert [remap.label(i) for i in (17, 3, 200, 105)] == [0, 1, 2, 2]
+
+
+def _infos(files: Files, n: int = 0) -> dict[str, Any]:
+    return files.content["annotations"][0]["segments_info"][n]
+
+
+COMPLAINTS: dict[str, tuple[Callable[[Files], Any], str]] = {
+    "no categories": (lambda f: f.content.pop("categories"), "has no list `categories`; give a COCO panoptic JSON"),
+    "no images": (lambda f: f.content.update(images={}), "has no list `images`"),
+    "isthing": (lambda f: f.content["categories"][2].pop("isthing"), r"categories\[2\].isthing is None"),
+    "image id": (lambda f: f.content["images"][0].pop("id"), r"images\[0\].id is None; give it as"),
+    "image entry": (lambda f: f.content["images"].append(3), r"images\[1\].id is None"),
+    "image name": (lambda f: f.content["images"][0].update(file_name=1), r"images\[0\].file_name is 1"),
+    "image height": (lambda f: f.content["images"][0].update(height="4"), r"images\[0\].height is '4'"),
+    "image twice": (
+        lambda f: f.content["images"].append(f.content["images"][0]),
+        r"images\[1\]: id 10 is used twice; make ids unique",
+    ),
+    "unknown image": (
+        lambda f: f.content["annotations"][0].update(image_id=11),
+        r"annotations\[0\]: image 11 is not in `images`; add it, or drop this",
+    ),
+    "annotated twice": (
+        lambda f: f.content["annotations"].append(f.content["annotations"][0]),
+        "image 10 is annotated twice; keep one",
+    ),
+    "not annotated": (lambda f: f.content["annotations"].clear(), "annotate at least one picture"),
+    "no entries": (
+        lambda f: f.content["annotations"][0].pop("segments_info"),
+        r"annotations\[0\].segments_info is None",
+    ),
+    "no PNG name": (lambda f: f.content["annotations"][0].pop("file_name"), r"annotations\[0\].file_name is None"),
+    "no segment id": (
+        lambda f: _infos(f, 2).pop("id"),
+        r"annotations\[0\].segments_info\[2\]: has no integer `id`; give it",
+    ),
+    "segment is a number": (
+        lambda f: f.content["annotations"][0]["segments_info"].append(4),
+        r"segments_info\[4\]: has no integer `id`",
+    ),
+    "no category": (lambda f: _infos(f, 1).pop("category_id"), r"segments_info\[1\]: has no integer `category_id`"),
+    "category is a list": (lambda f: _infos(f).update(category_id=[3]), "has no integer `category_id`"),
+    "unknown category": (
+        lambda f: _infos(f, 3).update(category_id=4),
+        r"segments_info\[3\]: unknown category_id 4; add it to `categories` or correct it",
+    ),
+    "id twice": (
+        lambda f: _infos(f, 3).update(id=9),
+        "annotations of image 10: segment id 9 is used twice; correct it",
+    ),
+    "id 0": (lambda f: _infos(f, 3).update(id=0), "segment id 0 is not an integer from 1 to 16777215"),
+    "id of 25 bits": (lambda f: _infos(f, 3).update(id=1 << 24), "segment id 16777216 is not an integer from"),
+    "id is a text": (lambda f: _infos(f, 3).update(id="7"), "segment id '7' is not an integer from"),
+}
+
+
+@pytest.mark.parametrize("what", COMPLAINTS)
+def test_complaints_about_the_json(tmp_path: Path, what: str) -> None:
+    files = write_coco(tmp_path)
+    spoil, message = COMPLAINTS[what]
+    spoil(files)
+    with pytest.raises(RefineError, match=message) as error:
+        load(files)
+    assert str(error.value).startswith(str(files.json))
+
+
+def test_complaints_name_the_right_one_of_many(tmp_path: Path) -> None:
+    files = write_coco(tmp_path, [IDS, np.zeros((2, 2), int), IDS], [SEGMENTS, [], SEGMENTS])
+    files.content["annotations"][2]["segments_info"][2]["id"] = 300
+    with pytest.raises(RefineError, match="annotations of image 12: segment id 300 is used twice"):
+        load(files)
+    files.content["annotations"][2]["segments_info"][0]["id"] = -1
+    with pytest.raises(RefineError, match="annotations of image 12: segment id -1 is not"):
+        load(files)
+
+
+def test_complaints_about_a_picture(tmp_path: Path) -> None:
+    files = write_coco(tmp_path)
+    dataset = load(files)
+    files.paint(0, np.where(IDS == 300, 301, IDS))
+    with pytest.raises(RefineError, match=r"id 301 is not in segments_info of image 10 .*; add it or paint"):
+        dataset[0]
+    files.paint(0, np.where(IDS == 300, 7, IDS))
+    with pytest.raises(RefineError, match=r"image 10: segment 300 has no pixel in .*0_ids.png; drop it"):
+        dataset[0]
+    files.paint(0, IDS[:3])
+    with pytest.raises(RefineError, match=r"0_ids\.png: 6 × 3 pixels, but .* says 6 × 4 pixels; correct"):
+        dataset[0]
+    files.paint(0, IDS)
+    Image.new("RGB", (7, 4)).save(files.images / "0.png")
+    with pytest.raises(RefineError, match=r"0\.png: 7 × 4 pixels, but .* has 6 × 4 pixels; make them equal"):
+        dataset[0]
+    (files.images / "0.png").unlink()
+    with pytest.raises(RefineError, match="no such file"):
+        dataset[0]
+
+
+def test_a_file_that_is_no_json(tmp_path: Path) -> None:
+    files = write_coco(tmp_path)
+    files.json.write_text("{'a'")
+    with pytest.raises(RefineError, match="is not valid JSON"):
+        CocoPanoptic(files.images, files.json, files.segments)
+    files.json.write_text("[]")
+    with pytest.raises(RefineError, match="has no list `images`"):
+        CocoPanoptic(files.images, files.json, files.segments)
+
+
+@settings(deadline=None, max_examples=40)
+@given(data=st.data(), height=st.integers(1, 6), width=st.integers(1, 6))
+def test_any_map_is_read_as_painted(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, height: int, width: int
+) -> None:
+    known = data.draw(st.lists(st.integers(1, (1 << 24) - 1), min_size=1, max_size=6, unique=True))
+    pixels = data.draw(st.lists(st.sampled_from([0, *known]), min_size=height * width, max_size=height * width))
+    ids = np.array(pixels).reshape(height, width)
+    category = {i: (17, 3, 200, 105)[n % 4] for n, i in enumerate(known)}
+    infos = [{"id": i, "category_id": category[i]} for i in known if (ids == i).any()]
+    folder = tmp_path_factory.mktemp("any")
+    dataset = load(write_coco(folder, [ids], [infos]))
+    _, segments = dataset[0]
+    index = segments.index.numpy()
+    np.testing.assert_array_equal(np.array([info["id"] for info in infos] + [0])[index], ids)
+    assert segments.labels.tolist() == [dataset.categories.index(info["category_id"]) for info in infos]
+
+
+@pytest.mark.parametrize("name", ["nuclei", "coco_panoptic"])
+def test_real_pictures_have_the_areas_of_their_json(shared_dir: Path, name: str) -> None:
+    root = shared_dir / "data" / name
+    if not root.is_dir():
+        pytest.skip(f"no data at {root}")
+    import json
+
+    path = root / "panoptic_val.json"
+    dataset = CocoPanoptic(root / "images" / "val", path, root / "panoptic_val")
+    annotations = json.loads(path.read_text())["annotations"]
+    for n in range(0, len(dataset), 20):
+        image, segments = dataset[n]
+        assert tuple(image.shape[1:]) == dataset.sizes[n]
+        infos = annotations[n]["segments_info"]
+        areas = torch.bincount(segments.index.flatten().long() + 1, minlength=len(infos) + 1)[1:]
+        assert areas.tolist() == [info["area"] for info in infos]
+        targets = segments.targets(dataset.categories.num_things, *dataset.name(n))
+        things = [i for i in infos if dataset.categories[dataset.categories.index(i["category_id"])].isthing]
+        boxes = [[x, y, x + w, y + h] for x, y, w, h in (info["bbox"] for info in things)]
+        assert targets.boxes.tolist() == boxes
