@@ -22,7 +22,7 @@ from refine.modeling.config import (
 
 Weights = Mapping[str, np.ndarray]
 
-_RESNETS = {
+_RESNETS: dict[tuple[tuple[int, ...], int], str] = {
     ((2, 2, 2, 2), 1): "resnet18",
     ((3, 4, 6, 3), 1): "resnet50",
     ((3, 4, 23, 3), 1): "resnet101",
@@ -42,8 +42,9 @@ def infer_config(weights: Weights) -> ModelConfig:
         where bottlenecks stride) is the defaults'.
 
     Raises:
-        RefineError: an architecture that we do not have.
+        RefineError: an architecture that we do not have, or a weight is missing that tells it.
     """
+    weights = _Checked(weights)
     config = ModelConfig(
         backbone=_backbone(weights),
         rpn=RPNConfig(post_nms_top_n=(1000, 1000)),
@@ -53,20 +54,30 @@ def infer_config(weights: Weights) -> ModelConfig:
         ibpp=IBPPConfig(iterations=0),
     )
     if "fpn.levels.inner_blocks.0.0.weight" in weights:
-        config.fpn_channels = weights["fpn.levels.inner_blocks.0.0.weight"].shape[0]
+        config.fpn_channels = weights.shape("fpn.levels.inner_blocks.0.0.weight", 4)[0]
         config.fpn_norm = _norm(weights, "fpn.levels.inner_blocks.0.1")
-    if "rpn.objectness.weight" in weights:
-        anchors = weights["rpn.objectness.weight"].shape[0]
-        if anchors != 3:
-            raise RefineError(f"rpn: {anchors} anchors per cell; only one size and three ratios are known")
+    config.rpn.num_convs = 1 + _count(weights, r"rpn\.further\.(\d+)\..+")
     return config
 
 
-def _backbone(weights: Weights) -> BackboneConfig:
-    depths = tuple(_count(weights, rf"backbone\.layer{n}\.(\d+)\.conv1\.weight") for n in range(1, 5))
-    middle = weights["backbone.layer1.0.conv2.weight"]
+class _Checked(dict[str, np.ndarray]):
+    """Weights by name, where a name that is not there is the user's error."""
+
+    def shape(self, name: str, ndim: int) -> tuple[int, ...]:
+        """Shape of a weight that has `ndim` axes, none of them empty."""
+        if name not in self:
+            raise RefineError(f"weights: {name} is missing, so the architecture is not known; give a whole file")
+        shape = self[name].shape
+        if len(shape) != ndim or 0 in shape:
+            raise RefineError(f"weights: {name} has the shape {shape}, expected {ndim} axes; give a whole file")
+        return shape
+
+
+def _backbone(weights: _Checked) -> BackboneConfig:
+    depths = tuple(_count(weights, rf"backbone\.layer{n}\.(\d+)\..+") for n in range(1, 5))
+    middle = weights.shape("backbone.layer1.0.conv2.weight", 4)
     wide = "backbone.layer1.0.conv3.weight" in weights
-    groups = middle.shape[0] // middle.shape[1]
+    groups = middle[0] // middle[1]
     name = _RESNETS.get((depths, groups))
     if name == "resnet50" and not wide:
         name = "resnet34"
@@ -74,7 +85,7 @@ def _backbone(weights: Weights) -> BackboneConfig:
         raise RefineError(f"backbone: {depths} blocks of {groups} groups per stage; known: {list(_RESNETS)}")
     deformable = [n + 1 for n in (2, 3, 4) if f"backbone.layer{n}.0.conv2.offset.weight" in weights]
     modulated = bool(deformable) and (
-        weights[f"backbone.layer{deformable[0] - 1}.0.conv2.offset.weight"].shape[0] == 27
+        weights.shape(f"backbone.layer{deformable[0] - 1}.0.conv2.offset.weight", 4)[0] == 27
     )
     norm = _norm(weights, "backbone.bn1")
     return BackboneConfig(
@@ -83,56 +94,55 @@ def _backbone(weights: Weights) -> BackboneConfig:
         norm="frozen_bn" if norm == "bn" else norm,
         deform_stages=deformable,
         modulated=modulated,
-        stem_width=weights["backbone.conv1.weight"].shape[0],
-        width_per_group=middle.shape[1] if wide else None,
-        res2_channels=weights["backbone.layer1.0.conv3.weight"].shape[0] if wide else 4 * middle.shape[0],
+        stem_width=weights.shape("backbone.conv1.weight", 4)[0],
+        width_per_group=middle[1] if wide else None,
+        res2_channels=weights.shape("backbone.layer1.0.conv3.weight", 4)[0] if wide else 4 * middle[0],
     )
 
 
-def _box_head(weights: Weights) -> BoxHeadConfig:
+def _box_head(weights: _Checked) -> BoxHeadConfig:
     stage = "box_heads.stages.0"
     if f"{stage}.classifier.weight" not in weights:
         return BoxHeadConfig()
-    stages = _count(weights, r"box_heads\.stages\.(\d)\.classifier\.weight")
-    num_convs = _count(weights, rf"{re.escape(stage)}\.convs\.(\d)\.0\.weight")
-    num_fcs = _count(weights, rf"{re.escape(stage)}\.fcs\.(\d)\.weight")
+    stages = _count(weights, r"box_heads\.stages\.(\d)\..+")
+    num_convs = _count(weights, rf"{re.escape(stage)}\.convs\.(\d)\..+")
+    num_fcs = (_count(weights, rf"{re.escape(stage)}\.fcs\.(\d)\..+") + 1) // 2  # ReLUs lie between
     if stages not in (1, 3) or num_fcs == 0:
         raise RefineError(
             f"box head: {stages} stages, {num_fcs} fully connected layers; known are 1 or 3, and 1 up"
         )
     default = BoxHeadConfig()
-    channels = weights["rpn.conv.weight"].shape[0] if "rpn.conv.weight" in weights else 256
-    if num_convs:
-        channels = weights[f"{stage}.convs.0.0.weight"].shape[0]
-    fc = weights[f"{stage}.fcs.0.weight"]
+    first = f"{stage}.convs.0.0.weight" if num_convs else "fpn.levels.layer_blocks.0.0.weight"
+    channels = weights.shape(first, 4)[0]
+    fc = weights.shape(f"{stage}.fcs.0.weight", 2)
     return BoxHeadConfig(
         ious=[0.5, 0.6, 0.7][:stages],
         num_convs=num_convs,
         conv_channels=channels if num_convs else default.conv_channels,
         num_fcs=num_fcs,
-        fc_channels=fc.shape[0],
+        fc_channels=fc[0],
         norm=_norm(weights, f"{stage}.convs.0.1") if num_convs else default.norm,
-        class_agnostic=weights[f"{stage}.regressor.weight"].shape[0] == 4,
-        pool_size=isqrt(fc.shape[1] // channels),
+        class_agnostic=weights.shape(f"{stage}.regressor.weight", 2)[0] == 4,
+        pool_size=isqrt(fc[1] // channels),
     )
 
 
-def _mask_head(weights: Weights) -> MaskHeadConfig:
+def _mask_head(weights: _Checked) -> MaskHeadConfig:
     head = "ibpp.mask_heads.0"
     if f"{head}.predictor.weight" not in weights:
         return MaskHeadConfig()
     return MaskHeadConfig(
-        num_convs=1 + _count(weights, rf"{re.escape(head)}\.convs\.(\d)\.0\.weight"),
-        channels=weights[f"{head}.from_features.weight"].shape[0],
+        num_convs=1 + _count(weights, rf"{re.escape(head)}\.convs\.(\d)\..+"),
+        channels=weights.shape(f"{head}.from_features.weight", 4)[0],
         norm=_norm(weights, f"{head}.norm"),
     )
 
 
-def _semantic_head(weights: Weights) -> SemanticHeadConfig:
+def _semantic_head(weights: _Checked) -> SemanticHeadConfig:
     if "semantic_head.predictor.weight" not in weights:
-        return SemanticHeadConfig()
+        return SemanticHeadConfig(classes="stuff")
     return SemanticHeadConfig(
-        channels=weights["semantic_head.predictor.weight"].shape[1],
+        channels=weights.shape("semantic_head.predictor.weight", 4)[1],
         norm=_norm(weights, "semantic_head.levels.0.0.1"),
         classes="stuff",
     )
@@ -145,5 +155,5 @@ def _norm(weights: Weights, layer: str) -> Norm:
 
 
 def _count(weights: Weights, pattern: str) -> int:
-    """How many different numbers stand in the pattern's group."""
-    return len({m[1] for name in weights if (m := re.fullmatch(pattern, name))})
+    """One more than the largest number that stands in the pattern's group; 0 if no name fits."""
+    return 1 + max((int(m[1]) for name in weights if (m := re.fullmatch(pattern, name))), default=-1)

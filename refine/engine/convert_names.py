@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from refine.errors import RefineError
 from refine.modeling.config import ModelConfig
 
 Rule = tuple[str, Callable[[re.Match[str]], str]]
@@ -47,7 +48,11 @@ _DETECTRON2: list[Rule] = [
             f"{1 if m[3] else 0}.{m[4]}"
         ),
     ),
-    (r"proposal_generator\.rpn_head\.conv\.(\w+)", lambda m: f"rpn.conv.{m[1]}"),
+    (r"proposal_generator\.rpn_head\.conv\.(?:conv0\.)?(weight|bias)", lambda m: f"rpn.conv.{m[1]}"),
+    (
+        r"proposal_generator\.rpn_head\.conv\.conv(\d)\.(\w+)",
+        lambda m: f"rpn.further.{_number(m[1], -1)}.{m[2]}",
+    ),
     (r"proposal_generator\.rpn_head\.objectness_logits\.(\w+)", lambda m: f"rpn.objectness.{m[1]}"),
     (r"proposal_generator\.rpn_head\.anchor_deltas\.(\w+)", lambda m: f"rpn.deltas.{m[1]}"),
     (
@@ -81,6 +86,7 @@ _DETECTRON2: list[Rule] = [
         lambda m: f"semantic_head.levels.{_number(m[1], -2)}.{int(m[2]) // 2}.{1 if m[3] else 0}.{m[4]}",
     ),
     (r"sem_seg_head\.predictor\.(\w+)", lambda m: f"semantic_head.predictor.{m[1]}"),
+    (r"pixel_(mean|std)", lambda m: f"pixel_{m[1]}"),
 ]
 
 _TORCHVISION: list[Rule] = [
@@ -91,6 +97,7 @@ _TORCHVISION: list[Rule] = [
         lambda m: f"fpn.levels.{m[1]}_blocks.{m[2]}.{m[3] or 0}.{m[4]}",
     ),
     (r"rpn\.head\.conv\.(?:0\.0\.)?(weight|bias)", lambda m: f"rpn.conv.{m[1]}"),
+    (r"rpn\.head\.conv\.(\d)\.0\.(\w+)", lambda m: f"rpn.further.{_number(m[1], -1)}.{m[2]}"),
     (r"rpn\.head\.cls_logits\.(\w+)", lambda m: f"rpn.objectness.{m[1]}"),
     (r"rpn\.head\.bbox_pred\.(\w+)", lambda m: f"rpn.deltas.{m[1]}"),
     (
@@ -122,8 +129,8 @@ _CAFFE2_LEAF = {"w": "weight", "s": "weight", "b": "bias", "rm": "running_mean",
 def caffe2_name(name: str) -> str | None:
     """Caffe2's name of a ResNet's weight (as in MSRA's and FAIR's ImageNet files) -> detectron2's, or None."""
     match = re.fullmatch(r"(?:res_)?(conv1|res(\d)_(\d+)_(branch\w+?))_(bn_|gn_)?(w|s|b|rm|riv)", name)
-    if match is None or (match[1] == "conv1" and not match[5] and match[6] == "b"):
-        return None  # the stem's bias is part of no network here or in detectron2
+    if match is None or (not match[5] and match[6] == "b"):
+        return None  # biases before a norm (there all zero, but the stem's) are in no network here or in detectron2
     layer = "stem.conv1" if match[1] == "conv1" else f"res{match[2]}.{match[3]}.{_CAFFE2_BLOCK[match[4]]}"
     return f"backbone.bottom_up.{layer}.{'norm.' if match[5] else ''}{_CAFFE2_LEAF[match[6]]}"
 
@@ -161,53 +168,41 @@ class Source:
         title: for people.
         marker: pattern that one of its names matches.
         our_name: their name -> ours, or None.
+        parts: pattern of the names of the network's parts: one that has no name of ours cannot be left.
         bgr: channels are BGR with standard deviations 1 (of ResNeXt: FAIR's), not RGB as torchvision's.
-        background_first: class 0 is background; here and in detectron2 it comes last.
-        roi_sampling: see `ModelConfig`.
+        torchvision_detector: class 0 is background (here and in detectron2 it comes last), and anchors,
+            ROI-Align and FrozenBatchNorm are torchvision's (see `ModelConfig`).
     """
 
     title: str
     marker: str
     our_name: Callable[[str], str | None]
+    parts: str
     bgr: bool = False
-    background_first: bool = False
-    roi_sampling: int = 0
+    torchvision_detector: bool = False
 
 
 SOURCES = [
-    Source("detectron2 model", r"backbone\.bottom_up\..+", _detectron2_name, bgr=True),
-    Source("torchvision backbone in detectron2's names", r"stem\.conv1\.weight", _detectron2_name),
-    Source("Caffe2 backbone", r"res2_0_branch2a_w", _caffe2_name, bgr=True),
+    Source(
+        "detectron2 model",
+        r"backbone\.bottom_up\..+",
+        _detectron2_name,
+        r"(backbone|proposal_generator\.rpn_head|roi_heads|sem_seg_head)\..+",
+        bgr=True,
+    ),
+    Source(
+        "torchvision backbone in detectron2's names", r"stem\.conv1\.weight", _detectron2_name, r"(stem|res\d)\..+"
+    ),
+    Source("Caffe2 backbone", r"res2_0_branch2a_w", _caffe2_name, r"res\w+_(w|b|s|rm|riv)", bgr=True),
     Source(
         "torchvision detector",
-        r"backbone\.body\.conv1\.weight",
+        r"backbone\.body\..+",
         _torchvision_name,
-        background_first=True,
-        roi_sampling=2,
+        r"(backbone|rpn\.head|roi_heads)\..+",
+        torchvision_detector=True,
     ),
-    Source("torchvision classifier", r"layer1\.0\.conv1\.weight", _classifier_name),
+    Source("torchvision classifier", r"layer1\.0\.conv1\.weight", _classifier_name, r"layer\d\..+"),
 ]
-
-
-def apply_traits(config: ModelConfig, source: Source, stride_in_1x1: bool | None) -> None:
-    """Fill in what the weights do not tell, from the customs of where they come from.
-
-    Args:
-        config: changed in place.
-        source: family of the file.
-        stride_in_1x1: of the bottlenecks; None: true for Caffe2's and detectron2's ResNets with BatchNorm,
-            as in all of the model zoo's configs that begin with MSRA's weights.
-    """
-    grouped = config.backbone.name.startswith("resnext")
-    frozen = config.backbone.norm == "frozen_bn"
-    config.roi_sampling = source.roi_sampling
-    if source.bgr:
-        config.channels = "BGR"
-        config.pixel_mean = (103.53, 116.28, 123.675)
-        config.pixel_std = (57.375, 57.12, 58.395) if grouped else (1.0, 1.0, 1.0)
-    if stride_in_1x1 is None:
-        stride_in_1x1 = source.bgr and frozen and not grouped and config.backbone.name[6:] in ("50", "101")
-    config.backbone.stride_in_1x1 = stride_in_1x1
 
 
 @dataclass
@@ -227,21 +222,63 @@ class Renamed:
     left: list[str]
 
 
+def apply_customs(config: ModelConfig, renamed: Renamed) -> None:
+    """Fill in what the weights do not tell, from the customs of where they come from.
+
+    Bottlenecks are taken to stride in their first 1×1 in Caffe2's and detectron2's ResNets 50 and 101 with
+    FrozenBatchNorm, as in all of the model zoo's configs, which begin with MSRA's weights. torchvision's
+    first Mask R-CNN has the one FrozenBatchNorm without an epsilon. Maps are laid out as the originals have
+    them (`ModelConfig.channels_last`).
+
+    Args:
+        config: changed in place.
+        renamed: the weights and their family.
+    """
+    source = renamed.source
+    grouped = config.backbone.name.startswith("resnext")
+    frozen = config.backbone.norm == "frozen_bn"
+    config.roi_sampling, config.channels_last = 0, False
+    if source.bgr:
+        config.channels = "BGR"
+        config.pixel_mean = (103.53, 116.28, 123.675)
+        config.pixel_std = (57.375, 57.12, 58.395) if grouped else (1.0, 1.0, 1.0)
+        config.backbone.stride_in_1x1 = frozen and config.backbone.name in ("resnet50", "resnet101")
+    if source.torchvision_detector:
+        config.roi_sampling, config.roi_aligned = 2, False
+        config.rpn.torchvision_anchors = True
+        counted = any(n.startswith("backbone.body.") and n.endswith("num_batches_tracked") for n in renamed.left)
+        if frozen and not counted:
+            config.backbone.norm_eps = 0.0
+
+
 def rename(state: Mapping[str, np.ndarray]) -> Renamed | None:
-    """Recognise the family and rename; None if it is none that we know."""
+    """Recognise the family and rename; None if it is none that we know.
+
+    Raises:
+        RefineError: the network has layers that ours have not.
+    """
     for source in SOURCES:
         if any(re.fullmatch(source.marker, name) for name in state):
             break
     else:
         return None
     result = Renamed(source, {}, {}, [])
+    unknown = []
     for name, value in state.items():
         ours = None if name.endswith("num_batches_tracked") else source.our_name(name)
         if ours is None:
             result.left.append(name)
+            silent = name.endswith("num_batches_tracked") or (name.endswith("_b") and not value.any())
+            if re.fullmatch(source.parts, name) and not silent:
+                unknown.append(f"{name} {value.shape}")
         else:
             result.weights[ours] = value
             result.names[name] = ours
+    if unknown:
+        raise RefineError(
+            f"{source.title}: {len(unknown)} weights belong to layers that no network here has, first "
+            f"{', '.join(unknown[:3])}; only the architectures that `refine convert --help` names convert"
+        )
     _add_statistics(result, state)
     return result
 

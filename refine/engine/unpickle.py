@@ -22,7 +22,8 @@ class _DType:
     """Stands in for numpy.dtype."""
 
     def __init__(self, code: str, *_: Any) -> None:
-        self.code, self.order = code, "="
+        self.code = code
+        self.order: Any = "="
 
     def __setstate__(self, state: tuple) -> None:
         self.order = state[1]
@@ -31,7 +32,7 @@ class _DType:
         dtype = np.dtype(str(self.code))
         if dtype.kind not in _KINDS or dtype.subdtype is not None:
             raise pickle.UnpicklingError(f"arrays of {self.code!r} are not read")
-        return dtype.newbyteorder(str(self.order)) if self.order in ("<", ">") else dtype
+        return dtype.newbyteorder(self.order) if self.order in ("<", ">") else dtype
 
 
 class _Array:

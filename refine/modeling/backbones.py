@@ -71,7 +71,7 @@ class ResNet(Backbone):
         planes = [config.res2_channels // 4 * 2**n for n in range(4)]
         super().__init__([p * block.expansion for p in planes])
         _check(config, block)
-        norm = partial(make_norm, config.norm)
+        norm = partial(make_norm, config.norm, eps=config.norm_eps)
         # torchvision counts the width of a 3×3 convolution in 64ths of `planes` per group.
         base_width = (config.width_per_group or width) * 64 // planes[0]
 

@@ -59,6 +59,7 @@ class IBPP(nn.Module):
         self.config = config.ibpp
         self.pool_size = config.mask_head.pool_size
         self.roi_sampling = config.roi_sampling
+        self.roi_aligned = config.roi_aligned
         self.num_things = num_things
         channels = config.fpn_channels
         heads = 1 if self.config.shared or not self.config.iterations else self.config.iterations
@@ -90,9 +91,9 @@ class IBPP(nn.Module):
             rois, labels, scores: as in `Boxes`.
         """
         rois, scores = rois.detach(), scores.detach()
-        f_ins = roi_align_levels(pyramid, rois, self.pool_size, self.roi_sampling)
+        f_ins = roi_align_levels(pyramid, rois, self.pool_size, self.roi_sampling, aligned=self.roi_aligned)
         if self.config.iterations:
-            f_ins = f_ins + align(features, rois, self.pool_size, self.roi_sampling, STRIDE)
+            f_ins = f_ins + align(features, rois, self.pool_size, self.roi_sampling, STRIDE, self.roi_aligned)
         return Boxes(rois, labels, scores, f_ins)
 
     def instance_step(self, t: int, boxes: Boxes, sem_logits: Tensor, projected: Tensor | None = None) -> Tensor:
@@ -113,7 +114,9 @@ class IBPP(nn.Module):
         p_sem = None
         if self.config.iterations:
             source = sem_logits.detach() if self.config.detach else sem_logits
-            p_sem = align(source, boxes.rois, self.pool_size, self.roi_sampling, STRIDE)  # N×L×S×S
+            p_sem = align(
+                source, boxes.rois, self.pool_size, self.roi_sampling, STRIDE, self.roi_aligned
+            )  # N×L×S×S
         return head(projected, boxes.labels, p_sem)
 
     def semantic_step(

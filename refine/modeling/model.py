@@ -82,7 +82,9 @@ class PanopticModel(nn.Module):
         self.backbone = build_backbone(config.backbone)
         self.fpn = FPN(self.backbone.channels, config.fpn_channels, config.fpn_norm)
         self.rpn = RegionProposals(config.rpn, config.fpn_channels)
-        self.box_heads = BoxHeads(config.box_head, config.fpn_channels, num_things, config.roi_sampling)
+        self.box_heads = BoxHeads(
+            config.box_head, config.fpn_channels, num_things, config.roi_sampling, config.roi_aligned
+        )
         self.semantic_head = SemanticHead(config.semantic_head, config.fpn_channels, num_outputs)
         self.ibpp = IBPP(config, num_things, num_outputs)
         self.occlusion: OcclusionHead | None = None
@@ -95,7 +97,8 @@ class PanopticModel(nn.Module):
         self.register_buffer("semantic_classes", torch.tensor(classes), persistent=False)
         self.register_buffer("pixel_mean", torch.tensor(config.pixel_mean), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(config.pixel_std), persistent=False)
-        self.to(memory_format=torch.channels_last)  # faster convolutions, on CPU and GPU alike
+        if config.channels_last:
+            self.to(memory_format=torch.channels_last)
 
     def image_batch(self, images: Sequence[Tensor]) -> ImageBatch:
         """Normalise and pad: Tensor[3, h, w] uint8 RGB each, on any device -> batch on the model's device."""

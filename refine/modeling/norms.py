@@ -8,22 +8,22 @@ from torchvision.ops import FrozenBatchNorm2d
 from refine.modeling.config import Norm
 
 
-def make_norm(name: Norm, channels: int) -> nn.Module:
+def make_norm(name: Norm, channels: int, eps: float = 1e-5) -> nn.Module:
     """A norm layer for maps of `channels` channels.
 
     GroupNorm has 32 groups, as in the paper; where 32 does not divide the channels, the largest smaller
-    number that does.
+    number that does. `eps` is added to the variance.
     """
     match name:
         case "gn":
             groups = next(g for g in range(min(32, channels), 0, -1) if channels % g == 0)
-            return nn.GroupNorm(groups, channels)
+            return nn.GroupNorm(groups, channels, eps)
         case "frozen_bn":
-            return FrozenBatchNorm2d(channels)
+            return FrozenBatchNorm2d(channels, eps)
         case "sync_bn":
-            return nn.SyncBatchNorm(channels)
+            return nn.SyncBatchNorm(channels, eps)
         case "bn":
-            return nn.BatchNorm2d(channels)
+            return nn.BatchNorm2d(channels, eps)
         case "none":
             return nn.Identity()
 

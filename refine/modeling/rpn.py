@@ -38,7 +38,7 @@ class RPNOutput:
 class RegionProposals(nn.Module):
     """A 3×3 convolution, then objectness and box deltas for each anchor.
 
-    Anchors are centred on multiples of the stride (offset 0) and not rounded, unlike torchvision's.
+    Anchors are centred on multiples of the stride (offset 0); see `RPNConfig.torchvision_anchors`.
 
     Args:
         config: anchors, thresholds and counts.
@@ -61,10 +61,13 @@ class RegionProposals(nn.Module):
         self.strides = tuple(strides)
         count = len(config.aspect_ratios)
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.further = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, padding=1) for _ in range(config.num_convs - 1)
+        )
         self.objectness = nn.Conv2d(channels, count, 1)
         self.deltas = nn.Conv2d(channels, 4 * count, 1)
-        for layer in (self.conv, self.objectness, self.deltas):
-            nn.init.normal_(layer.weight, std=0.01)
+        for layer in (self.conv, *self.further, self.objectness, self.deltas):
+            nn.init.normal_(layer.weight, std=0.01)  # type: ignore[arg-type]
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         self.register_buffer("cells", _cell_anchors(config), persistent=False)
 
@@ -73,11 +76,20 @@ class RegionProposals(nn.Module):
         objectness, deltas, anchors = [], [], []
         for x, cell, stride in zip(features, self.cells, self.strides, strict=True):
             hidden = F.relu(self.conv(x), inplace=True)
+            for conv in self.further:
+                hidden = F.relu(conv(hidden), inplace=True)
             objectness.append(self.objectness(hidden).permute(0, 2, 3, 1).flatten(1))  # B×h×w×A -> B×R_l
             d = self.deltas(hidden).permute(0, 2, 3, 1)  # B×h×w×4A
             deltas.append(d.reshape(len(d), -1, 4))  # B×R_l×4
-            anchors.append(_place(cell, x.shape[-2], x.shape[-1], stride))
+            anchors.append(_place(cell, x.shape[-2], x.shape[-1], *self._spacing(x, features[0], stride)))
         return RPNOutput(objectness, deltas, anchors)
+
+    def _spacing(self, x: Tensor, finest: Tensor, stride: int) -> tuple[int, int]:
+        """Pixels between neighbouring cells of the map `x`, down and across."""
+        if not self.config.torchvision_anchors:
+            return stride, stride
+        height, width = (n * self.strides[0] for n in finest.shape[-2:])  # of the padded image
+        return height // x.shape[-2], width // x.shape[-1]
 
     def propose(self, output: RPNOutput, image_sizes: Sequence[tuple[int, int]], training: bool) -> list[Tensor]:
         """The best boxes of each image after NMS within each level.
@@ -160,13 +172,14 @@ def _cell_anchors(config: RPNConfig) -> Tensor:
     size = torch.tensor(config.anchor_sizes)[:, None]
     ratio = torch.tensor(config.aspect_ratios).sqrt()
     half = torch.stack([size / ratio, size * ratio], -1) / 2  # L×A×2 as (x, y)
-    return torch.cat([-half, half], -1)
+    anchors = torch.cat([-half, half], -1)
+    return anchors.round() if config.torchvision_anchors else anchors
 
 
-def _place(cell: Tensor, height: int, width: int, stride: int) -> Tensor:
+def _place(cell: Tensor, height: int, width: int, down: int, across: int) -> Tensor:
     """The anchors Tensor[A, 4] at every cell of a map: Tensor[height · width · A, 4]."""
-    y = torch.arange(height, device=cell.device) * stride
-    x = torch.arange(width, device=cell.device) * stride
+    y = torch.arange(height, device=cell.device) * down
+    x = torch.arange(width, device=cell.device) * across
     y, x = torch.meshgrid(y, x, indexing="ij")
     centre = torch.stack([x, y, x, y], -1)[:, :, None]  # h×w×1×4
     return (centre + cell).flatten(0, 2)

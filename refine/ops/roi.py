@@ -39,6 +39,7 @@ def roi_align_levels(
     output_size: int,
     sampling_ratio: int,
     strides: Sequence[int] = (4, 8, 16, 32),
+    aligned: bool = True,
 ) -> Tensor:
     """ROI-Align of each box from the pyramid level that fits its size.
 
@@ -48,26 +49,33 @@ def roi_align_levels(
         output_size: bins per side.
         sampling_ratio: samples per bin and axis; 0 adapts to the box's size.
         strides: input pixels per feature pixel, per level.
+        aligned: see `align`.
 
     Returns:
-        Tensor[N, C, output_size, output_size], in the order of `rois`. Half-pixel aligned, as detectron2's.
+        Tensor[N, C, output_size, output_size], in the order of `rois`.
     """
     if len(features) == 1:
-        return align(features[0], rois, output_size, sampling_ratio, strides[0])
+        return align(features[0], rois, output_size, sampling_ratio, strides[0], aligned)
     level = assign_levels(rois[:, 1:], len(features))
     parts, places = [], []
     for n, (feature, stride) in enumerate(zip(features, strides, strict=True)):
         place = torch.nonzero(level == n).squeeze(1)
         places.append(place)
-        parts.append(align(feature, rois[place], output_size, sampling_ratio, stride))
+        parts.append(align(feature, rois[place], output_size, sampling_ratio, stride, aligned))
     order = torch.argsort(torch.cat(places))
     return torch.cat(parts)[order]
 
 
-def align(feature: Tensor, rois: Tensor, output_size: int, sampling_ratio: int, stride: int) -> Tensor:
-    """ROI-Align from one map: Tensor[B, C, h, w], Tensor[N, 5] -> Tensor[N, C, output_size, output_size]."""
+def align(
+    feature: Tensor, rois: Tensor, output_size: int, sampling_ratio: int, stride: int, aligned: bool = True
+) -> Tensor:
+    """ROI-Align from one map: Tensor[B, C, h, w], Tensor[N, 5] -> Tensor[N, C, output_size, output_size].
+
+    `aligned` takes half a pixel off the samples' places, as detectron2 does, because pixel centres lie there;
+    torchvision's own detectors are trained without.
+    """
     return roi_align(
-        feature, rois.to(feature.dtype), output_size, 1.0 / stride, max(sampling_ratio, 0), aligned=True
+        feature, rois.to(feature.dtype), output_size, 1.0 / stride, max(sampling_ratio, 0), aligned=aligned
     )
 
 
