@@ -1,0 +1,123 @@
+"""Tables of the paper on a dozen pictures: rows share models, what is there is used, figures are right."""
+
+import json
+
+import pytest
+from tiny_run import tiny_run, write_dataset
+
+from refine.engine.checkpoint import load_model
+from refine.engine.config import load_run, to_mapping
+from refine.engine.render import to_markdown, write_table
+from refine.engine.reproduce import EXPERIMENTS, Row, Table, load_table, run_table
+from refine.errors import RefineError
+from refine.files import write_json
+
+SMALL = [
+    "--optim.max_steps=4",
+    "--model.occlusion.conv_channels=8",
+    "--model.occlusion.fc_channels=8",
+    "--eval.max_images=2",
+]
+
+
+@pytest.fixture
+def base(tmp_path):
+    config = tiny_run(write_dataset(tmp_path / "data"), tmp_path / "unused")
+    config.data.val = config.data.train
+    write_json(tmp_path / "base.json", to_mapping(config))
+    return tmp_path / "base.json"
+
+
+def test_rows_share_models_and_nothing_is_done_twice(base, tmp_path):
+    results = run_table(load_table("table3"), base, tmp_path / "out", seeds=[3], overrides=SMALL)
+    assert all(len(runs) == 1 and runs[0]["seed"] == 3 for runs in results.values())
+    # Three trainings for five rows: T = 0, T = 3, and the occlusion head on the frozen T = 3.
+    assert len(list((tmp_path / "out/models").glob("*/seed3/last"))) == 3
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("out/**/*.json")}
+    again = run_table(load_table("table3"), base, tmp_path / "out", seeds=[3], overrides=SMALL)
+    assert again == results
+    assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("out/**/*.json")}
+    # The second stage has changed nothing of the model it began with.
+    models = [load_model(path.parent).model for path in (tmp_path / "out/models").glob("*/seed3/last")]
+    after = next(m for m in models if m.occlusion is not None).state_dict()
+    before = next(m for m in models if m.occlusion is None and m.config.ibpp.iterations == 3)
+    assert all(after[name].equal(value) for name, value in before.state_dict().items())
+
+
+def test_budget_stops_and_the_next_call_goes_on(base, tmp_path):
+    table = Table("two", ["PQ"], [Row("a", {"seed": 0})])
+    words = ["--optim.max_steps=6"]
+    assert run_table(table, base, tmp_path / "out", seeds=[0], overrides=words, minutes=0) == {"a": []}
+    (last,) = (tmp_path / "out/models").glob("*/seed0/last")
+    assert last.read_text().strip() == "step_000001"
+    results = run_table(table, base, tmp_path / "out", seeds=[0], overrides=words)
+    assert results["a"][0]["steps"] == 6
+    assert json.loads((last.parent / "log.jsonl").read_text().splitlines()[-1])["step"] == 6
+
+
+def run_of(seed, pq, **more):
+    machine = {
+        "processor": "cpu", "cores": 2, "threads": 1, "gpu": None,
+        "python": "3", "torch": "2", "commit": "abc", "date": "2026-01-01",
+    }  # fmt: skip
+    return {
+        "seed": seed, "metrics": {"PQ": pq, **more}, "training_minutes": 3.0,
+        "images": 5, "machine": machine,
+    }  # fmt: skip
+
+
+def test_markdown_by_hand(tmp_path):
+    table = Table("Rows", ["PQ", "SQ"], [Row("one", {}), Row("two", {}), Row("three", {})])
+    results = {
+        "one": [run_of(0, 0.40), run_of(1, 0.44)],
+        "two": [run_of(0, 0.45, SQ=0.8), run_of(1, 0.47, SQ=0.8)],
+        "three": [],
+    }
+    lines = to_markdown(table, results, "refine reproduce x").splitlines()
+    assert "| one | 42.0 ± 2.8 | – |  | 2 | 3 |" in lines
+    assert "| two | 46.0 ± 1.4 | 80.0 ± 0.0 | +4.0 ± 1.4 | 2 | 3 |" in lines
+    assert "| three | – | – | – | 0 | – |" in lines
+    assert "`refine reproduce x`" in lines
+    write_table(table, results, tmp_path / "t", "refine reproduce x")
+    assert (tmp_path / "t.md").read_text().splitlines() == lines
+    assert json.loads((tmp_path / "t.json").read_text())["rows"]["one"][1]["metrics"]["PQ"] == 0.44
+    assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in EXPERIMENTS.glob("*.yaml")))
+def test_every_table_can_be_read_and_every_row_configured(name, base):
+    table = load_table(name)
+    for row in table.rows:
+        words = [f"--{k}={json.dumps(v)}" for k, v in (row.train or {}).items()]
+        load_run(base, words)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("title: t\nmetrics: [PQ]\nrows: [{name: a, train: {}}, {name: a, train: {}}]", "'a' occurs twice"),
+        ("title: t\nmetrics: [PQ]\nrows: [{name: a, of: b}]", "no row 'b' comes before it"),
+        ("title: t\nmetrics: [PQ]\nrows: [{name: a}]", "give `train` or `of`"),
+        ("title: t\nmetrics: [PQ]\nrows: [{nam: a}]", "nam"),
+        ("[1, 2", "is not YAML"),
+        ("- 1", "is no mapping"),
+    ],
+)
+def test_broken_tables_are_refused(tmp_path, text, words):
+    (tmp_path / "t.yaml").write_text(text)
+    with pytest.raises(RefineError, match=words) as error:
+        load_table(tmp_path / "t.yaml")
+    assert "t.yaml" in str(error.value)
+
+
+def test_unknown_tables_and_missing_validation_data(base, tmp_path):
+    with pytest.raises(RefineError, match="no such table; give a file, or one of ibpp, table3"):
+        load_table("table9")
+    with pytest.raises(RefineError, match=r"data\.val: is not given"):
+        run_table(
+            Table("t", ["PQ"], [Row("a", {"data.val": None})]),
+            base,
+            tmp_path / "out",
+            seeds=[0],
+            overrides=["--optim.max_steps=1"],
+        )
