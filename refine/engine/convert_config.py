@@ -149,9 +149,9 @@ def _semantic_head(weights: _Checked) -> SemanticHeadConfig:
 
 
 def _norm(weights: Weights, layer: str) -> Norm:
-    if f"{layer}.running_mean" in weights:
+    if f"{layer}.running_mean" in weights or f"{layer}.running_var" in weights:
         return "bn"
-    return "gn" if f"{layer}.weight" in weights else "none"
+    return "gn" if f"{layer}.weight" in weights or f"{layer}.bias" in weights else "none"
 
 
 def _count(weights: Weights, pattern: str) -> int:

@@ -73,7 +73,7 @@ class ResNet(Backbone):
         _check(config, block)
         norm = partial(make_norm, config.norm, eps=config.norm_eps)
         # torchvision counts the width of a 3×3 convolution in 64ths of `planes` per group.
-        base_width = (config.width_per_group or width) * 64 // planes[0]
+        base_width = (config.width_per_group or width) * 64 // planes[0] if block is Bottleneck else 64
 
         self.conv1 = nn.Conv2d(3, config.stem_width, 7, stride=2, padding=3, bias=config.norm == "none")
         self.bn1 = norm(config.stem_width)

@@ -1,0 +1,53 @@
+"""refine convert"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+DETAILS = """\
+Converts detectron2's Panoptic-FPN and Mask R-CNN with a ResNet-FPN (FrozenBN or GN; deformable; cascade),
+torchvision's maskrcnn_resnet50_fpn and _v2, and ImageNet backbones of MSRA, FAIR and torchvision. The
+architecture is read off the weights. No code in the file runs.
+
+A detector becomes a folder that `refine predict --checkpoint` takes; a backbone becomes FILE.safetensors for
+`backbone.weights` in a configuration.
+"""
+
+
+def run(arguments: Sequence[str], prog: str, description: str) -> None:
+    parser = argparse.ArgumentParser(
+        prog, description=f"{description}.\n\n{DETAILS}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", help=".pkl of detectron2 or Caffe2, .pth of torchvision, or .safetensors")
+    parser.add_argument("-o", "--out", required=True, help="folder of the model, or FILE.safetensors of a backbone")
+    parser.add_argument(
+        "--config", help="YAML of detectron2 or of ours: what weights do not tell (strides, pixel statistics, …)"
+    )
+    parser.add_argument("--categories", help="panoptic JSON of what the network tells apart (default: COCO's 133)")
+    parser.add_argument("--report", help="JSON file: every name, what became of it, and the whole configuration")
+    options = parser.parse_args(arguments)
+
+    import json
+
+    from refine.engine.convert import convert_file
+    from refine.files import write_json
+
+    conversion = convert_file(options.source, options.out, options.categories, options.config)
+    report = conversion.report()
+    if options.report:
+        write_json(options.report, report, indent=1)
+    print(f"{options.source}: {conversion.source}")
+    print(f"taken: {len(conversion.names)} weights; left: {len(conversion.left)}")
+    for name, shape in list(conversion.left.items())[: None if options.report is None else 5]:
+        print(f"  left: {name} {shape}")
+    if conversion.absent:
+        print("absent: the semantic head; the model finds things, and no stuff until it is trained")
+    if conversion.backbone_only:
+        backbone = report["model"].pop("backbone") | {"weights": options.out}
+        report["model"] = {"backbone": backbone, **report["model"]}
+    settings = {
+        k: v for k, v in report["model"].items() if k in ("backbone", "channels", "pixel_mean", "pixel_std")
+    }
+    print("model: " + json.dumps(settings))
+    print(f"written to {options.out}")
