@@ -3,9 +3,10 @@
     python benchmarks/pq.py --gt val.json --gt-dir val --pred pred.json --pred-dir pred --out pq.json
 
 Images are repeated under new names until there are `--images`. All three use every core (panopticapi a
-process for each, hotcoco and refine a thread). They take turns for `--rounds` rounds and the median counts;
-start-up (imports, compilation) is outside, reading JSON and PNGs inside. The CPU time of all threads and
-processes is given too: unlike the wall clock's, its ratio hardly depends on what else the machine does.
+process for each, hotcoco and refine a thread). They take turns for `--rounds` rounds, each in a process of
+its own, and the median counts: of reading JSON and PNGs and computing, and of the whole process, start-up
+included. The CPU time of all threads and processes is given too: unlike the wall clock's, its ratio hardly
+depends on what else the machine does. Memory is the peak of the largest process.
 """
 
 from __future__ import annotations
@@ -21,21 +22,19 @@ import platform
 import resource
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from unittest import mock
 
-import hotcoco.panoptic
-from panopticapi import evaluation as panopticapi
 from rich.console import Console
 from rich.table import Table
 
-from refine.evaluation import panoptic_files
-from refine.evaluation.png_runs import read_runs
 from refine.files import write_json
+
+COMPETITORS = ("panopticapi", "hotcoco", "refine")
 
 
 def main() -> None:
@@ -49,44 +48,42 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         gt = repeat(args.gt, args.gt_dir, Path(folder, "gt"), args.images)
         pred = repeat(args.pred, args.pred_dir, Path(folder, "pred"), args.images)
-        numbers = measure(gt, pred, args.rounds)
+        samples: dict[str, list[dict[str, float]]] = {name: [] for name in COMPETITORS}
+        for _ in range(args.rounds):
+            for name in COMPETITORS:
+                samples[name].append(in_process(name, *gt, *pred))
+    numbers = {
+        name: {key: statistics.median(s[key] for s in taken) for key in taken[0]} for name, taken in samples.items()
+    }
     base = numbers["panopticapi"]
     for row in numbers.values():
         row["images_per_s"] = args.images / row["wall_s"]
-        row["ratio_wall"], row["ratio_cpu"] = base["wall_s"] / row["wall_s"], base["cpu_s"] / row["cpu_s"]
-    processor = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        platform.processor(),
-    )
+        for key in ("wall_s", "cpu_s", "process_wall_s", "process_cpu_s"):
+            row[f"ratio_{key[:-2]}"] = base[key] / row[key]
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
     result = {
         "images": args.images,
         "rounds": args.rounds,
         "cores": os.cpu_count(),
-        "processor": processor,
-        "load_before": os.getloadavg()[0],
+        "processor": models[0].split(":")[1].strip() if models else platform.processor(),
+        "load": os.getloadavg()[0],
         "python": platform.python_version(),
         "versions": {p: version(p) for p in ("numpy", "panopticapi-lite", "hotcoco", "numba", "deflate")},
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "results": numbers,
     }
     write_json(args.out, result, indent=1)
-    table = Table(
-        "", "wall s", "images/s", "× wall", "CPU s", "× CPU", "PQ", title=f"{args.images} images, {processor}"
-    )
+    table = Table(title=f"{args.images} images, {result['processor']}, {result['cores']} cores")
+    for heading in ("", "wall s", "×", "CPU s", "×", "images/s", "process s", "×", "CPU s", "×", "MiB", "PQ"):
+        table.add_column(heading, justify="right")
     for name, row in numbers.items():
-        table.add_row(
-            name,
-            f"{row['wall_s']:.2f}",
-            f"{row['images_per_s']:.0f}",
-            f"{row['ratio_wall']:.1f}",
-            f"{row['cpu_s']:.2f}",
-            f"{row['ratio_cpu']:.1f}",
-            f"{row['pq']:.12f}",
-        )
+        cells = [name]
+        for key in ("wall", "cpu", "images_per_s", "process_wall", "process_cpu"):
+            if key == "images_per_s":
+                cells.append(f"{row[key]:.0f}")
+            else:
+                cells += [f"{row[key + '_s']:.2f}", f"{row['ratio_' + key]:.1f}"]
+        table.add_row(*cells, f"{row['peak_mib']:.0f}", f"{row['pq']:.12f}")
     Console().print(table)
 
 
@@ -107,41 +104,47 @@ def repeat(source: Path, folder: Path, out: Path, count: int) -> tuple[str, str]
     return str(path), str(out)
 
 
-def measure(gt: tuple[str, str], pred: tuple[str, str], rounds: int) -> dict[str, dict[str, float]]:
-    """Median seconds of each competitor, and its PQ."""
+def in_process(name: str, *files: str) -> dict[str, float]:
+    """Run `compute` in a new process: its figures, and those of the process."""
+    begin = time.perf_counter()
+    process = subprocess.Popen([sys.executable, __file__, "--run", name, *files], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - begin
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{name} failed")
+    whole = {"process_wall_s": wall, "process_cpu_s": usage.ru_utime + usage.ru_stime}
+    return json.loads(output) | whole | {"peak_mib": usage.ru_maxrss / 1024}
 
-    def ours(reader: panoptic_files.Reader) -> float:
-        with mock.patch.object(panoptic_files, "reader", lambda images: reader):
-            return panoptic_files.evaluate_files(*gt, *pred).pq
 
-    def theirs(compute: Callable[..., dict]) -> float:
-        with contextlib.redirect_stdout(io.StringIO()):
-            return compute(gt[0], pred[0], gt[1], pred[1])["All"]["pq"]
+def compute(name: str, gt: str, gt_dir: str, pred: str, pred_dir: str) -> dict[str, float]:
+    """Seconds without imports and compilation, and PQ."""
+    if name == "refine":
+        from refine.evaluation.panoptic_files import evaluate_files
 
-    competitors: dict[str, Callable[[], float]] = {
-        "panopticapi": lambda: theirs(panopticapi.pq_compute),
-        "hotcoco": lambda: theirs(hotcoco.panoptic.pq_compute),
-        "refine": lambda: ours(read_runs),
-        "refine without numba": lambda: ours(panoptic_files.read_png),
-    }
-    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in competitors}
-    values = {}
-    read_runs(Path(gt[1], "000000.png"))  # compiles
-    for _ in range(rounds):
-        for name, run in competitors.items():
-            cpu, wall = cpu_seconds(), time.perf_counter()
-            values[name] = run()
-            wall = time.perf_counter() - wall
-            gc.collect()  # ends panopticapi's processes, so that their time is known
-            samples[name].append((wall, cpu_seconds() - cpu))
-    return {
-        name: {
-            "wall_s": statistics.median(wall for wall, _ in taken),
-            "cpu_s": statistics.median(cpu for _, cpu in taken),
-            "pq": values[name],
-        }
-        for name, taken in samples.items()
-    }
+        with tempfile.TemporaryDirectory() as folder:
+            one = repeat(Path(gt), Path(gt_dir), Path(folder, "one"), 1)
+            evaluate_files(*one, *one)  # compiles, or loads what was compiled
+
+        def run() -> float:
+            return evaluate_files(gt, gt_dir, pred, pred_dir).pq
+    else:
+        if name == "hotcoco":
+            from hotcoco.panoptic import pq_compute
+        else:
+            from panopticapi.evaluation import pq_compute
+
+        def run() -> float:
+            return pq_compute(gt, pred, gt_dir, pred_dir)["All"]["pq"]
+
+    cpu, wall = cpu_seconds(), time.perf_counter()
+    with contextlib.redirect_stdout(io.StringIO()):
+        pq = run()
+    wall = time.perf_counter() - wall
+    gc.collect()  # ends panopticapi's processes, so that their time is known
+    return {"wall_s": wall, "cpu_s": cpu_seconds() - cpu, "pq": pq}
 
 
 def cpu_seconds() -> float:
@@ -151,4 +154,7 @@ def cpu_seconds() -> float:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--run"]:
+        print(json.dumps(compute(*sys.argv[2:])))
+    else:
+        main()

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refine.errors import RefineError
-from refine.structures import VOID
+from refine.evaluation.compiled import compiled
+from refine.evaluation.overlaps import overlaps
+from refine.evaluation.runs import Runs
 
 if TYPE_CHECKING:
     from refine.structures import Segment
@@ -17,199 +19,199 @@ if TYPE_CHECKING:
 UNSTATED = -(2**62)
 """Area of a segment whose area is not stated."""
 
-VOID_ROW = (0, -1, 0, UNSTATED)
-"""Id, category, iscrowd and area of pixels that belong to no segment."""
+ID, LABEL, CROWD, AREA = range(4)
+"""Columns of a segment table."""
 
-MAX_TABLE = 2**22
-"""Pairs of segments up to which overlaps are counted in a full table (32 MiB)."""
+VOID_ROW = (0, -1, 0, UNSTATED)
+"""Row of pixels that belong to no segment."""
+
+FORGIVES = 2
+"""Value of CROWD that forgives predictions; other crowds are 1. One of a class does: of several, the last in the
+file's order, as panopticapi has it (COCO's annotations have at most one)."""
+
+TP, FP, FN, IOU_HIGH, IOU_LOW = range(5)
+"""Rows of counts per class."""
+
+UNITS, LOW_UNITS = 2**53, 2**27
+"""Float64 in (1/2, 1], where the IoU of every match lies, are multiples of 2^-53: as integers of two parts
+their sums are exact, do not depend on the order of images, and cannot overflow below 2^36 matches."""
+
+UNKNOWN_ID, WRONG_AREA = 1, 2
 
 
 @dataclass(frozen=True)
-class SegmentTable:
-    """Segments of one map, by rising id; row 0 is void.
+class Side:
+    """Ground truth or prediction of one image.
 
     Attributes:
-        ids: [1 + S] int64.
-        labels: [1 + S] int64, contiguous class; `VOID` in row 0.
-        iscrowd: [1 + S] bool.
-        areas: [1 + S] int64, as stated; `UNSTATED` where not.
-        crowds: id of the crowd of each class that has one; of several, the last in the file's order, as
-            panopticapi has it (COCO's annotations have at most one).
+        runs: its map.
+        table: [1 + S, 4] int64, ID, LABEL (contiguous class), CROWD and AREA (as stated, or `UNSTATED`) of its
+            segments, by rising id; row 0 is void.
+        where: opens messages.
     """
 
-    ids: np.ndarray
-    labels: np.ndarray
-    iscrowd: np.ndarray
-    areas: np.ndarray
-    crowds: Mapping[int, int]
+    runs: Runs
+    table: np.ndarray
+    where: str
 
     @classmethod
-    def from_segments(
-        cls, segments: Sequence[Mapping[str, Any] | Segment], index: Mapping[int, int], where: str
-    ) -> SegmentTable:
+    def checked(
+        cls, runs: Runs, segments: Sequence[Mapping[str, Any] | Segment], index: Mapping[int, int], where: str
+    ) -> Side:
         """Check and sort segments.
 
         Args:
             segments: entries of `segments_info`, or `Segment`s.
             index: contiguous class of each category id.
-            where: opens messages.
 
         Raises:
-            RefineError: a field is missing or no integer, a category unknown, an id used twice or 0.
+            RefineError: a field is missing or no integer, a category unknown, an id used twice or out of range.
         """
         entries = [segment if isinstance(segment, Mapping) else vars(segment) for segment in segments]
         try:
-            rows = [(s["id"], s["category_id"], s.get("iscrowd", 0), s.get("area", UNSTATED)) for s in entries]
-            table = np.array([VOID_ROW, *rows])
-        except (KeyError, OverflowError):
-            table = None
-        if table is None or table.dtype != np.int64:
-            raise _wrong_type(entries, where)
-        table = table[table[:, 0].argsort()]
-        ids, categories, iscrowd, areas = table.T
-        if ids[0] < 0 or ids[-1] >= 2**24:
-            wrong = ids[0] if ids[0] < 0 else ids[-1]
-            raise RefineError(f"{where}: a segment has id {wrong}; number segments from 1 to 2^24 - 1 (0 is void)")
-        twice = ids[1:][ids[1:] == ids[:-1]]
-        if twice.size:
-            hint = "make ids unique in an image" if twice[0] else "0 is void, number segments from 1"
-            raise RefineError(f"{where}: segment id {twice[0]} is used twice; {hint}")
-        labels = np.array([index.get(category, VOID) for category in categories.tolist()])
-        labels[0] = VOID
-        if (labels[1:] == VOID).any():
-            n = 1 + int((labels[1:] == VOID).argmax())
-            raise RefineError(
-                f"{where}: segment {ids[n]}: unknown category_id {categories[n]}; use an id of the ground truth's "
-                f"`categories`"
+            rows = [
+                (entry["id"], index[entry["category_id"]], entry.get("iscrowd", 0), entry.get("area", UNSTATED))
+                for entry in entries
+            ]
+            table = np.array([VOID_ROW, *sorted(rows)])
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise _fault(entries, index, where) from None
+        ids = table[:, ID]
+        if table.dtype != np.int64 or (ids[1:] <= ids[:-1]).any() or ids[-1] >= 2**24:
+            raise _fault(entries, index, where)
+        if table[:, CROWD].any():
+            forgiving = list({label: number for number, label, crowd, _ in rows if crowd}.values())
+            table[:, CROWD] = np.where(np.isin(ids, forgiving), FORGIVES, table[:, CROWD] != 0)
+        return cls(runs, table, where)
+
+    def contradiction(self, kind: int, place: int, pixels: int) -> RefineError:
+        """What `_count` found."""
+        if kind == UNKNOWN_ID:
+            return RefineError(
+                f"{self.where}: the PNG has id {place}, which segments_info lacks; add it or paint 0 (void)"
             )
-        crowds = {index[category]: number for number, category, iscrowd, _ in rows if iscrowd}
-        return cls(ids, labels, iscrowd != 0, areas, crowds)
-
-    def rows(self, ids: np.ndarray, where: str) -> np.ndarray:
-        """Row of each id: [R] int64.
-
-        Raises:
-            RefineError: an id that no segment has.
-        """
-        rows = np.searchsorted(self.ids, ids)
-        np.minimum(rows, len(self.ids) - 1, out=rows)
-        wrong = self.ids[rows] != ids
-        if wrong.any():
-            raise RefineError(
-                f"{where}: the PNG has id {ids[wrong][0]}, which segments_info lacks; add it or paint 0 (void)"
+        number, _, _, area = self.table[place]
+        if not pixels:
+            return RefineError(
+                f"{self.where}: segment {number} has no pixel in the PNG; drop it from segments_info"
             )
-        return rows
-
-    def check_areas(self, areas: np.ndarray, where: str) -> None:
-        """Hold the areas stated against those counted: [1 + S] int64.
-
-        Raises:
-            RefineError: a segment without pixels, or with another number of pixels than stated.
-        """
-        right = (areas == self.areas) | (self.areas == UNSTATED)
-        right &= areas > 0
-        right[0] = True  # void has no area to state
-        if right.all():
-            return
-        n = int(np.flatnonzero(~right)[0])
-        if not areas[n]:
-            raise RefineError(f"{where}: segment {self.ids[n]} has no pixel in the PNG; drop it from segments_info")
-        raise RefineError(
-            f"{where}: segment {self.ids[n]}: area is {self.areas[n]} in the JSON but {areas[n]} pixels in "
-            f"the PNG; correct the JSON"
+        return RefineError(
+            f"{self.where}: segment {number}: area is {area} in the JSON but {pixels} pixels in the PNG; correct "
+            f"the JSON"
         )
 
 
-@dataclass(frozen=True)
-class Matches:
-    """What one image adds.
-
-    Attributes:
-        labels: [M] int64, class of each matched pair.
-        iou: [M] float64, of each matched pair, above 1/2.
-        missed: [F] int64, class of each true segment without match.
-        false: [E] int64, class of each prediction without match that counts.
-    """
-
-    labels: np.ndarray
-    iou: np.ndarray
-    missed: np.ndarray
-    false: np.ndarray
-
-
-def match(
-    gt: SegmentTable,
-    pred: SegmentTable,
-    pieces: tuple[np.ndarray, np.ndarray, np.ndarray],
-    gt_where: str,
-    pred_where: str,
-) -> Matches:
-    """Match the segments of two maps.
+def match(gt: Side, pred: Side, classes: int) -> tuple[np.ndarray, float]:
+    """Match the segments of two maps of one size.
 
     A predicted and a true segment of one class match if their IoU exceeds 1/2, where the union leaves out
     predicted pixels on void; crowds match nothing and are not missed; a prediction without match is
     forgiven if more than half of it lies on void and on the crowd of its class. Comparisons are between
     integers, so exact.
 
-    Args:
-        gt, pred: segments of both maps.
-        pieces: true id, predicted id and pixels of pieces that make up the image, each [R].
-        gt_where, pred_where: open messages.
+    Returns:
+        [5, classes] int64: TP, FP, FN and the sum of the matches' IoU in `UNITS`, as IOU_HIGH · LOW_UNITS +
+        IOU_LOW; and PQ, the mean over the classes that count anything (1 if none does).
 
     Raises:
         RefineError: pixels and segments contradict each other.
     """
-    width = len(pred.ids)
-    rows, columns = gt.rows(pieces[0], gt_where), pred.rows(pieces[1], pred_where)
-    keys, overlap = _sum_by_key(rows * width + columns, pieces[2], len(gt.ids) * width)
-    rows, columns = np.divmod(keys, width)
-    gt_area = _sums(rows, overlap, len(gt.ids))
-    pred_area = _sums(columns, overlap, width)
-    gt.check_areas(gt_area, gt_where)
-    pred.check_areas(pred_area, pred_where)
-
-    on_void = rows == 0
-    ignored = np.zeros(width, np.int64)
-    ignored[columns[on_void]] = overlap[on_void]
-    union = gt_area[rows] + (pred_area - ignored)[columns] - overlap
-    hit = (gt.labels[rows] == pred.labels[columns]) & ~gt.iscrowd[rows] & (2 * overlap > union)
-    hit &= (rows > 0) & (columns > 0)
-    gt_rows, pred_rows = rows[hit], columns[hit]
-
-    missed = ~gt.iscrowd
-    missed[0] = False
-    missed[gt_rows] = False
-    for label, crowd in gt.crowds.items():
-        on_crowd = (gt.ids[rows] == crowd) & (pred.labels[columns] == label)
-        ignored[columns[on_crowd]] += overlap[on_crowd]
-    false = 2 * ignored <= pred_area
-    false[0] = False
-    false[pred_rows] = False
-    return Matches(gt.labels[gt_rows], overlap[hit] / union[hit], gt.labels[missed], pred.labels[false])
+    a, b = gt.runs, pred.runs
+    shared = overlaps(a.starts, a.ids, b.starts, b.ids, a.shape[0] * a.shape[1])
+    counts, pq, side, kind, place, pixels = _count(gt.table, pred.table, *shared, classes)
+    if kind:
+        raise (pred if side else gt).contradiction(kind, place, pixels)
+    return counts, pq
 
 
-def _wrong_type(entries: Sequence[Mapping[str, Any]], where: str) -> RefineError:
-    """What is wrong with entries that make no table of integers."""
+@compiled
+def _count(
+    gt: np.ndarray, pred: np.ndarray, gt_ids: np.ndarray, pred_ids: np.ndarray, shared: np.ndarray, classes: int
+) -> tuple[np.ndarray, float, int, int, int, int]:
+    """`match`, and the first contradiction: side, kind (0 if there is none), id or row, pixels."""
+    counts = np.zeros((5, classes), np.int64)
+    tables, ids = (gt, pred), (gt_ids, pred_ids)
+    rows = np.empty((2, shared.size), np.int64)
+    areas = np.zeros((2, max(len(gt), len(pred))), np.int64)
+    for side in range(2):
+        table = tables[side]
+        for n in range(shared.size):
+            number, row, end = ids[side][n], 0, len(table)
+            while end - row > 1:
+                middle = (row + end) // 2
+                row, end = (middle, end) if table[middle, ID] <= number else (row, middle)
+            if table[row, ID] != number:
+                return counts, 0.0, side, UNKNOWN_ID, number, 0
+            rows[side, n] = row
+            areas[side, row] += shared[n]
+        for row in range(1, len(table)):
+            area = areas[side, row]
+            if not area or (table[row, AREA] != area and table[row, AREA] != UNSTATED):
+                return counts, 0.0, side, WRONG_AREA, row, area
+
+    ignored = np.zeros(len(pred), np.int64)  # pixels of predictions on void
+    for n in range(shared.size):
+        if rows[0, n] == 0:
+            ignored[rows[1, n]] += shared[n]
+    gt_matched, pred_matched = np.zeros(len(gt), np.bool_), np.zeros(len(pred), np.bool_)
+    forgiven = ignored.copy()
+    for n in range(shared.size):
+        i, j = rows[0, n], rows[1, n]
+        label = gt[i, LABEL]
+        if not i or not j or label != pred[j, LABEL]:
+            continue
+        if gt[i, CROWD]:
+            forgiven[j] += shared[n] if gt[i, CROWD] == FORGIVES else 0
+            continue
+        union = areas[0, i] + areas[1, j] - ignored[j] - shared[n]
+        if 2 * shared[n] > union:
+            units = np.int64(shared[n] / union * UNITS)
+            counts[TP, label] += 1
+            counts[IOU_HIGH, label] += units // LOW_UNITS
+            counts[IOU_LOW, label] += units % LOW_UNITS
+            gt_matched[i] = pred_matched[j] = True
+    for i in range(1, len(gt)):
+        if not gt[i, CROWD] and not gt_matched[i]:
+            counts[FN, gt[i, LABEL]] += 1
+    for j in range(1, len(pred)):
+        if not pred_matched[j] and 2 * forgiven[j] <= areas[1, j]:
+            counts[FP, pred[j, LABEL]] += 1
+
+    total, shown = 0.0, 0
+    for label in range(classes):
+        twice = 2 * counts[TP, label] + counts[FP, label] + counts[FN, label]
+        if twice:
+            total += 2 * (counts[IOU_HIGH, label] * LOW_UNITS + counts[IOU_LOW, label]) / UNITS / twice
+            shown += 1
+    return counts, total / shown if shown else 1.0, 0, 0, 0, 0
+
+
+def _fault(entries: Sequence[Mapping[str, Any]], index: Mapping[int, int], where: str) -> RefineError:
+    """What is wrong with segments that make no table."""
+    seen: set[int] = set()
     for entry in entries:
-        for field, default in (("id", None), ("category_id", None), ("iscrowd", 0), ("area", UNSTATED)):
-            value = entry.get(field, default)
-            if not isinstance(value, int) or not -(2**62) <= value < 2**62:
+        number, category = entry.get("id"), entry.get("category_id")
+        for field, value in (
+            ("id", number),
+            ("category_id", category),
+            ("iscrowd", entry.get("iscrowd", 0)),
+            ("area", entry.get("area", 0)),
+        ):
+            if not isinstance(value, int) or not -(2**62) < value < 2**62:
                 return RefineError(
-                    f"{where}: segment {entry.get('id')!r}: {field} is {value!r}, expected an integer; correct "
-                    f"segments_info"
+                    f"{where}: segment {number!r}: {field} is {value!r}, expected an integer; correct segments_info"
                 )
-    raise AssertionError("these are integers")
-
-
-def _sum_by_key(keys: np.ndarray, values: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Keys that occur (rising, below `size`) and the sum of their values, both int64."""
-    if size <= MAX_TABLE:
-        table = np.bincount(keys, weights=values, minlength=size)  # float64 holds pixel counts exactly
-        keys = np.flatnonzero(table)
-        return keys, table[keys].astype(np.int64)
-    keys, place = np.unique(keys, return_inverse=True)
-    return keys, _sums(place, values, len(keys))
-
-
-def _sums(places: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
-    return np.bincount(places, weights=values, minlength=size).astype(np.int64)
+        assert isinstance(number, int)
+        if category not in index:
+            return RefineError(
+                f"{where}: segment {number}: unknown category_id {category}; use an id of the ground truth's "
+                f"`categories`"
+            )
+        if not 0 < number < 2**24:
+            return RefineError(
+                f"{where}: a segment has id {number}; number segments from 1 to 2^24 - 1 (0 is void)"
+            )
+        if number in seen:
+            return RefineError(f"{where}: segment id {number} is used twice; make ids unique in an image")
+        seen.add(number)
+    raise AssertionError("nothing is wrong with these segments")

@@ -5,28 +5,23 @@ from __future__ import annotations
 import numpy as np
 
 from refine.evaluation.compiled import compiled
-from refine.evaluation.runs import Runs
 
 
-def overlaps(first: Runs, second: Runs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ids that share pixels.
+@compiled
+def overlaps(
+    starts: np.ndarray, ids: np.ndarray, other_starts: np.ndarray, other_ids: np.ndarray, pixels: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids that share pixels: walks both lists of runs at once and sums in a hash table with open addresses.
 
     Args:
-        first, second: of one shape.
+        starts, ids: runs of the first map, [R] int64 (`Runs`).
+        other_starts, other_ids: of the second.
+        pixels: number in each map.
 
     Returns:
         Of each pair: its id in the first map, its id in the second, its pixels; all [P] int64, in no
         certain order.
     """
-    pixels = first.shape[0] * first.shape[1]
-    return _overlaps(first.starts, first.ids, second.starts, second.ids, pixels)
-
-
-@compiled
-def _overlaps(
-    starts: np.ndarray, ids: np.ndarray, other_starts: np.ndarray, other_ids: np.ndarray, pixels: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Walks both lists of runs at once and sums in a hash table with open addresses."""
     slots = 1
     while slots < 2 * (starts.size + other_starts.size):
         slots *= 2

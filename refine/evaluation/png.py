@@ -42,7 +42,7 @@ def read_container(path: str | Path) -> PngData:
             RGB colours), so that its colours are no ids.
     """
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=0) as file:
             data = file.read()
     except OSError as error:
         raise RefineError(f"{path}: cannot be read ({error.strerror}); check the folder of PNGs") from error

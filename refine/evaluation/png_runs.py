@@ -39,13 +39,16 @@ def read_runs(path: str | Path) -> Runs:
         raise RefineError(f"{path}: is damaged (its pixels cannot be decompressed); write it again") from error
     if rows.size != png.height * stride or rows[::stride].max() > PAETH:
         raise RefineError(f"{path}: is damaged (its pixels do not fill its rows); write it again")
-    starts, ids = _unfilter(rows, rows[: rows.size // 64 * 64].view(np.uint64), png.height, png.width)
+    starts, ids = _unfilter(
+        rows, rows[: rows.size // 64 * 64].view(np.uint64).reshape(-1, 8), png.height, png.width
+    )
     return Runs(starts, ids, (png.height, png.width))
 
 
 @compiled
 def _unfilter(data: np.ndarray, words: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and ids of runs; a colour is handled as its id, three bytes in one integer (PNG, §9)."""
+    """Starts and ids of runs, none if a filter is unknown; a colour is handled as its id, three bytes in one
+    integer (PNG, §9)."""
     positions = _nonzero_bytes(data, words)
     starts, ids = np.empty(height * width, np.int64), np.empty(height * width, np.int64)
     count = next_byte = 0
@@ -53,6 +56,8 @@ def _unfilter(data: np.ndarray, words: np.ndarray, height: int, width: int) -> t
     for row in range(height):
         begin = row * (3 * width + 1) + 1  # of the row's first pixel
         method = data[begin - 1]
+        if method > PAETH:
+            return starts[:0].copy(), ids[:0].copy()
         if method != NONE:  # it is a non-zero byte itself
             next_byte += 1
         row_above, first_run = (row - 1) * width, count
@@ -92,15 +97,20 @@ def _unfilter(data: np.ndarray, words: np.ndarray, height: int, width: int) -> t
 
 @compiled
 def _nonzero_bytes(data: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """Positions of non-zero bytes, and one past all: [data.size + 1], of which the
-    operating system gives only what is filled; `words` is the data by eight bytes, whole 64 only."""
+    """Positions of non-zero bytes, and one past all; `words` is the data by eight bytes, [B, 8].
+
+    Of the [data.size + 1] returned, the operating system gives only what is filled.
+    """
     positions, count = np.empty(data.size + 1, np.int64), 0
-    for w in range(0, words.size, 8):
-        some = words[w] | words[w + 1] | words[w + 2] | words[w + 3]
-        if some | words[w + 4] | words[w + 5] | words[w + 6] | words[w + 7]:
-            for word in range(w, w + 8):
-                if words[word]:
-                    for position in range(8 * word, 8 * word + 8):
+    for block in range(len(words)):
+        some = np.uint64(0)
+        for word in words[block]:
+            some |= word
+        if some:
+            for n in range(8):
+                if words[block, n]:
+                    begin = 64 * block + 8 * n
+                    for position in range(begin, begin + 8):
                         positions[count] = position
                         count += data[position] != 0
     for position in range(8 * words.size, data.size):

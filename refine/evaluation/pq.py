@@ -8,22 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refine.errors import RefineError
-from refine.evaluation.matching import Matches, SegmentTable, match
+from refine.evaluation.matching import FN, FP, LOW_UNITS, TP, UNITS, Side, match
 from refine.evaluation.report import ClassPQ, ImagePQ, PQReport
-from refine.evaluation.runs import Runs, joint_runs
+from refine.evaluation.runs import Runs
 from refine.structures import Categories
 
 if TYPE_CHECKING:  # files are measured without torch, whose import takes seconds
     from torch import Tensor
 
     from refine.structures import Segment
-
-TP, FP, FN, IOU_HIGH, IOU_LOW = range(5)
-"""Rows of the state."""
-
-UNITS, LOW_UNITS = 2**53, 2**27
-"""Float64 in (1/2, 1], where the IoU of every match lies, are multiples of 2^-53: as integers of two parts
-their sums are exact, do not depend on the order of images, and cannot overflow below 2^36 matches."""
 
 
 class PanopticQuality:
@@ -42,7 +35,7 @@ class PanopticQuality:
         self.categories = categories
         self.images: list[ImagePQ] = []
         self._index = {category.id: n for n, category in enumerate(categories)}
-        self._state = np.zeros((5, len(categories)), np.int64)
+        self._state = np.zeros((5, len(categories)), np.int64)  # as `match` counts
 
     def update(
         self,
@@ -73,31 +66,18 @@ class PanopticQuality:
         """
         name = f"{file_name or 'image'} (image {image_id}): "
         gt_where, pred_where = sources or (name + "ground truth", name + "prediction")
-        gt_map, pred_map = _array(gt_ids), _array(pred_ids)
-        if gt_map.shape != pred_map.shape:
-            (height, width), (right_height, right_width) = pred_map.shape, gt_map.shape
+        gt = Side.checked(_runs(gt_ids), gt_segments, self._index, gt_where)
+        pred = Side.checked(_runs(pred_ids), pred_segments, self._index, pred_where)
+        if gt.runs.shape != pred.runs.shape:
+            (height, width), (right_height, right_width) = pred.runs.shape, gt.runs.shape
             raise RefineError(
                 f"{pred_where}: has {width} × {height} pixels, the ground truth {right_width} × {right_height}; "
                 f"predict at the image's own size"
             )
-        gt = SegmentTable.from_segments(gt_segments, self._index, gt_where)
-        pred = SegmentTable.from_segments(pred_segments, self._index, pred_where)
-        return self._add(match(gt, pred, _pieces(gt_map, pred_map), gt_where, pred_where), image_id, file_name)
-
-    def _add(self, matches: Matches, image_id: int | str, file_name: str) -> ImagePQ:
-        high, low = np.divmod(matches.iou * UNITS, LOW_UNITS)
-        classes = self._state.shape[1]
-        rows = ((TP, matches.labels), (FP, matches.false), (FN, matches.missed), (IOU_HIGH, matches.labels))
-        places = np.concatenate([row * classes + labels for row, labels in (*rows, (IOU_LOW, matches.labels))])
-        ones = np.ones(len(places) - len(high) - len(low))
-        sums = np.bincount(places, np.concatenate([ones, high, low]), 5 * classes).reshape(5, classes)
-        self._state += sums.astype(np.int64)
-        weight = sums[TP] + 0.5 * (sums[FP] + sums[FN])
-        shown = weight > 0
-        iou = (sums[IOU_HIGH] * LOW_UNITS + sums[IOU_LOW]) / UNITS
-        pq = float((iou[shown] / weight[shown]).mean()) if shown.any() else 1.0
-        counts = (len(matches.labels), len(matches.false), len(matches.missed))
-        self.images.append(ImagePQ(image_id, file_name, pq, *counts))
+        counts, pq = match(gt, pred, len(self.categories))
+        self._state += counts
+        totals = counts[[TP, FP, FN]].sum(1).tolist()
+        self.images.append(ImagePQ(image_id, file_name, pq, *totals))
         return self.images[-1]
 
     def merge(self, other: PanopticQuality) -> None:
@@ -155,16 +135,10 @@ class PanopticQuality:
         return PQReport(classes, list(self.images))
 
 
-def _array(ids: np.ndarray | Tensor | Runs) -> np.ndarray | Runs:
-    ids = ids if isinstance(ids, (np.ndarray, Runs)) else ids.cpu().numpy()
-    if len(ids.shape) != 2 or 0 in ids.shape:
-        raise ValueError(f"PanopticQuality: expected a map [H, W] with pixels, got {tuple(ids.shape)}")
-    return ids
-
-
-def _pieces(gt: np.ndarray | Runs, pred: np.ndarray | Runs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    if isinstance(gt, np.ndarray) and isinstance(pred, np.ndarray):
-        return joint_runs(gt, pred)
-    from refine.evaluation.overlaps import overlaps  # numba takes a second to start; maps do without
-
-    return overlaps(*(Runs.from_map(side) if isinstance(side, np.ndarray) else side for side in (gt, pred)))
+def _runs(ids: np.ndarray | Tensor | Runs) -> Runs:
+    if isinstance(ids, Runs):
+        return ids
+    array = ids if isinstance(ids, np.ndarray) else ids.cpu().numpy()
+    if array.ndim != 2 or not array.size:
+        raise ValueError(f"PanopticQuality: expected a map [H, W] with pixels, got {array.shape}")
+    return Runs.from_map(array)

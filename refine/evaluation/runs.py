@@ -40,16 +40,3 @@ class Runs:
         """The ids that occur, rising [S] int64, and the pixels of each [S] int64."""
         ids, place = np.unique(self.ids, return_inverse=True)
         return ids, np.bincount(place, weights=self.lengths()).astype(np.int64)
-
-
-def joint_runs(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cut two maps [H, W] of integers wherever either changes.
-
-    Returns:
-        Of each piece: its id in the first map, its id in the second, its pixels; all [R].
-    """
-    a, b = first.ravel(), second.ravel()
-    change = a[1:] != a[:-1]
-    change |= b[1:] != b[:-1]
-    starts = np.concatenate([[0], np.flatnonzero(change) + 1])
-    return a[starts], b[starts], np.diff(starts, append=a.size)
