@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 
@@ -49,5 +50,6 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     for table in (summary, *tables):
         for column in table.columns[1:]:
             column.justify = "right"
-    Console().print(*tables, summary)
+    # A file or a pipe has no width to keep to.
+    Console(width=None if sys.stdout.isatty() else 120).print(*tables, summary)
     print(f"one random image of {options.size[0]} × {options.size[1]} pixels on {info.hardware}")

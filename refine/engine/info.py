@@ -9,7 +9,10 @@ from pathlib import Path
 
 import torch
 
+from torchvision.models.resnet import Bottleneck
+
 from refine.engine.profile import Stage, staged
+from refine.modeling.box_head import BoxHead
 from refine.modeling.config import ModelConfig
 from refine.modeling.model import PanopticModel
 
@@ -83,16 +86,20 @@ def network_info(
 def random_model(config: ModelConfig, num_things: int, num_classes: int) -> PanopticModel:
     """A network with random weights, in evaluation mode, that finds `max_detections` boxes.
 
-    With random weights no box stands out, so the score threshold is 0 and the classifier is drawn wider:
-    then NMS, the masks and the exchange have as much to do as on a full picture.
+    With random weights no box stands out, so the classifier is drawn wider: then NMS, the masks and the
+    exchange have as much to do as on a full picture. Residual branches start small, because fixed statistics
+    do not keep maps from growing block by block.
     """
     config = copy.deepcopy(config)
     config.backbone.weights = None
-    config.box_head.score_threshold = 0.0
     model = PanopticModel(config, num_things, num_classes).eval()
     with torch.no_grad():
         for stage in model.box_heads.stages:
+            assert isinstance(stage, BoxHead)
             stage.classifier.weight.normal_(std=0.1)
+        for block in model.backbone.modules():
+            if isinstance(block, Bottleneck):
+                block.bn3.weight.fill_(0.2)
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -43,7 +44,8 @@ def staged(model: PanopticModel, count_flops: bool = False) -> Iterator[dict[str
         Stages by name in the order of their first call, filled while the context is open.
     """
     stages: dict[str, Stage] = defaultdict(Stage)
-    counter = FlopCounterMode(display=False) if count_flops else None
+    deformable = {torch.ops.torchvision.deform_conv2d: _deform_conv_flops}
+    counter = FlopCounterMode(display=False, custom_mapping=deformable) if count_flops else None
     watched: list[tuple[Any, str, str]] = [
         (model.backbone, "forward", "backbone"),
         (model.fpn, "forward", "fpn"),
@@ -56,7 +58,8 @@ def staged(model: PanopticModel, count_flops: bool = False) -> Iterator[dict[str
         (model.ibpp, "instance_step", "masks"),
         (model.ibpp, "semantic_step", "semantics"),
     ]
-    for t, head in enumerate(model.ibpp.mask_heads, 1):
+    # The first convolutions run outside the steps that they belong to; without IBPP, inside.
+    for t, head in enumerate(model.ibpp.mask_heads if model.ibpp.semantic_heads else [], 1):
         watched.append((head.from_features, "forward", f"masks {t}" if len(model.ibpp.mask_heads) > 1 else "masks"))
     for t, head in enumerate(model.ibpp.semantic_heads, 1):
         shared = len(model.ibpp.semantic_heads) == 1
@@ -89,6 +92,14 @@ def _recorded(
         return result
 
     return recorded
+
+
+def _deform_conv_flops(
+    x: torch.Size, weight: torch.Size, *_: Any, out_shape: torch.Size | None = None, **__: Any
+) -> int:
+    """Of the convolution; sampling the input at its offsets is left out, as bilinear sampling is elsewhere."""
+    assert out_shape is not None
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 
 def _now() -> float:
