@@ -157,6 +157,7 @@ def _annotations(path: str | Path) -> tuple[Mapping[str, Any], dict[int | str, M
         for field, kind in (("image_id", (int, str)), ("file_name", str), ("segments_info", list)):
             if not isinstance(annotation.get(field), kind):
                 raise RefineError(f"{path}: annotations[{n}] has no `{field}`; give a COCO panoptic JSON")
+        _mappings(annotation, "segments_info", f"{path}: annotations[{n}]")
         if annotation["image_id"] in by_image:
             raise RefineError(f"{path}: image {annotation['image_id']} is annotated twice; keep one")
         by_image[annotation["image_id"]] = annotation

@@ -106,6 +106,55 @@ def test_equals_panopticapi_on_random_maps(tmp_path_factory, pairs):
         assert c.iou == pytest.approx(stat.iou, abs=1e-12)
 
 
+def brute_force(gt, gt_segments, pred, pred_segments):
+    """TP, FP, FN and IoU by category id, pixel sets against pixel sets."""
+    where = [
+        {e["id"]: ids == e["id"] for e in entries} for ids, entries in ((gt, gt_segments), (pred, pred_segments))
+    ]
+    counts = {c.id: [0, 0, 0, 0.0] for c in CATEGORIES}
+    matched = set()
+    for t in gt_segments:
+        if t["iscrowd"]:
+            continue
+        count = counts[t["category_id"]]
+        for p in pred_segments:
+            a, b = where[0][t["id"]], where[1][p["id"]] & (gt != 0)
+            iou = (a & b).sum() / (a | b).sum()
+            if p["category_id"] == t["category_id"] and iou > 0.5:
+                count[0] += 1
+                count[3] += iou
+                matched |= {("gt", t["id"]), ("pred", p["id"])}
+        count[2] += ("gt", t["id"]) not in matched
+    for p in pred_segments:
+        forgiven = gt == 0
+        for t in gt_segments:
+            if t["iscrowd"] and t["category_id"] == p["category_id"]:
+                forgiven = forgiven | where[0][t["id"]]
+        b = where[1][p["id"]]
+        counts[p["category_id"]][1] += ("pred", p["id"]) not in matched and (b & forgiven).sum() <= b.sum() / 2
+    return counts
+
+
+@settings(max_examples=100, deadline=None)
+@given(maps())
+def test_equals_brute_force(pair):
+    quality = PanopticQuality(CATEGORIES)
+    quality.update(*pair)
+    for category, (tp, fp, fn, iou) in brute_force(*pair).items():
+        ours = of_class(quality, category)
+        assert (ours.tp, ours.fp, ours.fn) == (tp, fp, fn)
+        assert ours.iou == pytest.approx(iou, abs=1e-12)
+
+
+@pytest.mark.parametrize(("order", "false"), [((1, 2), 1), ((2, 1), 0)])
+def test_of_several_crowds_the_last_forgives(order, false):
+    # The prediction lies on crowd 1 alone. panopticapi remembers one crowd per class, the last in the file.
+    quality = PanopticQuality(CATEGORIES)
+    entries = segments(*((i, 4) for i in order), crowd={1, 2})
+    quality.update(np.array([[1, 1, 2, 2]]), entries, np.array([[8, 8, 0, 0]]), segments((8, 4)))
+    assert of_class(quality, 4).fp == false
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.lists(maps(), min_size=2, max_size=5))
 def test_parts_merge_to_the_whole(pairs):
@@ -161,6 +210,17 @@ GOOD = segments((1, 4), (2, 9))
         (MAP, [GOOD[0], GOOD[0], GOOD[1]], 1, ["id 1 is used twice"]),
         (MAP, GOOD, 5, ["no prediction", "image 1"]),
         (MAP[:, :3], GOOD, 1, ["3 × 2 pixels", "4 × 2"]),
+        (MAP, [GOOD[0] | {"area": -1}, GOOD[1]], 1, ["segment 1", "area is -1", "4 pixels"]),
+        (MAP, [GOOD[0] | {"area": 4.0}, GOOD[1]], 1, ["segment 1", "area is 4.0", "integer"]),
+        (MAP, [GOOD[0] | {"area": 2**70}, GOOD[1]], 1, ["segment 1", "area is 1180591620717411303424"]),
+        (MAP, [GOOD[0] | {"id": "1"}, GOOD[1]], 1, ["segment '1'", "id is '1'", "integer"]),
+        (MAP, [GOOD[0] | {"id": 0}, GOOD[1]], 1, ["id 0", "from 1 to"]),
+        (MAP, [GOOD[0] | {"id": 2**24}, GOOD[1]], 1, ["id 16777216", "from 1 to"]),
+        (MAP, [GOOD[0] | {"category_id": None}, GOOD[1]], 1, ["segment 1", "category_id is None"]),
+        (MAP, [GOOD[0] | {"category_id": [4]}, GOOD[1]], 1, ["segment 1", "category_id is [4]"]),
+        (MAP, [{"category_id": 4}, GOOD[1]], 1, ["segment None", "id is None"]),
+        (MAP, [7, GOOD[1]], 1, ["annotations[0]", "segments_info"]),
+        (MAP, [], 1, ["has id 1", "segments_info lacks"]),
     ],
 )
 def test_contradictions_are_errors(tmp_path, ids, entries, image_id, words):

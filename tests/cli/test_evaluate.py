@@ -1,0 +1,147 @@
+"""`refine evaluate` on files: what it prints and writes, and one line for every bad input."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from refine.cli.main import main
+from refine.evaluation.coco_format import write_png
+
+CATEGORIES = [{"id": 4, "name": "cat", "isthing": 1}, {"id": 9, "name": "sky", "isthing": 0}]
+MAP = np.array([[1, 1, 2, 2], [1, 1, 2, 2]])
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A ground truth of two images and its perfect prediction."""
+    for side in ("gt", "pred"):
+        (tmp_path / side).mkdir()
+        annotations = []
+        for n in (1, 2):
+            write_png(tmp_path / side / f"{n}.png", MAP)
+            entries = [{"id": i, "category_id": c, "iscrowd": 0, "area": 4} for i, c in ((1, 4), (2, 9))]
+            annotations.append({"image_id": n, "file_name": f"{n}.png", "segments_info": entries})
+        images = [{"id": n, "file_name": f"{n}.jpg", "height": 2, "width": 4} for n in (1, 2)]
+        content = {"images": images, "annotations": annotations, "categories": CATEGORIES}
+        (tmp_path / f"{side}.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def evaluate(folder, *more, out="result.json"):
+    arguments = ["--gt", "gt.json", "--gt-dir", "gt", "--pred", "pred.json", "--pred-dir", "pred", "--out", out]
+    return main(["evaluate", *(str(folder / a) if a[0] != "-" else a for a in arguments), *more])
+
+
+def edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_table_and_json(files, capsys):
+    write_png(files / "pred/2.png", np.where(MAP == 1, 0, MAP))  # the second cat is missed
+    edit(files / "pred.json", lambda c: c["annotations"][1]["segments_info"].pop(0))
+    assert evaluate(files, "--worst", "1") == 0
+    printed = capsys.readouterr().out.split("\n")
+    assert [line.split() for line in printed if "All" in line or "cat" in line] == [
+        ["│", "All", "│", "83.3", "│", "100.0", "│", "83.3", "│", "2", "│"],
+        ["│", "cat", "│", "thing", "│", "66.7", "│", "100.0", "│", "66.7", "│", "1", "│", "0", "│", "1", "│"],
+    ]
+    assert sum(line.startswith("worst: 2.jpg (image 2)") for line in printed) == 1
+    result = json.loads((files / "result.json").read_text())
+    assert result["All"] == pytest.approx({"pq": 5 / 6, "sq": 1, "rq": 5 / 6, "n": 2})
+    assert result["Things"] == pytest.approx({"pq": 2 / 3, "sq": 1, "rq": 2 / 3, "n": 1})
+    assert result["Stuff"] == {"pq": 1, "sq": 1, "rq": 1, "n": 1}
+    assert result["per_class"]["9"] | {"pq": 1, "sq": 1, "rq": 1} == result["per_class"]["9"]
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def of_segment(**fields):
+    return lambda content: content["annotations"][1]["segments_info"][0].update(fields)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda f: (f / "gt.json").unlink(), ["gt.json: cannot be read", "check the path"]),
+        (lambda f: (f / "pred.json").write_text("{]"), ["pred.json: is not valid JSON", "write it again"]),
+        (lambda f: (f / "pred.json").write_bytes(b"\xff\xfe{"), ["pred.json: is not valid JSON"]),
+        (lambda f: (f / "pred.json").write_text("[1]"), ["pred.json: is a list", "COCO panoptic JSON"]),
+        (lambda f: (f / "pred.json").write_text("{}"), ["pred.json: has no list of objects `annotations`"]),
+        (lambda f: edit(f / "gt.json", lambda c: c.pop("categories")), ["gt.json", "`categories`"]),
+        (lambda f: edit(f / "gt.json", lambda c: c.update(categories=[3])), ["gt.json", "`categories`"]),
+        (lambda f: edit(f / "gt.json", lambda c: c["categories"][0].pop("isthing")), ["gt.json", "isthing"]),
+        (lambda f: edit(f / "gt.json", lambda c: c.update(images={})), ["gt.json", "`images`"]),
+        (
+            lambda f: edit(f / "gt.json", lambda c: c["annotations"][1].pop("file_name")),
+            ["annotations[1]", "file_name"],
+        ),
+        (lambda f: edit(f / "pred.json", lambda c: c["annotations"].append(None)), ["pred.json", "`annotations`"]),
+        (lambda f: edit(f / "pred.json", lambda c: c["annotations"].pop()), ["pred.json: 1 images", "image 2"]),
+        (lambda f: edit(f / "gt.json", lambda c: c["annotations"].pop()), ["pred.json: image 2 is not in"]),
+        (
+            lambda f: edit(f / "gt.json", lambda c: c["annotations"].append(c["annotations"][0])),
+            ["image 1", "twice"],
+        ),
+        (
+            lambda f: edit(f / "pred.json", of_segment(area=3)),
+            ["pred.json: image 2", "2.png", "segment 1: area is 3"],
+        ),
+        (lambda f: edit(f / "gt.json", of_segment(area=5)), ["gt.json: image 2", "2.png", "segment 1: area is 5"]),
+        (lambda f: edit(f / "pred.json", of_segment(id=2)), ["pred.json: image 2", "segment id 2 is used twice"]),
+        (lambda f: edit(f / "pred.json", of_segment(id=7)), ["pred.json: image 2", "the PNG has id 1"]),
+        (lambda f: edit(f / "pred.json", of_segment(category_id=5)), ["pred.json: image 2", "category_id 5"]),
+        (lambda f: edit(f / "pred.json", of_segment(iscrowd=None)), ["pred.json: image 2", "iscrowd is None"]),
+        (lambda f: (f / "pred/2.png").unlink(), ["pred/2.png: cannot be read", "folder of PNGs"]),
+        (lambda f: shutil.rmtree(f / "gt"), ["gt/1.png: cannot be read"]),
+        (lambda f: cut(f / "pred/2.png"), ["pred/2.png: is damaged (cut off"]),
+        (lambda f: (f / "gt/2.png").write_text("text"), ["gt/2.png: is no PNG"]),
+        (lambda f: write_png(f / "pred/2.png", MAP[:1]), ["pred.json: image 2", "4 × 1 pixels", "4 × 2"]),
+        (lambda f: (f / "result.json").mkdir(), ["result.json: is a folder"]),
+    ],
+    ids=range(26),
+)
+def test_bad_input_is_told_in_one_line(files, capsys, spoil, words):
+    spoil(files)
+    before = sorted(files.rglob("*"))
+    assert evaluate(files) == 1
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith("refine: error: ")
+    assert error.count("\n") == 1
+    for word in words:
+        assert word in error
+    assert sorted(files.rglob("*")) == before
+
+
+def test_inputs_are_not_overwritten(files, capsys):
+    before = (files / "pred.json").read_bytes()
+    assert evaluate(files, out="pred.json") == 1
+    assert "pred.json: is an input" in capsys.readouterr().err
+    assert (files / "pred.json").read_bytes() == before
+
+
+def test_a_result_of_before_survives_an_error(files):
+    (files / "result.json").write_text("of before")
+    cut(files / "gt/2.png")
+    assert evaluate(files) == 1
+    assert (files / "result.json").read_text() == "of before"
+
+
+@pytest.mark.parametrize("wrong", [["--workers", "0"], ["--workers", "two"], ["--worst", "-1"]])
+def test_wrong_numbers_are_told(files, capsys, wrong):
+    with pytest.raises(SystemExit) as ended:
+        evaluate(files, *wrong)
+    assert ended.value.code == 2
+    assert "expected a whole number" in capsys.readouterr().err
+
+
+def test_workers_change_nothing(files):
+    for workers in ("1", "3"):
+        assert evaluate(files, "--workers", workers, out=f"{workers}.json") == 0
+    assert (files / "1.json").read_bytes() == (files / "3.json").read_bytes()
