@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-
 from torchvision.models.resnet import Bottleneck
 
 from refine.engine.profile import Stage, staged

@@ -1,0 +1,60 @@
+"""Arithmetic and time of a network, stage by stage."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from refine.engine.info import network_info, random_model
+from refine.engine.profile import staged
+from refine.modeling.config import (
+    BackboneConfig,
+    BoxHeadConfig,
+    IBPPConfig,
+    MaskHeadConfig,
+    ModelConfig,
+    SemanticHeadConfig,
+)
+
+SIZE = (64, 96)
+
+
+def tiny(iterations: int, deform: tuple[int, ...] = ()) -> ModelConfig:
+    return ModelConfig(
+        backbone=BackboneConfig(
+            "resnet50", None, deform_stages=list(deform), stem_width=8, width_per_group=8, res2_channels=32
+        ),
+        fpn_channels=16,
+        box_head=BoxHeadConfig(num_convs=1, conv_channels=16, fc_channels=32, max_detections=10),
+        mask_head=MaskHeadConfig(num_convs=2, channels=16),
+        semantic_head=SemanticHeadConfig(channels=16),
+        ibpp=IBPPConfig(iterations, sem_channels=16),
+    )
+
+
+@pytest.mark.parametrize("iterations", [0, 2])
+def test_stages_add_up_to_the_whole(iterations):
+    info = network_info(tiny(iterations), 3, 5, SIZE, repeats=1)
+    assert 0 < sum(stage.seconds for stage in info.stages.values()) <= info.seconds
+    model = random_model(tiny(iterations), 3, 5)
+    assert info.parameters == sum(p.numel() for p in model.parameters())
+    with staged(model, count_flops=True) as stages, FlopCounterMode(display=False) as counter:
+        model.predict(model.image_batch([torch.zeros(3, *SIZE)]))
+    assert sum(stage.gflops for stage in stages.values()) == pytest.approx(counter.get_total_flops() / 1e9)
+    masks = [name for name in stages if name.startswith("masks")]
+    assert masks == (["masks"] if iterations == 0 else ["masks 1", "masks 2"])
+
+
+def test_deformable_convolutions_count_as_convolutions():
+    """res5: three 3×3 convolutions of 64 channels, on 2 × 3 cells, and the 18 offsets of each."""
+    plain, deformable = (network_info(tiny(0, d), 3, 5, SIZE, repeats=1).stages["backbone"] for d in ((), (5,)))
+    offsets = sum(2 * 18 * 9 * 64 * 2 * 3 for _ in range(3))
+    assert deformable.gflops - plain.gflops == pytest.approx(offsets / 1e9)
+
+
+def test_a_model_is_left_as_it_was():
+    model = random_model(replace(tiny(1)), 3, 5)
+    with staged(model):
+        assert "forward" in vars(model.backbone)
+    assert "forward" not in vars(model.backbone)
