@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from typing import Any
 
 import numpy as np
@@ -73,7 +75,8 @@ class AveragePrecision:
         evaluation = COCOeval(truth, results, kind)
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints a table
+            evaluation.summarize()
         return dict(zip(NAMES, map(float, evaluation.stats), strict=True))
 
 
