@@ -1,4 +1,4 @@
-"""The main job on the shipped default: panoptic results of real pictures that come with scikit-image.
+"""The main job on the shipped default: panoptic results of a real micrograph that comes with mahotas.
 
     python examples/demo.py [PICTURE …]
 
@@ -19,11 +19,11 @@ OUT = Path("out/demo")
 
 
 def packaged_pictures() -> list[Path]:
-    """Microscopy of stained tissue that lies inside scikit-image's wheel."""
-    spec = find_spec("skimage")
+    """Stained nuclei under a fluorescence microscope, which lie inside mahotas' wheel."""
+    spec = find_spec("mahotas")
     assert spec is not None
     assert spec.origin is not None
-    return [Path(spec.origin).parent / "data" / "ihc.png"]
+    return [Path(spec.origin).parent / "demos" / "data" / "nuclear.png"]
 
 
 def main() -> None:

@@ -77,6 +77,7 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], half: bool = False)
         for name, t in weights.items()
     }
     save_file(tensors, path)
+    path.chmod(0o644)  # as any other file; it comes out private
 
 
 def write_description(path: Path, saved: SavedModel) -> None:
@@ -122,7 +123,10 @@ def load_model(source: str | Path) -> SavedModel:
     categories = Categories.from_json(description["categories"], str(path))
     # All weights follow, so none are fetched for the backbone.
     without = replace(config, backbone=replace(config.backbone, weights=None))
-    model = PanopticModel(without, categories.num_things, len(categories))
+    try:
+        model = PanopticModel(without, categories.num_things, len(categories))
+    except RefineError as error:
+        raise RefineError(f"{path}: model: {error}") from error
     model.config = config
     ema = folder / "ema.safetensors"
     load_weights(model, ema if ema.exists() else folder / "model.safetensors")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from refine.data.images import from_pil, read_image
 from refine.data.transforms import resize_for_test
 from refine.engine.checkpoint import SavedModel, load_model
+from refine.errors import RefineError
 from refine.fusion import FusionConfig, Method, fuse
 from refine.modeling.model import PanopticModel, Prediction
 from refine.ops.semantic import semantic_map
@@ -51,7 +52,7 @@ class Predictor:
         precision: "bf16" or "fp16" runs the network under autocast.
 
     Raises:
-        RefineError: no such checkpoint, or a broken one.
+        RefineError: no such checkpoint, a broken one, or one without the head that the method asks.
     """
 
     def __init__(
@@ -70,6 +71,14 @@ class Predictor:
         self.test_size = saved.test_size
         self.method: Method = method or saved.method
         self.fusion = fusion or saved.fusion
+        if self.method not in get_args(Method):
+            raise RefineError(f"method {self.method!r}: unknown; give one of {', '.join(get_args(Method))}")
+        for methods, head in ((("ocfusion", "strong", "soe"), "occlusion"), (("srm",), "ranking")):
+            if self.method in methods and getattr(self.model, head) is None:
+                raise RefineError(
+                    f"method {self.method!r}: the model has no {head} head; train one on it "
+                    f"(`optim.train_only`), or use heuristic or shr"
+                )
         self.autocast = {"32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
     def __call__(self, image: ImageLike) -> PanopticResult:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refine.errors import RefineError
 from refine.modeling.config import BoxHeadConfig
 from refine.modeling.matching import match, sample
 from refine.modeling.norms import conv_norm
@@ -100,7 +101,7 @@ class BoxHeads(nn.Module):
     ) -> None:
         super().__init__()
         if len(config.ious) > 1 and not config.class_agnostic:
-            raise ValueError("box_head.class_agnostic must be true for a cascade: its stages move one box")
+            raise RefineError("box_head.class_agnostic must be true for a cascade: its stages move one box; set it")
         self.config = config
         self.num_things = num_things
         self.roi_sampling = roi_sampling

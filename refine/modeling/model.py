@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from refine.errors import RefineError
 from refine.modeling.backbones import build_backbone
 from refine.modeling.box_head import BoxHeads, SampledBoxes
 from refine.modeling.config import ModelConfig
@@ -57,7 +58,7 @@ class PanopticModel(nn.Module):
         num_classes: K plus the stuff classes.
 
     Raises:
-        ValueError: T > 0 with F_sem of other width than the pyramid, or with merged thing classes.
+        RefineError: T > 0 with F_sem of other width than the pyramid, or with merged thing classes.
     """
 
     semantic_classes: Tensor
@@ -69,12 +70,12 @@ class PanopticModel(nn.Module):
         merged = config.semantic_head.classes == "stuff"
         if config.ibpp.iterations:
             if config.semantic_head.channels != config.fpn_channels:
-                raise ValueError(
+                raise RefineError(
                     f"semantic_head.channels is {config.semantic_head.channels}, fpn_channels "
-                    f"{config.fpn_channels}: IBPP sums f_ins and f_sem, so they must be equal"
+                    f"{config.fpn_channels}: IBPP sums f_ins and f_sem, so they must be equal; change one"
                 )
             if merged:
-                raise ValueError("semantic_head.classes is 'stuff': IBPP (T > 0) needs 'all' classes")
+                raise RefineError("semantic_head.classes is 'stuff': IBPP (T > 0) needs 'all' classes; set it")
         self.config = config
         self.num_things = num_things
         self.num_classes = num_classes

@@ -38,13 +38,13 @@ class OcclusionHead(nn.Module):
         pool_size: S.
 
     Raises:
-        ValueError: neither masks nor features among the cues.
+        RefineError: neither masks nor features among the cues.
     """
 
     def __init__(self, config: OcclusionConfig, in_channels: int, num_things: int, pool_size: int = 14) -> None:
         super().__init__()
         if not {"mask", "feature"} & set(config.cues):
-            raise ValueError(f"occlusion.cues is {config.cues}; name 'mask', 'feature' or both")
+            raise RefineError(f"occlusion.cues is {config.cues}; name 'mask', 'feature' or both")
         self.config, self.num_things, self.pool_size = config, num_things, pool_size
         channels = in_channels * ("feature" in config.cues) + ("mask" in config.cues)
         width = config.conv_channels

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refine.errors import RefineError
 from refine.modeling.config import RPNConfig
 from refine.modeling.matching import match, sample
 from refine.ops.boxes import clip_boxes, decode_boxes, encode_boxes, is_nonempty, nms
@@ -54,7 +55,7 @@ class RegionProposals(nn.Module):
     def __init__(self, config: RPNConfig, channels: int, strides: Sequence[int] = (4, 8, 16, 32, 64)) -> None:
         super().__init__()
         if len(config.anchor_sizes) != len(strides):
-            raise ValueError(
+            raise RefineError(
                 f"rpn.anchor_sizes: expected {len(strides)} sizes, one per level, got {config.anchor_sizes}"
             )
         self.config = config

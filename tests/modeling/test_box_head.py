@@ -6,6 +6,7 @@ from detection_cases import FIXTURES, detectron2_case, load_renamed, make_target
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import box_iou
 
+from refine.errors import RefineError
 from refine.modeling.box_head import BoxHead, BoxHeads, SampledBoxes
 from refine.modeling.config import BoxHeadConfig
 from refine.ops.boxes import encode_boxes
@@ -53,7 +54,7 @@ def test_shapes_and_initialisation():
 
 
 def test_cascade_needs_one_box_for_all_classes():
-    with pytest.raises(ValueError, match="class_agnostic"):
+    with pytest.raises(RefineError, match="class_agnostic"):
         BoxHeads(BoxHeadConfig(ious=[0.5, 0.6]), 8, K, 2)
 
 

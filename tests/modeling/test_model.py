@@ -7,6 +7,7 @@ import torch
 
 from refine.engine.module import train_mode
 from refine.engine.optim import freeze_except
+from refine.errors import RefineError
 from refine.modeling.config import (
     BackboneConfig,
     BoxHeadConfig,
@@ -192,5 +193,5 @@ def test_weights_of_the_losses():
     ],
 )
 def test_impossible_compositions_are_refused(changes, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(RefineError, match=words):
         PanopticModel(tiny(3, **changes), THINGS, CLASSES)

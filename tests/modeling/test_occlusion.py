@@ -134,7 +134,7 @@ def test_cues_are_all_that_a_head_needs(cues, missing):
 
 
 def test_labels_alone_are_refused():
-    with pytest.raises(ValueError, match="name 'mask', 'feature' or both"):
+    with pytest.raises(RefineError, match="name 'mask', 'feature' or both"):
         OcclusionHead(replace(SMALL, cues=["label"]), CHANNELS, THINGS)
 
 

@@ -9,6 +9,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import box_iou, clip_boxes_to_image
 
+from refine.errors import RefineError
 from refine.modeling.config import RPNConfig
 from refine.modeling.rpn import RegionProposals, RPNOutput
 from refine.ops.boxes import decode_boxes, encode_boxes
@@ -240,7 +241,7 @@ def test_half_precision_network():
 
 
 def test_wrong_number_of_sizes():
-    with pytest.raises(ValueError, match="expected 5 sizes"):
+    with pytest.raises(RefineError, match="expected 5 sizes"):
         RegionProposals(RPNConfig(anchor_sizes=[32.0]), 8)
 
 

@@ -1,0 +1,192 @@
+"""Commands as users type them: what they print and write, and one line for every mistake."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from refine.cli.main import COMMANDS, main
+from refine.engine.checkpoint import SavedModel, save_model
+from refine.fusion.config import FusionConfig
+from refine.modeling.config import BackboneConfig, BoxHeadConfig, IBPPConfig, MaskHeadConfig, ModelConfig
+from refine.modeling.config import SemanticHeadConfig as Semantic
+from refine.modeling.model import PanopticModel
+from refine.structures import Categories, Category, rgb_to_id
+
+CATEGORIES = Categories(
+    [
+        Category(7, "thing", True, (220, 20, 60)),
+        Category(9, "ground", False, (90, 90, 90)),
+        Category(11, "sky", False, (70, 130, 180)),
+    ]
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A small network that has learnt nothing."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        backbone=BackboneConfig(
+            "resnet18", weights=None, frozen_stages=0, stem_width=8, width_per_group=8, res2_channels=32
+        ),
+        fpn_channels=16,
+        box_head=BoxHeadConfig(num_convs=1, conv_channels=16, fc_channels=16, max_detections=5),
+        mask_head=MaskHeadConfig(num_convs=1, channels=16),
+        semantic_head=Semantic(channels=16),
+        ibpp=IBPPConfig(2, sem_channels=16),
+    )
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    model = PanopticModel(config, CATEGORIES.num_things, len(CATEGORIES)).eval()
+    fusion = FusionConfig(stuff_area=16, score_threshold=0.1)
+    save_model(folder, SavedModel(model, CATEGORIES, test_size=(64, 96), fusion=fusion, data="nothing"))
+    return str(folder)
+
+
+@pytest.fixture
+def picture(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    path = tmp_path / "picture.png"
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def last_line(capsys) -> str:
+    """What an error told: one line, no traceback."""
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    line = error.strip().splitlines()[-1]
+    assert line.startswith("refine: error: "), error
+    return line
+
+
+def test_predict_writes_what_panopticapi_reads(checkpoint, picture, tmp_path, capsys):
+    grey = tmp_path / "grey.jpg"
+    Image.open(picture).convert("L").save(grey)
+    out = tmp_path / "out"
+    assert main(["predict", str(picture), str(grey), "-o", str(out), "--checkpoint", checkpoint]) == 0
+    content = json.loads((out / "panoptic.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == ["picture.png", "grey.jpg"]
+    for annotation in content["annotations"]:
+        ids = rgb_to_id(np.asarray(Image.open(out / "panoptic" / annotation["file_name"])))
+        assert ids.shape == (40, 60)
+        areas = {s["id"]: s["area"] for s in annotation["segments_info"]}
+        assert areas == {i: int((ids == i).sum()) for i in np.unique(ids) if i}
+    assert sorted(p.name for p in (out / "overlays").iterdir()) == ["grey.jpg", "picture.jpg"]
+    assert "regions of stuff" in capsys.readouterr().out
+
+
+def test_one_bad_picture_does_not_cost_the_others(checkpoint, picture, tmp_path, capsys):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(picture.read_bytes()[:-200])
+    out = tmp_path / "out"
+    assert main(["predict", str(bad), str(picture), "-o", str(out), "--checkpoint", checkpoint]) == 1
+    assert "1 of 2 pictures failed" in last_line(capsys)
+    content = json.loads((out / "panoptic.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == ["picture.png"]
+
+
+def claim(path, width, height):
+    """Rewrite a PNG's header to claim another size."""
+    import struct
+    import zlib
+
+    data = bytearray(path.read_bytes())
+    data[16:24] = struct.pack(">II", width, height)
+    data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda p: p.write_bytes(b""), "picture.png"),
+        (lambda p: p.write_bytes(b"no picture at all"), "picture.png"),
+        (lambda p: p.write_bytes(p.read_bytes()[:500]), "picture.png"),
+        (lambda p: claim(p, 0, 40), "picture.png"),
+        (lambda p: claim(p, 100_000, 100_000), "picture.png"),
+        (lambda p: p.unlink(), "picture.png"),
+    ],
+    ids=["empty", "text", "cut off", "zero wide", "huge", "missing"],
+)
+def test_pictures_that_cannot_be_read(damage, words, checkpoint, picture, tmp_path, capsys):
+    damage(picture)
+    assert main(["predict", str(picture), "-o", str(tmp_path / "out"), "--checkpoint", checkpoint]) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert words in error
+    assert not list(tmp_path.glob("out/**/*.png"))
+
+
+def test_folder_without_pictures(checkpoint, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert main(["predict", str(tmp_path / "empty"), "-o", str(tmp_path / "out"), "--checkpoint", checkpoint]) == 1
+    assert "empty" in last_line(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_checkpoints_and_methods(checkpoint, picture, tmp_path, capsys):
+    out = ["-o", str(tmp_path / "out")]
+    assert main(["predict", str(picture), *out, "--checkpoint", "nowhere"]) == 1
+    assert "nowhere: no such model" in last_line(capsys)
+    assert main(["predict", str(picture), *out, "--checkpoint", checkpoint, "--method", "soe"]) == 1
+    assert "occlusion" in last_line(capsys)
+    assert main(["predict", str(picture), *out, "--checkpoint", checkpoint, "--method", "magic"]) == 1
+    assert "magic" in last_line(capsys)
+
+
+def test_damaged_checkpoint(checkpoint, picture, tmp_path, capsys):
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(checkpoint, broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    words = ["predict", str(picture), "-o", str(tmp_path / "out"), "--checkpoint", str(broken)]
+    assert main(words) == 1
+    assert "model.safetensors" in last_line(capsys)
+    config = json.loads((broken / "config.json").read_text())
+    config["model"]["fpn_channels"] = 24
+    (broken / "config.json").write_text(json.dumps(config))
+    shutil.copy(f"{checkpoint}/model.safetensors", weights)
+    assert main(words) == 1
+    assert "broken" in last_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--optim.lr", "fast"], "optim.lr"),
+        (["--optim.rate", "1"], "optim.rate"),
+        (["--optim.batch_size", "0"], "optim.batch_size is 0; give at least 1"),
+        ([], "data.train.images is not given"),
+    ],
+)
+def test_configs_that_cannot_be_used(words, told, tmp_path, capsys):
+    assert main(["train", *words, "--out", str(tmp_path / "run")]) == 1
+    assert told in last_line(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_is_instant_and_every_command_has_one(capsys):
+    """No heavy import before a command is known."""
+    code = "import sys; from refine.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("False")
+    for name in COMMANDS:
+        assert f"    {name}" in done.stdout
+        with pytest.raises(SystemExit) as exit_of_help:
+            main([name, "--help"])
+        assert exit_of_help.value.code == 0
+        assert f"refine {name}" in capsys.readouterr().out
+
+
+def test_models_of_the_package(capsys):
+    assert main(["models"]) == 0
+    assert "nuclei" in capsys.readouterr().out
