@@ -36,7 +36,7 @@ def write_table(table: Table, results: Results, path: Path, command: str) -> str
 
 
 def to_markdown(table: Table, results: Results, command: str) -> str:
-    """Mean ± standard deviation over the seeds, in percent; Δ is the paired difference to the first row."""
+    """Mean ± standard deviation over the seeds, in percent; Δ is the paired difference to the reference."""
     metric = table.metrics[0]
     lines = [
         f"### {table.title}",
@@ -44,12 +44,13 @@ def to_markdown(table: Table, results: Results, command: str) -> str:
         f"| | {' | '.join(table.metrics)} | Δ {metric} | seeds | minutes |",
         f"|-|{'-|' * (len(table.metrics) + 3)}",
     ]
-    first = results[table.rows[0].name]
+    reference = table.reference or table.rows[0].name
     for row in table.rows:
         runs = results[row.name]
         cells = [_cell([r["metrics"].get(m) for r in runs]) for m in table.metrics]
         minutes = _mean([r["training_minutes"] for r in runs])
-        difference = "" if row is table.rows[0] else _cell(_paired(runs, first, metric), sign="+")
+        differences = _paired(runs, results[reference], metric)
+        difference = "" if row.name == reference else _cell(differences, sign="+")
         lines.append(f"| {row.name} | {' | '.join(cells)} | {difference} | {len(runs)} | {minutes} |")
     some = next((r for runs in results.values() for r in runs), None)
     lines += ["", f"`{command}`"]
@@ -60,14 +61,14 @@ def to_markdown(table: Table, results: Results, command: str) -> str:
             "",
             f"{some['images']} validation images; {device}; torch {machine['torch']}, commit "
             f"{machine['commit']}, {machine['date']}. In percent, mean ± standard deviation over the seeds; "
-            f"Δ is the mean of the differences to the first row, seed by seed. Minutes are those of one "
+            f"Δ is the mean of the differences to {reference!r}, seed by seed. Minutes are those of one "
             f"training.",
         ]
     return "\n".join(lines) + "\n"
 
 
-def _paired(runs: Sequence[Mapping], first: Sequence[Mapping], metric: str) -> list[float | None]:
-    base = {r["seed"]: r["metrics"].get(metric) for r in first}
+def _paired(runs: Sequence[Mapping], reference: Sequence[Mapping], metric: str) -> list[float | None]:
+    base = {r["seed"]: r["metrics"].get(metric) for r in reference}
     pairs = [(r["metrics"].get(metric), base.get(r["seed"])) for r in runs]
     return [a - b for a, b in pairs if a is not None and b is not None]
 

@@ -65,12 +65,14 @@ class Table:
     Attributes:
         title: what it shows.
         metrics: columns, of `Evaluation.metrics`.
-        rows: the first one is what the others are compared with.
+        rows: its lines.
+        reference: row that the others are compared with; the first one if None.
     """
 
     title: str
     metrics: list[str]
     rows: list[Row]
+    reference: str | None = None
 
 
 def load_table(name: str | Path) -> Table:
@@ -90,6 +92,8 @@ def load_table(name: str | Path) -> Table:
     if not isinstance(content, dict):
         raise RefineError(f"{path}: is no mapping; give title, metrics and rows")
     table = from_mapping(Table, content, str(path))
+    if table.reference not in (None, *(row.name for row in table.rows)):
+        raise RefineError(f"{path}: reference: no row {table.reference!r}; name one of the rows")
     for n, row in enumerate(table.rows):
         earlier = {r.name for r in table.rows[:n]}
         if row.name in earlier:
