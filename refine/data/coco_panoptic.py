@@ -54,8 +54,8 @@ class CocoPanoptic:
         images: folder of the pictures.
         json: panoptic JSON: `images`, `annotations` with `segments_info`, `categories`.
         segments: folder of the id-PNGs (id = R + 256 G + 65536 B, 0 = void).
-        remap: optional file of category changes, see `refine.data.remap`. Stuff segments that get the same
-            class become one.
+        remap: optional file of category changes or "supercategory", see `refine.data.remap`. Stuff
+            segments that get the same class become one.
         instances: optional COCO instances JSON with the same category ids. Its masks, which may overlap,
             then give boxes, labels and masks; the semantic map and `Targets.owner` stay panoptic, and
             instances are matched to segments by `match_segments`. Of things that the remap makes stuff, none

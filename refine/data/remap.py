@@ -38,11 +38,15 @@ class Remap:
 def read_remap(path: str | Path, source: Categories) -> Remap:
     """Read a file of category changes for a data set with the categories `source`.
 
+    Args:
+        path: the file, or "supercategory", which joins the categories of each supercategory.
+        source: the data set's own categories.
+
     Raises:
         RefineError: a field is missing, an id is unknown, a category of `source` is not mapped, or a
             stuff category would become a thing (its segments are not objects).
     """
-    content = read_json(path)
+    content = supercategory_remap(source) if str(path) == "supercategory" else read_json(path)
     if not isinstance(content, dict):
         content = {}
     if not isinstance(content.get("categories"), list) or not isinstance(content.get("map"), dict):

@@ -50,7 +50,7 @@ class Evaluation:
     def metrics(self) -> dict[str, float]:
         """The main numbers by name, 0-1: PQ, SQ, RQ, the same with _things and _stuff; AP_box, AP_mask and
         pairs_right (a share) if measured."""
-        numbers = {}
+        numbers: dict[str, float] = {}
         for suffix, isthing in (("", None), ("_things", True), ("_stuff", False)):
             group = self.report.group(isthing)
             numbers |= {f"{name.upper()}{suffix}": group[name] for name in ("pq", "sq", "rq")}

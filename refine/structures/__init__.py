@@ -1,11 +1,27 @@
 """Plain records that cross the borders between packages; they import nothing else of ours."""
 
-from refine.structures.categories import VOID, Categories, Category
-from refine.structures.images import ImageBatch
-from refine.structures.instances import Instances
-from refine.structures.panoptic import PanopticResult, Segment, id_to_rgb, rgb_to_id
-from refine.structures.targets import Targets
+from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from refine.structures.categories import VOID, Categories, Category
+
+if TYPE_CHECKING:
+    from refine.structures.images import ImageBatch
+    from refine.structures.instances import Instances
+    from refine.structures.panoptic import PanopticResult, Segment, id_to_rgb, rgb_to_id
+    from refine.structures.targets import Targets
+
+_HOMES = {
+    "ImageBatch": "images",
+    "Instances": "instances",
+    "PanopticResult": "panoptic",
+    "Segment": "panoptic",
+    "id_to_rgb": "panoptic",
+    "rgb_to_id": "panoptic",
+    "Targets": "targets",
+}
 __all__ = [
     "VOID",
     "Categories",
@@ -18,3 +34,10 @@ __all__ = [
     "id_to_rgb",
     "rgb_to_id",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what holds tensors when it is first used: files are evaluated without torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'refine.structures' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"refine.structures.{_HOMES[name]}"), name)

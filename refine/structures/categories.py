@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from refine.errors import RefineError
+
+if TYPE_CHECKING:
+    import torch
 
 VOID = -1
 """Index of pixels without a label, in every contiguous map; ignored in losses and metrics."""
@@ -60,7 +61,7 @@ class Categories:
         self.num_things = sum(c.isthing for c in self._categories)
 
     @classmethod
-    def from_json(cls, entries: Iterable[Mapping[str, Any]], source: str = "categories") -> Categories:
+    def from_json(cls, entries: Sequence[Mapping[str, Any]], source: str = "categories") -> Categories:
         """Read the `categories` list of a COCO panoptic JSON; missing colours are made up, evenly spread.
 
         Args:
@@ -71,6 +72,8 @@ class Categories:
             RefineError: a field is missing or has the wrong type.
         """
         categories = []
+        if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+            raise RefineError(f"{source}: categories is no list of mappings; give id, name and isthing of each")
         for n, entry in enumerate(entries):
             for field, kind in (("id", int), ("name", str), ("isthing", (int, bool))):
                 if not isinstance(entry.get(field), kind):
@@ -79,6 +82,10 @@ class Categories:
                         f"every category needs id (integer), name (text) and isthing (0 or 1)"
                     )
             color = entry.get("color") or _spread_color(n)
+            if not (isinstance(color, list | tuple) and len(color) == 3 and all(_is_byte(c) for c in color)):
+                raise RefineError(
+                    f"{source}: categories[{n}].color is {color!r}; give three numbers 0-255, or leave it out"
+                )
             categories.append(
                 Category(
                     id=int(entry["id"]),
@@ -132,7 +139,13 @@ class Categories:
 
     def palette(self) -> torch.Tensor:
         """Colours by contiguous index: Tensor[len, 3] uint8 RGB."""
+        import torch  # files are read without it
+
         return torch.tensor([c.color for c in self._categories], dtype=torch.uint8)
+
+
+def _is_byte(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value <= 255
 
 
 def _spread_color(n: int) -> tuple[int, int, int]:

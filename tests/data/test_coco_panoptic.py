@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from refine.data.coco_panoptic import CocoPanoptic
-from refine.data.remap import read_remap, supercategory_remap
+from refine.data.remap import read_remap
 from refine.data.segments import SegmentMap
 from refine.errors import RefineError
 from refine.files import write_json
@@ -156,8 +156,7 @@ def test_remap_complaints(tmp_path: Path) -> None:
 
 def test_supercategories_become_categories(tmp_path: Path) -> None:
     source = Categories.from_json(write_coco(tmp_path).content["categories"])
-    write_json(tmp_path / "remap.json", supercategory_remap(source))
-    remap = read_remap(tmp_path / "remap.json", source)
+    remap = read_remap("supercategory", source)
     assert [c.name for c in remap.categories] == ["animal", "vehicle", "ground"]
     assert [remap.label(i) for i in (17, 3, 200, 105)] == [0, 1, 2, 2]
 

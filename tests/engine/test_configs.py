@@ -69,8 +69,8 @@ def scene(things: int, classes: int) -> tuple[torch.Tensor, Targets]:
 def test_full_networks_learn(path):
     """Forward, backward and four steps at full width, on one small picture.
 
-    From random weights ResNets without a working norm would explode: fixed statistics are let be, and every
-    residual branch starts small. The rate is that of one image, by linear scaling. Boxes are fewer, to save time.
+    With random weights and fixed statistics maps would grow from block to block, so residual branches start small.
+    The rate is that of one image, by linear scaling. Boxes are fewer, to save time.
     """
     config = load_run(path)
     config.model.box_head.samples = 32
