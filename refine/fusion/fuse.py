@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from refine.errors import RefineError
 from refine.fusion.config import FusionConfig, Method
 from refine.fusion.merge import merge
-from refine.fusion.rules import OcclusionFn, decide, overlapping
+from refine.fusion.rules import OcclusionFn, check_shape, decide, overlapping
 from refine.fusion.segments import assemble
 from refine.ops.cells import Cells, cells_of
 from refine.ops.masks import MaskRuns, dense_runs, paste_runs
@@ -65,19 +66,24 @@ def fuse(
         score, then stuff by class.
 
     Raises:
-        RefineError: what the method or the configuration needs is missing, or labels that `categories`
-            does not have.
+        RefineError: an unknown method, what the method or the configuration needs is missing, labels that
+            `categories` does not have, or an occlusion outside 0-1.
         ValueError: shapes that do not agree.
     """
     config = config or FusionConfig()
     _check(instances, sem_seg, sem_confidence, categories, config)
+    if method not in get_args(Method):
+        raise RefineError(f"method {method!r}: unknown; give one of {', '.join(get_args(Method))}")
+    count = len(instances)
     instances, runs, chosen = _prepare(instances, config.score_threshold)
     if isinstance(occlusion, Tensor):
-        occlusion = occlusion[chosen][:, chosen]
+        occlusion = check_shape("occlusion", occlusion, (count, count))[chosen][:, chosen]
+    if isinstance(ranking, Tensor):
+        ranking = check_shape("ranking", ranking, (count,))[chosen]
     cells = cells_of(runs)
     order, front = list(range(len(instances))), None
     if method == "srm":
-        order = _by_ranking(instances, ranking[chosen] if isinstance(ranking, Tensor) else ranking)
+        order = _by_ranking(instances, ranking)
     elif method != "heuristic":
         pairs = overlapping(cells.intersections(), config.pair_overlap)
         front = decide(method, instances, pairs, occlusion, config.sigma).cpu()
@@ -124,7 +130,9 @@ def _by_ranking(instances: Instances, ranking: Tensor | RankingFn | None) -> lis
             "method 'srm': `ranking` is missing; give one score per instance, Tensor[N], or a "
             "SpatialRanking's `predict`"
         )
-    scores = (ranking if isinstance(ranking, Tensor) else ranking(instances)).tolist()
+    if not isinstance(ranking, Tensor):
+        ranking = check_shape("ranking", ranking(instances), (len(instances),))
+    scores = ranking.tolist()
     return sorted(range(len(instances)), key=lambda n: -scores[n])
 
 
@@ -141,10 +149,9 @@ def _check(
 ) -> None:
     """Raise if the arguments of `fuse` do not fit together."""
     size = tuple(instances.image_size)
-    if tuple(sem_seg.shape) != size:
-        raise ValueError(f"sem_seg: expected shape {size} as the instances', got {tuple(sem_seg.shape)}")
-    if sem_confidence is not None and sem_confidence.shape != sem_seg.shape:
-        raise ValueError(f"sem_confidence: expected shape {size}, got {tuple(sem_confidence.shape)}")
+    check_shape("sem_seg", sem_seg, size)
+    if sem_confidence is not None:
+        check_shape("sem_confidence", sem_confidence, size)
     if config.unknown_erasing and sem_confidence is None:
         raise RefineError(
             "fusion.unknown_erasing needs the confidence of the semantic map; give `sem_confidence`, or "

@@ -6,7 +6,7 @@ Where neither [i, j] nor [j, i] holds, the rule does not decide and the higher s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -90,7 +90,7 @@ def decide(
         Tensor[N, N] bool, true only among the pairs given.
 
     Raises:
-        RefineError: a learned rule without `occlusion`.
+        RefineError: a learned rule without `occlusion`, or one outside 0-1.
     """
     if method == "shr":
         return by_containment(instances.boxes) & pairs
@@ -100,7 +100,15 @@ def decide(
             "OcclusionHead's `predict` (a head with the cues mask and label needs no features)"
         )
     if not isinstance(occlusion, Tensor):
-        occlusion = occlusion(instances, torch.nonzero(pairs.triu()))
-    if occlusion.shape != pairs.shape:
-        raise ValueError(f"occlusion: expected shape {tuple(pairs.shape)}, got {tuple(occlusion.shape)}")
+        occlusion = check_shape("occlusion", occlusion(instances, torch.nonzero(pairs.triu())), pairs.shape)
+    asked = occlusion[pairs]
+    if not bool(((asked >= 0) & (asked <= 1)).all()):
+        raise RefineError("occlusion: has values that are not from 0 to 1; apply the sigmoid to logits, once")
     return by_occlusion(method, instances, occlusion, sigma) & pairs
+
+
+def check_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """The tensor; ValueError if its shape is another."""
+    if tuple(tensor.shape) != tuple(shape):
+        raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(tensor.shape)}")
+    return tensor

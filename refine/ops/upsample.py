@@ -23,6 +23,9 @@ ROWS = 8
 CELLS = 4096
 """Cells in which candidates are compared at a time."""
 
+TINY = 1e-30
+"""Denominators below may have underflowed: every class is some 70 below the best of some corner."""
+
 
 def labels_and_confidence_x4(logits: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """`semantic_map` for stride 4 and an output of `image_size`, on the CPU.
@@ -50,9 +53,9 @@ def labels_and_confidence_x4(logits: Tensor, image_size: tuple[int, int]) -> tup
     labels = np.empty((h + 1, 4, w + 1, 4), np.int64)
     labels[:] = cell_labels[:, None, :, None]
     # Relative to the best class of each corner: in a uniform cell the winner is 0 everywhere.
-    confidence = np.empty((h + 1, 4, w + 1, 4), np.float32)
-    _denominators(logits, best, confidence)
-    np.divide(1, confidence, out=confidence)
+    denominator = np.empty((h + 1, 4, w + 1, 4), np.float32)
+    _denominators(logits, best, denominator)
+    confidence = 1 / denominator.clip(min=TINY)
     above, left = (border[:-1] for border in (rows, columns))
     below, right = (border[1:] for border in (rows, columns))
     relative = logits - best
@@ -60,9 +63,13 @@ def labels_and_confidence_x4(logits: Tensor, image_size: tuple[int, int]) -> tup
     for n in range(0, len(mixed[0]), CELLS):
         y, x = mixed[0][n : n + CELLS], mixed[1][n : n + CELLS]
         places = [(r[y], c[x]) for r in (above, below) for c in (left, right)]
-        label, value = _compare(np.stack([relative[:, r, c] for r, c in places]))
+        corner_logits = np.stack([relative[:, r, c] for r, c in places])
+        label, value = _compare(corner_logits)
         labels[y, :, x] = label.reshape(-1, 4, 4)
         confidence[y, :, x] *= np.exp(value).reshape(-1, 4, 4)
+        steep = denominator[y, :, x].min((1, 2)) <= TINY
+        if steep.any():
+            confidence[y[steep], :, x[steep]] = _softmax(corner_logits[:, :, steep], value[steep]).reshape(-1, 4, 4)
     crop = (slice(2, 2 + height), slice(2, 2 + width))
     full = (4 * (h + 1), 4 * (w + 1))
     return (
@@ -142,3 +149,9 @@ def _compare(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     best = np.maximum.reduceat(values, first)  # n × 16
     losing = np.where(values == best[cell], label[:, None], np.iinfo(np.int64).max)
     return np.minimum.reduceat(losing, first), best
+
+
+def _softmax(corners: np.ndarray, best: np.ndarray) -> np.ndarray:
+    """Confidence at the 16 pixels of each cell, term by term: float32[4, L, n], float32[n, 16] -> [n, 16]."""
+    values = np.tensordot(corners, _CORNER_WEIGHTS, (0, 0))  # L × n × 16
+    return 1 / np.exp(values - best).sum(0)

@@ -1,0 +1,89 @@
+"""Labels and confidences of upsampled logits against plain interpolation and softmax."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from refine.ops.semantic import semantic_map
+
+
+def plainly(logits: Tensor, image_size: tuple[int, int], output_size: tuple[int, int], stride: int = 4) -> Tensor:
+    """Probabilities [L, H, W] in double precision: the whole map at full size, as detectron2 makes it."""
+    full = F.interpolate(logits[None].double(), scale_factor=stride, mode="bilinear", align_corners=False)
+    full = full[:, :, : image_size[0], : image_size[1]]
+    if image_size != output_size:
+        full = F.interpolate(full, size=output_size, mode="bilinear", align_corners=False)
+    return full[0].softmax(0)
+
+
+def check(logits: Tensor, image_size: tuple[int, int], output_size: tuple[int, int], stride: int = 4) -> None:
+    labels, confidence = semantic_map(logits, image_size, output_size, stride)
+    expected = plainly(logits, image_size, output_size, stride)
+    best = expected.amax(0)
+    assert labels.dtype == torch.int64
+    assert tuple(labels.shape) == output_size
+    # Rounding may decide between classes that are as good as equal, nowhere else.
+    chosen = expected.gather(0, labels[None])[0]
+    assert bool((chosen >= best * (1 - 1e-4)).all())
+    torch.testing.assert_close(confidence.double(), best, atol=3e-5, rtol=0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    classes=st.integers(1, 9),
+    h=st.integers(1, 12),
+    w=st.integers(1, 12),
+    cut=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    spread=st.sampled_from([0.0, 0.1, 3.0, 30.0, 300.0]),
+    seed=st.integers(0, 99),
+)
+def test_stride_four_equals_plain_interpolation(classes, h, w, cut, spread, seed):
+    logits = torch.randn(classes, h, w, generator=torch.Generator().manual_seed(seed)) * spread
+    size = (4 * h - cut[0], 4 * w - cut[1])
+    check(logits, size, size)
+
+
+@pytest.mark.parametrize("padding", [0, 7, 31])
+def test_padding_does_not_count(padding):
+    # Logits of the padded frame are larger than the image; what lies outside is not shown, but is
+    # interpolated with at the edge, as in detectron2.
+    size = (64 - padding, 96 - padding)
+    check(torch.randn(5, 16, 24) * 3, size, size)
+
+
+@pytest.mark.parametrize(
+    ("output", "stride"), [((37, 90), 4), ((200, 130), 4), ((60, 90), 8), ((1, 1), 4), ((61, 90), 2)]
+)
+def test_other_sizes_and_strides(output, stride):
+    check(torch.randn(6, 16, 24) * 3, (min(60, 16 * stride), min(90, 24 * stride)), output, stride)
+
+
+@pytest.mark.parametrize("size", [(33, 41), (64, 70)])
+def test_first_of_equal_classes_wins(size):
+    logits = torch.randn(1, 17, 18).repeat(4, 1, 1)
+    for output in (size, (50, 20)):
+        labels, confidence = semantic_map(logits, size, output)
+        assert not labels.any()
+        torch.testing.assert_close(confidence, torch.full(output, 0.25))
+
+
+def test_blocks_of_the_classes_of_their_corners():
+    # One logit per 4 × 4 pixels; a certain class gives certain pixels away from the border between them.
+    logits = torch.full((3, 2, 2), -50.0)
+    logits[1, :, 0] = logits[2, :, 1] = 50.0
+    labels, confidence = semantic_map(logits, (8, 8), (8, 8))
+    assert labels.tolist() == [[1, 1, 1, 1, 2, 2, 2, 2]] * 8
+    assert bool((confidence > 0.999).all())
+
+
+@pytest.mark.parametrize("view", ["same_size", "resized"])
+@pytest.mark.parametrize("model", ["panoptic_fpn_R_50", "panoptic_fpn_R_50_dconv_cascade_gn"])
+def test_detectron2s_argmax(shared_dir, model, view):
+    reference = torch.load(shared_dir / "fixtures/detectron2" / model / "reference.pt", weights_only=True)
+    logits, expected = reference["same_size"]["sem_seg_logits_stride4"], reference[view]["sem_seg"]
+    labels, _ = semantic_map(logits, (320, 480), tuple(reference[view]["output_size"]))
+    # The stored logits are in half precision.
+    assert (labels == expected).float().mean() > 0.998
