@@ -13,6 +13,7 @@ from refine.errors import RefineError
 COMMANDS = {
     "predict": "panoptic results of pictures: PNG + JSON as COCO has them, and overlays to look at",
     "evaluate": "PQ (and AP) of a model on a data set, or of result files without any model",
+    "fuse": "only the fusion: instances and semantic maps of any model to panoptic results",
     "train": "train a model on your own COCO panoptic data, or go on with a run",
     "check-data": "name every fault of a data set before an hour of training is lost",
     "info": "parameters, arithmetic and seconds of the networks of configs",

@@ -1,0 +1,188 @@
+"""refine fuse"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from refine.errors import RefineError
+from refine.fusion.config import Method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from refine.fusion import OcclusionFn
+    from refine.structures import Categories
+
+
+def run(arguments: Sequence[str], prog: str, description: str) -> None:
+    parser = argparse.ArgumentParser(
+        prog,
+        description=description,
+        epilog="Semantic PNGs have one channel of 8 or 16 bits: the category id of each pixel, 0 for none. "
+        "They and the confidences are named like the picture, with .png.",
+    )
+    parser.add_argument("--instances", required=True, help="COCO results JSON: image_id, category_id, score, mask")
+    parser.add_argument("--semantic", required=True, help="folder of semantic PNGs")
+    parser.add_argument("--confidence", help="folder of PNGs of the semantic confidence, 0-255 for 0-1")
+    parser.add_argument("--categories", required=True, help="JSON with `images` and panoptic `categories`")
+    parser.add_argument("--method", choices=get_args(Method), default="heuristic", help="rule (heuristic)")
+    parser.add_argument("--checkpoint", help="of learned rules: a model whose occlusion head sees no features")
+    parser.add_argument("--score-threshold", type=float, default=0.5)
+    parser.add_argument("--overlap-threshold", type=float, default=0.5)
+    parser.add_argument("--stuff-area", type=int, default=4096, help="pixels (4096)")
+    parser.add_argument("--sigma", type=float, default=2.5, help="of soe (2.5)")
+    parser.add_argument("--unknown-erasing", action="store_true", help="needs --confidence")
+    parser.add_argument("-o", "--out", required=True, help="folder for panoptic.json and panoptic/")
+    options = parser.parse_args(arguments)
+
+    import torch
+
+    from refine.data.coco_panoptic import read_panoptic_json
+    from refine.evaluation.coco_format import PredictionWriter
+    from refine.fusion import FusionConfig, fuse
+    from refine.fusion.adapters import from_coco
+    from refine.structures import Categories
+
+    if options.unknown_erasing and not options.confidence:
+        raise RefineError("--unknown-erasing: needs --confidence; give the folder, or leave erasing out")
+    config = FusionConfig(
+        score_threshold=options.score_threshold,
+        overlap_threshold=options.overlap_threshold,
+        stuff_area=options.stuff_area,
+        sigma=options.sigma,
+        unknown_erasing=options.unknown_erasing,
+    )
+    content = read_panoptic_json(options.categories)
+    categories = Categories.from_json(content["categories"], options.categories)
+    images = _images(content["images"], options.categories)
+    by_image = _by_image(options.instances, images)
+    occlusion = _occlusion(options.method, options.checkpoint, categories)
+    with PredictionWriter(options.out, categories) as writer:
+        for image_id, (name, height, width) in images.items():
+            instances = from_coco(
+                by_image[image_id], (height, width), categories, f"{options.instances}: image {image_id}"
+            )
+            sem_seg = _semantic(Path(options.semantic), name, (height, width), categories)
+            confidence = None
+            if options.confidence:
+                path = _png(Path(options.confidence), name)
+                confidence = torch.from_numpy(_gray(path, (height, width), 255)).float() / 255
+            result = fuse(
+                instances,
+                sem_seg,
+                categories=categories,
+                method=options.method,
+                sem_confidence=confidence,
+                occlusion=occlusion,
+                config=config,
+            )
+            writer.add(image_id, name, result)
+    print(f"{len(images)} pictures fused by {options.method!r}: {options.out}/panoptic.json")
+
+
+def _images(entries: Sequence[Any], source: str) -> dict[int | str, tuple[str, int, int]]:
+    """(file name, height, width) by image id."""
+    images: dict[int | str, tuple[str, int, int]] = {}
+    for n, entry in enumerate(entries):
+        match entry:
+            case {
+                "id": int() | str() as image_id,
+                "file_name": str() as name,
+                "height": int() as h,
+                "width": int() as w,
+            }:
+                if min(h, w) < 1:
+                    raise RefineError(f"{source}: images[{n}]: is {w} × {h} pixels; correct it")
+            case _:
+                raise RefineError(f"{source}: images[{n}]: needs id, file_name, height and width; correct it")
+        if image_id in images:
+            raise RefineError(f"{source}: images[{n}]: id {image_id} is used twice; make ids unique")
+        images[image_id] = (name, h, w)
+    if not images:
+        raise RefineError(f"{source}: images: the list is empty; name at least one picture")
+    return images
+
+
+def _by_image(path: str, images: Mapping[int | str, Any]) -> dict[int | str, list[dict[str, Any]]]:
+    """Results by image id."""
+    from refine.files import read_json
+
+    results = read_json(path)
+    if not isinstance(results, list) or not all(isinstance(entry, dict) for entry in results):
+        raise RefineError(f"{path}: is no list of mappings; give COCO's results format")
+    by_image: dict[int | str, list[dict[str, Any]]] = defaultdict(list)
+    for n, entry in enumerate(results):
+        if entry.get("image_id") not in images:
+            raise RefineError(f"{path}: entry {n}: image_id {entry.get('image_id')!r} is not in `images`; add it")
+        by_image[entry["image_id"]].append(entry)
+    return by_image
+
+
+def _semantic(folder: Path, name: str, size: tuple[int, int], categories: Categories) -> Tensor:
+    """Semantic PNG of category ids -> Tensor[H, W] int64 of contiguous classes."""
+    import numpy as np
+    import torch
+
+    from refine.structures import VOID
+
+    path = _png(folder, name)
+    ids = _gray(path, size, 65535)
+    lookup = np.full(65536, VOID - 1)
+    lookup[0] = VOID
+    for category in categories:
+        if category.id < len(lookup):
+            lookup[category.id] = categories.index(category.id)
+    labels = lookup[ids]
+    if (labels < VOID).any():
+        unknown = ids[labels < VOID][0]
+        raise RefineError(f"{path}: has category id {unknown}, which is not among the categories; 0 is for none")
+    return torch.from_numpy(labels)
+
+
+def _png(folder: Path, name: str) -> Path:
+    return folder / Path(name).with_suffix(".png").name
+
+
+def _gray(path: Path, size: tuple[int, int], most: int) -> Any:
+    from refine.data.id_png import read_gray
+
+    values = read_gray(path)
+    if values.shape != size:
+        raise RefineError(
+            f"{path}: {values.shape[1]} × {values.shape[0]} pixels, expected {size[1]} × {size[0]}; resize it"
+        )
+    if values.max() > most:
+        raise RefineError(f"{path}: has the value {values.max()}; values go to {most}")
+    return values
+
+
+def _occlusion(method: str, checkpoint: str | None, categories: Categories) -> OcclusionFn | None:
+    """The learned head of a checkpoint, for masks and classes alone."""
+    if method not in ("ocfusion", "strong", "soe"):
+        if checkpoint:
+            raise RefineError(f"--checkpoint: method {method!r} learns nothing; leave it out")
+        if method == "srm":
+            raise RefineError("--method srm: needs a model's own ranking; use `refine predict --method srm`")
+        return None
+    if not checkpoint:
+        raise RefineError(
+            f"--method {method}: needs --checkpoint, a model with an occlusion head of the cues mask and label "
+            f"(train with --model.occlusion.cues '[mask, label]')"
+        )
+    from refine.engine.checkpoint import load_model
+    from refine.fusion.adapters import add_roi_masks
+
+    saved = load_model(checkpoint)
+    head = saved.model.occlusion
+    if head is None or "feature" in head.config.cues:
+        has = "no occlusion head" if head is None else f"a head that sees {', '.join(head.config.cues)}"
+        raise RefineError(
+            f"--checkpoint {checkpoint}: has {has}; files give masks and classes only: train one on those"
+        )
+    if [c.id for c in saved.categories if c.isthing] != [c.id for c in categories if c.isthing]:
+        raise RefineError(f"--checkpoint {checkpoint}: its things differ from those of --categories; use its own")
+    return lambda instances, pairs: head.predict(add_roi_masks(instances), pairs)

@@ -1,0 +1,117 @@
+"""`refine fuse` on files, and one line for every mistake."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from refine import fuse
+from refine.cli.main import main
+from refine.fusion import FusionConfig
+from refine.fusion.adapters import from_coco
+from refine.structures import Categories, rgb_to_id
+
+CATEGORIES = [
+    {"id": 1, "name": "person", "isthing": 1},
+    {"id": 18, "name": "dog", "isthing": 1},
+    {"id": 130, "name": "sky", "isthing": 0},
+    {"id": 150, "name": "sea", "isthing": 0},
+]
+SIZE = (24, 32)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Two pictures, one without an instance."""
+    images = [{"id": n, "file_name": f"{name}.jpg", "height": 24, "width": 32} for n, name in ((4, "a"), (9, "b"))]
+    (tmp_path / "set.json").write_text(json.dumps({"images": images, "annotations": [], "categories": CATEGORIES}))
+    square = [[2, 2, 14, 2, 14, 14, 2, 14]]
+    other = [[8, 8, 28, 8, 28, 20, 8, 20]]
+    results = [
+        {"image_id": 4, "category_id": 1, "score": 0.9, "segmentation": square},
+        {"image_id": 4, "category_id": 18, "score": 0.8, "segmentation": other},
+    ]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    for folder in ("semantic", "confidence"):
+        (tmp_path / folder).mkdir()
+    for name in "ab":
+        ids = np.full(SIZE, 130, np.uint8)
+        ids[12:] = 150
+        ids[:, :1] = 0
+        Image.fromarray(ids).save(tmp_path / "semantic" / f"{name}.png")
+        confidence = np.full(SIZE, 230, np.uint8)
+        confidence[12:] = 60
+        Image.fromarray(confidence).save(tmp_path / "confidence" / f"{name}.png")
+    return tmp_path
+
+
+def words(files, *more):
+    return [
+        "fuse", "--instances", str(files / "results.json"), "--semantic", str(files / "semantic"),
+        "--categories", str(files / "set.json"), "--stuff-area", "10", "-o", str(files / "out"), *more,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["heuristic", "shr"])
+def test_files_give_what_the_call_gives(files, method):
+    assert main(words(files, "--method", method)) == 0
+    content = json.loads((files / "out/panoptic.json").read_text())
+    assert [a["image_id"] for a in content["annotations"]] == [4, 9]
+    categories = Categories.from_json(CATEGORIES)
+    results = json.loads((files / "results.json").read_text())
+    sem_seg = torch.full(SIZE, 2)
+    sem_seg[12:] = 3
+    sem_seg[:, 0] = -1
+    expected = fuse(
+        from_coco(results, SIZE, categories), sem_seg, categories=categories, method=method,
+        config=FusionConfig(stuff_area=10),
+    )  # fmt: skip
+    ids = rgb_to_id(np.asarray(Image.open(files / "out/panoptic/a.png")))
+    assert np.array_equal(ids, expected.segment_ids.numpy())
+    assert [s["category_id"] for s in content["annotations"][1]["segments_info"]] == [130, 150]
+
+
+def test_unknown_regions_are_erased(files):
+    assert main(words(files, "--confidence", str(files / "confidence"), "--unknown-erasing")) == 0
+    content = json.loads((files / "out/panoptic.json").read_text())
+    assert [s["category_id"] for s in content["annotations"][1]["segments_info"]] == [130]
+
+
+def edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "more", "told"),
+    [
+        (lambda f: (f / "results.json").unlink(), [], "results.json"),
+        (lambda f: (f / "results.json").write_text("{}"), [], "results.json: is no list of mappings"),
+        (lambda f: edit(f / "results.json", lambda r: r[0].update(image_id=5)), [], "entry 0: image_id 5"),
+        (lambda f: edit(f / "results.json", lambda r: r[1].update(category_id=130)), [], "category_id 130"),
+        (lambda f: edit(f / "set.json", lambda s: s.update(images=[])), [], "images: the list is empty"),
+        (lambda f: edit(f / "set.json", lambda s: s["images"][0].pop("width")), [], r"set.json: images[0]"),
+        (lambda f: edit(f / "set.json", lambda s: s["images"][1].update(id=4)), [], "id 4 is used twice"),
+        (lambda f: (f / "semantic/b.png").unlink(), [], "b.png: cannot be read"),
+        (lambda f: Image.new("RGB", (32, 24)).save(f / "semantic/a.png"), [], "a.png: is not a PNG of one channel"),
+        (lambda f: Image.new("L", (9, 9)).save(f / "semantic/a.png"), [], "a.png: 9 × 9 pixels, expected 32 × 24"),
+        (lambda f: Image.new("L", (32, 24), 7).save(f / "semantic/a.png"), [], "a.png: has category id 7"),
+        (lambda f: None, ["--unknown-erasing"], "--unknown-erasing: needs --confidence"),
+        (lambda f: None, ["--method", "soe"], "--method soe: needs --checkpoint"),
+        (lambda f: None, ["--method", "srm"], "--method srm: needs a model's own ranking"),
+        (lambda f: None, ["--checkpoint", "nuclei"], "method 'heuristic' learns nothing"),
+        (lambda f: None, ["--method", "soe", "--checkpoint", "nuclei"], "has no occlusion head"),
+        (lambda f: None, ["--score-threshold", "2"], "fusion.score_threshold is 2"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_in_one_line(files, change, more, told, capsys):
+    change(files)
+    assert main(words(files, *more)) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("refine: error: ")
+    assert len(error.splitlines()) == 1
+    assert told in error
+    assert not (files / "out/panoptic.json").exists()
