@@ -190,3 +190,15 @@ def test_help_is_instant_and_every_command_has_one(capsys):
 def test_models_of_the_package(capsys):
     assert main(["models"]) == 0
     assert "nuclei" in capsys.readouterr().out
+
+
+def test_benchmark_adds_up(checkpoint, tmp_path, capsys):
+    out = tmp_path / "b.json"
+    words = ["benchmark", checkpoint, "--size", "64", "96", "--batch", "2", "--rounds", "2", "--out", str(out)]
+    assert main(words) == 0
+    assert "masks 2" in capsys.readouterr().out
+    result = json.loads(out.read_text())
+    assert {"backbone", "rpn", "masks 1", "semantics 2", "fusion", "other"} <= set(result["stages"])
+    assert min(result["stages"].values()) >= 0
+    assert sum(result["stages"].values()) == pytest.approx(result["seconds"], rel=0.3)
+    assert result["memory"] > 2**20
