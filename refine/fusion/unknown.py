@@ -133,22 +133,28 @@ def _gather_rows(key: Tensor, left: Tensor, right: Tensor, height: int, reach: i
 def _links(rows: _Rows, height: int, bands: int, reach: int) -> Tensor:
     """Clusters of neighbouring bands that touch: Tensor[2, L] int64."""
     band, row = rows.key.div(height, rounding_mode="floor"), rows.key % height
-    target = rows.key + height  # the same row of the next band
-    has_next = (band + 1) % bands > 0
+    here = torch.nonzero((band + 1) % bands > 0).squeeze(1)  # has a band to its right
+    row, right, cluster = row[here], rows.right[here], rows.cluster[here]
+    target = rows.key[here] + height  # the same row of that band
+    up, down = row.clamp(max=reach), (height - row).clamp(max=reach)  # as far as the image goes
+    # Entries there: first to middle - 1 are above, middle to last - 1 from the same row on downwards.
+    first, middle, last = torch.searchsorted(rows.key, torch.stack([target - up, target, target + down]))
+    end = len(rows.key) - 1
+    first_is_corner = (up == reach) & (rows.key[first.clamp(max=end)] == target - reach)
+    same_row = rows.key[middle.clamp(max=end)] == target
+    last_is_corner = (row + reach < height) & (rows.key[last.clamp(max=end)] == target + reach)
     nearest = _RangeMin(rows.left, reach)
     links = []
-    for low, high, corner in (
-        ((row - reach + 1).clamp(min=0) - row, torch.zeros_like(row), -reach),
-        (torch.zeros_like(row), (row + reach - 1).clamp(max=height - 1) - row, reach),
+    for begin, stop, corner, is_corner in (
+        (first + first_is_corner.long(), middle + same_row.long(), first, first_is_corner),
+        (middle, last, last, last_is_corner),
     ):
-        begin, end = torch.searchsorted(rows.key, torch.stack([target + low, target + high + 1]))
-        near = has_next & (nearest(begin, end) - rows.right <= reach)
-        links.append(torch.stack([rows.cluster, rows.cluster[begin.clamp(max=len(row) - 1)]])[:, near])
+        near = nearest(begin, stop) - right <= reach
+        links.append(torch.stack([cluster, rows.cluster[begin.clamp(max=end)]])[:, near])
         # Exactly `reach` rows away the column must be one nearer.
-        at = torch.searchsorted(rows.key, target + corner).clamp(max=len(row) - 1)
-        near = has_next & (rows.key[at] == target + corner) & (rows.left[at] - rows.right < reach)
-        near &= (row + corner >= 0) & (row + corner < height)
-        links.append(torch.stack([rows.cluster, rows.cluster[at]])[:, near])
+        corner = corner.clamp(max=end)
+        near = is_corner & (rows.left[corner] - right < reach)
+        links.append(torch.stack([cluster, rows.cluster[corner]])[:, near])
     return torch.cat(links, 1)
 
 

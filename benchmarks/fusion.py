@@ -1,0 +1,241 @@
+"""Fusion of 100 instances and 133 classes at 800 × 1333: refine against a plain heuristic paste.
+
+    python benchmarks/fusion.py --threads 1 --out fusion.json
+
+Both start from what a network gives, masks of 28 × 28 in boxes and semantic logits at stride 4, and end with
+a panoptic map. The plain one is Panoptic-FPN's post-processing as its authors describe it, tensor by tensor:
+upsample the logits and take the best class, sample each mask at the pixels of its box, paste mask after mask
+by falling score, fill stuff class after class. refine does the same ("heuristic"; the results are compared),
+or decides overlapping pairs by equation 7 from a given matrix O ("soe"), and erases unknown regions, for which
+it also computes confidences, which the plain one does without.
+
+All take turns for `--rounds` rounds and the median counts; CPU time of the process, whose ratio hardly depends
+on what else the machine does, beside wall time. Peak memory is what the first call takes in a process of its
+own (Linux).
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from refine.engine.machine import describe_machine
+from refine.files import write_json
+from refine.fusion import FusionConfig, Method, erase_unknown, fuse
+from refine.ops.runs import run_starts
+from refine.ops.semantic import semantic_map
+from refine.structures import Categories, Category, Instances
+
+SIZE = (800, 1333)
+THINGS, CLASSES, DETECTIONS = 80, 133, 100
+CATEGORIES = Categories([Category(n + 1, f"c{n}", n < THINGS, (0, 0, 0)) for n in range(CLASSES)])
+CONFIG = FusionConfig()
+
+
+@dataclass
+class Case:
+    """What a network gives of one image."""
+
+    instances: Instances
+    logits: Tensor
+    occlusion: Tensor
+
+
+def make_case(noise: float, seed: int = 0) -> Case:
+    """Boxes of COCO's sizes with blobs for masks, all above the score threshold; patches of classes, with edges
+    that are the more ragged the more `noise` the logits have."""
+    g = torch.Generator().manual_seed(seed)
+    height, width = SIZE
+    sides = (torch.randn(DETECTIONS, 2, generator=g) * 0.8 - 2.1).exp().clamp(0.01, 0.95)
+    sides = sides * torch.tensor([width, height])
+    corner = torch.rand(DETECTIONS, 2, generator=g) * (torch.tensor([width, height]) - sides)
+    line = torch.linspace(-1, 1, 28)
+    bumps = F.interpolate(torch.randn(DETECTIONS, 1, 5, 5, generator=g), size=(28, 28), mode="bicubic")[:, 0]
+    blobs = torch.sigmoid(8 * (0.9 - (line[:, None] ** 2 + line**2) + 0.4 * bumps))
+    instances = Instances(
+        SIZE,
+        torch.cat([corner, corner + sides], 1),
+        torch.rand(DETECTIONS, generator=g).sort(descending=True).values / 2 + 0.5,
+        torch.randint(THINGS, (DETECTIONS,), generator=g),
+        roi_masks=blobs,
+    )
+    h, w = height // 4, -(-width // 4)
+    coarse = torch.randn(1, CLASSES, 5, 8, generator=g) * 6
+    logits = (
+        F.interpolate(coarse, size=(h, w), mode="bilinear")[0] + torch.randn(CLASSES, h, w, generator=g) * noise
+    )
+    return Case(instances, logits, torch.rand(DETECTIONS, DETECTIONS, generator=g))
+
+
+def plain(case: Case) -> Tensor:
+    """The heuristic, mask by mask: Tensor[H, W] int64, 0 for void."""
+    full = F.interpolate(case.logits[None], scale_factor=4, mode="bilinear", align_corners=False)
+    return plain_merge(case, full[0, :, : SIZE[0], : SIZE[1]].argmax(0))
+
+
+def plain_merge(case: Case, sem_seg: Tensor) -> Tensor:
+    """Paste and merge, given the semantic map."""
+    masks = plain_paste(case.instances)
+    panoptic, count = torch.zeros(SIZE, dtype=torch.int64), 0
+    for n in torch.argsort(-case.instances.scores).tolist():
+        area, taken = int(masks[n].sum()), int((masks[n] & (panoptic > 0)).sum())
+        if area and taken / area <= CONFIG.overlap_threshold:
+            count += 1
+            panoptic[masks[n] & (panoptic == 0)] = count
+    for label in sem_seg.unique().tolist():
+        free = (sem_seg == label) & (panoptic == 0)
+        if label >= THINGS and int(free.sum()) >= CONFIG.stuff_area:
+            count += 1
+            panoptic[free] = count
+    return panoptic
+
+
+def plain_paste(instances: Instances) -> Tensor:
+    """Sample each mask at the pixels of its box: Tensor[N, H, W] bool."""
+    assert instances.roi_masks is not None
+    masks = torch.zeros(len(instances), *SIZE, dtype=torch.bool)
+    for out, roi_mask, box in zip(masks, instances.roi_masks, instances.boxes, strict=True):
+        x1, y1, x2, y2 = box.tolist()
+        left, top = max(int(x1) - 1, 0), max(int(y1) - 1, 0)
+        right, bottom = min(int(x2) + 2, SIZE[1]), min(int(y2) + 2, SIZE[0])
+        x = (torch.arange(left, right) + 0.5 - x1) / (x2 - x1) * 2 - 1
+        y = (torch.arange(top, bottom) + 0.5 - y1) / (y2 - y1) * 2 - 1
+        grid = torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x))], 2)
+        value = F.grid_sample(roi_mask[None, None], grid[None], align_corners=False)
+        out[top:bottom, left:right] = value[0, 0] >= 0.5
+    return masks
+
+
+def ours(case: Case, method: Method, erasing: bool) -> Tensor:
+    """The whole of refine's fusion."""
+    sem_seg, confidence = semantic_map(case.logits, SIZE, SIZE)
+    return ours_merge(case, sem_seg, confidence, method, erasing)
+
+
+def ours_merge(case: Case, sem_seg: Tensor, confidence: Tensor, method: Method, erasing: bool) -> Tensor:
+    """Paste, decisions, UE and stuff, given the semantic map."""
+    return fuse(
+        case.instances,
+        sem_seg,
+        categories=CATEGORIES,
+        method=method,
+        sem_confidence=confidence,
+        occlusion=case.occlusion,
+        config=FusionConfig(unknown_erasing=erasing),
+    ).segment_ids
+
+
+WHOLE: dict[str, Callable[[Case], Tensor]] = {
+    "plain heuristic": plain,
+    "refine heuristic": partial(ours, method="heuristic", erasing=False),
+    "refine soe + UE": partial(ours, method="soe", erasing=True),
+}
+
+
+def parts(case: Case) -> dict[str, Callable[[], object]]:
+    """What is measured, by name: the whole, then the same given the semantic map, then UE alone."""
+    sem_seg, confidence = semantic_map(case.logits, SIZE, SIZE)
+    radius = CONFIG.radius_at(SIZE)
+    return {
+        **{name: partial(function, case) for name, function in WHOLE.items()},
+        "given map: plain heuristic": partial(plain_merge, case, sem_seg),
+        "given map: refine heuristic": partial(ours_merge, case, sem_seg, confidence, "heuristic", False),
+        "given map: refine soe": partial(ours_merge, case, sem_seg, confidence, "soe", False),
+        "given map: refine soe + UE": partial(ours_merge, case, sem_seg, confidence, "soe", True),
+        "UE alone": partial(erase_unknown, sem_seg, confidence, radius, CONFIG.ue_threshold, THINGS),
+    }
+
+
+def measure(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
+    """Median milliseconds, CPU and wall, taking turns."""
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
+    for number in range(rounds + 1):
+        for name, function in functions.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            function()
+            if number:  # the first round warms up
+                taken[name].append((time.process_time() - cpu, time.perf_counter() - wall))
+    return {
+        name: {
+            key: 1000 * statistics.median(column)
+            for key, column in zip(("cpu_ms", "wall_ms"), zip(*t, strict=True), strict=True)
+        }
+        for name, t in taken.items()
+    }
+
+
+def peak_memory(name: str, threads: int, noise: float) -> float:
+    """MiB that the first call takes at most; runs in a process of its own."""
+    torch.set_num_threads(threads)
+    case = make_case(noise)
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+    WHOLE[name](case)
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(field: str) -> int:
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").open() if line.startswith(field))
+
+
+def same(case: Case) -> float:
+    """Share of pixels on which plain and refine's heuristic agree."""
+    return (plain(case) == WHOLE["refine heuristic"](case)).double().mean().item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--noise", type=float, default=0.1, help="of the logits; 0.1 makes 17,000 runs; COCO truth has up to 14,000"
+    )
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    case = make_case(options.noise)
+    numbers = measure(parts(case), options.rounds)
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        for name in WHOLE:
+            numbers[name]["peak_mib"] = pool.apply(peak_memory, (name, options.threads, options.noise))
+    table = Table("", "CPU ms", "wall ms", "ratio CPU", "ratio wall", "peak MiB")
+    for name, row in numbers.items():
+        if name != "UE alone":
+            base = numbers["given map: plain heuristic" if name.startswith("given map") else "plain heuristic"]
+            row["ratio_cpu"], row["ratio_wall"] = (row[k] / base[k] for k in ("cpu_ms", "wall_ms"))
+        keys = (
+            ("cpu_ms", ".1f"),
+            ("wall_ms", ".1f"),
+            ("ratio_cpu", ".2f"),
+            ("ratio_wall", ".2f"),
+            ("peak_mib", ".0f"),
+        )
+        table.add_row(name, *(format(row[key], form) if key in row else "" for key, form in keys))
+    Console().print(table)
+    sem_seg, _ = semantic_map(case.logits, SIZE, SIZE)
+    facts = {
+        "noise": options.noise,
+        "runs": len(run_starts(sem_seg)),
+        "same_pixels": same(case),
+        "segments": int(WHOLE["refine soe + UE"](case).max()),
+    }
+    print(facts)
+    if options.out:
+        machine = describe_machine(torch.device("cpu"))
+        write_json(options.out, {"machine": machine, "case": facts, "numbers": numbers}, indent=1)
+
+
+if __name__ == "__main__":
+    main()
