@@ -14,7 +14,6 @@ from refine.fusion.config import Method
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from refine.fusion import OcclusionFn
     from refine.structures import Categories
 
 
@@ -30,7 +29,10 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser.add_argument("--confidence", help="folder of PNGs of the semantic confidence, 0-255 for 0-1")
     parser.add_argument("--categories", required=True, help="JSON with `images` and panoptic `categories`")
     parser.add_argument("--method", choices=get_args(Method), default="heuristic", help="rule (heuristic)")
-    parser.add_argument("--checkpoint", help="of learned rules: a model whose occlusion head sees no features")
+    parser.add_argument(
+        "--checkpoint",
+        help="of learned rules: a model with the head that they ask; an occlusion head must see no features",
+    )
     parser.add_argument("--score-threshold", type=float, default=0.5)
     parser.add_argument("--overlap-threshold", type=float, default=0.5)
     parser.add_argument("--stuff-area", type=int, default=4096, help="pixels (4096)")
@@ -60,7 +62,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     categories = Categories.from_json(content["categories"], options.categories)
     images = _images(content["images"], options.categories)
     by_image = _by_image(options.instances, images)
-    occlusion = _occlusion(options.method, options.checkpoint, categories)
+    learned = _learned(options.method, options.checkpoint, categories)
     with PredictionWriter(options.out, categories) as writer:
         for image_id, (name, height, width) in images.items():
             instances = from_coco(
@@ -77,8 +79,8 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
                 categories=categories,
                 method=options.method,
                 sem_confidence=confidence,
-                occlusion=occlusion,
                 config=config,
+                **learned,
             )
             writer.add(image_id, name, result)
     print(f"{len(images)} pictures fused by {options.method!r}: {options.out}/panoptic.json")
@@ -116,9 +118,10 @@ def _by_image(path: str, images: Mapping[int | str, Any]) -> dict[int | str, lis
         raise RefineError(f"{path}: is no list of mappings; give COCO's results format")
     by_image: dict[int | str, list[dict[str, Any]]] = defaultdict(list)
     for n, entry in enumerate(results):
-        if entry.get("image_id") not in images:
-            raise RefineError(f"{path}: entry {n}: image_id {entry.get('image_id')!r} is not in `images`; add it")
-        by_image[entry["image_id"]].append(entry)
+        image_id = entry.get("image_id")
+        if not isinstance(image_id, int | str) or image_id not in images:
+            raise RefineError(f"{path}: entry {n}: image_id {image_id!r:.40} is not in `images`; add it")
+        by_image[image_id].append(entry)
     return by_image
 
 
@@ -160,29 +163,31 @@ def _gray(path: Path, size: tuple[int, int], most: int) -> Any:
     return values
 
 
-def _occlusion(method: str, checkpoint: str | None, categories: Categories) -> OcclusionFn | None:
-    """The learned head of a checkpoint, for masks and classes alone."""
-    if method not in ("ocfusion", "strong", "soe"):
+def _learned(method: str, checkpoint: str | None, categories: Categories) -> dict[str, Any]:
+    """What a learned rule asks, from a checkpoint's head that looks at masks and classes alone."""
+    name = {"srm": "ranking", "ocfusion": "occlusion", "strong": "occlusion", "soe": "occlusion"}.get(method)
+    if name is None:
         if checkpoint:
             raise RefineError(f"--checkpoint: method {method!r} learns nothing; leave it out")
-        if method == "srm":
-            raise RefineError("--method srm: needs a model's own ranking; use `refine predict --method srm`")
-        return None
+        return {}
     if not checkpoint:
-        raise RefineError(
-            f"--method {method}: needs --checkpoint, a model with an occlusion head of the cues mask and label "
-            f"(train with --model.occlusion.cues '[mask, label]')"
-        )
+        cues = "" if name == "ranking" else ", on the cues mask and label (--model.occlusion.cues '[mask, label]')"
+        raise RefineError(f"--method {method}: needs --checkpoint, a model whose {name} head is trained{cues}")
+
     from refine.engine.checkpoint import load_model
     from refine.fusion.adapters import add_roi_masks
 
     saved = load_model(checkpoint)
-    head = saved.model.occlusion
-    if head is None or "feature" in head.config.cues:
-        has = "no occlusion head" if head is None else f"a head that sees {', '.join(head.config.cues)}"
+    head = getattr(saved.model, name)
+    if head is None:
+        raise RefineError(f"--checkpoint {checkpoint}: has no {name} head; train one (`optim.train_only`)")
+    if name == "occlusion" and "feature" in head.config.cues:
         raise RefineError(
-            f"--checkpoint {checkpoint}: has {has}; files give masks and classes only: train one on those"
+            f"--checkpoint {checkpoint}: its occlusion head sees {', '.join(head.config.cues)}, and files have no "
+            "features; train one with --model.occlusion.cues '[mask, label]'"
         )
     if [c.id for c in saved.categories if c.isthing] != [c.id for c in categories if c.isthing]:
         raise RefineError(f"--checkpoint {checkpoint}: its things differ from those of --categories; use its own")
-    return lambda instances, pairs: head.predict(add_roi_masks(instances), pairs)
+    if name == "ranking":
+        return {"ranking": head.predict}
+    return {"occlusion": lambda instances, pairs: head.predict(add_roi_masks(instances), pairs)}

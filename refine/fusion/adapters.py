@@ -90,9 +90,14 @@ def from_huggingface(
         raise RefineError("result: needs `segmentation`, a tensor, and `segments_info`; give one image's result")
     masks, labels, scores = [], [], []
     for n, info in enumerate(infos):
-        category_id = category_ids[info["label_id"]] if category_ids is not None else info["label_id"]
+        missing = [name for name in ("id", "label_id", "score") if name not in info]
+        if missing:
+            raise RefineError(f"segments_info[{n}]: has no {missing[0]!r}; give one image's result as it is")
+        category_id = _category_id(info["label_id"], category_ids, f"segments_info[{n}].label_id")
         if category_id not in categories:
-            raise RefineError(f"segments_info[{n}].label_id: category {category_id} is not among the categories")
+            raise RefineError(
+                f"segments_info[{n}].label_id: category {category_id} is none of the categories; give category_ids"
+            )
         if categories[categories.index(category_id)].isthing:
             masks.append(segmentation[n].bool() if segmentation.ndim == 3 else segmentation == info["id"])
             labels.append(categories.index(category_id))
@@ -184,13 +189,20 @@ def _labels(labels: Tensor, category_ids: Sequence[int] | None, categories: Cate
     """Labels of another codebase -> contiguous thing indices."""
     found = []
     for label in labels.tolist():
-        if category_ids is not None and not 0 <= label < len(category_ids):
-            raise RefineError(f"labels: {label} has no entry in category_ids, which has {len(category_ids)}")
-        category_id = label if category_ids is None else category_ids[label]
+        category_id = _category_id(label, category_ids, "labels")
         if category_id not in categories or not categories[categories.index(category_id)].isthing:
             raise RefineError(f"labels: category {category_id} is no thing of the categories; give category_ids")
         found.append(categories.index(category_id))
     return torch.tensor(found, dtype=torch.int64, device=labels.device)
+
+
+def _category_id(label: int, category_ids: Sequence[int] | None, where: str) -> int:
+    """The data set's id of a label; `category_ids` None takes labels for ids."""
+    if category_ids is None:
+        return label
+    if not 0 <= label < len(category_ids):
+        raise RefineError(f"{where}: {label} has no entry in category_ids, which has {len(category_ids)}; add it")
+    return category_ids[label]
 
 
 def _decode(segmentation: Any, size: tuple[int, int], where: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Unknown Erasing (UE): uncertain regions of the semantic map become void (SPEC §9).
+"""Unknown Erasing (UE): uncertain regions of the semantic map become void.
 
 A region is what becomes one 4-connected component when all pixels of a class are dilated by r (a square of
 2r + 1); its score is the mean confidence of the original pixels. Instead of dilating, this groups pixels

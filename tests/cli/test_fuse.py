@@ -9,8 +9,19 @@ from PIL import Image
 
 from refine import fuse
 from refine.cli.main import main
+from refine.engine.checkpoint import SavedModel, load_model, save_model
 from refine.fusion import FusionConfig
-from refine.fusion.adapters import from_coco
+from refine.fusion.adapters import add_roi_masks, from_coco
+from refine.modeling.config import (
+    BackboneConfig,
+    BoxHeadConfig,
+    IBPPConfig,
+    MaskHeadConfig,
+    ModelConfig,
+    OcclusionConfig,
+    SemanticHeadConfig,
+)
+from refine.modeling.model import PanopticModel
 from refine.structures import Categories, rgb_to_id
 
 CATEGORIES = [
@@ -73,6 +84,55 @@ def test_files_give_what_the_call_gives(files, method):
     assert [s["category_id"] for s in content["annotations"][1]["segments_info"]] == [130, 150]
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A small network whose heads for fusion have learnt nothing, but look at masks and classes."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        backbone=BackboneConfig(
+            "resnet18", weights=None, frozen_stages=0, stem_width=8, width_per_group=8, res2_channels=32
+        ),
+        fpn_channels=16,
+        box_head=BoxHeadConfig(num_convs=1, conv_channels=16, fc_channels=16),
+        mask_head=MaskHeadConfig(num_convs=1, channels=16),
+        semantic_head=SemanticHeadConfig(channels=16),
+        ibpp=IBPPConfig(0),
+        occlusion=OcclusionConfig(cues=["mask", "label"], conv_channels=8, fc_channels=8),
+        ranking=True,
+    )
+    categories = Categories.from_json(CATEGORIES)
+    model = PanopticModel(config, categories.num_things, len(categories)).eval()
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    save_model(folder, SavedModel(model, categories, test_size=(64, 96), fusion=FusionConfig(), data="nothing"))
+    return str(folder)
+
+
+@pytest.mark.parametrize("method", ["ocfusion", "strong", "soe", "srm"])
+def test_learned_rules_ask_the_checkpoints_head(files, checkpoint, method, capsys):
+    # The instances share a fifth of the second's mask, so that the pair is decided.
+    edit(files / "results.json", lambda r: r[1].update(segmentation=[[10, 6, 20, 6, 20, 14, 10, 14]]))
+    assert main(words(files, "--method", method, "--checkpoint", checkpoint)) == 0
+    model = load_model(checkpoint).model
+    categories = Categories.from_json(CATEGORIES)
+    results = json.loads((files / "results.json").read_text())
+    instances = add_roi_masks(from_coco(results, SIZE, categories))
+    occlusion = model.occlusion.predict(instances, torch.tensor([[0, 1]]))
+    assert (occlusion[0, 1] - 0.5).abs() > 0  # it was asked
+    expected = fuse(
+        instances, torch.full(SIZE, -1), categories=categories, method=method,
+        occlusion=occlusion, ranking=model.ranking.predict(instances),
+    )  # fmt: skip
+    ids = rgb_to_id(np.asarray(Image.open(files / "out/panoptic/a.png")))
+    assert np.array_equal(np.where(ids <= 2, ids, 0), expected.segment_ids.numpy())
+
+
+def test_things_of_another_data_set(files, checkpoint, capsys):
+    edit(files / "set.json", lambda s: s["categories"][1].update(id=19))
+    edit(files / "results.json", lambda r: r[1].update(category_id=19))
+    assert main(words(files, "--method", "soe", "--checkpoint", checkpoint)) == 1
+    assert "its things differ from those of --categories" in capsys.readouterr().err
+
+
 def test_unknown_regions_are_erased(files):
     assert main(words(files, "--confidence", str(files / "confidence"), "--unknown-erasing")) == 0
     content = json.loads((files / "out/panoptic.json").read_text())
@@ -91,6 +151,11 @@ def edit(path, change):
         (lambda f: (f / "results.json").unlink(), [], "results.json"),
         (lambda f: (f / "results.json").write_text("{}"), [], "results.json: is no list of mappings"),
         (lambda f: edit(f / "results.json", lambda r: r[0].update(image_id=5)), [], "entry 0: image_id 5"),
+        (lambda f: edit(f / "results.json", lambda r: r[0].update(image_id=[4])), [], "entry 0: image_id [4]"),
+        (lambda f: edit(f / "results.json", lambda r: r[0].pop("image_id")), [], "entry 0: image_id None"),
+        (lambda f: edit(f / "results.json", lambda r: r[0].pop("score")), [], "image 4: entry 0: score is None"),
+        (lambda f: (f / "semantic/a.png").write_bytes(b"no"), [], "a.png: "),
+        (lambda f: (f / "confidence/b.png").unlink(), ["--confidence"], "confidence/b.png: cannot be read"),
         (lambda f: edit(f / "results.json", lambda r: r[1].update(category_id=130)), [], "category_id 130"),
         (lambda f: edit(f / "set.json", lambda s: s.update(images=[])), [], "images: the list is empty"),
         (lambda f: edit(f / "set.json", lambda s: s["images"][0].pop("width")), [], r"set.json: images[0]"),
@@ -101,7 +166,7 @@ def edit(path, change):
         (lambda f: Image.new("L", (32, 24), 7).save(f / "semantic/a.png"), [], "a.png: has category id 7"),
         (lambda f: None, ["--unknown-erasing"], "--unknown-erasing: needs --confidence"),
         (lambda f: None, ["--method", "soe"], "--method soe: needs --checkpoint"),
-        (lambda f: None, ["--method", "srm"], "--method srm: needs a model's own ranking"),
+        (lambda f: None, ["--method", "srm"], "--method srm: needs --checkpoint, a model whose ranking"),
         (lambda f: None, ["--checkpoint", "nuclei"], "method 'heuristic' learns nothing"),
         (lambda f: None, ["--method", "soe", "--checkpoint", "nuclei"], "has no occlusion head"),
         (lambda f: None, ["--score-threshold", "2"], "fusion.score_threshold is 2"),
@@ -109,6 +174,7 @@ def edit(path, change):
 )  # fmt: skip
 def test_mistakes_are_told_in_one_line(files, change, more, told, capsys):
     change(files)
+    more = [*more, str(files / "confidence")] if more == ["--confidence"] else more
     assert main(words(files, *more)) == 1
     error = capsys.readouterr().err
     assert error.startswith("refine: error: ")

@@ -88,6 +88,21 @@ def test_huggingfaces_dictionaries(stacked):
     assert len(nothing) == 0
 
 
+@pytest.mark.parametrize(
+    ("info", "words"),
+    [
+        ({"label_id": 1, "score": 0.5}, "has no 'id'"),
+        ({"id": 1, "score": 0.5}, "has no 'label_id'"),
+        ({"id": 1, "label_id": 1}, "has no 'score'"),
+        ({"id": 1, "label_id": 2, "score": 0.5}, "2 has no entry in category_ids"),
+        ({"id": 1, "label_id": 0, "score": 0.5}, "category 99 is none of the categories"),
+    ],
+)
+def test_wrong_dictionaries_are_told(info, words):
+    with pytest.raises(RefineError, match=r"segments_info\[0\].*" + words):
+        from_huggingface({"segmentation": torch.ones(4, 6), "segments_info": [info]}, CATEGORIES, [99, 1])
+
+
 @pytest.mark.parametrize("form", ["compressed", "text", "counts", "polygon"])
 def test_coco_results(form):
     entries = []
