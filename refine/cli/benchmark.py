@@ -29,6 +29,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     from refine.engine.checkpoint import SavedModel, load_model
     from refine.engine.config import load_run
     from refine.engine.info import random_model
+    from refine.engine.machine import name_machine
     from refine.errors import RefineError
     from refine.files import write_json
     from refine.structures import Categories
@@ -63,12 +64,11 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     table.add_row("all", f"{result.seconds:.4f}", "100%")
     Console().print(table)
     machine = result.machine
-    where = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
     print(
         f"{options.size[0]} × {options.size[1]}, batch {options.batch}, "
         f"{result.detections:.0f} detections per image, peak {result.memory / 2**30:.2f} GiB"
     )
-    print(f"{where}, torch {machine['torch']}, commit {machine['commit']}, {machine['date']}")
+    print(f"{name_machine(machine)}, torch {machine['torch']}, commit {machine['commit']}, {machine['date']}")
     if options.out:
         write_json(options.out, asdict(result) | {"size": options.size, "batch": options.batch}, indent=1)
         print(f"written to {options.out}")

@@ -21,6 +21,8 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     model.add_argument("--json", help="panoptic JSON")
     model.add_argument("--segments", help="folder of its PNGs")
     model.add_argument("--remap", help="file of category changes")
+    model.add_argument("--cityscapes", metavar="ROOT", help="raw Cityscapes instead of --images, --json, --segments")
+    model.add_argument("--split", default="val", help="of Cityscapes (val)")
     model.add_argument("--device", help="cpu, cuda, …")
     model.add_argument("--method", help="rule of fusion (default: the checkpoint's)")
     model.add_argument("--max-images", type=_positive, help="only the first so many")
@@ -28,14 +30,18 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser.add_argument("--worst", type=_count, default=5, help="how many of the worst images to list or draw (5)")
     options = parser.parse_args(arguments)
     of_files = [options.gt, options.gt_dir, options.pred, options.pred_dir]
-    of_model = [options.checkpoint, options.images, options.json, options.segments]
+    coco = [options.images, options.json, options.segments]
+    of_model = [options.checkpoint, *([options.cityscapes] if options.cityscapes else coco)]
     _check_out(options.out, [options.gt, options.pred, options.json])
-    if all(of_files) and not any(of_model):
+    if all(of_files) and not any([*of_model, *coco]):
         _files(options)
-    elif all(of_model) and not any(of_files):
+    elif all(of_model) and not any(of_files) and not (options.cityscapes and any(coco)):
         _model(options)
     else:
-        parser.error("give --gt, --gt-dir, --pred and --pred-dir; or --checkpoint, --images, --json and --segments")
+        parser.error(
+            "give --gt, --gt-dir, --pred and --pred-dir; or --checkpoint with --images, --json and --segments; "
+            "or --checkpoint with --cityscapes"
+        )
 
 
 def _count(text: str, least: int = 0) -> int:
@@ -78,11 +84,15 @@ def _files(options: argparse.Namespace) -> None:
 def _model(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from refine.data.coco_panoptic import CocoPanoptic
+    from refine.engine.batches import build_dataset
+    from refine.engine.config import DatasetConfig
     from refine.engine.evaluate import evaluate, write_worst
     from refine.engine.predictor import Predictor
 
-    dataset = CocoPanoptic(options.images, options.json, options.segments, remap=options.remap)
+    data = DatasetConfig(images=options.images, json=options.json, segments=options.segments, remap=options.remap)
+    if options.cityscapes:
+        data = DatasetConfig(kind="cityscapes", root=options.cityscapes, split=options.split)
+    dataset = build_dataset(data)
     predictor = Predictor(options.checkpoint, device=options.device, method=options.method)
     evaluation = evaluate(predictor, dataset, average_precision=True, max_images=options.max_images)
     evaluation.write(options.out)

@@ -22,6 +22,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
 
     from refine.engine.config import load_run
     from refine.engine.info import network_info
+    from refine.engine.machine import name_machine
 
     summary = Table("config", "parameters (M)", "trained (M)", "GFLOPs", "seconds", "detections")
     tables = []
@@ -52,4 +53,4 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
             column.justify = "right"
     # A file or a pipe has no width to keep to.
     Console(width=None if sys.stdout.isatty() else 120).print(*tables, summary)
-    print(f"one random image of {options.size[0]} × {options.size[1]} pixels on {info.hardware}")
+    print(f"one random image of {options.size[0]} × {options.size[1]} pixels on {name_machine(info.machine)}")

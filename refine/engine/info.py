@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from torchvision.models.resnet import Bottleneck
 
+from refine.engine.machine import describe_machine
 from refine.engine.profile import Stage, staged
 from refine.modeling.box_head import BoxHead
 from refine.modeling.config import ModelConfig
@@ -27,7 +28,7 @@ class NetworkInfo:
         seconds: of one `predict`, the fastest of those timed.
         size: (height, width) of the image in pixels.
         detections: instances that the masks were computed for.
-        hardware: what it was timed on.
+        machine: what it was timed on, see `describe_machine`.
     """
 
     parameters: int
@@ -36,7 +37,7 @@ class NetworkInfo:
     seconds: float
     size: tuple[int, int]
     detections: int
-    hardware: str
+    machine: dict[str, Any]
 
 
 def network_info(
@@ -78,7 +79,7 @@ def network_info(
         seconds=seconds,
         size=size,
         detections=detections,
-        hardware=hardware(device),
+        machine=describe_machine(torch.device(device)),
     )
 
 
@@ -100,15 +101,3 @@ def random_model(config: ModelConfig, num_things: int, num_classes: int) -> Pano
             if isinstance(block, Bottleneck):
                 block.bn3.weight.fill_(0.2)
     return model
-
-
-def hardware(device: str = "cpu") -> str:
-    """What measurements on this device are headed with."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpu = "CPU"
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [x.split(":", 1)[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")]
-        cpu = names[0] if names else cpu
-    return f"{cpu}, {torch.get_num_threads()} threads"

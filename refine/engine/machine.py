@@ -26,6 +26,12 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     }
 
 
+def name_machine(machine: dict[str, Any]) -> str:
+    """Of `describe_machine`, in words: the GPU, or the processor and how many threads of it."""
+    cores = f"{machine['threads']} of {machine['cores']} cores"
+    return machine["gpu"] or f"{machine['processor']}, {cores}"
+
+
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():

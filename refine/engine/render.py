@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from refine.engine.machine import name_machine
 from refine.engine.reproduce import Table
 from refine.files import atomic_path, write_json
 
@@ -56,10 +57,9 @@ def to_markdown(table: Table, results: Results, command: str) -> str:
     lines += ["", f"`{command}`"]
     if some is not None:
         machine = some["machine"]
-        device = machine["gpu"] or f"{machine['processor']}, {machine['threads']} of {machine['cores']} cores"
         lines += [
             "",
-            f"{some['images']} validation images; {device}; torch {machine['torch']}, commit "
+            f"{some['images']} validation images; {name_machine(machine)}; torch {machine['torch']}, commit "
             f"{machine['commit']}, {machine['date']}. In percent, mean ± standard deviation over the seeds; "
             f"Δ is the mean of the differences to {reference!r}, seed by seed. Minutes are those of one "
             f"training.",

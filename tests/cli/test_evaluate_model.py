@@ -1,0 +1,56 @@
+"""`refine evaluate` of a model on raw Cityscapes."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from drawn_data import write_cityscapes
+
+from refine.cli.main import main
+from refine.data.cityscapes import CATEGORIES
+from refine.engine.checkpoint import SavedModel, save_model
+from refine.modeling.config import BackboneConfig, BoxHeadConfig, IBPPConfig, MaskHeadConfig, ModelConfig
+from refine.modeling.config import SemanticHeadConfig as Semantic
+from refine.modeling.model import PanopticModel
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A frame that is road but for a car, and a network that calls every pixel road."""
+    values = np.full((64, 96), 7)
+    values[8:24, 8:40] = 26001
+    write_cityscapes(tmp_path / "data", values)
+    config = ModelConfig(
+        backbone=BackboneConfig(
+            "resnet18", weights=None, frozen_stages=0, stem_width=8, width_per_group=8, res2_channels=32
+        ),
+        fpn_channels=16,
+        box_head=BoxHeadConfig(num_convs=0, num_fcs=1, fc_channels=16, score_threshold=0.99),
+        mask_head=MaskHeadConfig(num_convs=1, channels=16),
+        semantic_head=Semantic(channels=16),
+        ibpp=IBPPConfig(0),
+    )
+    model = PanopticModel(config, CATEGORIES.num_things, len(CATEGORIES)).eval()
+    with torch.no_grad():
+        model.semantic_head.predictor.weight.zero_()
+        model.semantic_head.predictor.bias[CATEGORIES.index(7)] = 9
+    save_model(tmp_path / "model", SavedModel(model, CATEGORIES, test_size=(64, 96), data="nothing"))
+    return tmp_path
+
+
+def test_pq_on_raw_cityscapes(folder, capsys):
+    words = ["evaluate", "--checkpoint", folder / "model", "--cityscapes", folder / "data", "--out", folder / "r.json"]
+    assert main([str(word) for word in words]) == 0, capsys.readouterr().err
+    result = json.loads((folder / "r.json").read_text())
+    road = 64 * 96 - 16 * 32  # owned by a segment of the whole frame
+    assert result["per_class"]["7"]["pq"] == pytest.approx(road / (64 * 96))
+    assert result["Things"] == {"pq": 0.0, "sq": 0.0, "rq": 0.0, "n": 1}
+
+
+def test_either_cityscapes_or_coco(folder, capsys):
+    words = ["evaluate", "--checkpoint", "x", "--cityscapes", "y", "--json", "z", "--out", "r.json"]
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert "--cityscapes" in capsys.readouterr().err
