@@ -21,7 +21,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     model.add_argument("--json", help="panoptic JSON")
     model.add_argument("--segments", help="folder of its PNGs")
     model.add_argument("--remap", help="file of category changes")
-    model.add_argument("--cityscapes", metavar="ROOT", help="raw Cityscapes instead of --images, --json, --segments")
+    model.add_argument("--cityscapes", metavar="ROOT", help="raw Cityscapes, instead of these three")
     model.add_argument("--split", default="val", help="of Cityscapes (val)")
     model.add_argument("--device", help="cpu, cuda, …")
     model.add_argument("--method", help="rule of fusion (default: the checkpoint's)")

@@ -40,8 +40,8 @@ def folder(tmp_path):
 
 
 def test_pq_on_raw_cityscapes(folder, capsys):
-    words = ["evaluate", "--checkpoint", folder / "model", "--cityscapes", folder / "data", "--out", folder / "r.json"]
-    assert main([str(word) for word in words]) == 0, capsys.readouterr().err
+    words = ["--checkpoint", folder / "model", "--cityscapes", folder / "data", "--out", folder / "r.json"]
+    assert main(["evaluate", *map(str, words)]) == 0, capsys.readouterr().err
     result = json.loads((folder / "r.json").read_text())
     road = 64 * 96 - 16 * 32  # owned by a segment of the whole frame
     assert result["per_class"]["7"]["pq"] == pytest.approx(road / (64 * 96))
