@@ -58,12 +58,9 @@ def benchmark(
         compiled: compile the backbone and the pyramid with torch.compile.
         rounds: timed runs, after one that warms up.
     """
-    predictor = Predictor(saved, device=device, precision=precision)
+    predictor = Predictor(saved, device=device, precision=precision, compiled=compiled)
     predictor.test_size = (min(size), max(size))
     model = predictor.model
-    if compiled:
-        model.backbone.compile()
-        model.fpn.compile()
     generator = torch.Generator().manual_seed(0)
     images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for _ in range(batch)]
     on_gpu = predictor.device.type == "cuda"

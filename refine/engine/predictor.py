@@ -50,6 +50,7 @@ class Predictor:
         method: rule of fusion; the checkpoint's own if None.
         fusion: its thresholds; the checkpoint's own if None.
         precision: "bf16" or "fp16" runs the network under autocast.
+        compiled: compile backbone and pyramid with torch.compile, again for every size of image.
 
     Raises:
         RefineError: no such checkpoint, a broken one, or one without the head that the method asks.
@@ -63,6 +64,7 @@ class Predictor:
         method: Method | None = None,
         fusion: FusionConfig | None = None,
         precision: Literal["32", "bf16", "fp16"] = "32",
+        compiled: bool = False,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         saved = checkpoint if isinstance(checkpoint, SavedModel) else load_model(checkpoint)
@@ -79,6 +81,9 @@ class Predictor:
                     f"method {self.method!r}: the model has no {head} head; train one on it "
                     f"(`optim.train_only`), or use heuristic or shr"
                 )
+        if compiled:
+            self.model.backbone.compile()
+            self.model.fpn.compile()
         self.autocast = {"32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
     def __call__(self, image: ImageLike) -> PanopticResult:
@@ -109,7 +114,11 @@ class Predictor:
 
     @torch.inference_mode()
     def raw(self, images: Sequence[Tensor]) -> list[RawPrediction]:
-        """Run the network on a batch: Tensor[3, H, W] uint8 RGB each, of any sizes."""
+        """Run the network on a batch: Tensor[3, H, W] uint8 RGB each, of any sizes.
+
+        Smaller ones are padded to the largest, which the convolutions see near the right and lower border:
+        there results differ a little from those of one image at a time.
+        """
         resized = [resize_for_test(image.to(self.device), *self.test_size) for image in images]
         with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
             predictions = self.model.predict(self.model.image_batch(resized))
