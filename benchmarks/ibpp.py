@@ -1,10 +1,12 @@
-"""What IBPP costs at test: REFINE with T = 3 against the same network with T = 0, side by side.
+"""What the method costs at test: REFINE against the same network without it, side by side.
 
     python benchmarks/ibpp.py --out ibpp.json
+    python benchmarks/ibpp.py configs/coco/cascade_panoptic_fpn_r101_dcn.yaml configs/coco/refine_r101_dcn.yaml
 
-ResNet-50 at 800 × 1333 with random weights, 100 detections placed as boxes of COCO's sizes are, so that both
-networks do the same work up to the boxes. The two take turns for `--rounds` rounds and the median counts.
-CPU time of the process is given too: its ratio hardly depends on what else the machine does.
+From the picture to the panoptic map at 800 × 1333, with random weights and 100 detections placed as boxes of
+COCO's sizes are, so that all networks do the same work up to the boxes. Without configs: IBPP alone, on
+ResNet-50. The networks take turns for `--rounds` rounds, the median counts, and ratios are to the first. CPU
+time of the process is given too: its ratio hardly depends on what else the machine does.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from refine.engine.checkpoint import SavedModel
+from refine.engine.config import RunConfig, load_run
+from refine.engine.info import random_model
 from refine.engine.machine import describe_machine
+from refine.engine.predictor import Predictor
 from refine.files import write_json
 from refine.modeling.config import BackboneConfig, IBPPConfig, ModelConfig
-from refine.modeling.model import PanopticModel
-from refine.structures import Instances
+from refine.structures import Categories, Instances
 
 THINGS, CLASSES = 80, 133
 SIZE = (800, 1333)
@@ -44,15 +48,21 @@ class FixedBoxes(nn.Module):
         return [self.detections]
 
 
-def build(iterations: int, shared: bool, detections: Instances) -> PanopticModel:
-    torch.manual_seed(0)
-    config = ModelConfig(
-        backbone=BackboneConfig("resnet50", weights=None, norm="frozen_bn"),
-        ibpp=IBPPConfig(iterations=iterations, shared=shared),
+def resnet50(iterations: int, shared: bool = False) -> RunConfig:
+    config = RunConfig()
+    config.model = ModelConfig(
+        backbone=BackboneConfig("resnet50", norm="frozen_bn"), ibpp=IBPPConfig(iterations, shared=shared)
     )
-    model = PanopticModel(replace(config), THINGS, CLASSES).eval()
+    return config
+
+
+def build(config: RunConfig, detections: Instances, device: torch.device) -> Predictor:
+    torch.manual_seed(0)
+    model = random_model(config.model, THINGS, CLASSES)
     model.box_heads = FixedBoxes(model.box_heads, detections)  # type: ignore[assignment]
-    return model
+    names = [{"id": n + 1, "name": f"class {n + 1}", "isthing": n < THINGS} for n in range(CLASSES)]
+    saved = SavedModel(model, Categories.from_json(names), SIZE, config.eval.method, config.eval.fusion)
+    return Predictor(saved, device=device)
 
 
 def boxes_of_coco(seed: int = 0) -> Instances:
@@ -70,14 +80,14 @@ def boxes_of_coco(seed: int = 0) -> Instances:
     )
 
 
-def measure(models: dict[str, PanopticModel], image: Tensor, rounds: int) -> dict[str, dict[str, float]]:
+def measure(models: dict[str, Predictor], image: Tensor, rounds: int) -> dict[str, dict[str, float]]:
     """Median seconds of each model, wall and CPU, taking turns."""
     device = image.device
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
     for number in range(rounds + 1):
         for name, model in models.items():
             wall, cpu = time.perf_counter(), time.process_time()
-            model.predict(model.image_batch([image]))
+            model(image)
             if device.type == "cuda":
                 torch.cuda.synchronize()
             if number:  # the first round warms up
@@ -93,35 +103,30 @@ def measure(models: dict[str, PanopticModel], image: Tensor, rounds: int) -> dic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("configs", nargs="*", help="YAMLs to compare")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="of the CPU (torch's choice)")
-    parser.add_argument("--profile", action="store_true", help="print where the time of T = 3 goes")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     detections = boxes_of_coco().to(device)
-    models = {
-        "T = 0": build(0, False, detections).to(device),
-        "T = 3": build(3, False, detections).to(device),
-        "T = 3, shared heads": build(3, True, detections).to(device),
+    configs = {Path(name).stem: load_run(name) for name in options.configs} or {
+        "T = 0": resnet50(0),
+        "T = 3": resnet50(3),
+        "T = 3, shared heads": resnet50(3, shared=True),
     }
+    models = {name: build(config, detections, device) for name, config in configs.items()}
     image = torch.randint(0, 255, (3, *SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     numbers = measure(models, image.to(device), options.rounds)
     table = Table("network", "wall s", "CPU s", "ratio wall", "ratio CPU")
-    base = numbers["T = 0"]
+    base = next(iter(numbers.values()))
     for name, row in numbers.items():
         row["ratio_wall"], row["ratio_cpu"] = row["wall_s"] / base["wall_s"], row["cpu_s"] / base["cpu_s"]
         table.add_row(name, *(f"{row[k]:.2f}" for k in ("wall_s", "cpu_s", "ratio_wall", "ratio_cpu")))
     Console().print(table)
-    if options.profile:
-        from torch.profiler import profile, record_function
-
-        with profile() as recorded, record_function("predict"):
-            models["T = 3"].predict(models["T = 3"].image_batch([image.to(device)]))
-        print(recorded.key_averages(group_by_input_shape=True).table(sort_by="self_cpu_time_total", row_limit=25))
     if options.out:
         write_json(options.out, {"machine": describe_machine(device), "networks": numbers}, indent=1)
 
