@@ -173,9 +173,32 @@ def _configs(
 
 
 def _digest(config: RunConfig, start: str | None) -> str:
-    """Short name of what decides the weights, but for the seed; `start` is that of the model begun with."""
-    values = {k: v for k, v in to_mapping(config).items() if k not in (*IRRELEVANT, "seed")}
-    values["init"] = start or values["init"]
+    """Short name of what decides the weights, but for the seed; `start` is that of the model begun with.
+
+    Defaults are left out, so that the name stays when fields are added to configs.
+    """
+    values = _changed(to_mapping(config), to_mapping(RunConfig()))
+    for name in (*IRRELEVANT, "seed", "init"):
+        values.pop(name, None)
+    values["data"] = values["data"].get("train")
+    return _short([values, start or config.init])
+
+
+def _changed(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """What differs from the defaults, part by part."""
+    changed = {}
+    for name, value in values.items():
+        default = defaults.get(name)
+        if isinstance(value, dict) and isinstance(default, dict):
+            value = _changed(value, default)
+            if value:
+                changed[name] = value
+        elif value != default:
+            changed[name] = value
+    return changed
+
+
+def _short(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -190,8 +213,9 @@ def _measure(row: Row, config: RunConfig, seed: int) -> dict[str, Any]:
         raise RefineError("data.val: is not given; a table needs data to measure on")
     last = last_checkpoint(config.out)
     assert last is not None
-    key = hashlib.sha256(json.dumps([row.method, row.fusion, to_mapping(config)["eval"]]).encode()).hexdigest()
-    path = Path(config.out) / "results" / f"{key[:12]}.json"
+    values = to_mapping(config)
+    key = _short([row.method, row.fusion, values["eval"], values["data"]["val"]])
+    path = Path(config.out) / "results" / f"{key}.json"
     if path.is_file():
         return read_json(path)
     predictor = Predictor(last, device=None if config.device == "auto" else config.device, method=row.method)

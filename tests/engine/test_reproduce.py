@@ -44,6 +44,22 @@ def test_rows_share_models_and_nothing_is_done_twice(base, tmp_path):
     assert all(after[name].equal(value) for name, value in before.state_dict().items())
 
 
+def test_other_validation_data_needs_no_other_training(base, tmp_path):
+    table = Table("one", ["PQ"], [Row("a", {"seed": 0})])
+    content = json.loads(base.read_text())
+    run_table(table, base, tmp_path / "out", seeds=[0], overrides=SMALL)
+    content["data"]["val"]["json"] = str(tmp_path / "half.json")
+    write_json(base, content)
+    panoptic = json.loads((tmp_path / "data/panoptic.json").read_text())
+    panoptic["annotations"] = panoptic["annotations"][:1]
+    panoptic["images"] = [i for i in panoptic["images"] if i["id"] == panoptic["annotations"][0]["image_id"]]
+    write_json(tmp_path / "half.json", panoptic)
+    results = run_table(table, base, tmp_path / "out", seeds=[0], overrides=SMALL)
+    assert results["a"][0]["images"] == 1
+    (model,) = (tmp_path / "out/models").iterdir()
+    assert len(list((model / "seed0/results").iterdir())) == 2
+
+
 def test_budget_stops_and_the_next_call_goes_on(base, tmp_path):
     table = Table("two", ["PQ"], [Row("a", {"seed": 0})])
     words = ["--optim.max_steps=6"]
