@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.done
-EXTRAS := --extra demo --extra pretrained --extra build --extra test
+EXTRAS := --extra demo --extra pretrained --extra build --extra serve --extra test
 # One thread per process: the tests' tensors are small, and threads that wait for each other cost more.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 

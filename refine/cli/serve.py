@@ -1,0 +1,28 @@
+"""refine serve"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+
+def run(arguments: Sequence[str], prog: str, description: str) -> None:
+    parser = argparse.ArgumentParser(prog, description=description)
+    parser.add_argument(
+        "--checkpoint", default="nuclei", help="chosen at first: name of a shipped model, or a folder (default: nuclei)"
+    )
+    parser.add_argument("--device", help="cpu, cuda, … (default: the GPU if there is one)")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets others in (default: this computer only)")
+    parser.add_argument("--port", type=int, default=7860, help="(default: 7860)")
+    options = parser.parse_args(arguments)
+
+    from refine.errors import RefineError
+
+    if find_spec("gradio") is None:
+        raise RefineError("the page needs Gradio; run `pip install 'refine-panoptic[serve]'`")
+
+    from refine.serve.page import serve
+    from refine.serve.results import Models
+
+    serve(Models(options.checkpoint, options.device), options.host, options.port)
