@@ -1,4 +1,4 @@
-"""Imports point one way: cli → engine → {modeling, fusion, evaluation, data} → {ops, structures}."""
+"""Imports point one way: cli → serve → engine → {modeling, fusion, evaluation, data} → {ops, structures}."""
 
 import ast
 from pathlib import Path
@@ -17,6 +17,7 @@ ALLOWED = {
     "fusion": GROUND | {"ops"},
     "evaluation": GROUND | {"ops"},
     "engine": GROUND | {"ops", "data", "modeling", "fusion", "evaluation"},
+    "serve": GROUND | {"data", "fusion", "evaluation", "engine"},
 }
 
 

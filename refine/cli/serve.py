@@ -9,9 +9,7 @@ from importlib.util import find_spec
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser = argparse.ArgumentParser(prog, description=description)
-    parser.add_argument(
-        "--checkpoint", default="nuclei", help="chosen at first: name of a shipped model, or a folder (default: nuclei)"
-    )
+    parser.add_argument("--checkpoint", default="nuclei", help="shown first: a shipped model or a folder (nuclei)")
     parser.add_argument("--device", help="cpu, cuda, … (default: the GPU if there is one)")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets others in (default: this computer only)")
     parser.add_argument("--port", type=int, default=7860, help="(default: 7860)")

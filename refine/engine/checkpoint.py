@@ -6,10 +6,11 @@ No file holds pickled code, and a folder is either whole or absent.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -210,7 +211,10 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
 
 
 def load_matching(model: torch.nn.Module, folder: Path) -> list[str]:
-    """Start a model from another that may have other classes or parts.
+    """Start a model from another that may have other classes or parts, or fewer iterations.
+
+    Heads of iterations that the other does not have start as those of its last one: a Panoptic-FPN's one
+    mask head as that of every iteration.
 
     Args:
         model: takes every tensor of the same name and shape; the others stay.
@@ -225,11 +229,25 @@ def load_matching(model: torch.nn.Module, folder: Path) -> list[str]:
     ema = folder / "ema.safetensors"
     path = ema if ema.exists() else folder / "model.safetensors"
     weights, own = read_weights(path), model.state_dict()
+    weights |= _later_heads(weights, own)
     fitting = {k: v.to(own[k].dtype) for k, v in weights.items() if k in own and own[k].shape == v.shape}
     if not fitting:
         raise RefineError(f"init: no tensor of {path} fits the model; start from one of the same architecture")
     model.load_state_dict(fitting, strict=False)
     return [k for k in own if k not in fitting]
+
+
+def _later_heads(weights: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
+    """Tensors of IBPP's heads that `weights` lacks, from the last iteration that it has."""
+    found: dict[str, Tensor] = {}
+    for name in wanted:
+        match = re.fullmatch(r"(ibpp\.(?:mask|semantic)_heads)\.(\d+)\.(.+)", name)
+        if match and name not in weights:
+            heads, t, rest = match.groups()
+            known = [k for n in range(int(t)) if (k := f"{heads}.{n}.{rest}") in weights]
+            if known:
+                found[name] = weights[known[-1]]
+    return found
 
 
 @contextmanager

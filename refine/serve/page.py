@@ -93,7 +93,7 @@ def build(models: Models) -> gr.Blocks:
                         elem_id="examples",
                     )
                 model = gr.Dropdown(models.names, value=first, label="Model", elem_id="model")
-                settings = [
+                settings: list[Any] = [
                     gr.Dropdown(
                         list(get_args(Method)),
                         value=saved.method,
@@ -143,7 +143,7 @@ def build(models: Models) -> gr.Blocks:
         queue: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "trigger_mode": "always_last"}
         answer = [look, viewer, downloads]
         shows = partial(_open, models)
-        file.upload(shows, [file, model, *settings], answer, **queue)
+        file.upload(shows, [file, model, *settings], answer, api_name="open", **queue)
         file.clear(_nothing, None, answer, **queue)
         if examples:
             example.click(lambda index: str(examples[index]), example, file, **queue).then(
@@ -153,10 +153,15 @@ def build(models: Models) -> gr.Blocks:
             shows, [file, model, *settings], answer, **queue
         )
         erase.input(lambda on: gr.Slider(visible=on), erase, certainty, **queue)
-        for setting in settings:
-            setting.input(
-                partial(_fuse_again, models), [look, *settings], [viewer, downloads], show_progress="hidden", **queue
-            )
+        gr.on(
+            [setting.input for setting in settings],
+            partial(_fuse_again, models),
+            [look, *settings],
+            [viewer, downloads],
+            show_progress="hidden",
+            api_name="fuse",
+            **queue,
+        )
         for button, make in ((archive, archive_file), (picture, overlay_file)):
             button.click(partial(_hand_out, models, make), [look, *settings], handed, **queue).then(
                 None, handed, None, js=_asset("save.js")

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import socket
+import statistics
 import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from PIL import Image
 
 import refine.serve.results
 from refine.cli.main import main
-from refine.engine.checkpoint import SHIPPED
+from refine.data.images import read_image
 from refine.errors import RefineError
 from refine.serve.results import MAX_PIXELS, VIEW_SIDE, Models, archive_file, overlay_file, view
 from refine.structures import rgb_to_id
@@ -42,8 +43,8 @@ def pictures(tmp_path_factory):
     whole = Image.open(Path(mahotas.__file__).parent / "demos" / "data" / "nuclear.png")
     folder = tmp_path_factory.mktemp("pictures")
     paths = [folder / "left.png", folder / "right.png"]
-    whole.crop((0, 0, 320, 240)).save(paths[0])
-    whole.crop((600, 300, 840, 540)).save(paths[1])
+    whole.crop((0, 0, 640, 480)).save(paths[0])
+    whole.crop((600, 300, 1080, 780)).save(paths[1])
     return paths
 
 
@@ -56,9 +57,11 @@ def test_fusing_again_does_not_run_the_network(models, look, monkeypatch):
     own = models.load("nuclei")
     before = models.fuse(look, own.method, own.fusion)
     monkeypatch.setattr(type(own.model), "predict", lambda *_: pytest.fail("the network ran"))
-    high = models.fuse(look, own.method, replace(own.fusion, score_threshold=0.97))
-    assert 1 < sum(s.isthing for s in high.segments) < sum(s.isthing for s in before.segments)
-    assert all(s.score >= 0.97 for s in high.segments if s.isthing)
+    scores = [s.score for s in before.segments if s.isthing]
+    middle = statistics.median(scores)
+    high = models.fuse(look, own.method, replace(own.fusion, score_threshold=middle))
+    assert 0 < sum(s.isthing for s in high.segments) < len(scores)
+    assert all(s.score >= middle for s in high.segments if s.isthing)
     erased = models.fuse(look, own.method, replace(own.fusion, unknown_erasing=True, ue_threshold=1.0))
     assert [s for s in before.segments if not s.isthing]
     assert not [s for s in erased.segments if not s.isthing]
@@ -69,12 +72,13 @@ def test_the_view_says_what_the_pixels_are(models, look, monkeypatch):
     own = models.load("nuclei")
     result = models.fuse(look, own.method, own.fusion)
     shown = view(look, result)
-    assert (shown["name"], shown["width"], shown["height"]) == ("left.png", 320, 240)
+    assert (shown["name"], shown["width"], shown["height"]) == ("left.png", 640, 480)
     ids = rgb_to_id(pixels(shown["ids"]))
     assert (ids == result.segment_ids.numpy()).all()
-    assert {s["id"]: s["area"] for s in shown["segments"]} == {i: int((ids == i).sum()) for i in np.unique(ids) if i}
+    areas = {i: int((ids == i).sum()) for i in np.unique(ids) if i}
+    assert {s["id"]: s["area"] for s in shown["segments"]} == areas
     assert {s["name"] for s in shown["segments"]} == {"nucleus", "background"}
-    assert pixels(shown["picture"]).shape == pixels(shown["overlay"]).shape == (240, 320, 3)
+    assert pixels(shown["picture"]).shape == pixels(shown["overlay"]).shape == (480, 640, 3)
     json.dumps(shown)
     # A larger picture is shown smaller; the segments stay those of the picture.
     monkeypatch.setattr(refine.serve.results, "VIEW_SIDE", 160)
@@ -98,7 +102,7 @@ def test_files_are_those_of_refine_predict(models, look, pictures, tmp_path):
     for file in files:
         assert (tmp_path / "page" / file).read_bytes() == (tmp_path / "predict" / file).read_bytes()
     assert overlay_file(look, result)["name"] == "left_overlay.jpg"
-    assert pixels(overlay_file(look, result)["data"]).shape == (240, 320, 3)
+    assert pixels(overlay_file(look, result)["data"]).shape == (480, 640, 3)
 
 
 def test_what_cannot_be_done_is_told_without_folders(models, look, pictures, tmp_path, monkeypatch):
@@ -159,16 +163,17 @@ SETTINGS = ["heuristic", 0.5, False, 0.5]
 def opened(client, path: Path):
     from gradio_client import handle_file
 
-    return client.predict(handle_file(str(path)), "nuclei", *SETTINGS, api_name="/open")[0]
+    return client.predict(handle_file(str(path)), "nuclei", *SETTINGS, api_name="/open")
 
 
 def test_visitors_do_not_mix(served, pictures):
     clients = [visitor(served) for _ in pictures]
     with ThreadPoolExecutor() as pool:
         first = list(pool.map(opened, clients, pictures))
-    assert [(v["name"], v["width"]) for v in first] == [("left.png", 320), ("right.png", 240)]
+    assert [(v["name"], v["width"]) for v in first] == [("left.png", 640), ("right.png", 480)]
     for client, before in zip(clients, first, strict=True):
-        after = client.predict("heuristic", 0.97, False, 0.5, api_name="/fuse")[0]
+        scores = [s["score"] for s in before["segments"] if s["thing"]]
+        after = client.predict("heuristic", statistics.median(scores), False, 0.5, api_name="/fuse")
         assert (after["name"], after["seconds"]) == (before["name"], before["seconds"])  # the same look
         assert 0 < len(after["segments"]) < len(before["segments"])
 
@@ -180,9 +185,9 @@ def test_errors_stand_on_the_page(served, pictures, tmp_path):
     told = opened(client, bad)["error"]
     assert told.startswith("bad.png: is damaged")
     opened(client, pictures[1])
-    told = client.predict("srm", 0.5, False, 0.5, api_name="/fuse")[0]["error"]
+    told = client.predict("srm", 0.5, False, 0.5, api_name="/fuse")["error"]
     assert "no ranking head" in told
-    again = client.predict(*SETTINGS, api_name="/fuse")[0]
+    again = client.predict(*SETTINGS, api_name="/fuse")
     assert again["name"] == "right.png"
 
 
@@ -204,9 +209,12 @@ def test_addresses_that_cannot_be_served(models, served):
         launch(build(models), host, int(port))
 
 
-def test_examples_are_pictures_at_hand():
+def test_examples_are_pictures_at_hand(monkeypatch):
     pytest.importorskip("gradio")
-    from refine.serve.page import packaged_pictures
+    from refine.serve import page
 
-    assert all(path.is_file() for path in packaged_pictures())
-    assert SHIPPED.is_dir()
+    found = page.packaged_pictures()
+    assert "nuclear.png" in {path.name for path in found}
+    assert all(read_image(path).shape[0] == 3 for path in found)
+    monkeypatch.setattr(page, "EXAMPLES", (("nowhere", "picture.png"), ("refine", "nowhere.png")))
+    assert page.packaged_pictures() == []

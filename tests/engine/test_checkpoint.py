@@ -160,6 +160,26 @@ def test_start_from_a_model_with_other_classes(saved: SavedModel, tmp_path: Path
     assert all(n.startswith(("box_heads", "ibpp", "semantic_head")) for n in stayed)
 
 
+def test_iterations_start_as_the_last_one_known(saved: SavedModel, tmp_path: Path) -> None:
+    config = tiny_model()
+    config.ibpp.iterations = 0
+    save_model(tmp_path / "plain", SavedModel(PanopticModel(config, 2, 4), saved.categories))
+    config.ibpp.iterations = 3
+    model = PanopticModel(config, 2, 4)
+    load_matching(model, tmp_path / "plain")
+    first, _, last = model.ibpp.mask_heads
+    assert torch.equal(first.deconv.weight, last.deconv.weight)
+    # Each iteration's own from here on; the next start takes the last of those that are there.
+    config.ibpp.iterations = 2
+    two = PanopticModel(config, 2, 4)
+    save_model(tmp_path / "two", SavedModel(two, saved.categories))
+    load_matching(model, tmp_path / "two")
+    for t, source in enumerate((0, 1, 1)):
+        for heads in ("mask_heads", "semantic_heads"):
+            ours, theirs = getattr(model.ibpp, heads)[t].state_dict(), getattr(two.ibpp, heads)[source].state_dict()
+            assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+
+
 def test_from_the_hub(saved: SavedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
