@@ -65,9 +65,11 @@ def launch(page: gr.Blocks, host: str, port: int) -> None:
             share=False,
             ssr_mode=False,
             max_file_size=MAX_FILE,
+            allowed_paths=[str(path) for path in packaged_pictures()],
             state_session_capacity=SESSIONS,
             footer_links=[],
             theme=gr.themes.Default(primary_hue="teal", neutral_hue="slate", font=system, font_mono=("monospace",)),
+            css=_asset("page.css"),
         )
     except OSError as error:
         raise RefineError(f"{host}:{port}: cannot be served; name another --port or --host") from error
@@ -82,7 +84,7 @@ def build(models: Models) -> gr.Blocks:
         gr.Markdown(INTRODUCTION)
         look = gr.State(None)
         with gr.Row():
-            with gr.Column(scale=1, min_width=300):
+            with gr.Column(scale=1, min_width=300, elem_id="left"):
                 file = gr.File(label="Picture", file_types=["image"], height=130, elem_id="picture")
                 if examples:
                     example = gr.Dataset(
@@ -92,44 +94,31 @@ def build(models: Models) -> gr.Blocks:
                         type="index",
                         elem_id="examples",
                     )
-                model = gr.Dropdown(models.names, value=first, label="Model", elem_id="model")
-                settings: list[Any] = [
-                    gr.Dropdown(
+                with gr.Column(elem_id="settings"):
+                    model = gr.Dropdown(models.names, value=first, label="Model", elem_id="model")
+                    method = gr.Dropdown(
                         list(get_args(Method)),
                         value=saved.method,
                         label="Rule of fusion",
                         info="which of two overlapping objects lies in front",
                         elem_id="method",
-                    ),
-                    gr.Slider(
-                        0,
-                        1,
-                        saved.fusion.score_threshold,
-                        step=0.01,
-                        label="Score threshold",
-                        info="objects of a lower score are not used",
-                        buttons=[],
-                        elem_id="score",
-                    ),
-                    erase := gr.Checkbox(
+                    )
+                    score = _threshold(
+                        "Score threshold", "objects of a lower score are not used", saved.fusion.score_threshold
+                    )
+                    erase = gr.Checkbox(
                         saved.fusion.unknown_erasing, label="Erase unknown regions", elem_id="erase"
-                    ),
-                    certainty := gr.Slider(
-                        0,
-                        1,
+                    )
+                    certainty = _threshold(
+                        "Unknown threshold",
+                        "regions of a lower mean confidence become unknown",
                         saved.fusion.ue_threshold,
-                        step=0.01,
-                        label="Unknown threshold",
-                        info="regions of a lower mean confidence become unknown",
-                        buttons=[],
                         visible=saved.fusion.unknown_erasing,
-                        elem_id="certainty",
-                    ),
-                ]
-                with gr.Column(visible=False) as downloads:
-                    archive = gr.Button("Download result (COCO panoptic, zip)", elem_id="archive")
-                    picture = gr.Button("Download overlay (JPEG)", elem_id="overlay")
-            with gr.Column(scale=3, min_width=320):
+                    )
+                    with gr.Row(visible=False) as downloads:
+                        archive = gr.Button("Save result (zip)", size="sm", min_width=120, elem_id="archive")
+                        picture = gr.Button("Save overlay", size="sm", min_width=120, elem_id="overlay")
+            with gr.Column(scale=3, min_width=300, elem_id="right"):
                 viewer = gr.HTML(
                     html_template=_asset("viewer.html"),
                     css_template=_asset("viewer.css"),
@@ -137,35 +126,34 @@ def build(models: Models) -> gr.Blocks:
                     apply_default_css=False,
                     elem_id="viewer",
                 )
+        settings: list[Any] = [method, score, erase, certainty]
         handed = gr.JSON(visible="hidden")
 
         # One at a time and in order, so that an earlier answer never comes after a later one.
         queue: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "trigger_mode": "always_last"}
-        answer = [look, viewer, downloads]
-        shows = partial(_open, models)
-        file.upload(shows, [file, model, *settings], answer, api_name="open", **queue)
-        file.clear(_nothing, None, answer, **queue)
+        hidden: dict[str, Any] = {**queue, "api_visibility": "private"}
+        asked, answer = [file, model, *settings], [look, viewer, downloads]
+        open_ = partial(_open, models)
+        file.upload(open_, asked, answer, api_name="open", **queue)
+        file.clear(_nothing, None, answer, **hidden)
         if examples:
-            example.click(lambda index: str(examples[index]), example, file, **queue).then(
-                shows, [file, model, *settings], answer, **queue
-            )
-        model.input(partial(_own_settings, models), model, settings, **queue).then(
-            shows, [file, model, *settings], answer, **queue
-        )
-        erase.input(lambda on: gr.Slider(visible=on), erase, certainty, **queue)
+            chosen = example.click(lambda index: str(examples[index]), example, file, **hidden)
+            chosen.then(open_, asked, answer, **hidden)
+        other = model.input(partial(_own_settings, models), model, settings, **hidden)
+        other.then(open_, asked, answer, **hidden)
+        erase.input(lambda on: gr.Slider(visible=on), erase, certainty, **hidden)
         gr.on(
             [setting.input for setting in settings],
             partial(_fuse_again, models),
             [look, *settings],
             [viewer, downloads],
-            show_progress="hidden",
             api_name="fuse",
+            show_progress="hidden",
             **queue,
         )
         for button, make in ((archive, archive_file), (picture, overlay_file)):
-            button.click(partial(_hand_out, models, make), [look, *settings], handed, **queue).then(
-                None, handed, None, js=_asset("save.js")
-            )
+            made = button.click(partial(_hand_out, models, make), [look, *settings], handed, **hidden)
+            made.then(None, handed, None, js=_asset("save.js"))
     return page
 
 
@@ -186,12 +174,12 @@ def _open(models: Models, path: str | None, model: str, *settings: Any) -> tuple
     try:
         look = models.look(path, model)
     except RefineError as error:
-        return None, {"error": str(error)}, gr.Column(visible=False)
+        return None, {"error": str(error)}, gr.Row(visible=False)
     return look, *_fuse_again(models, look, *settings)
 
 
 def _nothing() -> tuple[None, None, Any]:
-    return None, None, gr.Column(visible=False)
+    return None, None, gr.Row(visible=False)
 
 
 def _fuse_again(models: Models, look: Look | None, *settings: Any) -> tuple[Any, Any]:
@@ -201,8 +189,8 @@ def _fuse_again(models: Models, look: Look | None, *settings: Any) -> tuple[Any,
     try:
         result = models.fuse(look, *_fusion(models, look.model, *settings))
     except RefineError as error:
-        return {"error": str(error)}, gr.Column(visible=False)
-    return view(look, result), gr.Column(visible=True)
+        return {"error": str(error)}, gr.Row(visible=False)
+    return view(look, result), gr.Row(visible=True)
 
 
 def _hand_out(models: Models, make: Callable[..., dict[str, str]], look: Look, *settings: Any) -> dict[str, str]:
@@ -222,6 +210,11 @@ def _own_settings(models: Models, model: str) -> tuple[Any, ...]:
     own = saved.fusion
     shown = gr.Slider(value=own.ue_threshold, visible=own.unknown_erasing)
     return saved.method, own.score_threshold, own.unknown_erasing, shown
+
+
+def _threshold(label: str, info: str, value: float, *, visible: bool = True) -> gr.Slider:
+    name = label.split()[0].lower()
+    return gr.Slider(0, 1, value, step=0.01, label=label, info=info, buttons=[], visible=visible, elem_id=name)
 
 
 def _asset(name: str) -> str:
