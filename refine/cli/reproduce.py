@@ -15,8 +15,12 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         description=description,
         epilog="Further arguments change fields of the config, such as --optim.max_steps 500.",
     )
-    parser.add_argument("table", help="table3 … table6, ibpp, or a YAML file of rows")
-    parser.add_argument("--data", required=True, help="config of the run: NAME for configs/NAME.yaml, or a file")
+    parser.add_argument("table", help="table1 … table6, or a YAML file of rows")
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="NAME for configs/NAME.yaml or, for table1 and table2, the folder configs/NAME",
+    )
     add_arguments(parser, seeds=3)
     options, overrides = parser.parse_known_args(arguments)
     make_tables([options.table], find_config(options.data), options, overrides, f"{prog} {' '.join(arguments)}")
@@ -32,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser, seeds: int) -> None:
 
 
 def find_config(name: str) -> Path:
-    """NAME, or configs/NAME.yaml below the current folder."""
-    for path in (Path(name), Path("configs") / f"{name}.yaml"):
-        if path.is_file():
+    """NAME, configs/NAME.yaml or the folder configs/NAME below the current folder."""
+    for path in (Path("configs") / f"{name}.yaml", Path("configs") / name, Path(name)):
+        if path.exists():
             return path
     raise RefineError(f"{name}: no such config; give a file, or a name in configs/ from where that folder is")
 
@@ -46,6 +50,7 @@ def make_tables(
     from rich.console import Console
     from rich.markdown import Markdown
 
+    from refine.engine.processes import is_first
     from refine.engine.render import write_table
     from refine.engine.reproduce import load_table, run_table
 
@@ -62,6 +67,8 @@ def make_tables(
             overrides=[*overrides, f"--device={options.device}", "--log.progress=false"],
             minutes=options.budget,
         )
+        if not is_first():
+            continue
         path = out / f"{Path(name).stem}_{base.stem}"
         Console().print(Markdown(write_table(table, results, path, command)))
         print(f"written to {path}.md, .json and .png")

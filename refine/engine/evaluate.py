@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -21,7 +22,7 @@ from refine.errors import RefineError
 from refine.evaluation.average_precision import AveragePrecision
 from refine.evaluation.pq import PanopticQuality
 from refine.evaluation.report import PQReport
-from refine.fusion import FusionConfig
+from refine.fusion import FusionConfig, Method
 from refine.modeling.occlusion import contested_pairs
 from refine.ops.masks import paste_masks
 from refine.structures import Categories, Instances, PanopticResult, Segment, Targets
@@ -39,12 +40,16 @@ class Evaluation:
         pairs: overlapping pairs of detections whose order fusion got right, and all of them whose order the
             ground truth tells (see `contested_pairs`); None where not asked for.
         pictures: by file name, Tensor[3, H, 3 W] uint8: image, ground truth and prediction side by side.
+        counts: [images, 5, classes] int64, what each image adds to PQ (`PanopticQuality.state`).
+        pair_counts: [images, 2] int64, what each image adds to `pairs`.
     """
 
     report: PQReport
     average_precision: dict[str, dict[str, float]] | None = None
     pairs: tuple[int, int] | None = None
     pictures: dict[str, Tensor] = field(default_factory=dict)
+    counts: np.ndarray = field(default_factory=lambda: np.zeros((0, 5, 0), np.int64))
+    pair_counts: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -77,7 +82,9 @@ def evaluate(
     workers: int = 0,
     group: Processes = ALONE,
 ) -> Evaluation:
-    """Predict and compare every image; memory does not grow with their number, but for AP's run lengths.
+    """Predict and compare every image, fused by the predictor's own rule.
+
+    Memory grows with the number of images only by AP's run lengths and 40 bytes per image and class.
 
     Args:
         predictor: with the categories of the data set.
@@ -91,51 +98,115 @@ def evaluate(
 
     Raises:
         RefineError: model and data set have different categories.
-        ValueError: AP over several processes.
+    """
+    (evaluation,) = evaluate_rules(
+        predictor,
+        dataset,
+        [(predictor.method, predictor.fusion)],
+        average_precision=average_precision,
+        occlusion_accuracy=occlusion_accuracy,
+        max_images=max_images,
+        pictures=pictures,
+        workers=workers,
+        group=group,
+    )
+    return evaluation
+
+
+def evaluate_rules(
+    predictor: Predictor,
+    dataset: PanopticDataset,
+    rules: Sequence[tuple[Method, FusionConfig]],
+    *,
+    average_precision: bool = False,
+    occlusion_accuracy: bool = False,
+    max_images: int | None = None,
+    pictures: int = 0,
+    workers: int = 0,
+    group: Processes = ALONE,
+) -> list[Evaluation]:
+    """`evaluate` under several rules of fusion, of the same predictions: the network runs once per image.
+
+    Args:
+        rules: method and thresholds; instead of the predictor's own.
+        predictor, dataset, average_precision, occlusion_accuracy, max_images, pictures, workers, group: as
+            in `evaluate`.
+
+    Returns:
+        One for each rule, in their order.
+
+    Raises:
+        RefineError: as `evaluate`.
     """
     _check_categories(predictor.categories, dataset.categories)
-    if average_precision and group.count > 1:
-        raise ValueError("evaluate: average_precision needs all images in one process")
     categories = dataset.categories
-    quality, precision = PanopticQuality(categories), AveragePrecision(categories)
-    drawn: dict[str, Tensor] = {}
-    pairs = [0, 0]
+    precision = AveragePrecision(categories)
+    sums = [_Sums(PanopticQuality(categories)) for _ in rules]
     total = min(max_images or len(dataset), len(dataset))
     for index, image, truth in _read(dataset, range(group.rank, total, group.count), workers):
         raw = predictor.raw([image])[0]
-        result = predictor.fuse(raw)
         image_id, file_name = dataset.name(index)
-        quality.update(
-            truth.index.numpy() + 1,
-            _segments_info(truth, categories),
-            result.segment_ids.cpu().numpy(),
-            result.segments,
-            image_id=image_id,
-            file_name=file_name,
-        )
+        targets = None
+        if average_precision or occlusion_accuracy:
+            targets = truth.targets(categories.num_things, image_id, file_name)
         if average_precision:
             size = raw.instances.image_size
+            assert targets is not None
             assert raw.instances.roi_masks is not None, "the network gives masks"
             masks = paste_masks(raw.instances.roi_masks, raw.instances.boxes, size)
-            targets = truth.targets(categories.num_things, image_id, file_name)
             precision.update(targets, replace(raw.instances, masks=masks).to("cpu"))
-        if occlusion_accuracy:
-            targets = truth.targets(categories.num_things, image_id, file_name).to(predictor.device)
-            right, decided = count_right(raw.instances, targets, result, predictor.fusion)
-            pairs = [pairs[0] + right, pairs[1] + decided]
-        if index < pictures:
-            drawn[file_name] = side_by_side(image, to_result(truth, categories), result)
+        for (method, config), part in zip(rules, sums, strict=True):
+            result = predictor.fuse(raw, method, config)
+            before = part.quality.state()
+            part.quality.update(
+                truth.index.numpy() + 1,
+                _segments_info(truth, categories),
+                result.segment_ids.cpu().numpy(),
+                result.segments,
+                image_id=image_id,
+                file_name=file_name,
+            )
+            part.counts.append(part.quality.state() - before)
+            if occlusion_accuracy:
+                assert targets is not None
+                part.pairs.append(count_right(raw.instances, targets.to(predictor.device), result, config))
+            if index < pictures:
+                part.drawn[file_name] = side_by_side(image, to_result(truth, categories), result)
+    measured = None
+    if average_precision:
+        whole = AveragePrecision(categories)
+        for of_one in group.gather(precision):
+            whole.merge(of_one)
+        measured = whole.compute()
+    return [_merge(group.gather(part), categories, measured, occlusion_accuracy) for part in sums]
+
+
+@dataclass
+class _Sums:
+    """What one process has counted under one rule, over all images and of each."""
+
+    quality: PanopticQuality
+    counts: list[np.ndarray] = field(default_factory=list)
+    pairs: list[tuple[int, int]] = field(default_factory=list)
+    drawn: dict[str, Tensor] = field(default_factory=dict)
+
+
+def _merge(
+    parts: Sequence[_Sums],
+    categories: Categories,
+    precision: dict[str, dict[str, float]] | None,
+    occlusion_accuracy: bool,
+) -> Evaluation:
     merged = PanopticQuality(categories)
-    for part in group.gather(quality):
-        merged.merge(part)
-    for part in group.gather(drawn):
-        drawn |= part
-    sums = [sum(column) for column in zip(*group.gather(pairs), strict=True)]
+    drawn: dict[str, Tensor] = {}
+    for part in parts:
+        merged.merge(part.quality)
+        drawn |= part.drawn
+    counts = np.array([c for part in parts for c in part.counts], np.int64).reshape(-1, 5, len(categories))
+    pairs = np.array([pair for part in parts for pair in part.pairs], np.int64).reshape(-1, 2)
+    right, decided = pairs.sum(0).tolist()
     return Evaluation(
-        merged.compute(),
-        precision.compute() if average_precision else None,
-        (sums[0], sums[1]) if occlusion_accuracy else None,
-        drawn,
+        merged.compute(), precision, (right, decided) if occlusion_accuracy else None, drawn, counts, pairs
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -23,6 +23,14 @@ from refine.ops.semantic import semantic_map
 from refine.structures import Categories, Instances, PanopticResult
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
+
+HEADS = {
+    "srm": "ranking",
+    "ocfusion": "occlusion",
+    "strong": "occlusion",
+    "soe": "occlusion",
+}
+"""Head of the model that a learned rule of fusion asks."""
 
 
 @dataclass
@@ -73,14 +81,7 @@ class Predictor:
         self.test_size = saved.test_size
         self.method: Method = method or saved.method
         self.fusion = fusion or saved.fusion
-        if self.method not in get_args(Method):
-            raise RefineError(f"method {self.method!r}: unknown; give one of {', '.join(get_args(Method))}")
-        for methods, head in ((("ocfusion", "strong", "soe"), "occlusion"), (("srm",), "ranking")):
-            if self.method in methods and getattr(self.model, head) is None:
-                raise RefineError(
-                    f"method {self.method!r}: the model has no {head} head; train one on it "
-                    f"(`optim.train_only`), or use heuristic or shr"
-                )
+        check_method(self.method, self.model)
         if compiled:
             self.model.backbone.compile()
             self.model.fpn.compile()
@@ -99,18 +100,24 @@ class Predictor:
         return self.fuse(self.raw([to_tensor(image)])[0])
 
     @torch.inference_mode()
-    def fuse(self, raw: RawPrediction) -> PanopticResult:
-        """Apply the predictor's rule of fusion to what `raw` gave."""
+    def fuse(
+        self, raw: RawPrediction, method: Method | None = None, fusion: FusionConfig | None = None
+    ) -> PanopticResult:
+        """Apply a rule of fusion, the predictor's own if not given, to what `raw` gave."""
         return fuse(
             raw.instances,
             raw.sem_seg,
             categories=self.categories,
-            method=self.method,
+            method=method or self.method,
             sem_confidence=raw.sem_confidence,
-            occlusion=self.model.occlusion.predict if self.model.occlusion is not None else None,
-            ranking=self.model.ranking.predict if self.model.ranking is not None else None,
-            config=self.fusion,
+            config=fusion or self.fusion,
+            **self.answers(),
         )
+
+    def answers(self) -> dict[str, Any]:
+        """`occlusion` and `ranking` of `refine.fuse`: the model's heads, or None."""
+        heads = {name: getattr(self.model, name) for name in ("occlusion", "ranking")}
+        return {name: None if head is None else head.predict for name, head in heads.items()}
 
     @torch.inference_mode()
     def raw(self, images: Sequence[Tensor]) -> list[RawPrediction]:
@@ -141,6 +148,22 @@ def at_size(prediction: Prediction, size: tuple[int, int], semantic_classes: Ten
     scale = instances.boxes.new_tensor([size[1] / width, size[0] / height] * 2)
     instances = replace(instances, image_size=size, boxes=instances.boxes * scale)
     return RawPrediction(instances, semantic_classes[channels.long()], confidence)
+
+
+def check_method(method: str, model: PanopticModel) -> None:
+    """Raise RefineError if there is no such rule of fusion, or the model lacks the head that it asks."""
+    if method not in get_args(Method):
+        raise RefineError(f"method {method!r}: unknown; give one of {', '.join(get_args(Method))}")
+    if method not in possible_methods(model):
+        raise RefineError(
+            f"method {method!r}: the model has no {HEADS[method]} head; train one on it "
+            f"(`optim.train_only`), or use heuristic or shr"
+        )
+
+
+def possible_methods(model: PanopticModel) -> list[Method]:
+    """The rules of fusion whose heads a model has."""
+    return [m for m in get_args(Method) if m not in HEADS or getattr(model, HEADS[m]) is not None]
 
 
 def to_tensor(image: ImageLike) -> Tensor:

@@ -61,9 +61,17 @@ class Processes:
             dist.barrier()
 
 
+def is_first() -> bool:
+    """Whether this process writes what all have found, also where no group has been joined."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 @contextmanager
 def processes(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[Processes]:
     """Join the processes that torchrun started; without torchrun there is this one alone.
+
+    Inside another `processes` the group is that one's: joining twice in one run could reach addresses that the
+    others have left.
 
     Raises:
         RefineError: "cuda" where there is no GPU, or more processes than GPUs on a machine.
@@ -81,6 +89,9 @@ def processes(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[Proce
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count == 1:
         yield Processes(0, 1, mine)
+        return
+    if dist.is_initialized():
+        yield Processes(dist.get_rank(), count, mine)
         return
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     try:

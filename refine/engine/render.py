@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from refine.engine.interval import paired_interval, read_counts
 from refine.engine.machine import name_machine
 from refine.engine.reproduce import Table
 from refine.files import atomic_path, write_json
@@ -30,7 +31,8 @@ def write_table(table: Table, results: Results, path: Path, command: str) -> str
     text = to_markdown(table, results, command)
     with atomic_path(path.with_suffix(".md")) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    content = {"title": table.title, "command": command, "rows": {k: list(v) for k, v in results.items()}}
+    rows = {name: [{k: v for k, v in r.items() if k != "counts"} for r in runs] for name, runs in results.items()}
+    content = {"title": table.title, "command": command, "rows": rows}
     write_json(path.with_suffix(".json"), content, indent=1)
     _plot(table, results, path.with_suffix(".png"))
     return text
@@ -42,8 +44,8 @@ def to_markdown(table: Table, results: Results, command: str) -> str:
     lines = [
         f"### {table.title}",
         "",
-        f"| | {' | '.join(table.metrics)} | Δ {metric} | seeds | minutes |",
-        f"|-|{'-|' * (len(table.metrics) + 3)}",
+        f"| | {' | '.join(table.metrics)} | Δ {metric} | 95% | seeds | minutes |",
+        f"|-|{'-|' * (len(table.metrics) + 4)}",
     ]
     reference = table.reference or table.rows[0].name
     for row in table.rows:
@@ -52,7 +54,9 @@ def to_markdown(table: Table, results: Results, command: str) -> str:
         minutes = _mean([r["training_minutes"] for r in runs])
         differences = _paired(runs, results[reference], metric)
         difference = "" if row.name == reference else _cell(differences, sign="+")
-        lines.append(f"| {row.name} | {' | '.join(cells)} | {difference} | {len(runs)} | {minutes} |")
+        interval = "" if row.name == reference else _interval(runs, results[reference], metric)
+        cells += [difference, interval, str(len(runs)), minutes]
+        lines.append(f"| {row.name} | {' | '.join(cells)} |")
     some = next((r for runs in results.values() for r in runs), None)
     lines += ["", f"`{command}`"]
     if some is not None:
@@ -61,8 +65,8 @@ def to_markdown(table: Table, results: Results, command: str) -> str:
             "",
             f"{some['images']} validation images; {name_machine(machine)}; torch {machine['torch']}, commit "
             f"{machine['commit']}, {machine['date']}. In percent, mean ± standard deviation over the seeds; "
-            f"Δ is the mean of the differences to {reference!r}, seed by seed. Minutes are those of one "
-            f"training.",
+            f"Δ is the mean of the differences to {reference!r}, seed by seed; 95% of its bootstrapped values "
+            f"(images and seeds drawn anew) lie in the interval. Minutes are those of one training.",
         ]
     return "\n".join(lines) + "\n"
 
@@ -71,6 +75,16 @@ def _paired(runs: Sequence[Mapping], reference: Sequence[Mapping], metric: str) 
     base = {r["seed"]: r["metrics"].get(metric) for r in reference}
     pairs = [(r["metrics"].get(metric), base.get(r["seed"])) for r in runs]
     return [a - b for a, b in pairs if a is not None and b is not None]
+
+
+def _interval(runs: Sequence[Mapping], reference: Sequence[Mapping], metric: str) -> str:
+    base = {r["seed"]: r["counts"] for r in reference if "counts" in r}
+    pairs = [(r["counts"], base[r["seed"]]) for r in runs if "counts" in r and r["seed"] in base]
+    if not pairs:
+        return "–"
+    ours, theirs = ([read_counts(path) for path in paths] for paths in zip(*pairs, strict=True))
+    interval = paired_interval(ours, theirs, metric)
+    return "–" if interval is None else f"{100 * interval[0]:+.1f} … {100 * interval[1]:+.1f}"
 
 
 def _cell(values: Sequence[float | None], sign: str = "") -> str:

@@ -12,19 +12,22 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
 from refine.engine.batches import build_dataset
 from refine.engine.config import RunConfig, from_mapping, load_run, to_mapping
-from refine.engine.evaluate import evaluate
+from refine.engine.evaluate import Evaluation, evaluate_rules
+from refine.engine.interval import Counts, write_counts
 from refine.engine.machine import describe_machine
-from refine.engine.predictor import Predictor
+from refine.engine.predictor import Predictor, check_method
+from refine.engine.processes import Processes, processes
 from refine.engine.state import last_checkpoint
 from refine.engine.train import train
 from refine.errors import RefineError
@@ -43,14 +46,17 @@ class Row:
 
     Attributes:
         name: unique in the table.
+        config: name of a config in the folder that the table is made for; None takes the table's one config.
         train: dotted fields of the config that this row changes; None trains nothing.
-        of: row whose model it starts from, or, where it trains nothing, whose model it uses.
+        of: row whose model it starts from (the table's `start` if None), or, where it trains nothing, whose
+            model it uses.
         steps: share of the base's updates.
         method: rule of fusion.
         fusion: fields of the fusion's thresholds that it changes.
     """
 
     name: str
+    config: str | None = None
     train: dict[str, Any] | None = None
     of: str | None = None
     steps: float = 1.0
@@ -66,12 +72,14 @@ class Table:
         title: what it shows.
         metrics: columns, of `Evaluation.metrics`.
         rows: its lines.
+        start: model that rows begin with, trained but not shown; if None, what the config begins with.
         reference: row that the others are compared with; the first one if None.
     """
 
     title: str
     metrics: list[str]
     rows: list[Row]
+    start: Row | None = None
     reference: str | None = None
 
 
@@ -118,58 +126,93 @@ def run_table(
 
     Args:
         table: what to run.
-        base: YAML of the run that rows change.
-        out: folder of models/ and results.
+        base: YAML of the run that rows change, or a folder of such if rows name theirs.
+        out: folder of models/ and results, which all processes under torchrun see.
         seeds: of the runs.
         overrides: changes of the base, such as "--device=cuda".
         minutes: stop when they are over; what was begun goes on next time.
 
     Returns:
-        By row: one result per finished seed, in the order of the seeds.
+        By row: one result per finished seed, in the order of the seeds; `counts` is a file of
+        `refine.engine.interval.Counts`.
 
     Raises:
         RefineError: a config that cannot be used, or a run that fails.
     """
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    plans = {seed: _configs(table, base, Path(out), seed, overrides) for seed in seeds}
     results: dict[str, list[dict[str, Any]]] = {row.name: [] for row in table.rows}
-    for seed in seeds:
-        folders: dict[str, Path] = {}
-        for row, config in _configs(table, base, Path(out), seed, overrides, folders):
-            if not _finished(config):
-                train(config, resume=True, deadline=deadline)
-                if not _finished(config):
-                    return results
-            results[row.name].append(_measure(row, config, seed))
-            if deadline is not None and time.monotonic() > deadline:
-                return results
+    device = next(iter(plans.values()))[0][1].device
+    with processes(device) as group:  # joined once, for all the models
+        _fill(results, table, plans, deadline, group)
     return results
 
 
-def _configs(
+Plan = list[tuple[Row, RunConfig]]
+"""Each row of a table, its start first, with the run whose model it uses."""
+
+
+def _fill(
+    results: dict[str, list[dict[str, Any]]],
     table: Table,
-    base: str | Path,
-    out: Path,
-    seed: int,
-    overrides: Sequence[str],
-    folders: dict[str, Path],
-) -> Iterator[tuple[Row, RunConfig]]:
-    """Each row with the run whose model it uses; `folders` collects the runs' folders by row."""
+    plans: Mapping[int, Plan],
+    deadline: float | None,
+    group: Processes,
+) -> None:
+    """Add what is known or can be found out in time to the results."""
+    ap = any(name.startswith("AP_") for name in table.metrics)
+    for seed, plan in plans.items():
+        for row, config in plan:
+            if config.data.val is None:
+                raise RefineError("data.val: is not given; a table needs data to measure on")
+            if not _finished(config):
+                # A table measures every row itself, with the row's own rule of fusion.
+                train(replace(config, data=replace(config.data, val=None)), resume=True, deadline=deadline)
+                if not _finished(config):
+                    return
+            if row is not table.start:
+                path = _result_path(row, config, ap)
+                if not path.is_file():
+                    same = [r for r, c in plan if c.out == config.out and r is not table.start]
+                    missing = [r for r in same if not _result_path(r, config, ap).is_file()]
+                    _measure(missing, config, seed, ap, group)
+                results[row.name].append(read_json(path) | {"counts": path.with_suffix(".npz")})
+            if deadline is not None and group.any(time.monotonic() > deadline)[0]:
+                return
+
+
+def _configs(table: Table, base: str | Path, out: Path, seed: int, overrides: Sequence[str]) -> Plan:
+    """The plan of one seed."""
     configs: dict[str, RunConfig] = {}
-    for row in table.rows:
+    folders: dict[str, Path] = {}
+    rows = table.rows if table.start is None else [table.start, *table.rows]
+    for row in rows:
         if row.train is None:
             config = configs[str(row.of)]
         else:
             words = [f"--{name}={json.dumps(value)}" for name, value in row.train.items()]
-            config = load_run(base, [*overrides, *words, f"--seed={seed}"])
+            config = load_run(_find(row, Path(base)), [*overrides, *words, f"--seed={seed}"])
             scale = row.steps
             config.optim.max_steps = max(round(scale * config.optim.max_steps), 1)
             config.optim.milestones = [round(scale * step) for step in config.optim.milestones]
             config.optim.warmup_steps = round(scale * config.optim.warmup_steps)
-            config.init = str(folders[row.of]) if row.of is not None else config.init
-            digest = _digest(config, folders[row.of].parent.name if row.of is not None else None)
+            before = folders.get(row.of or (table.start.name if table.start is not None else ""))
+            config.init = str(before) if before is not None else config.init
+            digest = _digest(config, before.parent.name if before is not None else None)
             config.out = str(out / "models" / digest / f"seed{seed}")
         configs[row.name], folders[row.name] = config, Path(config.out)
-        yield row, config
+    return [(row, configs[row.name]) for row in rows]
+
+
+def _find(row: Row, base: Path) -> Path:
+    if row.config is not None and not base.is_dir():
+        raise RefineError(
+            f"{base}: row {row.name!r} names a config of its own; give the folder of {row.config}.yaml"
+        )
+    if row.config is None and base.is_dir():
+        known = ", ".join(sorted(path.name for path in base.glob("*.yaml")))
+        raise RefineError(f"{base}: is a folder, and the table takes one config; give one of {known}")
+    return base / f"{row.config}.yaml" if row.config is not None else base
 
 
 def _digest(config: RunConfig, start: str | None) -> str:
@@ -207,39 +250,67 @@ def _finished(config: RunConfig) -> bool:
     return last is not None and read_json(last / "state.json")["step"] >= config.optim.max_steps
 
 
-def _measure(row: Row, config: RunConfig, seed: int) -> dict[str, Any]:
-    """Evaluate one row's model on `data.val`, or read what was measured before."""
-    if config.data.val is None:
-        raise RefineError("data.val: is not given; a table needs data to measure on")
+def _result_path(row: Row, config: RunConfig, average_precision: bool) -> Path:
+    """Where one row's result lies; the counts of each image lie beside it, as .npz."""
+    values = to_mapping(config)
+    key = _short([row.method, row.fusion, values["eval"], values["data"]["val"], average_precision])
+    return Path(config.out) / "results" / f"{key}.json"
+
+
+def _measure(rows: Sequence[Row], config: RunConfig, seed: int, average_precision: bool, group: Processes) -> None:
+    """Evaluate a model on `data.val` by the rules of some rows, and write what each gives."""
     last = last_checkpoint(config.out)
     assert last is not None
-    values = to_mapping(config)
-    key = _short([row.method, row.fusion, values["eval"], values["data"]["val"]])
-    path = Path(config.out) / "results" / f"{key}.json"
-    if path.is_file():
-        return read_json(path)
-    predictor = Predictor(last, device=None if config.device == "auto" else config.device, method=row.method)
-    predictor.fusion = replace(config.eval.fusion, **row.fusion)
+    assert config.data.val is not None
     began = time.monotonic()
-    evaluation = evaluate(
+    predictor = Predictor(last, device=group.device)
+    for row in rows:
+        check_method(row.method, predictor.model)
+    evaluations = evaluate_rules(
         predictor,
         build_dataset(config.data.val, "data.val"),
+        [(row.method, replace(config.eval.fusion, **row.fusion)) for row in rows],
+        average_precision=average_precision,
         occlusion_accuracy=True,
         max_images=config.eval.max_images,
         workers=config.workers,
+        group=group,
     )
-    result = {
-        "row": row.name,
-        "seed": seed,
-        "metrics": evaluation.metrics,
-        "images": len(evaluation.report.images),
-        "training_minutes": _training_minutes(Path(config.out)),
-        "evaluation_minutes": (time.monotonic() - began) / 60,
-        "steps": config.optim.max_steps,
-        "machine": describe_machine(torch.device(predictor.device)),
-    }
-    write_json(path, result, indent=1)
-    return result
+    if group.first:
+        _write_results(rows, evaluations, config, seed, predictor, (time.monotonic() - began) / 60)
+    group.wait()
+
+
+def _write_results(
+    rows: Sequence[Row],
+    evaluations: Sequence[Evaluation],
+    config: RunConfig,
+    seed: int,
+    predictor: Predictor,
+    minutes: float,
+) -> None:
+    for row, evaluation in zip(rows, evaluations, strict=True):
+        path = _result_path(row, config, evaluation.average_precision is not None)
+        write_counts(
+            path.with_suffix(".npz"),
+            Counts(
+                evaluation.counts,
+                evaluation.pair_counts,
+                np.array([category.isthing for category in predictor.categories]),
+            ),
+        )
+        result = {
+            "row": row.name,
+            "seed": seed,
+            "metrics": evaluation.metrics,
+            "images": len(evaluation.report.images),
+            "pairs": evaluation.pairs,
+            "training_minutes": _training_minutes(Path(config.out)),
+            "evaluation_minutes": minutes,
+            "steps": config.optim.max_steps,
+            "machine": describe_machine(torch.device(predictor.device)),
+        }
+        write_json(path, result, indent=1)
 
 
 def _training_minutes(out: Path) -> float:

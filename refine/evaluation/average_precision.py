@@ -53,6 +53,20 @@ class AveragePrecision:
         for entry, score in zip(entries, instances.scores.tolist(), strict=True):
             self._detections.append(entry | {"score": score})
 
+    def merge(self, other: AveragePrecision) -> None:
+        """Add the images of another process or shard.
+
+        Raises:
+            ValueError: the categories differ.
+        """
+        if other.categories != self.categories:
+            raise ValueError("AveragePrecision.merge: the categories differ")
+        images, truth = len(self._images), len(self._truth)
+        self._images += [entry | {"id": entry["id"] + images} for entry in other._images]
+        more = [entry | {"image_id": entry["image_id"] + images} for entry in other._truth]
+        self._truth += [entry | {"id": entry["id"] + truth} for entry in more]
+        self._detections += [entry | {"image_id": entry["image_id"] + images} for entry in other._detections]
+
     def _entries(self, image: int, boxes: Tensor, labels: Tensor, masks: Tensor) -> list[dict[str, Any]]:
         corners = boxes.double().cpu()
         sides = corners.clone()

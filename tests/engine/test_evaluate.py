@@ -12,12 +12,14 @@ from tiny_run import tiny_model, tiny_run, write_dataset
 from refine.data.coco_panoptic import CocoPanoptic
 from refine.engine.checkpoint import SavedModel, load_model
 from refine.engine.draw import overlay
-from refine.engine.evaluate import evaluate, to_result, write_worst
+from refine.engine.evaluate import evaluate, evaluate_rules, to_result, write_worst
 from refine.engine.logs import read_log
 from refine.engine.predictor import Predictor, RawPrediction
 from refine.engine.processes import Processes
 from refine.engine.train import train
 from refine.errors import RefineError
+from refine.evaluation.pq import PanopticQuality
+from refine.fusion import FusionConfig
 from refine.modeling.model import PanopticModel
 from refine.structures import Categories, Instances, PanopticResult
 
@@ -28,6 +30,7 @@ class Oracle(Predictor):
     def __init__(self, dataset: CocoPanoptic) -> None:
         self.categories = dataset.categories
         pairs = [dataset[n] for n in range(len(dataset))]
+        self.method, self.fusion = "heuristic", FusionConfig()
         self.known = {tuple(image.flatten().tolist()[:60]): truth for image, truth in pairs}
 
     def raw(self, images: list[torch.Tensor]) -> list[RawPrediction]:
@@ -39,7 +42,7 @@ class Oracle(Predictor):
         instances = Instances(size, t.boxes, torch.full((len(t),), 0.9), t.labels, roi_masks)
         return [RawPrediction(instances, t.sem_seg, torch.ones(size))]
 
-    def fuse(self, raw: RawPrediction) -> PanopticResult:
+    def fuse(self, raw: RawPrediction, method=None, fusion=None) -> PanopticResult:
         result = to_result(self.truth, self.categories)
         ids = torch.where(result.segment_ids == 2, 0, result.segment_ids)
         return PanopticResult(ids, [s for s in result.segments if s.id != 2], self.categories)
@@ -114,6 +117,33 @@ def test_untrained_network_is_measurable(dataset: CocoPanoptic) -> None:
     saved = SavedModel(PanopticModel(tiny_model(), 2, 3), dataset.categories, test_size=(64, 96))
     metrics = evaluate(Predictor(saved, device="cpu"), dataset, average_precision=True).metrics
     assert 0 <= metrics["PQ"] < 0.5
+
+
+def test_rules_share_the_network_and_are_each_as_alone(dataset: CocoPanoptic) -> None:
+    class Counting(Predictor):
+        calls = 0
+
+        def raw(self, images: list[torch.Tensor]) -> list[RawPrediction]:
+            self.calls += 1
+            return super().raw(images)
+
+    torch.manual_seed(0)
+    saved = SavedModel(PanopticModel(tiny_model(), 2, 3), dataset.categories, test_size=(64, 96))
+    configs = [FusionConfig(score_threshold=s, stuff_area=a) for s, a in ((0.0, 64), (0.3, 64), (0.0, 4000))]
+    predictor = Counting(saved, device="cpu")
+    rules = [("heuristic", configs[0]), ("shr", configs[1]), ("heuristic", configs[2])]
+    together = evaluate_rules(predictor, dataset, rules, occlusion_accuracy=True)
+    assert predictor.calls == len(dataset)
+    for (method, config), evaluation in zip(rules, together, strict=True):
+        alone = evaluate(
+            Predictor(saved, device="cpu", method=method, fusion=config), dataset, occlusion_accuracy=True
+        )
+        assert evaluation.report.to_json() == alone.report.to_json()
+        assert evaluation.pairs == alone.pairs
+        sums = PanopticQuality.from_state(dataset.categories, evaluation.counts.sum(0)).compute()
+        assert sums.to_json() == alone.report.to_json()
+        assert tuple(evaluation.pair_counts.sum(0)) == alone.pairs
+    assert together[0].report.to_json() != together[2].report.to_json()
 
 
 def test_best_checkpoint_of_a_run_is_kept(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """Tables of the paper on a dozen pictures: rows share models, what is there is used, figures are right."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from tiny_run import tiny_run, write_dataset
@@ -11,6 +14,8 @@ from refine.engine.render import to_markdown, write_table
 from refine.engine.reproduce import EXPERIMENTS, Row, Table, load_table, run_table
 from refine.errors import RefineError
 from refine.files import write_json
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 SMALL = [
     "--optim.max_steps=4",
@@ -31,12 +36,18 @@ def base(tmp_path):
 def test_rows_share_models_and_nothing_is_done_twice(base, tmp_path):
     results = run_table(load_table("table3"), base, tmp_path / "out", seeds=[3], overrides=SMALL)
     assert all(len(runs) == 1 and runs[0]["seed"] == 3 for runs in results.values())
-    # Three trainings for five rows: T = 0, T = 3, and the occlusion head on the frozen T = 3.
-    assert len(list((tmp_path / "out/models").glob("*/seed3/last"))) == 3
+    # Four trainings for six rows: the start, T = 0, T = 3, and the occlusion head on the frozen T = 3.
+    assert len(list((tmp_path / "out/models").glob("*/seed3/last"))) == 4
+    assert all("counts" in run for runs in results.values() for run in runs)
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("out/**/*.json")}
     again = run_table(load_table("table3"), base, tmp_path / "out", seeds=[3], overrides=SMALL)
     assert again == results
     assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("out/**/*.json")}
+    text = write_table(load_table("table3"), results, tmp_path / "t", "refine reproduce table3")
+    # One seed, the same images: the interval of a row that changes nothing is 0 … 0.
+    same = next(line for line in text.splitlines() if line.startswith("| IBPP + UE"))
+    assert " … " in same
+    assert "counts" not in json.loads((tmp_path / "t.json").read_text())["rows"]["IBPP + UE"][0]
     # The second stage has changed nothing of the model it began with.
     models = [load_model(path.parent).model for path in (tmp_path / "out/models").glob("*/seed3/last")]
     after = next(m for m in models if m.occlusion is not None).state_dict()
@@ -45,7 +56,7 @@ def test_rows_share_models_and_nothing_is_done_twice(base, tmp_path):
 
 
 def test_other_validation_data_needs_no_other_training(base, tmp_path):
-    table = Table("one", ["PQ"], [Row("a", {"seed": 0})])
+    table = Table("one", ["PQ"], [Row("a", train={"seed": 0})])
     content = json.loads(base.read_text())
     run_table(table, base, tmp_path / "out", seeds=[0], overrides=SMALL)
     content["data"]["val"]["json"] = str(tmp_path / "half.json")
@@ -57,11 +68,63 @@ def test_other_validation_data_needs_no_other_training(base, tmp_path):
     results = run_table(table, base, tmp_path / "out", seeds=[0], overrides=SMALL)
     assert results["a"][0]["images"] == 1
     (model,) = (tmp_path / "out/models").iterdir()
-    assert len(list((model / "seed0/results").iterdir())) == 2
+    assert len(list((model / "seed0/results").glob("*.json"))) == 2
+
+
+def test_rows_of_other_configs_and_average_precision(base, tmp_path):
+    """Tables 1 and 2: each row names its config in a folder."""
+    (tmp_path / "many").mkdir()
+    for name in ("a", "b"):
+        content = json.loads(base.read_text())
+        content["model"]["box_head"]["fc_channels"] = {"a": 16, "b": 24}[name]
+        write_json(tmp_path / f"many/{name}.yaml", content)
+    table = Table("two", ["PQ", "AP_box", "AP_mask"], [Row("of a", "a", {}), Row("of b", "b", {})])
+    results = run_table(table, tmp_path / "many", tmp_path / "out", seeds=[0], overrides=SMALL)
+    assert {name: set(run["metrics"]) >= {"PQ", "AP_box", "AP_mask"} for name, (run,) in results.items()} == {
+        "of a": True,
+        "of b": True,
+    }
+    widths = sorted(
+        load_model(path.parent).model.config.box_head.fc_channels
+        for path in (tmp_path / "out").glob("models/*/seed0/last")
+    )
+    assert widths == [16, 24]
+    with pytest.raises(RefineError, match=r"base\.json: row 'of a' names a config of its own; give the folder"):
+        run_table(table, base, tmp_path / "out", seeds=[0])
+    with pytest.raises(
+        RefineError, match=r"many: is a folder, and the table takes one config; give one of a\.yaml"
+    ):
+        run_table(Table("t", ["PQ"], [Row("a", train={})]), tmp_path / "many", tmp_path / "out", seeds=[0])
+
+
+def test_two_processes_make_a_table_together(base, tmp_path):
+    (tmp_path / "t.yaml").write_text(
+        "title: t\nmetrics: [PQ, AP_box]\nrows: [{name: a, train: {}}, {name: b, of: a, train: {seed: 1}}]"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    words = [
+        "--data",
+        str(base),
+        "--seeds",
+        "1",
+        "--device",
+        "cpu",
+        "--budget",
+        "9",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    command = [*torchrun, "-m", "refine.cli.main", "reproduce", str(tmp_path / "t.yaml"), *words, *SMALL]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("written to") == 1
+    rows = json.loads((tmp_path / "out/t_base.json").read_text())["rows"]
+    assert [run["images"] for runs in rows.values() for run in runs] == [2, 2]
+    assert all(0 <= run["metrics"]["AP_box"] <= 1 for runs in rows.values() for run in runs)
 
 
 def test_budget_stops_and_the_next_call_goes_on(base, tmp_path):
-    table = Table("two", ["PQ"], [Row("a", {"seed": 0})])
+    table = Table("two", ["PQ"], [Row("a", train={"seed": 0})])
     words = ["--optim.max_steps=6"]
     assert run_table(table, base, tmp_path / "out", seeds=[0], overrides=words, minutes=0) == {"a": []}
     (last,) = (tmp_path / "out/models").glob("*/seed0/last")
@@ -83,16 +146,16 @@ def run_of(seed, pq, **more):
 
 
 def test_markdown_by_hand(tmp_path):
-    table = Table("Rows", ["PQ", "SQ"], [Row("one", {}), Row("two", {}), Row("three", {})])
+    table = Table("Rows", ["PQ", "SQ"], [Row("one", train={}), Row("two", train={}), Row("three", train={})])
     results = {
         "one": [run_of(0, 0.40), run_of(1, 0.44)],
         "two": [run_of(0, 0.45, SQ=0.8), run_of(1, 0.47, SQ=0.8)],
         "three": [],
     }
     lines = to_markdown(table, results, "refine reproduce x").splitlines()
-    assert "| one | 42.0 ± 2.8 | – |  | 2 | 3 |" in lines
-    assert "| two | 46.0 ± 1.4 | 80.0 ± 0.0 | +4.0 ± 1.4 | 2 | 3 |" in lines
-    assert "| three | – | – | – | 0 | – |" in lines
+    assert "| one | 42.0 ± 2.8 | – |  |  | 2 | 3 |" in lines
+    assert "| two | 46.0 ± 1.4 | 80.0 ± 0.0 | +4.0 ± 1.4 | – | 2 | 3 |" in lines
+    assert "| three | – | – | – | – | 0 | – |" in lines
     assert "`refine reproduce x`" in lines
     write_table(table, results, tmp_path / "t", "refine reproduce x")
     assert (tmp_path / "t.md").read_text().splitlines() == lines
@@ -103,9 +166,9 @@ def test_markdown_by_hand(tmp_path):
 @pytest.mark.parametrize("name", sorted(path.stem for path in EXPERIMENTS.glob("*.yaml")))
 def test_every_table_can_be_read_and_every_row_configured(name, base):
     table = load_table(name)
-    for row in table.rows:
+    for row in [table.start, *table.rows] if table.start is not None else table.rows:
         words = [f"--{k}={json.dumps(v)}" for k, v in (row.train or {}).items()]
-        load_run(base, words)
+        load_run(base if row.config is None else CONFIGS / "coco" / f"{row.config}.yaml", words)
 
 
 @pytest.mark.parametrize(
@@ -127,11 +190,11 @@ def test_broken_tables_are_refused(tmp_path, text, words):
 
 
 def test_unknown_tables_and_missing_validation_data(base, tmp_path):
-    with pytest.raises(RefineError, match="no such table; give a file, or one of ibpp, table3"):
+    with pytest.raises(RefineError, match="no such table; give a file, or one of table1, table2"):
         load_table("table9")
     with pytest.raises(RefineError, match=r"data\.val: is not given"):
         run_table(
-            Table("t", ["PQ"], [Row("a", {"data.val": None})]),
+            Table("t", ["PQ"], [Row("a", train={"data.val": None})]),
             base,
             tmp_path / "out",
             seeds=[0],

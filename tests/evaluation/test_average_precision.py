@@ -121,3 +121,18 @@ def test_masks_of_another_size_are_refused():
     instances.image_size = (60, 60)
     with pytest.raises(ValueError, match="expected masks of"):
         AveragePrecision(CATEGORIES).update(targets, instances)
+
+
+def test_shards_merge_to_the_whole():
+    scenes = [scene(seed) for seed in range(6)]
+    whole, first, second = (AveragePrecision(CATEGORIES) for _ in range(3))
+    for n, (targets, instances) in enumerate(scenes):
+        for part in (whole, first if n < 2 else second):
+            part.update(targets, instances)
+    merged = AveragePrecision(CATEGORIES)
+    merged.merge(first)
+    merged.merge(second)
+    assert merged.compute() == whole.compute()
+    assert merged.compute() != first.compute()
+    with pytest.raises(ValueError, match="categories differ"):
+        merged.merge(AveragePrecision(Categories([Category(1, "other", True, (0, 0, 0))])))
