@@ -93,11 +93,17 @@ class BoxHeads(nn.Module):
         config: stages, widths, sampling and test thresholds.
         channels: of the pyramid.
         num_things: K.
-        roi_sampling, roi_aligned: see `roi_align_levels`.
+        roi_sampling, roi_aligned, roi_canonical_size: see `roi_align_levels`.
     """
 
     def __init__(
-        self, config: BoxHeadConfig, channels: int, num_things: int, roi_sampling: int, roi_aligned: bool = True
+        self,
+        config: BoxHeadConfig,
+        channels: int,
+        num_things: int,
+        roi_sampling: int,
+        roi_aligned: bool = True,
+        roi_canonical_size: float = 224.0,
     ) -> None:
         super().__init__()
         if len(config.ious) > 1 and not config.class_agnostic:
@@ -106,6 +112,7 @@ class BoxHeads(nn.Module):
         self.num_things = num_things
         self.roi_sampling = roi_sampling
         self.roi_aligned = roi_aligned
+        self.roi_canonical_size = roi_canonical_size
         self.stages = nn.ModuleList(BoxHead(config, channels, num_things) for _ in config.ious)
 
     def weights(self, stage: int) -> Weights:
@@ -193,7 +200,14 @@ class BoxHeads(nn.Module):
     def _run(self, stage: int, pyramid: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Pool and run one head: logits Tensor[N, K+1], deltas."""
         size, rois = self.config.pool_size, to_rois(boxes)
-        pooled = roi_align_levels(pyramid, rois, size, self.roi_sampling, aligned=self.roi_aligned)
+        pooled = roi_align_levels(
+            pyramid,
+            rois,
+            size,
+            self.roi_sampling,
+            aligned=self.roi_aligned,
+            canonical_size=self.roi_canonical_size,
+        )
         if len(self.stages) > 1 and pooled.requires_grad:
             # Every stage sends gradients to the pyramid: it gets their mean, as from a single stage.
             pooled.register_hook(lambda gradient: gradient / len(self.stages))

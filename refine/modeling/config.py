@@ -209,6 +209,8 @@ class ModelConfig:
         roi_sampling: samples per RoIAlign bin and axis; 0 chooses by the box's size [d2].
         roi_aligned: RoIAlign's samples are shifted by half a pixel, so that they lie where pixels are [d2];
             torchvision's detectors do without.
+        roi_canonical_size: side in pixels of a box whose features come from P4, half of it from P3 and so on
+            [FPN, for a short side of 800].
         pixel_mean, pixel_std: 0-255, in the order of `channels`.
         channels: what the first convolution expects.
         divisor: padded heights and widths are multiples of it.
@@ -229,6 +231,7 @@ class ModelConfig:
     fpn_norm: Norm = "gn"
     roi_sampling: int = 2
     roi_aligned: bool = True
+    roi_canonical_size: float = 224.0
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     channels: Literal["RGB", "BGR"] = "RGB"

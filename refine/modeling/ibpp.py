@@ -60,6 +60,7 @@ class IBPP(nn.Module):
         self.pool_size = config.mask_head.pool_size
         self.roi_sampling = config.roi_sampling
         self.roi_aligned = config.roi_aligned
+        self.roi_canonical_size = config.roi_canonical_size
         self.num_things = num_things
         channels = config.fpn_channels
         heads = 1 if self.config.shared or not self.config.iterations else self.config.iterations
@@ -91,7 +92,14 @@ class IBPP(nn.Module):
             rois, labels, scores: as in `Boxes`.
         """
         rois, scores = rois.detach(), scores.detach()
-        f_ins = roi_align_levels(pyramid, rois, self.pool_size, self.roi_sampling, aligned=self.roi_aligned)
+        f_ins = roi_align_levels(
+            pyramid,
+            rois,
+            self.pool_size,
+            self.roi_sampling,
+            aligned=self.roi_aligned,
+            canonical_size=self.roi_canonical_size,
+        )
         if self.config.iterations:
             f_ins = f_ins + align(features, rois, self.pool_size, self.roi_sampling, STRIDE, self.roi_aligned)
         return Boxes(rois, labels, scores, f_ins)

@@ -84,7 +84,12 @@ class PanopticModel(nn.Module):
         self.fpn = FPN(self.backbone.channels, config.fpn_channels, config.fpn_norm)
         self.rpn = RegionProposals(config.rpn, config.fpn_channels)
         self.box_heads = BoxHeads(
-            config.box_head, config.fpn_channels, num_things, config.roi_sampling, config.roi_aligned
+            config.box_head,
+            config.fpn_channels,
+            num_things,
+            config.roi_sampling,
+            config.roi_aligned,
+            config.roi_canonical_size,
         )
         self.semantic_head = SemanticHead(config.semantic_head, config.fpn_channels, num_outputs)
         self.ibpp = IBPP(config, num_things, num_outputs)

@@ -40,6 +40,7 @@ def roi_align_levels(
     sampling_ratio: int,
     strides: Sequence[int] = (4, 8, 16, 32),
     aligned: bool = True,
+    canonical_size: float = 224.0,
 ) -> Tensor:
     """ROI-Align of each box from the pyramid level that fits its size.
 
@@ -50,13 +51,14 @@ def roi_align_levels(
         sampling_ratio: samples per bin and axis; 0 adapts to the box's size.
         strides: input pixels per feature pixel, per level.
         aligned: see `align`.
+        canonical_size: see `assign_levels`.
 
     Returns:
         Tensor[N, C, output_size, output_size], in the order of `rois`.
     """
     if len(features) == 1:
         return align(features[0], rois, output_size, sampling_ratio, strides[0], aligned)
-    level = assign_levels(rois[:, 1:], len(features))
+    level = assign_levels(rois[:, 1:], len(features), canonical_size)
     parts, places = [], []
     for n, (feature, stride) in enumerate(zip(features, strides, strict=True)):
         place = torch.nonzero(level == n).squeeze(1)

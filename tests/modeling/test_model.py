@@ -195,3 +195,33 @@ def test_weights_of_the_losses():
 def test_impossible_compositions_are_refused(changes, words):
     with pytest.raises(RefineError, match=words):
         PanopticModel(tiny(3, **changes), THINGS, CLASSES)
+
+
+def test_box_and_mask_heads_pool_from_the_levels_that_the_config_says(monkeypatch):
+    from refine.ops import roi
+
+    sizes = set()
+
+    def assign_levels(boxes, levels, canonical_size):
+        sizes.add(canonical_size)
+        return original(boxes, levels, canonical_size)
+
+    original = roi.assign_levels
+    monkeypatch.setattr(roi, "assign_levels", assign_levels)
+    image, _ = scene()
+    model = PanopticModel(tiny(roi_canonical_size=50.0), THINGS, CLASSES).eval()
+    calls = []
+    for heads, name in ((model.box_heads, "_run"), (model.ibpp, "boxes")):
+        sizes.clear()
+        with monkeypatch.context() as patch:
+            part = getattr(heads, name)
+
+            def record(*arguments, part=part):
+                sizes.clear()
+                result = part(*arguments)
+                calls.append(set(sizes))
+                return result
+
+            patch.setattr(heads, name, record)
+            model.predict(model.image_batch([image]))
+    assert calls == [{50.0}, {50.0}]

@@ -115,6 +115,7 @@ def test_levels_follow_the_fpn_rule_and_keep_the_order():
     features = [torch.full((1, 1, 256 // 2**n, 256 // 2**n), float(n)) for n in range(4)]
     rois = to_rois([boxes])
     assert roi_align_levels(features, rois, 2, 2)[:, 0, 0, 0].tolist() == [2, 1, 0, 3]
+    assert roi_align_levels(features, rois, 2, 2, canonical_size=112)[:, 0, 0, 0].tolist() == [3, 2, 0, 3]
 
 
 def test_levels_equal_torchvision_for_shifted_boxes():
