@@ -1,0 +1,270 @@
+"""REFINE against a U-Net with watershed and torchvision's Mask R-CNN on cell nuclei, with one budget for each.
+
+    python benchmarks/nuclei.py --minutes 20 --methods refine unet maskrcnn --seed 0 --out runs/nuclei_baselines
+
+All are trained by the same code on the same pictures with the same augmentation, batches, ImageNet backbone,
+optimizer and running mean of the weights, all from configs/nuclei.yaml, until `--minutes` are used up: of the
+process's CPU time, over all threads, on a CPU, whatever else the machine does; of wall time on a GPU. Reading and
+augmenting count, measuring does not. The learning rate follows the share of the budget that is used: each method
+makes as many updates as it can, and ends annealed.
+
+A few originals of the training split (every 16th) are held back from all methods, to choose the thresholds of the
+watershed; the others use the config's. All are measured on the whole validation split at the same test size.
+
+A method whose OUT/METHOD.json is there is not trained again. OUT/nuclei.md has the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from maskrcnn import MaskRCNN
+from torch import Tensor, nn
+from unet import UNet, Watershed, to_panoptic, tune
+
+from refine.data.loader import PanopticDataset
+from refine.data.segments import SegmentMap
+from refine.engine.batches import build_dataset, training_parts
+from refine.engine.checkpoint import SavedModel
+from refine.engine.config import RunConfig, load_run
+from refine.engine.draw import contact_sheet, write_picture
+from refine.engine.evaluate import Evaluation, side_by_side, to_result
+from refine.engine.interval import Counts, paired_interval, read_counts, write_counts
+from refine.engine.machine import describe_machine, name_machine
+from refine.engine.module import TrainingModule
+from refine.engine.predictor import Predictor
+from refine.engine.processes import Processes
+from refine.errors import RefineError
+from refine.evaluation.pq import PanopticQuality
+from refine.files import atomic_path, read_json, write_json
+from refine.modeling.model import PanopticModel
+from refine.modeling.pretrained import load_pretrained
+from refine.structures import Categories, PanopticResult
+
+METHODS = {"refine": "REFINE", "unet": "U-Net, watershed", "maskrcnn": "Mask R-CNN (torchvision)"}
+HELD_BACK = 16
+"""One of so many originals of the training split is not trained on."""
+
+PICTURES = 4
+
+Predict = Callable[[Tensor], PanopticResult]
+"""Tensor[3, H, W] uint8 RGB -> result of that size."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some pictures of a data set, as a data set."""
+
+    whole: PanopticDataset
+    numbers: list[int]
+
+    @property
+    def categories(self) -> Categories:
+        return self.whole.categories
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        sizes = self.whole.sizes
+        return [sizes[n] for n in self.numbers]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, SegmentMap]:
+        return self.whole[self.numbers[index]]
+
+    def name(self, index: int) -> tuple[int | str, str]:
+        return self.whole.name(self.numbers[index])
+
+
+def split(config: RunConfig) -> tuple[Part, Part]:
+    """The training split without the originals that are held back, and those: tiles of one stay together."""
+    whole = build_dataset(config.data.train)
+    groups = {image["id"]: image["group"] for image in read_json(str(config.data.train.json))["images"]}
+    held = set(sorted(set(groups.values()))[::HELD_BACK])
+    chosen = [groups[whole.name(n)[0]] in held for n in range(len(whole))]
+    trained, back = (Part(whole, [n for n, c in enumerate(chosen) if c is wanted]) for wanted in (False, True))
+    return trained, back
+
+
+def build(name: str, config: RunConfig, categories: Categories) -> nn.Module:
+    """An untrained network on the ImageNet backbone."""
+    torch.manual_seed(config.seed)
+    if name == "refine":
+        model = PanopticModel(config.model, categories.num_things, len(categories))
+    elif name == "unet":
+        model = UNet(config.model)
+    else:
+        model = MaskRCNN(config, categories.num_things)
+    load_pretrained(model.backbone, config.model.backbone)
+    return model
+
+
+def train(
+    model: nn.Module, config: RunConfig, dataset: PanopticDataset, minutes: float
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Update until the budget is used up.
+
+    Returns:
+        The running mean of the weights, and `updates` and `minutes`.
+    """
+    device, optim = torch.device(config.device), config.optim
+    group = Processes(0, 1, device)
+    module = TrainingModule(model.to(device), config, group)  # type: ignore[arg-type]  # has the same methods
+    batches = training_parts(dataset, config, group, 0)
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    warm_up, step, told = optim.warmup_steps / optim.max_steps, 0, 0.0
+    began = clock()
+    while (used := (clock() - began) / 60) < minutes:
+        if step:  # the schedule ends where the budget will, at the pace so far
+            optim.max_steps = round(step * minutes / used)
+            optim.warmup_steps = max(1, round(warm_up * optim.max_steps))
+        losses = module.update(next(batches))
+        step += 1
+        if used >= told:
+            loss, rate = losses["loss"].item(), losses["lr"].item()
+            print(f"  {used:.1f} of {minutes:g} min, update {step}: loss {loss:.3f}, rate {rate:.1e}", flush=True)
+            told += minutes / 10
+    return module.learner.evaluated.eval(), {"updates": step, "minutes": used}
+
+
+def predictor(name: str, model: Any, config: RunConfig, held_back: Part) -> tuple[Predict, dict[str, Any]]:
+    """How a trained network makes results, and the thresholds that were chosen for it."""
+    categories, size = held_back.categories, (config.eval.short, config.eval.long)
+    if name == "refine":
+        saved = SavedModel(model, categories, size, config.eval.method, config.eval.fusion)
+        return Predictor(saved, device=config.device), {}
+    if name == "maskrcnn":
+        return partial(model.panoptic, categories=categories, fusion=config.eval.fusion), {}
+    chosen = tune(model, held_back, size)
+    return partial(by_watershed, model=model, chosen=chosen, size=size, categories=categories), asdict(chosen)
+
+
+def by_watershed(
+    image: Tensor, model: UNet, chosen: Watershed, size: tuple[int, int], categories: Categories
+) -> PanopticResult:
+    return to_panoptic(chosen(model.probabilities(image, size)), image.shape[1:], categories)
+
+
+def measure(predict: Predict, dataset: PanopticDataset, limit: int | None) -> Evaluation:
+    """PQ on the first `limit` pictures (None: on all), of which a few, evenly spread, are drawn."""
+    categories, count = dataset.categories, min(limit or len(dataset), len(dataset))
+    quality, counts, drawn = PanopticQuality(categories), [], {}
+    for n in range(count):
+        image, segments = dataset[n]
+        truth, result = to_result(segments, categories), predict(image)
+        image_id, name = dataset.name(n)
+        before = quality.state()
+        quality.update(
+            truth.segment_ids.numpy(),
+            truth.segments,
+            result.segment_ids.cpu().numpy(),
+            result.segments,
+            image_id=image_id,
+            file_name=name,
+        )
+        counts.append(quality.state() - before)
+        if n % -(-count // PICTURES) == 0:
+            drawn[name] = side_by_side(image, truth, result)
+    return Evaluation(quality.compute(), pictures=drawn, counts=np.stack(counts))
+
+
+def run(name: str, options: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """Train and measure one method; write OUT/NAME.png and .npz, then .json, which says that all is there."""
+    config = load_run(options.config, [f"--seed={options.seed}", f"--device={options.device}"])
+    # A worker's CPU time would not count.
+    config.workers = 0 if torch.device(options.device).type == "cpu" else 4
+    trained, held_back = split(config)
+    assert config.data.val is not None
+    validation = build_dataset(config.data.val)
+    model = build(name, config, trained.categories)
+    print(f"{METHODS[name]}: {parameters(model) / 1e6:.1f} M parameters, {len(trained)} pictures", flush=True)
+    model, spent = train(model, config, trained, options.minutes)
+    predict, chosen = predictor(name, model, config, held_back)
+    evaluation = measure(predict, validation, options.max_images)
+    isthing = np.array([category.isthing for category in validation.categories])
+    pairs = np.zeros((len(evaluation.counts), 2), np.int64)  # whose order is known: not measured here
+    write_counts(options.out / f"{name}.npz", Counts(evaluation.counts, pairs, isthing))
+    sheet = contact_sheet(list(evaluation.pictures.values()), list(evaluation.pictures), columns=1, width=1200)
+    write_picture(options.out / f"{name}.png", sheet)
+    result = {
+        "settings": settings,
+        "metrics": evaluation.metrics,
+        "images": len(evaluation.counts),
+        "parameters": parameters(model),
+        **spent,
+        "chosen": chosen,
+        "machine": describe_machine(torch.device(options.device)),
+        "command": shlex.join(["python", *sys.argv]),
+    }
+    write_json(options.out / f"{name}.json", result, indent=1)
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def table(folder: Path) -> str:
+    """Markdown of all methods that are finished."""
+    results = {name: read_json(folder / f"{name}.json") for name in METHODS if (folder / f"{name}.json").is_file()}
+    columns = ["PQ", "SQ", "RQ", "PQ_things", "SQ_things", "RQ_things", "PQ_stuff"]
+    heads = ["", *columns[:3], "PQ nucleus", "SQ", "RQ", "PQ background", "updates", "minutes", "M parameters"]
+    heads += ["REFINE − it: PQ", "PQ nucleus"]
+    lines = [heads, ["-"] * len(heads)]
+    for name, result in results.items():
+        row = [METHODS[name], *(f"{100 * result['metrics'][c]:.1f}" for c in columns)]
+        row += [str(result["updates"]), f"{result['minutes']:.1f}", f"{result['parameters'] / 1e6:.1f}"]
+        ours = results.get("refine") if name != "refine" else None
+        lines.append([*row, *("" if ours is None else difference(folder, name, m) for m in ("PQ", "PQ_things"))])
+    machines = sorted({name_machine(result["machine"]) for result in results.values()})
+    rows = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([*rows, "", f"Percent; differences with their 95% interval. {'; '.join(machines)}.", ""])
+
+
+def difference(folder: Path, name: str, metric: str) -> str:
+    """REFINE minus another method, with the bootstrap's interval over the validation pictures."""
+    ours, theirs = (read_counts(folder / f"{n}.npz") for n in ("refine", name))
+    values = [read_json(folder / f"{n}.json")["metrics"][metric] for n in ("refine", name)]
+    interval = paired_interval([ours], [theirs], metric)
+    between = "" if interval is None else f" ({100 * interval[0]:+.1f} to {100 * interval[1]:+.1f})"
+    return f"{100 * (values[0] - values[1]):+.1f}{between}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/nuclei.yaml")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--minutes", type=float, default=20, help="of training, per method")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--max-images", type=int, help="of the validation split (all)")
+    parser.add_argument("--out", type=Path, default=Path("runs/nuclei_baselines"))
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    settings = {k: getattr(options, k) for k in ("config", "minutes", "seed", "device", "threads", "max_images")}
+    for name in METHODS:
+        path = options.out / f"{name}.json"
+        if path.is_file() and read_json(path)["settings"] != settings:
+            raise RefineError(f"{path}: was made with other settings; name another --out")
+    for name in options.methods:
+        if not (options.out / f"{name}.json").is_file():
+            run(name, options, settings)
+    text = table(options.out)
+    with atomic_path(options.out / "nuclei.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
