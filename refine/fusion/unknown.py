@@ -62,7 +62,7 @@ def erase_unknown(
     height, width = labels.shape
     starts = run_starts(labels, width=2 * radius + 1)
     lengths = run_lengths(starts, height * width)
-    classes = labels.reshape(-1)[starts]
+    classes = labels.reshape(-1).index_select(0, starts)
     unknown = unknown_runs(
         classes, run_sums(confidence, starts), starts, lengths, (height, width), radius, threshold, first_class
     )
@@ -101,8 +101,7 @@ def unknown_runs(
     bands = -(-size[1] // reach)
     key = (labels[eligible] * bands + left.div(reach, rounding_mode="floor")) * size[0] + row
     rows, place = _gather_rows(key, left, left + length - 1, size[0], reach)
-    group = _join(_links(rows, size[0], bands, reach), int(rows.cluster[-1]) + 1)
-    group = group[rows.cluster[place]]
+    group = _join(*_links(rows, size[0], bands, reach), int(rows.cluster[-1]) + 1)[rows.cluster[place]]
     total = torch.zeros(2, int(group.max()) + 1, dtype=torch.float64, device=labels.device)
     total[0].index_add_(0, group, confidence[eligible])
     total[1].index_add_(0, group, length.double())
@@ -130,10 +129,10 @@ def _gather_rows(key: Tensor, left: Tensor, right: Tensor, height: int, reach: i
     return _Rows(key, cut.cumsum(0) - 1, left[first], right[last]), place
 
 
-def _links(rows: _Rows, height: int, bands: int, reach: int) -> Tensor:
-    """Clusters of neighbouring bands that touch: Tensor[2, L] int64."""
+def _links(rows: _Rows, height: int, bands: int, reach: int) -> tuple[Tensor, Tensor]:
+    """Clusters of neighbouring bands that touch: Tensor[L] int64 each."""
     band, row = rows.key.div(height, rounding_mode="floor"), rows.key % height
-    here = torch.nonzero((band + 1) % bands > 0).squeeze(1)  # has a band to its right
+    here = flatnonzero((band + 1) % bands > 0)  # has a band to its right
     row, right, cluster = row[here], rows.right[here], rows.cluster[here]
     target = rows.key[here] + height  # the same row of that band
     up, down = row.clamp(max=reach), (height - row).clamp(max=reach)  # as far as the image goes
@@ -144,18 +143,21 @@ def _links(rows: _Rows, height: int, bands: int, reach: int) -> Tensor:
     same_row = rows.key[middle.clamp(max=end)] == target
     last_is_corner = (row + reach < height) & (rows.key[last.clamp(max=end)] == target + reach)
     nearest = _RangeMin(rows.left, reach)
+    clusters = int(rows.cluster[-1]) + 1
+    pairs = cluster * clusters  # plus the other cluster
     links = []
     for begin, stop, corner, is_corner in (
         (first + first_is_corner.long(), middle + same_row.long(), first, first_is_corner),
         (middle, last, last, last_is_corner),
     ):
         near = nearest(begin, stop) - right <= reach
-        links.append(torch.stack([cluster, rows.cluster[begin.clamp(max=end)]])[:, near])
+        links.append((pairs + rows.cluster[begin.clamp(max=end)])[near])
         # Exactly `reach` rows away the column must be one nearer.
         corner = corner.clamp(max=end)
         near = is_corner & (rows.left[corner] - right < reach)
-        links.append(torch.stack([cluster, rows.cluster[corner]])[:, near])
-    return torch.cat(links, 1)
+        links.append((pairs + rows.cluster[corner])[near])
+    distinct = torch.unique_consecutive(torch.cat(links))  # neighbouring rows mostly say the same
+    return distinct.div(clusters, rounding_mode="floor"), distinct % clusters
 
 
 class _RangeMin:
@@ -179,13 +181,13 @@ class _RangeMin:
         return torch.where(end > begin, torch.minimum(first_half, second_half), FAR)
 
 
-def _join(links: Tensor, count: int) -> Tensor:
-    """Connected components: Tensor[2, L] int64 of links among `count` nodes -> Tensor[count] int64, a name."""
-    name = torch.arange(count, device=links.device)
+def _join(one: Tensor, other: Tensor, count: int) -> Tensor:
+    """Connected components: links Tensor[L] int64 each among `count` nodes -> Tensor[count] int64, a name."""
+    name = torch.arange(count, device=one.device)
     while True:
-        smaller = torch.minimum(name[links[0]], name[links[1]])
+        smaller = torch.minimum(name[one], name[other])
         joined = name.clone()
-        for end in (name[links[0]], name[links[1]], links[0], links[1]):
+        for end in (name[one], name[other], one, other):
             joined.scatter_reduce_(0, end, smaller, "amin")
         joined = joined[joined]
         if torch.equal(joined, name):

@@ -65,7 +65,7 @@ class MaskHead(nn.Module):
         if self.from_semantic is not None:
             assert p_sem is not None
             x = x + self.from_semantic(p_sem)
-        x = F.relu(self.deconv(self.convs(F.relu(self.norm(x)))))  # N×width×S×S -> N×width×M×M
+        x = F.relu(self.deconv(self.convs(F.relu(self.norm(x)))), inplace=True)  # N×width×S×S -> N×width×M×M
         # The 1×1 convolution for one class per box: a vector-matrix product each.
         weight = self.predictor.weight[labels, :, 0, 0].to(x.dtype)  # N×width
         bias = self.predictor.bias[labels].to(x.dtype)  # type: ignore[index]

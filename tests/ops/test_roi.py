@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from refine.ops.roi import align, assign_levels, roi_align_levels, roi_flatten, to_rois
 
@@ -54,6 +54,36 @@ def test_constant_mask_fills_its_box_with_score_times_value():
     expected = torch.zeros(1, 2, 10, 16)
     expected[0, 1, 2:6, 4:12] = 0.4
     torch.testing.assert_close(canvas, expected)
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(0, 9),
+    seed=st.integers(0, 999),
+    bins=st.sampled_from([1, 7, 14]),
+    samples=st.integers(1, 3),
+    size=st.sampled_from([(1, 1), (2, 9), (16, 24)]),
+)
+def test_align_is_torchvisions_whatever_the_layout(aligned, n, seed, bins, samples, size):
+    """Also for boxes that lie partly or wholly outside, are empty or are turned round."""
+    g = torch.Generator().manual_seed(seed)
+    features = torch.randn(2, 5, *size, generator=g, dtype=torch.float64).to(memory_format=torch.channels_last)
+    boxes = torch.randn(n, 4, generator=g, dtype=torch.float64) * 60 + 30
+    if seed % 2:
+        boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:].abs()], 1)
+    rois = torch.cat([torch.randint(2, (n, 1), generator=g), boxes], 1)
+    weight = torch.randn(n, 5, bins, bins, generator=g, dtype=torch.float64)
+    results = []
+    for function in (
+        lambda x: align(x, rois, bins, samples, 4, aligned),
+        lambda x: roi_align(x.contiguous(), rois, bins, 0.25, samples, aligned=aligned),
+    ):
+        x = features.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+        y = function(x)
+        (y * weight).sum().backward()
+        results.append((y.detach(), x.grad))
+    torch.testing.assert_close(*results, atol=1e-9, rtol=1e-9)
 
 
 def test_gradient_reaches_only_winners():
