@@ -12,6 +12,7 @@ from refine.errors import RefineError
 
 COMMANDS = {
     "predict": "panoptic results of pictures: PNG + JSON as COCO has them, and overlays to look at",
+    "explain": "who lies in front of whom under each rule of fusion, drawn and as JSON, and what was erased",
     "serve": "a web page: drop a picture, move the thresholds, point at segments",
     "evaluate": "PQ (and AP) of a model on a data set, or of result files without any model",
     "fuse": "only the fusion: instances and semantic maps of any model to panoptic results",

@@ -75,28 +75,26 @@ def fuse(
     if method not in get_args(Method):
         raise RefineError(f"method {method!r}: unknown; give one of {', '.join(get_args(Method))}")
     count = len(instances)
-    instances, runs, chosen = _prepare(instances, config.score_threshold)
+    instances, runs, chosen = prepare(instances, config.score_threshold)
     if isinstance(occlusion, Tensor):
         occlusion = check_shape("occlusion", occlusion, (count, count))[chosen][:, chosen]
     if isinstance(ranking, Tensor):
         ranking = check_shape("ranking", ranking, (count,))[chosen]
     cells = cells_of(runs)
-    order, front = list(range(len(instances))), None
-    if method == "srm":
-        order = _by_ranking(instances, ranking)
-    elif method != "heuristic":
-        pairs = overlapping(cells.intersections(), config.pair_overlap)
-        front = decide(method, instances, pairs, occlusion, config.sigma).cpu()
+    order, front = arrange(method, instances, cells, occlusion, ranking, config)
     owner = merge(_to_cpu(cells), runs.areas().cpu(), order, front, config)
     return assemble(instances, chosen, cells, owner, sem_seg, sem_confidence, categories, config)
 
 
-def _prepare(instances: Instances, score_threshold: float) -> tuple[Instances, MaskRuns, Tensor]:
-    """Drop low scores and empty masks, and sort.
+def prepare(instances: Instances, score_threshold: float) -> tuple[Instances, MaskRuns, Tensor]:
+    """Drop low scores and empty masks, and sort: what every rule begins with.
 
     Returns:
         The instances by falling score, the runs of their masks, and Tensor[n] int64: where in the input
         each of them was.
+
+    Raises:
+        RefineError: instances without any mask.
     """
     chosen = torch.nonzero(instances.scores >= score_threshold).squeeze(1)
     instances = instances[chosen]
@@ -110,6 +108,37 @@ def _prepare(instances: Instances, score_threshold: float) -> tuple[Instances, M
         runs = dense_runs(torch.zeros(0, *instances.image_size, dtype=torch.bool, device=chosen.device))
     order = torch.tensor(_content_order(instances, runs), dtype=torch.int64, device=chosen.device)
     return instances[order], runs[order], chosen[order]
+
+
+def arrange(
+    method: Method,
+    instances: Instances,
+    cells: Cells,
+    occlusion: Tensor | OcclusionFn | None,
+    ranking: Tensor | RankingFn | None,
+    config: FusionConfig,
+) -> tuple[list[int], Tensor | None]:
+    """What a rule says before anything is merged (see `refine.fusion.merge`).
+
+    Args:
+        method, occlusion, ranking, config: as in `fuse`.
+        instances: N, as `prepare` gives them.
+        cells: of their masks.
+
+    Returns:
+        The instances, first come first served; and the pairwise decisions, Tensor[N, N] bool on the CPU,
+        [i, j] = "i lies in front of j", or None where the order alone counts.
+
+    Raises:
+        RefineError: what the rule needs is missing, or an occlusion outside 0-1.
+    """
+    order = list(range(len(instances)))
+    if method == "heuristic":
+        return order, None
+    if method == "srm":
+        return _by_ranking(instances, ranking), None
+    pairs = overlapping(cells.intersections(), config.pair_overlap)
+    return order, decide(method, instances, pairs, occlusion, config.sigma).cpu()
 
 
 def _content_order(instances: Instances, runs: MaskRuns) -> list[int]:

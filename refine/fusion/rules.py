@@ -99,12 +99,29 @@ def decide(
             f"method {method!r}: `occlusion` is missing; give the matrix O(i, j), Tensor[N, N] in 0-1, or an "
             "OcclusionHead's `predict` (a head with the cues mask and label needs no features)"
         )
+    return by_occlusion(method, instances, ask(occlusion, instances, pairs), sigma) & pairs
+
+
+def ask(occlusion: Tensor | OcclusionFn, instances: Instances, pairs: Tensor) -> Tensor:
+    """O of the overlapping pairs.
+
+    Args:
+        occlusion: O of these instances, Tensor[N, N], or what computes it.
+        instances: N.
+        pairs: Tensor[N, N] bool, symmetric: the overlapping ones.
+
+    Returns:
+        Tensor[N, N], 0-1 at the pairs.
+
+    Raises:
+        RefineError: a value at the pairs is outside 0-1.
+    """
     if not isinstance(occlusion, Tensor):
         occlusion = check_shape("occlusion", occlusion(instances, torch.nonzero(pairs.triu())), pairs.shape)
     asked = occlusion[pairs]
     if not bool(((asked >= 0) & (asked <= 1)).all()):
         raise RefineError("occlusion: has values that are not from 0 to 1; apply the sigmoid to logits, once")
-    return by_occlusion(method, instances, occlusion, sigma) & pairs
+    return occlusion
 
 
 def check_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor:

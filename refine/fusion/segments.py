@@ -9,7 +9,7 @@ from torch import Tensor
 
 from refine.fusion.config import FusionConfig
 from refine.fusion.merge import FREE
-from refine.fusion.unknown import unknown_runs
+from refine.fusion.unknown import KEPT, unknown_runs
 from refine.ops.cells import Cells
 from refine.ops.runs import run_lengths, run_starts, run_sums, spread
 from refine.structures import VOID, Categories, Instances, PanopticResult, Segment
@@ -64,7 +64,7 @@ def assemble(
     runs = _partition(cells, owner.to(sem_seg.device), sem_seg, sem_confidence, radius)
     if radius is not None:
         assert runs.confidence is not None
-        unknown = unknown_runs(
+        regions = unknown_runs(
             runs.labels,
             runs.confidence,
             runs.starts,
@@ -74,7 +74,7 @@ def assemble(
             config.ue_threshold,
             categories.num_things,
         )
-        runs.labels = torch.where(unknown, VOID, runs.labels)
+        runs.labels = torch.where(regions != KEPT, VOID, runs.labels)
 
     # What a run shows: instance i as i, class c as N + c, nothing as FREE.
     count = len(instances)

@@ -24,6 +24,8 @@ from torch import Tensor
 from refine.ops.runs import flatnonzero, run_lengths, run_starts, run_sums, spread
 from refine.structures import VOID
 
+KEPT = -1
+"""Number of what no erased region holds."""
 FAR = 1 << 40
 """A column that is near nothing."""
 
@@ -59,14 +61,26 @@ def erase_unknown(
     Returns:
         Tensor[H, W] int64, erased pixels `VOID`.
     """
+    return torch.where(unknown_regions(labels, confidence, radius, threshold, first_class) != KEPT, VOID, labels)
+
+
+def unknown_regions(
+    labels: Tensor, confidence: Tensor, radius: int, threshold: float, first_class: int = 0
+) -> Tensor:
+    """Number the regions that `erase_unknown` erases.
+
+    Args:
+        labels, confidence, radius, threshold, first_class: as there.
+
+    Returns:
+        Tensor[H, W] int64, a region's number (not negative, not consecutive), or `KEPT`.
+    """
     height, width = labels.shape
     starts = run_starts(labels, width=2 * radius + 1)
     lengths = run_lengths(starts, height * width)
-    classes = labels.reshape(-1).index_select(0, starts)
-    unknown = unknown_runs(
-        classes, run_sums(confidence, starts), starts, lengths, (height, width), radius, threshold, first_class
-    )
-    return spread(torch.where(unknown, VOID, classes), lengths, (height, width))
+    classes, sums = labels.reshape(-1).index_select(0, starts), run_sums(confidence, starts)
+    regions = unknown_runs(classes, sums, starts, lengths, (height, width), radius, threshold, first_class)
+    return spread(regions, lengths, (height, width))
 
 
 def unknown_runs(
@@ -79,7 +93,7 @@ def unknown_runs(
     threshold: float,
     first_class: int = 0,
 ) -> Tensor:
-    """`erase_unknown` on runs.
+    """`unknown_regions` on runs.
 
     Args:
         labels: Tensor[R] int64, of each run.
@@ -89,13 +103,13 @@ def unknown_runs(
         radius, threshold, first_class: as in `erase_unknown`.
 
     Returns:
-        Tensor[R] bool, the runs to be erased.
+        Tensor[R] int64, the number of the region that each run is erased with, or `KEPT`.
     """
     reach = 2 * radius + 1
-    erased = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
+    regions = torch.full((len(labels),), KEPT, device=labels.device)
     eligible = flatnonzero(labels >= max(first_class, 0))
     if len(eligible) == 0:
-        return erased
+        return regions
     start, length = starts[eligible], lengths[eligible]
     row, left = start.div(size[1], rounding_mode="floor"), start % size[1]
     bands = -(-size[1] // reach)
@@ -105,8 +119,8 @@ def unknown_runs(
     total = torch.zeros(2, int(group.max()) + 1, dtype=torch.float64, device=labels.device)
     total[0].index_add_(0, group, confidence[eligible])
     total[1].index_add_(0, group, length.double())
-    erased[eligible] = (total[0] < threshold * total[1])[group]
-    return erased
+    regions[eligible] = torch.where((total[0] < threshold * total[1])[group], group, KEPT)
+    return regions
 
 
 def _gather_rows(key: Tensor, left: Tensor, right: Tensor, height: int, reach: int) -> tuple[_Rows, Tensor]:

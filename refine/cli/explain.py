@@ -1,0 +1,99 @@
+"""refine explain"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from refine.errors import RefineError
+from refine.fusion.config import Method
+
+if TYPE_CHECKING:
+    from refine.engine.explain import Explanation
+
+
+def run(arguments: Sequence[str], prog: str, description: str) -> None:
+    parser = argparse.ArgumentParser(prog, description=description)
+    parser.add_argument("source", nargs="+", help="pictures, folders of pictures, or patterns in quotes")
+    parser.add_argument("-o", "--out", required=True, help="folder for NAME.png and NAME.json of each picture")
+    parser.add_argument(
+        "--checkpoint", default="nuclei", help="name of a shipped model, or a folder (default: nuclei)"
+    )
+    parser.add_argument("--device", help="cpu, cuda, … (default: the GPU if there is one)")
+    parser.add_argument(
+        "--score-threshold", type=float, help="drop instances below, 0-1 (default: the checkpoint's)"
+    )
+    options = parser.parse_args(arguments)
+
+    from refine.data.images import list_images, read_image
+    from refine.engine.draw import write_picture
+    from refine.engine.explain import explain
+    from refine.engine.explain_sheet import explanation_sheet
+    from refine.engine.predictor import Predictor, possible_methods
+    from refine.files import write_json
+
+    files = list_images(options.source)
+    predictor = Predictor(options.checkpoint, device=options.device)
+    if options.score_threshold is not None:
+        predictor.fusion = replace(predictor.fusion, score_threshold=options.score_threshold)
+    methods = possible_methods(predictor.model)
+    if len(methods) < len(get_args(Method)):
+        print(_left_out(methods))
+    out, failures = Path(options.out), []
+    targets: dict[Path, Path] = {}
+    for path in files:
+        try:
+            target = _target(path, out, targets, files)
+            image = read_image(path)
+            told = explain(
+                predictor.raw([image])[0],
+                categories=predictor.categories,
+                methods=methods,
+                config=predictor.fusion,
+                **predictor.answers(),
+            )
+            write_picture(target, explanation_sheet(image, told))
+            write_json(target.with_suffix(".json"), {"file_name": path.name} | told.to_json(), indent=1)
+        except RefineError as error:  # the other pictures are still worth having
+            failures.append(error)
+            print(f"refine: error: {error}", file=sys.stderr)
+            continue
+        print(f"{path}: {_summary(told)}")
+    if failures:
+        raise RefineError(f"{len(failures)} of {len(files)} pictures failed; the others are in {out}")
+    print(f"explanations in {out}")
+
+
+def _left_out(methods: Sequence[Method]) -> str:
+    """The rules that a model cannot follow, and how it learns to."""
+    left_out = ", ".join(method for method in get_args(Method) if method not in methods)
+    parts = [part for part, method in (("ranking", "srm"), ("occlusion", "soe")) if method not in methods]
+    heads = {"ranking": "--model.ranking true", "occlusion": "--model.occlusion '{}'"}
+    return (
+        f"left out: {left_out}, for the model has no {' and no '.join(parts)} head; to train it, give its config "
+        f"and data to refine train with --init MODEL {' '.join(heads[part] for part in parts)} "
+        f"--optim.train_only '[{', '.join(parts)}]'"
+    )
+
+
+def _target(path: Path, out: Path, targets: dict[Path, Path], files: Sequence[Path]) -> Path:
+    """Where the explanation of a picture goes; noted in `targets`, which pictures went where."""
+    target = out / f"{path.stem}.png"
+    if target in targets:
+        raise RefineError(f"{path}: would be written as {target}, as {targets[target]} is; rename one")
+    if target.resolve() in (file.resolve() for file in files):
+        raise RefineError(f"{path}: its explanation would overwrite the picture {target}; name another folder")
+    targets[target] = path
+    return target
+
+
+def _summary(told: Explanation) -> str:
+    differing = (f"{method} differs in {int(told.differs(method).sum())}" for method in told.front)
+    return (
+        f"{len(told.instances)} instances, {int((told.covers > 1).sum())} contested pixels, "
+        f"{int(told.asked.triu().sum())} pairs to decide; {', '.join(list(differing)[1:])}"
+    )

@@ -1,0 +1,130 @@
+"""`refine explain` on a real micrograph with the shipped model, and on a network with every head."""
+
+import json
+from typing import get_args
+
+import pytest
+import torch
+from mahotas.demos import load
+from PIL import Image
+
+from refine.cli.main import main
+from refine.data.synthetic import make_scene
+from refine.engine.checkpoint import SavedModel, save_model
+from refine.fusion import FusionConfig, Method
+from refine.modeling.config import BackboneConfig, BoxHeadConfig, IBPPConfig, MaskHeadConfig, ModelConfig
+from refine.modeling.config import OcclusionConfig as Occlusion
+from refine.modeling.config import SemanticHeadConfig as Semantic
+from refine.modeling.model import PanopticModel
+from refine.structures import Categories, Category
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A small network with all heads that has learnt nothing: its instances overlap everywhere."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        backbone=BackboneConfig(
+            "resnet18", weights=None, frozen_stages=0, stem_width=8, width_per_group=8, res2_channels=32
+        ),
+        fpn_channels=16,
+        box_head=BoxHeadConfig(num_convs=1, conv_channels=16, fc_channels=16, max_detections=12),
+        mask_head=MaskHeadConfig(num_convs=1, channels=16),
+        semantic_head=Semantic(channels=16),
+        ibpp=IBPPConfig(1, sem_channels=16),
+        occlusion=Occlusion(conv_channels=8, fc_channels=8),
+        ranking=True,
+    )
+    categories = Categories([Category(n, name, n < 3, (60 * n, 90, 90)) for n, name in enumerate("abcd", 1)])
+    model = PanopticModel(config, categories.num_things, len(categories)).eval()
+    fusion = FusionConfig(stuff_area=16, score_threshold=0.05)
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    save_model(folder, SavedModel(model, categories, test_size=(64, 96), fusion=fusion, data="nothing"))
+    return str(folder)
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "scene.png"
+    Image.fromarray(make_scene(0, 0, (64, 96)).image).save(path)
+    return path
+
+
+def test_the_shipped_model(tmp_path, capsys):
+    nuclei, out = tmp_path / "nuclei.png", tmp_path / "out"
+    Image.fromarray(load("nuclear")[400:720, 860:1340]).save(nuclei)
+    assert main(["explain", str(nuclei), "-o", str(out), "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(
+        "left out: srm, ocfusion, strong, soe, for the model has no ranking and no occlusion"
+    )
+    assert "--optim.train_only '[ranking, occlusion]'" in lines[0]
+    record = json.loads((out / "nuclei.json").read_text())
+    assert (record["file_name"], record["size"]) == ("nuclei.png", [320, 480])
+    assert (record["methods"], record["left_out"]) == (["heuristic", "shr"], ["srm", "ocfusion", "strong", "soe"])
+    assert len(record["instances"]) > 3
+    assert f"nuclei.png: {len(record['instances'])} instances, {record['contested']} contested" in lines[1]
+    with Image.open(out / "nuclei.png") as sheet:
+        assert sheet.width == 3 * 600 + 4 * 12
+    assert sorted(path.name for path in out.iterdir()) == ["nuclei.json", "nuclei.png"]
+
+
+def test_a_model_with_every_head(checkpoint, picture, tmp_path, capsys):
+    words = ["explain", str(picture), "-o", str(tmp_path / "out"), "--checkpoint", checkpoint]
+    assert main(words) == 0
+    assert "left out" not in capsys.readouterr().out
+    record = json.loads((tmp_path / "out" / "scene.json").read_text())
+    assert record["methods"] == list(get_args(Method))
+    asked = [pair for pair in record["pairs"] if pair["asked"]]
+    assert asked
+    assert all(0 < value < 1 for pair in asked for value in pair["O"] + pair["soft_O"])
+    assert all(pair["front"]["ocfusion"] == pair["front"]["strong"] for pair in asked)
+    for pair in asked:
+        assert pair["front"]["soe"] == pair["ij"[pair["soft_O"][0] < pair["soft_O"][1]]]
+
+
+def test_a_higher_threshold_keeps_fewer(checkpoint, picture, tmp_path):
+    counts = []
+    for threshold in ("0.05", "0.99"):
+        words = ["explain", str(picture), "-o", str(tmp_path / threshold), "--score-threshold", threshold]
+        assert main([*words, "--checkpoint", checkpoint]) == 0
+        counts.append(len(json.loads((tmp_path / threshold / "scene.json").read_text())["instances"]))
+    assert counts[0] > counts[1]
+
+
+def test_what_cannot_be_explained(checkpoint, picture, tmp_path, capsys):
+    """A broken picture and one that would overwrite another's explanation; the first is still explained."""
+    twin, broken, out = tmp_path / "scene.bmp", tmp_path / "broken.png", tmp_path / "out"
+    Image.open(picture).save(twin)
+    broken.write_bytes(picture.read_bytes()[:-200])
+    sources = [str(picture), str(broken), str(twin)]
+    assert main(["explain", *sources, "-o", str(out), "--checkpoint", checkpoint]) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    told = [line for line in error.splitlines() if line.startswith("refine: error: ")]
+    assert str(broken) in told[0]
+    assert f"{twin}: would be written as {out / 'scene.png'}, as {picture} is" in told[1]
+    assert told[2].startswith("refine: error: 2 of 3 pictures failed")
+    assert sorted(path.name for path in out.iterdir()) == ["scene.json", "scene.png"]
+
+
+def test_pictures_are_not_overwritten(checkpoint, picture, capsys):
+    before = picture.read_bytes()
+    assert main(["explain", str(picture), "-o", str(picture.parent), "--checkpoint", checkpoint]) == 1
+    assert "would overwrite the picture" in capsys.readouterr().err
+    assert picture.read_bytes() == before
+    assert [path.name for path in picture.parent.iterdir()] == ["scene.png"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--score-threshold", "1.5"], "score_threshold is 1.5"),
+        (["--checkpoint", "nowhere"], "nowhere: no such model"),
+    ],
+)
+def test_options_that_cannot_be_used(words, told, checkpoint, picture, tmp_path, capsys):
+    arguments = ["explain", str(picture), "-o", str(tmp_path / "out"), "--checkpoint", checkpoint, *words]
+    assert main(arguments) == 1
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
