@@ -52,10 +52,12 @@ def scene(seed: int, count: int = 8, size: tuple[int, int] = (16, 20)) -> Scene:
         masks[n] = inside & (torch.rand(height, width, generator=g) < (0.7 if kind > 6 else 1.0)) & (kind > 0.3)
     patches = torch.randint(-1, THINGS + STUFF, (height // 4, width // 4), generator=g)
     jitter = torch.rand(count, 4, generator=g) * 2 - 1  # boxes of detectors are not tight
+    boxes = torch.where(masks.any((1, 2))[:, None], mask_boxes(masks), torch.tensor([0.0, 0, 2, 2])) + jitter
+    boxes[:, 2:] = torch.maximum(boxes[:, :2], boxes[:, 2:])
     return Scene(
         Instances(
             size,
-            boxes=torch.where(masks.any((1, 2))[:, None], mask_boxes(masks), torch.tensor([0.0, 0, 2, 2])) + jitter,
+            boxes=boxes,
             scores=torch.rand(count, generator=g) * 0.8 + 0.2,
             labels=torch.randint(0, THINGS, (count,), generator=g),
             masks=masks,
