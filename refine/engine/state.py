@@ -31,7 +31,7 @@ from refine.engine.checkpoint import (
     write_description,
     write_weights,
 )
-from refine.engine.config import RunConfig, to_mapping
+from refine.engine.config import RunConfig, from_mapping, to_mapping
 from refine.errors import RefineError
 from refine.files import atomic_path, read_json, write_json
 
@@ -128,7 +128,7 @@ def restore_state(folder: Path, config: RunConfig, learner: Learner) -> None:
     Raises:
         RefineError: the checkpoint is damaged, or comes from a run with another config.
     """
-    _check_same_run(folder / "run.json", to_mapping(config))
+    _check_same_run(folder / "run.json", config)
     state = read_json(folder / "state.json")
     tensors = read_weights(folder / "trainer.safetensors")
     load_weights(learner.model, folder / "model.safetensors")
@@ -168,12 +168,13 @@ def _load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _check_same_run(path: Path, now: dict[str, Any]) -> None:
-    then = read_json(path)
-    differing = [key for key in FIXED if then.get(key) != now[key]]
-    differing += ["data.name"] if then["data"].get("name") != now["data"]["name"] else []
-    differing += [f"optim.{k}" for k in ("batch_size", "name") if then["optim"].get(k) != now["optim"][k]]
-    differing += ["optim.ema"] if (then["optim"].get("ema") is None) != (now["optim"]["ema"] is None) else []
+def _check_same_run(path: Path, config: RunConfig) -> None:
+    """Refuse what cannot go on; fields that configs got since then had their defaults."""
+    now, then = to_mapping(config), to_mapping(from_mapping(RunConfig, read_json(path), str(path)))
+    differing = [key for key in FIXED if then[key] != now[key]]
+    differing += ["data.name"] if then["data"]["name"] != now["data"]["name"] else []
+    differing += [f"optim.{k}" for k in ("batch_size", "name") if then["optim"][k] != now["optim"][k]]
+    differing += ["optim.ema"] if (then["optim"]["ema"] is None) != (now["optim"]["ema"] is None) else []
     if differing:
         raise RefineError(
             f"{path}: the run had another {differing[0]}; resume with its own config, or name another --out"

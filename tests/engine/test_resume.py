@@ -16,6 +16,7 @@ from refine.engine.logs import read_log
 from refine.engine.state import last_checkpoint
 from refine.engine.train import train
 from refine.errors import RefineError
+from refine.files import read_json, write_json
 
 SCRIPT = Path(__file__).with_name("tiny_run.py")
 
@@ -90,6 +91,16 @@ def test_resuming_another_run_is_refused(tmp_path: Path) -> None:
     train(config)
     with pytest.raises(RefineError, match="--resume"):
         train(config)
+    # A field that configs have only got since then had its default.
+    written = last_checkpoint(config.out) / "run.json"
+    content = read_json(written)
+    del content["model"]["roi_canonical_size"]
+    write_json(written, content)
+    assert train(config, resume=True) == written.parent
+    config.model.roi_canonical_size = 100.0
+    with pytest.raises(RefineError, match=r"run\.json: the run had another model"):
+        train(config, resume=True)
+    config.model.roi_canonical_size = 224.0
     config.optim.batch_size = 2
     with pytest.raises(RefineError, match=r"optim\.batch_size"):
         train(config, resume=True)

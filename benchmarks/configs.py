@@ -1,0 +1,96 @@
+"""Speed of all the paper's networks on one device: batch 1, and the batch that is fastest per image.
+
+    python benchmarks/configs.py --device cuda --out configs.json
+    python benchmarks/configs.py configs/coco/refine_r50.yaml --batches 1 --rounds 1
+
+From pictures in memory to panoptic maps at 800 × 1333, with random weights that give 100 detections; REFINE with
+its occlusion head, SOE and unknown erasing. The batch doubles as long as that makes an image 3% cheaper and memory
+lasts. Writes OUT and, beside it, a Markdown table with the paper's frames per second (Table 2; its device is not
+told, so compare ratios).
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from refine.engine.benchmark import Benchmark, benchmark
+from refine.engine.checkpoint import SavedModel
+from refine.engine.config import load_run
+from refine.engine.info import random_model
+from refine.engine.machine import name_machine
+from refine.files import atomic_path, write_json
+from refine.structures import Categories
+
+THINGS, CLASSES = 80, 133
+WORTH = 0.97
+"""A larger batch is tried further if an image takes at most this share of the time."""
+PAPER = {"panoptic_fpn_r101": 10.0, "cascade_panoptic_fpn_r101_dcn": 7.3, "refine_r101_dcn": 5.5}
+
+
+def build(path: Path) -> SavedModel:
+    """A config's network with random weights, and REFINE's with all that belongs to it."""
+    config = load_run(path)
+    if config.model.ibpp.iterations:
+        config = load_run(path, ["--model.occlusion={}", "--eval.method=soe"])
+    names = [{"id": n + 1, "name": f"class {n + 1}", "isthing": n < THINGS} for n in range(CLASSES)]
+    model = random_model(config.model, THINGS, CLASSES)
+    return SavedModel(model, Categories.from_json(names), (800, 1333), config.eval.method, config.eval.fusion)
+
+
+def measure(path: Path, batches: int | None, **how: Any) -> dict[int, Benchmark]:
+    """By batch: 1, 2, 4, … until it does not pay, or up to `batches`."""
+    results: dict[int, Benchmark] = {}
+    saved, batch = build(path), 1
+    while batches is None or batch <= batches:
+        try:
+            results[batch] = benchmark(saved, batch=batch, **how)
+        except torch.cuda.OutOfMemoryError:
+            break
+        if batch > 1 and results[batch].seconds > WORTH * results[batch // 2].seconds:
+            break
+        batch *= 2
+    return results
+
+
+def row(name: str, results: dict[int, Benchmark]) -> str:
+    best = min(results, key=lambda batch: results[batch].seconds)
+    cells = [name, f"{PAPER[name]}" if name in PAPER else ""]
+    for batch in (1, best):
+        result = results[batch]
+        cells += [f"{1 / result.seconds:.2f}", f"{result.memory / 2**30:.1f}"]
+    return f"| {' | '.join([*cells[:4], str(best), *cells[4:]])} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("configs", nargs="*", type=Path, help="YAMLs (all of configs/coco)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=("32", "bf16", "fp16"), default="32")
+    parser.add_argument("--size", type=int, nargs=2, default=(800, 1333), metavar=("H", "W"))
+    parser.add_argument("--batches", type=int, help="largest batch (as long as it pays)")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--out", type=Path, default=Path("out/configs.json"))
+    options = parser.parse_args()
+    paths = options.configs or [p for p in sorted(Path("configs/coco").glob("*.yaml")) if "stage" not in p.stem]
+    lines = ["| network | paper's FPS | FPS, batch 1 | GiB | best batch | FPS | GiB |", "|-|-|-|-|-|-|-|"]
+    numbers: dict[str, Any] = {}
+    for path in paths:
+        how = {"device": options.device, "precision": options.precision, "size": tuple(options.size)}
+        results = measure(path, options.batches, rounds=options.rounds, **how)
+        numbers[path.stem] = {batch: asdict(result) for batch, result in results.items()}
+        lines.append(row(path.stem, results))
+        print(lines[-1], flush=True)
+        write_json(options.out, numbers, indent=1)  # what is known so far stays if the next one fails
+        machine = results[1].machine
+        text = "\n".join([*lines, "", f"{name_machine(machine)}, torch {machine['torch']}, {machine['date']}", ""])
+        with atomic_path(options.out.with_suffix(".md")) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
