@@ -154,7 +154,7 @@ def served(models):
 def visitor(served):
     from gradio_client import Client
 
-    return Client(served[0], verbose=False)
+    return Client(served[0], verbose=False, httpx_kwargs={"timeout": 60})  # a busy machine
 
 
 SETTINGS = ["heuristic", 0.5, False, 0.5]

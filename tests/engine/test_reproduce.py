@@ -115,7 +115,7 @@ def test_two_processes_make_a_table_together(base, tmp_path):
         str(tmp_path / "out"),
     ]
     command = [*torchrun, "-m", "refine.cli.main", "reproduce", str(tmp_path / "t.yaml"), *words, *SMALL]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("written to") == 1
     rows = json.loads((tmp_path / "out/t_base.json").read_text())["rows"]
