@@ -1,14 +1,17 @@
-"""The main job on the shipped default: panoptic results of a real micrograph that comes with mahotas.
+"""The main job on the shipped models: panoptic results of real pictures that come with packages.
 
-    python examples/demo.py [PICTURE …]
+    python examples/demo.py                          # micrographs and photographs, each with its model
+    python examples/demo.py --model photographs PICTURE …
 
-writes out/demo: panoptic.json and panoptic/*.png (COCO's format), overlays/*.jpg, and index.png, a sheet of
-all of them.
+For each model out/demo/MODEL gets panoptic.json and panoptic/*.png (COCO's format) and overlays/*.jpg;
+out/demo/index.png is a sheet of all of them.
 """
 
-import sys
+import argparse
 from importlib.util import find_spec
 from pathlib import Path
+
+from torch import Tensor
 
 import refine
 from refine.data.images import read_image
@@ -16,32 +19,52 @@ from refine.engine.draw import contact_sheet, overlay, write_picture
 from refine.evaluation.coco_format import PredictionWriter
 
 OUT = Path("out/demo")
+PACKAGED = {
+    "nuclei": [("mahotas", "demos/data/nuclear.png")],  # stained nuclei under a fluorescence microscope
+    "photographs": [
+        ("skimage", "data/astronaut.png"),
+        ("skimage", "data/motorcycle_left.png"),
+        ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
+    ],
+}
+"""By model: pictures that lie inside a package's wheel."""
 
 
-def packaged_pictures() -> list[Path]:
-    """Stained nuclei under a fluorescence microscope, which lie inside mahotas' wheel."""
-    spec = find_spec("mahotas")
+def packaged(package: str, path: str) -> Path:
+    spec = find_spec(package)
     assert spec is not None
     assert spec.origin is not None
-    return [Path(spec.origin).parent / "demos" / "data" / "nuclear.png"]
+    return Path(spec.origin).parent / path
 
 
-def main() -> None:
-    files = [Path(name) for name in sys.argv[1:]] or packaged_pictures()
-    predictor = refine.Predictor("nuclei")
-    tiles, titles = [], []
-    with PredictionWriter(OUT, predictor.categories) as writer:
+def predict(model: str, files: list[Path]) -> list[tuple[Tensor, str]]:
+    """Write the results of some pictures; gives each picture and its overlay, with titles."""
+    predictor, out, tiles = refine.Predictor(model), OUT / model, []
+    with PredictionWriter(out, predictor.categories) as writer:
         for number, path in enumerate(files, 1):
             image = read_image(path)
             result = predictor(image)
             writer.add(number, path.name, result)
             picture = overlay(image, result)
-            write_picture(OUT / "overlays" / f"{path.stem}.jpg", picture)
+            write_picture(out / "overlays" / f"{path.stem}.jpg", picture)
             things = sum(segment.isthing for segment in result.segments)
-            print(f"{path.name}: {things} things, {len(result) - things} regions of stuff")
-            tiles += [image, picture]
-            titles += [path.name, f"{things} things"]
-    write_picture(OUT / "index.png", contact_sheet(tiles, titles, columns=4 if len(files) > 1 else 2))
+            told = f"{things} things, {len(result) - things} regions of stuff"
+            print(f"{path.name}, model {model}: {told}")
+            tiles += [(image, path.name), (picture, told)]
+    return tiles
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pictures", nargs="*", type=Path, help="your own (those of the packages)")
+    parser.add_argument("--model", choices=PACKAGED, default="photographs", help="for your own pictures")
+    options = parser.parse_args()
+    jobs = {model: [packaged(*place) for place in places] for model, places in PACKAGED.items()}
+    if options.pictures:
+        jobs = {options.model: options.pictures}
+    tiles = [tile for model, files in jobs.items() for tile in predict(model, files)]
+    pictures, titles = zip(*tiles, strict=True)
+    write_picture(OUT / "index.png", contact_sheet(pictures, titles, columns=min(4, len(tiles))))
     print(f"look at {OUT / 'index.png'}; results are in {OUT}")
 
 
