@@ -23,7 +23,7 @@ PACKAGED = {
     "nuclei": [("mahotas", "demos/data/nuclear.png")],  # stained nuclei under a fluorescence microscope
     "photographs": [
         ("skimage", "data/astronaut.png"),
-        ("skimage", "data/motorcycle_left.png"),
+        ("skimage", "data/rocket.jpg"),
         ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
     ],
 }
