@@ -14,10 +14,7 @@ ratio hardly depends on what else the machine does.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,6 +24,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from turns import take_turns
 
 from refine.engine.checkpoint import SavedModel
 from refine.engine.convert import COCO, convert, to_model
@@ -123,23 +121,6 @@ def agreement(ours: Tensor, theirs: Tensor) -> float:
     return float(shared[best].sum() / ours.numel())
 
 
-def measure(models: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
-    """Median seconds of each, wall and CPU, taking turns."""
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
-    for _ in range(rounds):
-        for name, run in models.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            run()
-            seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-    return {
-        name: {
-            "wall_s": statistics.median(w for w, _ in times),
-            "cpu_s": statistics.median(c for _, c in times),
-        }
-        for name, times in seconds.items()
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--detectron2", type=Path, required=True, help="a checkout")
@@ -160,7 +141,7 @@ def main() -> None:
     def run_theirs() -> dict[str, Any]:
         return theirs([{"image": bgr}])[0]
 
-    their_result, our_result = run_theirs(), ours(image)  # warms up
+    their_result, our_result = run_theirs(), ours(image)
     their_map, segments = their_result["panoptic_seg"]
     facts = {
         "size": SIZE,
@@ -168,11 +149,9 @@ def main() -> None:
         "segments": {"things": sum(s["isthing"] for s in segments), "all": len(segments)},
         "same_pixels": agreement(our_result.segment_ids, their_map),
     }
-    numbers = measure({"detectron2": run_theirs, "refine": lambda: ours(image)}, options.rounds)
+    numbers = take_turns({"detectron2": run_theirs, "refine": lambda: ours(image)}, options.rounds)
     table = Table("network", "wall s", "CPU s", "ratio wall", "ratio CPU")
-    base = numbers["detectron2"]
     for name, row in numbers.items():
-        row["ratio_wall"], row["ratio_cpu"] = row["wall_s"] / base["wall_s"], row["cpu_s"] / base["cpu_s"]
         table.add_row(name, *(f"{row[k]:.2f}" for k in ("wall_s", "cpu_s", "ratio_wall", "ratio_cpu")))
     Console().print(table)
     print(facts)

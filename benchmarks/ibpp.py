@@ -12,15 +12,15 @@ time of the process is given too: its ratio hardly depends on what else the mach
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
+from turns import take_turns
 
 from refine.engine.checkpoint import SavedModel
 from refine.engine.config import RunConfig, load_run
@@ -80,27 +80,6 @@ def boxes_of_coco(seed: int = 0) -> Instances:
     )
 
 
-def measure(models: dict[str, Predictor], image: Tensor, rounds: int) -> dict[str, dict[str, float]]:
-    """Median seconds of each model, wall and CPU, taking turns."""
-    device = image.device
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
-    for number in range(rounds + 1):
-        for name, model in models.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            model(image)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if number:  # the first round warms up
-                seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-    return {
-        name: {
-            "wall_s": statistics.median(w for w, _ in times),
-            "cpu_s": statistics.median(c for _, c in times),
-        }
-        for name, times in seconds.items()
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="*", help="YAMLs to compare")
@@ -120,11 +99,10 @@ def main() -> None:
     }
     models = {name: build(config, detections, device) for name, config in configs.items()}
     image = torch.randint(0, 255, (3, *SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    numbers = measure(models, image.to(device), options.rounds)
+    runs = {name: partial(model, image.to(device)) for name, model in models.items()}
+    numbers = take_turns(runs, options.rounds, device)
     table = Table("network", "wall s", "CPU s", "ratio wall", "ratio CPU")
-    base = next(iter(numbers.values()))
     for name, row in numbers.items():
-        row["ratio_wall"], row["ratio_cpu"] = row["wall_s"] / base["wall_s"], row["cpu_s"] / base["cpu_s"]
         table.add_row(name, *(f"{row[k]:.2f}" for k in ("wall_s", "cpu_s", "ratio_wall", "ratio_cpu")))
     Console().print(table)
     if options.out:

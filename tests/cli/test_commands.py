@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_network import tiny_config
 
 from refine.cli.main import COMMANDS, main
 from refine.engine.checkpoint import SavedModel, save_model
 from refine.fusion.config import FusionConfig
-from refine.modeling.config import BackboneConfig, BoxHeadConfig, IBPPConfig, MaskHeadConfig, ModelConfig
-from refine.modeling.config import SemanticHeadConfig as Semantic
 from refine.modeling.model import PanopticModel
 from refine.structures import Categories, Category, rgb_to_id
 
@@ -30,16 +29,7 @@ CATEGORIES = Categories(
 def checkpoint(tmp_path_factory):
     """A small network that has learnt nothing."""
     torch.manual_seed(0)
-    config = ModelConfig(
-        backbone=BackboneConfig(
-            "resnet18", weights=None, frozen_stages=0, stem_width=8, width_per_group=8, res2_channels=32
-        ),
-        fpn_channels=16,
-        box_head=BoxHeadConfig(num_convs=1, conv_channels=16, fc_channels=16, max_detections=5),
-        mask_head=MaskHeadConfig(num_convs=1, channels=16),
-        semantic_head=Semantic(channels=16),
-        ibpp=IBPPConfig(2, sem_channels=16),
-    )
+    config = tiny_config(2, {"max_detections": 5})
     folder = tmp_path_factory.mktemp("model") / "tiny"
     model = PanopticModel(config, CATEGORIES.num_things, len(CATEGORIES)).eval()
     fusion = FusionConfig(stuff_area=16, score_threshold=0.1)

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 from drawn_data import write_cityscapes
+from tiny_network import tiny_config
 
 from refine.cli.main import main
 from refine.data.cityscapes import CATEGORIES
 from refine.engine.checkpoint import SavedModel, save_model
-from refine.modeling.config import BackboneConfig, BoxHeadConfig, IBPPConfig, MaskHeadConfig, ModelConfig
-from refine.modeling.config import SemanticHeadConfig as Semantic
 from refine.modeling.model import PanopticModel
 
 
@@ -21,16 +20,7 @@ def folder(tmp_path):
     values = np.full((64, 96), 7)
     values[8:24, 8:40] = 26001
     write_cityscapes(tmp_path / "data", values)
-    config = ModelConfig(
-        backbone=BackboneConfig(
-            "resnet18", weights=None, frozen_stages=0, stem_width=8, width_per_group=8, res2_channels=32
-        ),
-        fpn_channels=16,
-        box_head=BoxHeadConfig(num_convs=0, num_fcs=1, fc_channels=16, score_threshold=0.99),
-        mask_head=MaskHeadConfig(num_convs=1, channels=16),
-        semantic_head=Semantic(channels=16),
-        ibpp=IBPPConfig(0),
-    )
+    config = tiny_config(0, {"num_convs": 0, "num_fcs": 1, "score_threshold": 0.99})
     model = PanopticModel(config, CATEGORIES.num_things, len(CATEGORIES)).eval()
     with torch.no_grad():
         model.semantic_head.predictor.weight.zero_()

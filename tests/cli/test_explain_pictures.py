@@ -7,14 +7,13 @@ import pytest
 import torch
 from mahotas.demos import load
 from PIL import Image
+from tiny_network import tiny_config
 
 from refine.cli.main import main
 from refine.data.synthetic import make_scene
 from refine.engine.checkpoint import SavedModel, save_model
 from refine.fusion import FusionConfig, Method
-from refine.modeling.config import BackboneConfig, BoxHeadConfig, IBPPConfig, MaskHeadConfig, ModelConfig
-from refine.modeling.config import OcclusionConfig as Occlusion
-from refine.modeling.config import SemanticHeadConfig as Semantic
+from refine.modeling.config import OcclusionConfig
 from refine.modeling.model import PanopticModel
 from refine.structures import Categories, Category
 
@@ -23,17 +22,8 @@ from refine.structures import Categories, Category
 def checkpoint(tmp_path_factory):
     """A small network with all heads that has learnt nothing: its instances overlap everywhere."""
     torch.manual_seed(0)
-    config = ModelConfig(
-        backbone=BackboneConfig(
-            "resnet18", weights=None, frozen_stages=0, stem_width=8, width_per_group=8, res2_channels=32
-        ),
-        fpn_channels=16,
-        box_head=BoxHeadConfig(num_convs=1, conv_channels=16, fc_channels=16, max_detections=12),
-        mask_head=MaskHeadConfig(num_convs=1, channels=16),
-        semantic_head=Semantic(channels=16),
-        ibpp=IBPPConfig(1, sem_channels=16),
-        occlusion=Occlusion(conv_channels=8, fc_channels=8),
-        ranking=True,
+    config = tiny_config(
+        1, {"max_detections": 12}, occlusion=OcclusionConfig(conv_channels=8, fc_channels=8), ranking=True
     )
     categories = Categories([Category(n, name, n < 3, (60 * n, 90, 90)) for n, name in enumerate("abcd", 1)])
     model = PanopticModel(config, categories.num_things, len(categories)).eval()

@@ -6,21 +6,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_network import tiny_config
 
 from refine import fuse
 from refine.cli.main import main
 from refine.engine.checkpoint import SavedModel, load_model, save_model
 from refine.fusion import FusionConfig
 from refine.fusion.adapters import add_roi_masks, from_coco
-from refine.modeling.config import (
-    BackboneConfig,
-    BoxHeadConfig,
-    IBPPConfig,
-    MaskHeadConfig,
-    ModelConfig,
-    OcclusionConfig,
-    SemanticHeadConfig,
-)
+from refine.modeling.config import OcclusionConfig
 from refine.modeling.model import PanopticModel
 from refine.structures import Categories, rgb_to_id
 
@@ -88,18 +81,8 @@ def test_files_give_what_the_call_gives(files, method):
 def checkpoint(tmp_path_factory):
     """A small network whose heads for fusion have learnt nothing, but look at masks and classes."""
     torch.manual_seed(0)
-    config = ModelConfig(
-        backbone=BackboneConfig(
-            "resnet18", weights=None, frozen_stages=0, stem_width=8, width_per_group=8, res2_channels=32
-        ),
-        fpn_channels=16,
-        box_head=BoxHeadConfig(num_convs=1, conv_channels=16, fc_channels=16),
-        mask_head=MaskHeadConfig(num_convs=1, channels=16),
-        semantic_head=SemanticHeadConfig(channels=16),
-        ibpp=IBPPConfig(0),
-        occlusion=OcclusionConfig(cues=["mask", "label"], conv_channels=8, fc_channels=8),
-        ranking=True,
-    )
+    occlusion = OcclusionConfig(cues=["mask", "label"], conv_channels=8, fc_channels=8)
+    config = tiny_config(0, {}, occlusion=occlusion, ranking=True)
     categories = Categories.from_json(CATEGORIES)
     model = PanopticModel(config, categories.num_things, len(categories)).eval()
     folder = tmp_path_factory.mktemp("model") / "tiny"
