@@ -133,14 +133,14 @@ class PanopticModel(nn.Module):
         """
         if not any(p.requires_grad for n, p in self.named_parameters() if not n.startswith(FUSION_HEADS)):
             with torch.no_grad():
-                predictions = self.predict(images)
-            return self._fusion_losses(predictions, targets)
+                pyramid = self.pyramid(images)
+                features = self.semantic_head.features(pyramid[:4])
+                return self._fusion_losses(images, pyramid, features, self.semantic_head(features), targets)
         config = self.config
         pyramid = self.pyramid(images)
         features = self.semantic_head.features(pyramid[:4])
         sem_logits = self.semantic_head(features)
-        if self.occlusion is not None or self.ranking is not None:
-            predictions = self._detect(images, pyramid, features, sem_logits)
+        fusion_losses = self._fusion_losses(images, pyramid, features, sem_logits, targets)
         sem_seg = self._semantic_targets(images, targets)
         iterations, stages = config.ibpp.iterations, len(config.box_head.ious)
 
@@ -169,20 +169,37 @@ class PanopticModel(nn.Module):
                 losses[f"loss_sem_{t}"] = self._semantic_weight(t) * semantic_loss(
                     sem_logits, sem_seg, t == iterations
                 )
-        if self.occlusion is not None or self.ranking is not None:
-            losses |= self._fusion_losses(predictions, targets)
-        return losses
+        return losses | fusion_losses
 
-    def _fusion_losses(self, predictions: Sequence[Prediction], targets: Sequence[Targets]) -> dict[str, Tensor]:
-        """Losses of the heads that fusion asks, from detections that carry no gradient."""
-        instances = [prediction.instances for prediction in predictions]
+    @torch.enable_grad()
+    def _fusion_losses(
+        self,
+        images: ImageBatch,
+        pyramid: Sequence[Tensor],
+        features: Tensor,
+        sem_logits: Tensor,
+        targets: Sequence[Targets],
+    ) -> dict[str, Tensor]:
+        """Losses of the heads that fusion asks, from instances that carry no gradient.
+
+        The ranking learns from detections, the occlusion head from these and from the true boxes, among which
+        there are many more pairs of which the truth says something (SPEC §6).
+        """
+        if self.occlusion is None and self.ranking is None:
+            return {}
+        detected = [p.instances for p in self._detect(images, pyramid, features, sem_logits)]
         losses = {}
         if self.occlusion is not None:
-            share = self.occlusion.config.pair_overlap
-            pairs = [contested_pairs(i, t, share) for i, t in zip(instances, targets, strict=True)]
+            true = [
+                Instances(size, t.boxes, torch.ones_like(t.boxes[:, 0]), t.labels)[~t.iscrowd]
+                for t, size in zip(targets, images.sizes, strict=True)
+            ]
+            true = [p.instances for p in self._segment(images, pyramid, features, sem_logits, true)]
+            share, instances = self.occlusion.config.pair_overlap, [*detected, *true]
+            pairs = [contested_pairs(i, t, share) for i, t in zip(instances, [*targets, *targets], strict=True)]
             losses["loss_occlusion"] = occlusion_loss(self.occlusion, instances, pairs)
         if self.ranking is not None:
-            losses["loss_ranking"] = ranking_loss(self.ranking, instances, targets)
+            losses["loss_ranking"] = ranking_loss(self.ranking, detected, targets)
         return losses
 
     def _mask_samples(
@@ -229,6 +246,18 @@ class PanopticModel(nn.Module):
         """`predict` from the pyramid, F_sem and P_sem^(0) on."""
         proposals = self.rpn.propose(self.rpn(pyramid), images.sizes, training=False)
         detections = self.box_heads.predict(pyramid[:4], proposals, images.sizes)
+        return self._segment(images, pyramid, features, sem_logits, detections)
+
+    @torch.no_grad()
+    def _segment(
+        self,
+        images: ImageBatch,
+        pyramid: Sequence[Tensor],
+        features: Tensor,
+        sem_logits: Tensor,
+        detections: Sequence[Instances],
+    ) -> list[Prediction]:
+        """Masks of given boxes, labels and scores, and semantics, by T iterations."""
         boxes = self.ibpp.boxes(
             pyramid[:4],
             features,

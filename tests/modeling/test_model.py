@@ -225,3 +225,32 @@ def test_box_and_mask_heads_pool_from_the_levels_that_the_config_says(monkeypatc
             patch.setattr(heads, name, record)
             model.predict(model.image_batch([image]))
     assert calls == [{50.0}, {50.0}]
+
+
+def test_the_occlusion_head_learns_from_detections_and_from_true_boxes(monkeypatch):
+    from refine.modeling import model as module
+
+    seen = []
+
+    def contested_pairs(instances, targets, share):
+        seen.append((instances, targets))
+        return original(instances, targets, share)
+
+    original = module.contested_pairs
+    monkeypatch.setattr(module, "contested_pairs", contested_pairs)
+    image, targets = scene()
+    targets.iscrowd[1] = True
+    model = PanopticModel(tiny(occlusion=OcclusionConfig(conv_channels=8, fc_channels=8)), THINGS, CLASSES)
+    freeze_except(model, ["occlusion"])
+    train_mode(model)
+    losses = model.loss(model.image_batch([image]), [targets])
+    assert set(losses) == {"loss_occlusion"}
+    assert losses["loss_occlusion"].requires_grad
+    (detected, _), (true, of_true) = seen
+    assert len(detected) <= 10
+    assert of_true is targets
+    assert torch.equal(true.boxes, targets.boxes[:1])
+    assert torch.equal(true.labels, targets.labels[:1])
+    assert true.scores.tolist() == [1]
+    assert true.roi_masks.shape == (1, 28, 28)
+    assert not true.features.requires_grad
