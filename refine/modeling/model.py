@@ -45,9 +45,9 @@ class Prediction:
 class PanopticModel(nn.Module):
     """Panoptic-FPN (T = 0), Cascade Panoptic-FPN (three IoUs) and REFINE (T > 0) in one composition.
 
-    The heads that fusion asks, `occlusion` and `ranking`, learn from the network's own detections, whose
-    gradients end there: together with the rest, or alone, in a second stage, where nothing else trains
-    (`optim.train_only: [occlusion]`).
+    The heads that fusion asks, `occlusion` and `ranking`, learn from masks and features of the network's own
+    detections, and of the true boxes, where gradients end: together with the rest, or alone, in a second
+    stage, where nothing else trains (`optim.train_only: [occlusion]`).
 
     Training: `loss(images, targets)` gives weighted `loss_*` terms to be summed.
     Test: `predict(images)` gives one `Prediction` per image.
