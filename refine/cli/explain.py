@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from refine.cli.predict import add_arguments
 from refine.errors import RefineError
 from refine.fusion.config import Method
 
@@ -18,15 +19,7 @@ if TYPE_CHECKING:
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser = argparse.ArgumentParser(prog, description=description)
-    parser.add_argument("source", nargs="+", help="pictures, folders of pictures, or patterns in quotes")
-    parser.add_argument("-o", "--out", required=True, help="folder for NAME.png and NAME.json of each picture")
-    parser.add_argument(
-        "--checkpoint", default="nuclei", help="name of a shipped model, or a folder (default: nuclei)"
-    )
-    parser.add_argument("--device", help="cpu, cuda, … (default: the GPU if there is one)")
-    parser.add_argument(
-        "--score-threshold", type=float, help="drop instances below, 0-1 (default: the checkpoint's)"
-    )
+    add_arguments(parser, "folder for NAME.png and NAME.json of each picture")
     options = parser.parse_args(arguments)
 
     from refine.data.images import list_images, read_image

@@ -11,16 +11,8 @@ from pathlib import Path
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser = argparse.ArgumentParser(prog, description=description)
-    parser.add_argument("source", nargs="+", help="pictures, folders of pictures, or patterns in quotes")
-    parser.add_argument("-o", "--out", required=True, help="folder for panoptic.json, panoptic/ and overlays/")
-    parser.add_argument(
-        "--checkpoint", default="nuclei", help="name of a shipped model, or a folder (default: nuclei)"
-    )
-    parser.add_argument("--device", help="cpu, cuda, … (default: the GPU if there is one)")
+    add_arguments(parser, "folder for panoptic.json, panoptic/ and overlays/")
     parser.add_argument("--method", help="rule of fusion (default: the checkpoint's)")
-    parser.add_argument(
-        "--score-threshold", type=float, help="drop instances below, 0-1 (default: the checkpoint's)"
-    )
     parser.add_argument("--no-overlays", action="store_true", help="write no pictures")
     options = parser.parse_args(arguments)
 
@@ -54,3 +46,16 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     if failures:
         raise RefineError(f"{len(failures)} of {len(files)} pictures failed; the others are in {out}")
     print(f"results in {out}")
+
+
+def add_arguments(parser: argparse.ArgumentParser, out: str) -> None:
+    """What `predict` and `explain` have in common; `out` says what the folder is for."""
+    parser.add_argument("source", nargs="+", help="pictures, folders of pictures, or patterns in quotes")
+    parser.add_argument("-o", "--out", required=True, help=out)
+    parser.add_argument(
+        "--checkpoint", default="nuclei", help="name of a shipped model, or a folder (default: nuclei)"
+    )
+    parser.add_argument("--device", help="cpu, cuda, … (default: the GPU if there is one)")
+    parser.add_argument(
+        "--score-threshold", type=float, help="drop instances below, 0-1 (default: the checkpoint's)"
+    )
