@@ -52,7 +52,8 @@ def make_tables(
 
     from refine.engine.processes import is_first
     from refine.engine.render import write_table
-    from refine.engine.reproduce import load_table, run_table
+    from refine.engine.reproduce import run_table
+    from refine.engine.tables import load_table
 
     if options.seeds < 1:
         raise RefineError(f"--seeds is {options.seeds}; give at least 1")

@@ -9,7 +9,7 @@ from typing import Any
 
 from refine.engine.interval import paired_interval, read_counts
 from refine.engine.machine import name_machine
-from refine.engine.reproduce import Table
+from refine.engine.tables import Table
 from refine.files import atomic_path, write_json
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]

@@ -13,104 +13,28 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from refine.engine.batches import build_dataset
-from refine.engine.config import RunConfig, from_mapping, load_run, to_mapping
+from refine.engine.config import RunConfig, load_run, to_mapping
 from refine.engine.evaluate import Evaluation, evaluate_rules
 from refine.engine.interval import Counts, write_counts
 from refine.engine.machine import describe_machine
 from refine.engine.predictor import Predictor, check_method
 from refine.engine.processes import Processes, processes
 from refine.engine.state import last_checkpoint
+from refine.engine.tables import Row, Table
 from refine.engine.train import train
 from refine.errors import RefineError
 from refine.files import read_json, write_json
-from refine.fusion import Method
-
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 IRRELEVANT = ("out", "eval", "log", "workers", "threads", "device")
 """Parts of a config that do not change the trained weights."""
-
-
-@dataclass
-class Row:
-    """One line of a table.
-
-    Attributes:
-        name: unique in the table.
-        config: name of a config in the folder that the table is made for; None takes the table's one config.
-        train: dotted fields of the config that this row changes; None trains nothing.
-        of: row whose model it starts from (the table's `start` if None), or, where it trains nothing, whose
-            model it uses.
-        steps: share of the base's updates.
-        method: rule of fusion.
-        fusion: fields of the fusion's thresholds that it changes.
-    """
-
-    name: str
-    config: str | None = None
-    train: dict[str, Any] | None = None
-    of: str | None = None
-    steps: float = 1.0
-    method: Method = "heuristic"
-    fusion: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Table:
-    """One table of the paper.
-
-    Attributes:
-        title: what it shows.
-        metrics: columns, of `Evaluation.metrics`.
-        rows: its lines.
-        start: model that rows begin with, trained but not shown; if None, what the config begins with.
-        reference: row that the others are compared with; the first one if None.
-    """
-
-    title: str
-    metrics: list[str]
-    rows: list[Row]
-    start: Row | None = None
-    reference: str | None = None
-
-
-def load_table(name: str | Path) -> Table:
-    """Read `refine/experiments/NAME.yaml`, or a file of one's own.
-
-    Raises:
-        RefineError: no such table, or a broken one.
-    """
-    path = next((p for p in (EXPERIMENTS / f"{name}.yaml", Path(name)) if p.is_file()), None)
-    if path is None:
-        known = ", ".join(sorted(p.stem for p in EXPERIMENTS.glob("*.yaml")))
-        raise RefineError(f"{name}: no such table; give a file, or one of {known}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise RefineError(f"{path}: is not YAML ({' '.join(str(error).split())}); correct it") from error
-    if not isinstance(content, dict):
-        raise RefineError(f"{path}: is no mapping; give title, metrics and rows")
-    table = from_mapping(Table, content, str(path))
-    if table.reference not in (None, *(row.name for row in table.rows)):
-        raise RefineError(f"{path}: reference: no row {table.reference!r}; name one of the rows")
-    for n, row in enumerate(table.rows):
-        earlier = {r.name for r in table.rows[:n]}
-        if row.name in earlier:
-            raise RefineError(f"{path}: rows: {row.name!r} occurs twice; rename one")
-        if row.of is not None and row.of not in earlier:
-            raise RefineError(f"{path}: row {row.name!r}: of: no row {row.of!r} comes before it")
-        if row.train is None and row.of is None:
-            raise RefineError(f"{path}: row {row.name!r}: give `train` or `of`")
-    return table
 
 
 def run_table(
@@ -193,6 +117,7 @@ def _configs(table: Table, base: str | Path, out: Path, seed: int, overrides: Se
             words = [f"--{name}={json.dumps(value)}" for name, value in row.train.items()]
             config = load_run(_find(row, Path(base)), [*overrides, *words, f"--seed={seed}"])
             scale = row.steps
+            config.optim.lr *= row.rate
             config.optim.max_steps = max(round(scale * config.optim.max_steps), 1)
             config.optim.milestones = [round(scale * step) for step in config.optim.milestones]
             config.optim.warmup_steps = round(scale * config.optim.warmup_steps)

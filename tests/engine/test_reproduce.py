@@ -11,9 +11,11 @@ from tiny_run import tiny_run, write_dataset
 from refine.engine.checkpoint import load_model
 from refine.engine.config import load_run, to_mapping
 from refine.engine.render import to_markdown, write_table
-from refine.engine.reproduce import EXPERIMENTS, Row, Table, load_table, run_table
+from refine.engine.reproduce import run_table
+from refine.engine.state import last_checkpoint
+from refine.engine.tables import EXPERIMENTS, Row, Table, load_table
 from refine.errors import RefineError
-from refine.files import write_json
+from refine.files import read_json, write_json
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -69,6 +71,16 @@ def test_other_validation_data_needs_no_other_training(base, tmp_path):
     assert results["a"][0]["images"] == 1
     (model,) = (tmp_path / "out/models").iterdir()
     assert len(list((model / "seed0/results").glob("*.json"))) == 2
+
+
+def test_shares_of_updates_and_rate(base, tmp_path):
+    rows = [Row("a", train={}), Row("b", train={}, steps=0.5, rate=0.25)]
+    run_table(Table("two", ["PQ"], rows), base, tmp_path / "out", seeds=[0], overrides=SMALL)
+    folders = [last_checkpoint(path) for path in (tmp_path / "out/models").glob("*/seed0")]
+    optims = [read_json(folder / "run.json")["optim"] for folder in folders]
+    whole, part = sorted(optims, key=lambda o: -o["max_steps"])
+    assert (whole["max_steps"], part["max_steps"]) == (4, 2)
+    assert part["lr"] == pytest.approx(0.25 * whole["lr"])
 
 
 def test_rows_of_other_configs_and_average_precision(base, tmp_path):
