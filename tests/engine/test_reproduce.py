@@ -202,7 +202,7 @@ def test_broken_tables_are_refused(tmp_path, text, words):
 
 
 def test_unknown_tables_and_missing_validation_data(base, tmp_path):
-    with pytest.raises(RefineError, match="no such table; give a file, or one of table1, table2"):
+    with pytest.raises(RefineError, match="no such table; give a file, or one of heads, rules, table1, table2"):
         load_table("table9")
     with pytest.raises(RefineError, match=r"data\.val: is not given"):
         run_table(
