@@ -17,7 +17,7 @@ from hotcoco import mask as rle
 from torch import Tensor
 
 from refine.errors import RefineError
-from refine.ops.roi import align
+from refine.ops.roi import Sampling, align
 from refine.structures import Categories, Instances
 from refine.structures.targets import mask_boxes
 
@@ -169,7 +169,7 @@ def add_roi_masks(instances: Instances, bins: int = 28) -> Instances:
     assert instances.masks is not None
     index = torch.arange(len(instances), device=instances.boxes.device, dtype=instances.boxes.dtype)
     rois = torch.cat([index[:, None], instances.boxes], 1)
-    roi_masks = align(instances.masks[:, None].float(), rois, bins, 0, 1)[:, 0]
+    roi_masks = align(instances.masks[:, None].float(), rois, bins, Sampling(0), 1)[:, 0]
     return Instances(
         instances.image_size,
         instances.boxes,

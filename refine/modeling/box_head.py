@@ -15,7 +15,7 @@ from refine.modeling.matching import match, sample
 from refine.modeling.norms import conv_norm
 from refine.ops.boxes import Weights, clip_boxes, decode_boxes, encode_boxes, is_nonempty, nms
 from refine.ops.distributed import mean_over_processes
-from refine.ops.roi import roi_align_levels, to_rois
+from refine.ops.roi import Sampling, roi_align_levels, to_rois
 from refine.structures import Instances, Targets
 
 # Shape letters: N boxes of all images, K thing classes (index K is background), C channels.
@@ -93,26 +93,16 @@ class BoxHeads(nn.Module):
         config: stages, widths, sampling and test thresholds.
         channels: of the pyramid.
         num_things: K.
-        roi_sampling, roi_aligned, roi_canonical_size: see `roi_align_levels`.
+        sampling: of the pyramid's features.
     """
 
-    def __init__(
-        self,
-        config: BoxHeadConfig,
-        channels: int,
-        num_things: int,
-        roi_sampling: int,
-        roi_aligned: bool = True,
-        roi_canonical_size: float = 224.0,
-    ) -> None:
+    def __init__(self, config: BoxHeadConfig, channels: int, num_things: int, sampling: Sampling) -> None:
         super().__init__()
         if len(config.ious) > 1 and not config.class_agnostic:
             raise RefineError("box_head.class_agnostic must be true for a cascade: its stages move one box; set it")
         self.config = config
         self.num_things = num_things
-        self.roi_sampling = roi_sampling
-        self.roi_aligned = roi_aligned
-        self.roi_canonical_size = roi_canonical_size
+        self.sampling = sampling
         self.stages = nn.ModuleList(BoxHead(config, channels, num_things) for _ in config.ious)
 
     def weights(self, stage: int) -> Weights:
@@ -199,15 +189,7 @@ class BoxHeads(nn.Module):
 
     def _run(self, stage: int, pyramid: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Pool and run one head: logits Tensor[N, K+1], deltas."""
-        size, rois = self.config.pool_size, to_rois(boxes)
-        pooled = roi_align_levels(
-            pyramid,
-            rois,
-            size,
-            self.roi_sampling,
-            aligned=self.roi_aligned,
-            canonical_size=self.roi_canonical_size,
-        )
+        pooled = roi_align_levels(pyramid, to_rois(boxes), self.config.pool_size, self.sampling)
         if len(self.stages) > 1 and pooled.requires_grad:
             # Every stage sends gradients to the pyramid: it gets their mean, as from a single stage.
             pooled.register_hook(lambda gradient: gradient / len(self.stages))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from refine.modeling.config import ModelConfig
 from refine.modeling.mask_head import MaskHead
 from refine.modeling.semantic_head import RefiningSemanticHead
-from refine.ops.roi import align, roi_align_levels, roi_flatten
+from refine.ops.roi import Sampling, align, roi_align_levels, roi_flatten
 
 # Shape suffixes: B images, N boxes of all images, C features, K thing classes, L classes, S = 14, M = 28.
 
@@ -52,15 +52,14 @@ class IBPP(nn.Module):
         config: of the whole model.
         num_things: K.
         num_outputs: L, channels of P_sem.
+        sampling: of the features of boxes.
     """
 
-    def __init__(self, config: ModelConfig, num_things: int, num_outputs: int) -> None:
+    def __init__(self, config: ModelConfig, num_things: int, num_outputs: int, sampling: Sampling) -> None:
         super().__init__()
         self.config = config.ibpp
         self.pool_size = config.mask_head.pool_size
-        self.roi_sampling = config.roi_sampling
-        self.roi_aligned = config.roi_aligned
-        self.roi_canonical_size = config.roi_canonical_size
+        self.sampling = sampling
         self.num_things = num_things
         channels = config.fpn_channels
         heads = 1 if self.config.shared or not self.config.iterations else self.config.iterations
@@ -92,16 +91,9 @@ class IBPP(nn.Module):
             rois, labels, scores: as in `Boxes`.
         """
         rois, scores = rois.detach(), scores.detach()
-        f_ins = roi_align_levels(
-            pyramid,
-            rois,
-            self.pool_size,
-            self.roi_sampling,
-            aligned=self.roi_aligned,
-            canonical_size=self.roi_canonical_size,
-        )
+        f_ins = roi_align_levels(pyramid, rois, self.pool_size, self.sampling)
         if self.config.iterations:
-            f_ins = f_ins + align(features, rois, self.pool_size, self.roi_sampling, STRIDE, self.roi_aligned)
+            f_ins = f_ins + align(features, rois, self.pool_size, self.sampling, STRIDE)
         return Boxes(rois, labels, scores, f_ins)
 
     def instance_step(self, t: int, boxes: Boxes, sem_logits: Tensor, projected: Tensor | None = None) -> Tensor:
@@ -122,9 +114,7 @@ class IBPP(nn.Module):
         p_sem = None
         if self.config.iterations:
             source = sem_logits.detach() if self.config.detach else sem_logits
-            p_sem = align(
-                source, boxes.rois, self.pool_size, self.roi_sampling, STRIDE, self.roi_aligned
-            )  # N×L×S×S
+            p_sem = align(source, boxes.rois, self.pool_size, self.sampling, STRIDE)  # N×L×S×S
         return head(projected, boxes.labels, p_sem)
 
     def semantic_step(

@@ -19,7 +19,7 @@ from refine.modeling.occlusion import OcclusionHead, contested_pairs, occlusion_
 from refine.modeling.ranking import SpatialRanking, ranking_loss
 from refine.modeling.rpn import RegionProposals
 from refine.modeling.semantic_head import SemanticHead, pad_labels, semantic_loss
-from refine.ops.roi import to_rois
+from refine.ops.roi import Sampling, to_rois
 from refine.structures import VOID, ImageBatch, Instances, Targets
 
 FUSION_HEADS = ("occlusion.", "ranking.")
@@ -83,16 +83,10 @@ class PanopticModel(nn.Module):
         self.backbone = build_backbone(config.backbone)
         self.fpn = FPN(self.backbone.channels, config.fpn_channels, config.fpn_norm)
         self.rpn = RegionProposals(config.rpn, config.fpn_channels)
-        self.box_heads = BoxHeads(
-            config.box_head,
-            config.fpn_channels,
-            num_things,
-            config.roi_sampling,
-            config.roi_aligned,
-            config.roi_canonical_size,
-        )
+        sampling = Sampling(config.roi_sampling, config.roi_aligned, config.roi_canonical_size)
+        self.box_heads = BoxHeads(config.box_head, config.fpn_channels, num_things, sampling)
         self.semantic_head = SemanticHead(config.semantic_head, config.fpn_channels, num_outputs)
-        self.ibpp = IBPP(config, num_things, num_outputs)
+        self.ibpp = IBPP(config, num_things, num_outputs, sampling)
         self.occlusion: OcclusionHead | None = None
         if config.occlusion is not None:
             size = config.mask_head.pool_size

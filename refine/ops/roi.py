@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import roi_align
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How ROI-Align reads features.
+
+    Attributes:
+        ratio: samples per bin and axis; 0 adapts to the box's size.
+        aligned: take half a pixel off the samples' places, as detectron2 does, because pixel centres lie
+            there; torchvision's own detectors are trained without.
+        canonical_size: side in pixels of a box that is read from P4.
+    """
+
+    ratio: int = 2
+    aligned: bool = True
+    canonical_size: float = 224.0
 
 
 def to_rois(boxes: Sequence[Tensor]) -> Tensor:
@@ -38,10 +55,8 @@ def roi_align_levels(
     features: Sequence[Tensor],
     rois: Tensor,
     output_size: int,
-    sampling_ratio: int,
+    sampling: Sampling,
     strides: Sequence[int] = (4, 8, 16, 32),
-    aligned: bool = True,
-    canonical_size: float = 224.0,
 ) -> Tensor:
     """ROI-Align of each box from the pyramid level that fits its size.
 
@@ -49,39 +64,31 @@ def roi_align_levels(
         features: one Tensor[B, C, h, w] per level, finest first.
         rois: Tensor[N, 5], see `to_rois`.
         output_size: bins per side.
-        sampling_ratio: samples per bin and axis; 0 adapts to the box's size.
+        sampling: how, and from which level.
         strides: input pixels per feature pixel, per level.
-        aligned: see `align`.
-        canonical_size: see `assign_levels`.
 
     Returns:
         Tensor[N, C, output_size, output_size], in the order of `rois`.
     """
     if len(features) == 1:
-        return align(features[0], rois, output_size, sampling_ratio, strides[0], aligned)
-    level = assign_levels(rois[:, 1:], len(features), canonical_size)
+        return align(features[0], rois, output_size, sampling, strides[0])
+    level = assign_levels(rois[:, 1:], len(features), sampling.canonical_size)
     parts, places = [], []
     for n, (feature, stride) in enumerate(zip(features, strides, strict=True)):
         place = torch.nonzero(level == n).squeeze(1)
         places.append(place)
-        parts.append(align(feature, rois[place], output_size, sampling_ratio, stride, aligned))
+        parts.append(align(feature, rois[place], output_size, sampling, stride))
     order = torch.argsort(torch.cat(places))
     return torch.cat(parts)[order]
 
 
-def align(
-    feature: Tensor, rois: Tensor, output_size: int, sampling_ratio: int, stride: int, aligned: bool = True
-) -> Tensor:
-    """ROI-Align from one map: Tensor[B, C, h, w], Tensor[N, 5] -> Tensor[N, C, output_size, output_size].
-
-    `aligned` takes half a pixel off the samples' places, as detectron2 does, because pixel centres lie there;
-    torchvision's own detectors are trained without.
-    """
+def align(feature: Tensor, rois: Tensor, output_size: int, sampling: Sampling, stride: int) -> Tensor:
+    """ROI-Align from one map: Tensor[B, C, h, w], Tensor[N, 5] -> Tensor[N, C, output_size, output_size]."""
     channels_last = feature.is_contiguous(memory_format=torch.channels_last)
-    if channels_last and feature.device.type == "cpu" and feature.dtype.itemsize >= 4 and sampling_ratio > 0:
-        return _align_whole_pixels(feature, rois, output_size, sampling_ratio, stride, aligned)
+    if channels_last and feature.device.type == "cpu" and feature.dtype.itemsize >= 4 and sampling.ratio > 0:
+        return _align_whole_pixels(feature, rois, output_size, sampling.ratio, stride, sampling.aligned)
     return roi_align(
-        feature, rois.to(feature.dtype), output_size, 1.0 / stride, max(sampling_ratio, 0), aligned=aligned
+        feature, rois.to(feature.dtype), output_size, 1.0 / stride, sampling.ratio, aligned=sampling.aligned
     )
 
 

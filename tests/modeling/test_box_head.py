@@ -10,7 +10,7 @@ from refine.errors import RefineError
 from refine.modeling.box_head import BoxHead, BoxHeads, SampledBoxes
 from refine.modeling.config import BoxHeadConfig
 from refine.ops.boxes import encode_boxes
-from refine.ops.roi import roi_align_levels, to_rois
+from refine.ops.roi import Sampling, roi_align_levels, to_rois
 
 SIZE = (128, 160)
 K = 5
@@ -25,7 +25,7 @@ def pyramid(batch=1, channels=8, size=SIZE, seed=0):
 def make_heads(std=0.3, **changes) -> BoxHeads:
     """Small heads whose scores differ clearly."""
     config = BoxHeadConfig(**({"num_convs": 1, "conv_channels": 8, "fc_channels": 16} | changes))
-    heads = BoxHeads(config, 8, K, roi_sampling=2)
+    heads = BoxHeads(config, 8, K, Sampling())
     for stage in heads.stages:
         torch.nn.init.normal_(stage.classifier.weight, std=std)
         torch.nn.init.normal_(stage.regressor.weight, std=std)
@@ -55,7 +55,7 @@ def test_shapes_and_initialisation():
 
 def test_cascade_needs_one_box_for_all_classes():
     with pytest.raises(RefineError, match="class_agnostic"):
-        BoxHeads(BoxHeadConfig(ious=[0.5, 0.6]), 8, K, 2)
+        BoxHeads(BoxHeadConfig(ious=[0.5, 0.6]), 8, K, Sampling())
 
 
 def test_samples_by_hand():
@@ -88,7 +88,7 @@ def test_sample_ratio_and_classes():
 
 def losses_slowly(heads, stage, x, samples, target):
     """One box after the other."""
-    pooled = roi_align_levels(x, to_rois([samples.boxes]), 7, 2)
+    pooled = roi_align_levels(x, to_rois([samples.boxes]), 7, Sampling())
     logits, deltas = heads.stages[stage](pooled)
     cls = box = 0.0
     for n, label in enumerate(samples.labels.tolist()):
@@ -239,7 +239,7 @@ def test_detections_equal_torchvision():
     heads, x = make_heads(max_detections=30), pyramid(batch=2)
     proposals, sizes = [random_boxes(80, seed=1), random_boxes(50, (100, 120), seed=2)], [SIZE, (100, 120)]
     with torch.no_grad():
-        logits, deltas = heads.stages[0](roi_align_levels(x, to_rois(proposals), 7, 2))
+        logits, deltas = heads.stages[0](roi_align_levels(x, to_rois(proposals), 7, Sampling()))
     c = heads.config
     theirs = RoIHeads(None, None, None, 0.5, 0.5, 1, 0.5, (10.0, 10.0, 5.0, 5.0), c.score_threshold, c.nms, 30)
     # There background is class 0, with a box of its own that is never used.
@@ -317,7 +317,7 @@ def test_half_precision_network():
 def test_equals_detectron2(shared_dir, name):
     weights, reference = detectron2_case(shared_dir, name)
     changes = CASCADE if "cascade" in name else {}
-    heads = BoxHeads(BoxHeadConfig(num_convs=0, num_fcs=2, fc_channels=64, **changes), 32, 80, 0)
+    heads = BoxHeads(BoxHeadConfig(num_convs=0, num_fcs=2, fc_channels=64, **changes), 32, 80, Sampling(0))
     names = {}
     for n in range(len(heads.stages)):
         part = f".{n}" if changes else ""

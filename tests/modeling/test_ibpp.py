@@ -9,7 +9,7 @@ from refine.modeling.config import IBPPConfig, MaskHeadConfig, ModelConfig, Sema
 from refine.modeling.ibpp import IBPP, Boxes
 from refine.modeling.mask_head import MaskHead, mask_loss, mask_targets
 from refine.modeling.semantic_head import RefiningSemanticHead, SemanticHead, pad_labels, semantic_loss
-from refine.ops.roi import roi_flatten, to_rois
+from refine.ops.roi import Sampling, roi_flatten, to_rois
 from refine.structures import VOID
 
 THINGS, CLASSES, CHANNELS = 3, 5, 8
@@ -22,7 +22,7 @@ def make_ibpp(iterations=3, shared=False, **ibpp) -> IBPP:
         semantic_head=SemanticHeadConfig(channels=CHANNELS),
         ibpp=IBPPConfig(iterations=iterations, shared=shared, sem_channels=8, **ibpp),
     )
-    module = IBPP(config, THINGS, CLASSES)
+    module = IBPP(config, THINGS, CLASSES, Sampling())
     for parameter in module.parameters():  # large enough that every path matters
         torch.nn.init.normal_(parameter, std=0.3)
     return module

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from refine.ops.roi import align, assign_levels, roi_align_levels, roi_flatten, to_rois
+from refine.ops.roi import Sampling, align, assign_levels, roi_align_levels, roi_flatten, to_rois
 
 
 def flatten_slowly(masks, rois, labels, scores, canvas_size, stride=4):
@@ -76,7 +76,7 @@ def test_align_is_torchvisions_whatever_the_layout(aligned, n, seed, bins, sampl
     weight = torch.randn(n, 5, bins, bins, generator=g, dtype=torch.float64)
     results = []
     for function in (
-        lambda x: align(x, rois, bins, samples, 4, aligned),
+        lambda x: align(x, rois, bins, Sampling(samples, aligned), 4),
         lambda x: roi_align(x.contiguous(), rois, bins, 0.25, samples, aligned=aligned),
     ):
         x = features.detach().clone(memory_format=torch.preserve_format).requires_grad_()
@@ -135,7 +135,7 @@ def test_align_undoes_flatten():
     mask = torch.exp(-3 * (x**2 + y**2))[None]
     rois = torch.tensor([[0, 64.0, 32.0, 288.0, 256.0]])
     canvas = roi_flatten(mask, rois, torch.tensor([0]), torch.ones(1), (1, 1, 80, 80))
-    back = align(canvas, rois, 28, 2, 4)[:, 0]
+    back = align(canvas, rois, 28, Sampling(), 4)[:, 0]
     assert (back - mask)[:, 2:-2, 2:-2].abs().max() < 0.02
 
 
@@ -144,8 +144,8 @@ def test_levels_follow_the_fpn_rule_and_keep_the_order():
     assert assign_levels(boxes, 4).tolist() == [2, 1, 0, 3]
     features = [torch.full((1, 1, 256 // 2**n, 256 // 2**n), float(n)) for n in range(4)]
     rois = to_rois([boxes])
-    assert roi_align_levels(features, rois, 2, 2)[:, 0, 0, 0].tolist() == [2, 1, 0, 3]
-    assert roi_align_levels(features, rois, 2, 2, canonical_size=112)[:, 0, 0, 0].tolist() == [3, 2, 0, 3]
+    assert roi_align_levels(features, rois, 2, Sampling())[:, 0, 0, 0].tolist() == [2, 1, 0, 3]
+    assert roi_align_levels(features, rois, 2, Sampling(canonical_size=112))[:, 0, 0, 0].tolist() == [3, 2, 0, 3]
 
 
 def test_levels_equal_torchvision_for_shifted_boxes():
@@ -155,7 +155,7 @@ def test_levels_equal_torchvision_for_shifted_boxes():
     g = torch.Generator().manual_seed(1)
     boxes = [torch.rand(5, 4, generator=g) * 60 + torch.tensor([20, 20, 90, 90.0]) for _ in range(2)]
     rois = to_rois(boxes)
-    ours = roi_align_levels(list(features.values()), rois, 7, 2)
+    ours = roi_align_levels(list(features.values()), rois, 7, Sampling())
     level = assign_levels(rois[:, 1:], 4)
     half = 0.5 * 4 * 2.0**level
     shifted = [b - h[:, None] for b, h in zip(boxes, half.split([5, 5]), strict=True)]
