@@ -31,7 +31,7 @@ from refine.structures import VOID, Categories, ImageBatch, PanopticResult, Targ
 BACKGROUND, INSIDE, RIM = range(3)
 
 CLASS_WEIGHTS = (1.0, 1.0, 10.0)
-"""Of the loss, as in Caicedo et al. 2019 (Cytometry A): rims are thin, and what parts nuclei."""
+"""Of the loss, as in the code of Caicedo et al. 2019 (Cytometry A 95:952): rims are thin, and what parts nuclei."""
 
 WIDTHS = (128, 96, 64, 32, 16)
 """Channels of the decoder at strides 16, 8, 4, 2 and 1."""
