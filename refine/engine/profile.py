@@ -58,15 +58,16 @@ def staged(model: PanopticModel, count_flops: bool = False) -> Iterator[dict[str
         (model.ibpp, "instance_step", "masks"),
         (model.ibpp, "semantic_step", "semantics"),
     ]
-    # The first convolutions run outside the steps that they belong to; without IBPP, inside.
+    # The first convolutions and the last one run outside the steps that they belong to; without IBPP, inside.
     for t, head in enumerate(model.ibpp.mask_heads if model.ibpp.semantic_heads else [], 1):
         watched.append((head.from_features, "forward", f"masks {t}" if len(model.ibpp.mask_heads) > 1 else "masks"))
     for t, head in enumerate(model.ibpp.semantic_heads, 1):
-        shared = len(model.ibpp.semantic_heads) == 1
-        watched.append((head.from_features, "forward", "semantics" if shared else f"semantics {t}"))
+        name = f"semantics {t}" if len(model.ibpp.semantic_heads) > 1 else "semantics"
+        watched += [(part, "forward", name) for part in (head.from_features, head.predictor)]
+    inside: list[str] = []
     try:
         for owner, method, name in watched:
-            setattr(owner, method, _recorded(getattr(owner, method), name, stages, counter, model))
+            setattr(owner, method, _recorded(getattr(owner, method), name, stages, counter, model, inside))
         if counter is None:
             yield stages
         else:
@@ -78,15 +79,25 @@ def staged(model: PanopticModel, count_flops: bool = False) -> Iterator[dict[str
 
 
 def _recorded(
-    call: Callable, name: str, stages: dict[str, Stage], counter: FlopCounterMode | None, model: PanopticModel
+    call: Callable,
+    name: str,
+    stages: dict[str, Stage],
+    counter: FlopCounterMode | None,
+    model: PanopticModel,
+    inside: list[str],
 ) -> Callable:
+    """The call, recorded under a name; what it calls counts as its own, so `inside` is the stage that runs."""
     numbered = name in ("masks", "semantics") and len(model.ibpp.mask_heads) > 1
 
     def recorded(*args: Any, **kwargs: Any) -> Any:
+        if inside:
+            return call(*args, **kwargs)
+        inside.append(name)
         stage = stages[f"{name} {args[0]}" if numbered and isinstance(args[0], int) else name]
         flops = counter.get_total_flops() if counter else 0
         start = _now()
         result = call(*args, **kwargs)
+        inside.clear()
         stage.seconds += _now() - start
         stage.gflops += (counter.get_total_flops() - flops) / 1e9 if counter else 0.0
         return result

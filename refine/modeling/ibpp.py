@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from refine.modeling.config import ModelConfig
 from refine.modeling.mask_head import MaskHead
-from refine.modeling.semantic_head import RefiningSemanticHead
+from refine.modeling.semantic_head import RefiningSemanticHead, SemanticHead
 from refine.ops.roi import Sampling, align, roi_align_levels, roi_flatten
 
 # Shape suffixes: B images, N boxes of all images, C features, K thing classes, L classes, S = 14, M = 28.
@@ -96,14 +96,23 @@ class IBPP(nn.Module):
             f_ins = f_ins + align(features, rois, self.pool_size, self.sampling, STRIDE)
         return Boxes(rois, labels, scores, f_ins)
 
-    def instance_step(self, t: int, boxes: Boxes, sem_logits: Tensor, projected: Tensor | None = None) -> Tensor:
+    def instance_step(
+        self,
+        t: int,
+        boxes: Boxes,
+        source: Tensor,
+        projected: Tensor | None = None,
+        predictor: nn.Module | None = None,
+    ) -> Tensor:
         """Mask logits m^(t) (equations 3 and 4).
 
         Args:
             t: iteration, 1..T; any for T = 0.
             boxes: N of them.
-            sem_logits: P_sem^(t-1), Tensor[B, L, h, w].
+            source: P_sem^(t-1), Tensor[B, L, h, w], or, with `predictor`, the features that give it.
             projected: `from_features(boxes.features)` where it is known already.
+            predictor: the 1×1 convolution from those features to P_sem^(t-1). It commutes with ROI-Align, whose
+                weights add up to one, and has less to do in the bins than in the map.
 
         Returns:
             Tensor[N, M, M].
@@ -113,14 +122,16 @@ class IBPP(nn.Module):
             projected = head.from_features(boxes.features)
         p_sem = None
         if self.config.iterations:
-            source = sem_logits.detach() if self.config.detach else sem_logits
-            p_sem = align(source, boxes.rois, self.pool_size, self.sampling, STRIDE)  # N×L×S×S
+            source = source.detach() if self.config.detach else source
+            p_sem = align(source, boxes.rois, self.pool_size, self.sampling, STRIDE)
+            if predictor is not None:
+                p_sem = predictor(p_sem)  # N×L×S×S
         return head(projected, boxes.labels, p_sem)
 
     def semantic_step(
         self, t: int, boxes: Boxes, masks: Tensor, projected: Tensor, present: Tensor | None = None
     ) -> Tensor:
-        """P_sem^(t) (equations 5 and 6).
+        """The features of which `semantic_head(t).predictor` makes P_sem^(t) (equations 5 and 6).
 
         Args:
             t: iteration, 1..T.
@@ -130,7 +141,7 @@ class IBPP(nn.Module):
             present: Tensor[k] int64, sorted: the only classes among the labels; the canvas has no others.
 
         Returns:
-            Logits Tensor[B, L, h, w].
+            Tensor[B, width, h, w].
         """
         labels = boxes.labels if present is None else torch.searchsorted(present, boxes.labels)
         batch, _, height, width = projected.shape
@@ -147,31 +158,33 @@ class IBPP(nn.Module):
         return self.semantic_head(t)(canvas, projected, present)
 
     @torch.no_grad()
-    def predict(self, boxes: Boxes, features: Tensor, sem_logits: Tensor) -> tuple[Tensor, Tensor]:
-        """All iterations on fixed boxes (SPEC §3, TEST).
+    def predict(self, boxes: Boxes, features: Tensor, first: SemanticHead) -> tuple[Tensor, Tensor]:
+        """All iterations on fixed boxes (SPEC §3, TEST); of P_sem^(t), t < T, only what lies in boxes is computed.
 
         Args:
             boxes: the detections of all images.
             features: F_sem, Tensor[B, C, h, w].
-            sem_logits: P_sem^(0), Tensor[B, L, h, w].
+            first: H_sem, which gives P_sem^(0).
 
         Returns:
             masks: Tensor[N, M, M], 0-1, mean of sigmoid(m^(t)) over the iterations.
-            sem_logits: P_sem^(T).
+            sem_logits: P_sem^(T), Tensor[B, L, h, w].
         """
         if not self.config.iterations:
-            return torch.sigmoid(self.instance_step(0, boxes, sem_logits)), sem_logits
+            return torch.sigmoid(self.instance_step(0, boxes, features)), first(features)
         painted = torch.where(boxes.scores >= self.config.score_threshold, boxes.scores, 0)
         canvas_boxes = Boxes(boxes.rois, boxes.labels, painted, boxes.features)
         present = torch.unique(boxes.labels)
         of_boxes = of_pixels = None
-        total = torch.zeros((), device=sem_logits.device)
+        source, predictor = features, first.predictor
+        total = torch.zeros((), device=features.device)
         for t in range(1, self.config.iterations + 1):
             if of_boxes is None or not self.config.shared:
                 of_boxes = self.mask_head(t).from_features(boxes.features)
                 of_pixels = self.semantic_head(t).from_features(features)
             assert of_pixels is not None
-            masks = torch.sigmoid(self.instance_step(t, boxes, sem_logits, of_boxes))
-            sem_logits = self.semantic_step(t, canvas_boxes, masks, of_pixels, present)
+            masks = torch.sigmoid(self.instance_step(t, boxes, source, of_boxes, predictor))
+            source = self.semantic_step(t, canvas_boxes, masks, of_pixels, present)
+            predictor = self.semantic_head(t).predictor
             total = total + masks
-        return total / self.config.iterations, sem_logits
+        return total / self.config.iterations, predictor(source)

@@ -129,12 +129,12 @@ class PanopticModel(nn.Module):
             with torch.no_grad():
                 pyramid = self.pyramid(images)
                 features = self.semantic_head.features(pyramid[:4])
-                return self._fusion_losses(images, pyramid, features, self.semantic_head(features), targets)
+                return self._fusion_losses(images, pyramid, features, targets)
         config = self.config
         pyramid = self.pyramid(images)
         features = self.semantic_head.features(pyramid[:4])
         sem_logits = self.semantic_head(features)
-        fusion_losses = self._fusion_losses(images, pyramid, features, sem_logits, targets)
+        fusion_losses = self._fusion_losses(images, pyramid, features, targets)
         sem_seg = self._semantic_targets(images, targets)
         iterations, stages = config.ibpp.iterations, len(config.box_head.ious)
 
@@ -158,8 +158,8 @@ class PanopticModel(nn.Module):
                 weight = config.losses.mask * self._instance_weight(t, box=False)
                 losses[f"loss_mask_{t}"] = weight * mask_loss(mask_logits, mask_truth)
             if t <= iterations:
-                projected = self.ibpp.semantic_head(t).from_features(features)
-                sem_logits = self.ibpp.semantic_step(t, boxes, torch.sigmoid(mask_logits), projected)
+                head, masks = self.ibpp.semantic_head(t), torch.sigmoid(mask_logits)
+                sem_logits = head.predictor(self.ibpp.semantic_step(t, boxes, masks, head.from_features(features)))
                 losses[f"loss_sem_{t}"] = self._semantic_weight(t) * semantic_loss(
                     sem_logits, sem_seg, t == iterations
                 )
@@ -171,7 +171,6 @@ class PanopticModel(nn.Module):
         images: ImageBatch,
         pyramid: Sequence[Tensor],
         features: Tensor,
-        sem_logits: Tensor,
         targets: Sequence[Targets],
     ) -> dict[str, Tensor]:
         """Losses of the heads that fusion asks, from instances that carry no gradient.
@@ -181,14 +180,14 @@ class PanopticModel(nn.Module):
         """
         if self.occlusion is None and self.ranking is None:
             return {}
-        detected = [p.instances for p in self._detect(images, pyramid, features, sem_logits)]
+        detected = [p.instances for p in self._detect(images, pyramid, features)]
         losses = {}
         if self.occlusion is not None:
             true = [
                 Instances(size, t.boxes, torch.ones_like(t.boxes[:, 0]), t.labels)[~t.iscrowd]
                 for t, size in zip(targets, images.sizes, strict=True)
             ]
-            true = [p.instances for p in self._segment(images, pyramid, features, sem_logits, true)]
+            true = [p.instances for p in self._segment(images, pyramid, features, true)]
             share, instances = self.occlusion.config.pair_overlap, [*detected, *true]
             pairs = [contested_pairs(i, t, share) for i, t in zip(instances, [*targets, *targets], strict=True)]
             losses["loss_occlusion"] = occlusion_loss(self.occlusion, instances, pairs)
@@ -231,16 +230,14 @@ class PanopticModel(nn.Module):
         """Boxes first (the cascade to its end), then T iterations on them (SPEC §3, TEST)."""
         pyramid = self.pyramid(images)
         features = self.semantic_head.features(pyramid[:4])
-        return self._detect(images, pyramid, features, self.semantic_head(features))
+        return self._detect(images, pyramid, features)
 
     @torch.no_grad()
-    def _detect(
-        self, images: ImageBatch, pyramid: Sequence[Tensor], features: Tensor, sem_logits: Tensor
-    ) -> list[Prediction]:
-        """`predict` from the pyramid, F_sem and P_sem^(0) on."""
+    def _detect(self, images: ImageBatch, pyramid: Sequence[Tensor], features: Tensor) -> list[Prediction]:
+        """`predict` from the pyramid and F_sem on."""
         proposals = self.rpn.propose(self.rpn(pyramid), images.sizes, training=False)
         detections = self.box_heads.predict(pyramid[:4], proposals, images.sizes)
-        return self._segment(images, pyramid, features, sem_logits, detections)
+        return self._segment(images, pyramid, features, detections)
 
     @torch.no_grad()
     def _segment(
@@ -248,7 +245,6 @@ class PanopticModel(nn.Module):
         images: ImageBatch,
         pyramid: Sequence[Tensor],
         features: Tensor,
-        sem_logits: Tensor,
         detections: Sequence[Instances],
     ) -> list[Prediction]:
         """Masks of given boxes, labels and scores, and semantics, by T iterations."""
@@ -259,7 +255,7 @@ class PanopticModel(nn.Module):
             torch.cat([d.labels for d in detections]),
             torch.cat([d.scores for d in detections]),
         )
-        masks, sem_logits = self.ibpp.predict(boxes, features, sem_logits)
+        masks, sem_logits = self.ibpp.predict(boxes, features, self.semantic_head)
         counts = [len(d) for d in detections]
         appearance = boxes.features.split(counts) if self.config.occlusion else [None] * len(counts)
         return [

@@ -95,7 +95,7 @@ class RefiningSemanticHead(nn.Module):
         nn.init.zeros_(self.predictor.bias)  # type: ignore[arg-type]
 
     def forward(self, canvas: Tensor, projected: Tensor, present: Tensor | None = None) -> Tensor:
-        """P_sem^(t).
+        """What `predictor` makes P_sem^(t) of.
 
         Args:
             canvas: A, Tensor[B, K, h, w], or only the channels in `present`.
@@ -103,13 +103,13 @@ class RefiningSemanticHead(nn.Module):
             present: Tensor[k] int64, the thing classes of the canvas's channels; None = all K.
 
         Returns:
-            Logits Tensor[B, L, h, w].
+            Tensor[B, width, h, w].
         """
         weight = self.from_canvas.weight if present is None else self.from_canvas.weight[:, present]
         x = projected
         if weight.shape[1]:
             x = x + F.conv2d(canvas, weight, padding=1)
-        return self.predictor(self.convs(F.relu(self.norm(x))))
+        return self.convs(F.relu(self.norm(x)))
 
 
 def semantic_loss(logits: Tensor, sem_seg: Tensor, full_size: bool) -> Tensor:

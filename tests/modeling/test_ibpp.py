@@ -28,6 +28,14 @@ def make_ibpp(iterations=3, shared=False, **ibpp) -> IBPP:
     return module
 
 
+def make_first() -> SemanticHead:
+    """H_sem, of which only the 1×1 convolution counts; with a bias that matters."""
+    first = SemanticHead(SemanticHeadConfig(channels=CHANNELS), CHANNELS, CLASSES).eval()
+    for parameter in first.predictor.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return first
+
+
 def make_inputs(module: IBPP, counts=(3, 2), dtype=torch.float32):
     g = torch.Generator().manual_seed(0)
     pyramid = [
@@ -48,7 +56,8 @@ def test_refining_semantic_head_is_one_convolution_over_the_concatenation():
     weight = torch.cat([head.from_canvas.weight, head.from_features.weight], 1)
     x = F.relu(head.norm(F.conv2d(torch.cat([canvas, features], 1), weight, padding=1)))
     expected = head.predictor(head.convs(x))
-    torch.testing.assert_close(head(canvas, head.from_features(features)), expected, atol=1e-5, rtol=1e-4)
+    got = head.predictor(head(canvas, head.from_features(features)))
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_only_present_classes_give_the_same_answer():
@@ -74,8 +83,9 @@ def test_mask_head_is_one_convolution_and_takes_the_class_channel():
 @pytest.mark.parametrize("shared", [False, True])
 def test_predict_follows_the_equations(shared):
     module = make_ibpp(iterations=3, shared=shared).eval()
-    boxes, features, logits = make_inputs(module)
-    p_sem, masks = logits, []
+    boxes, features, _ = make_inputs(module)
+    first = make_first()
+    p_sem, masks = first(features), []
     for t in range(3):
         mask_head = module.mask_heads[0 if shared else t]
         sem_head = module.semantic_heads[0 if shared else t]
@@ -83,8 +93,8 @@ def test_predict_follows_the_equations(shared):
         masks.append(torch.sigmoid(mask_head(mask_head.from_features(boxes.features), boxes.labels, aligned)))
         painted = boxes.scores * (boxes.scores >= 0.05)
         canvas = roi_flatten(masks[-1], boxes.rois, boxes.labels, painted, (2, THINGS, 16, 16))  # eq. 5
-        p_sem = sem_head(canvas, sem_head.from_features(features))  # eq. 6
-    got_masks, got_logits = module.predict(boxes, features, logits)
+        p_sem = sem_head.predictor(sem_head(canvas, sem_head.from_features(features)))  # eq. 6
+    got_masks, got_logits = module.predict(boxes, features, first)
     torch.testing.assert_close(got_masks, torch.stack(masks).mean(0), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(got_logits, p_sem, atol=1e-4, rtol=1e-4)
 
@@ -99,9 +109,10 @@ def test_appearance_is_the_sum_of_instance_and_semantic_features():
 
 def test_without_iterations_semantics_stay_and_masks_see_only_instance_features():
     module = make_ibpp(iterations=0)
-    boxes, features, logits = make_inputs(module)
-    masks, out = module.predict(boxes, features, logits)
-    assert out is logits
+    boxes, features, _ = make_inputs(module)
+    first = make_first()
+    masks, out = module.predict(boxes, features, first)
+    assert out.equal(first(features))
     expected = torch.sigmoid(module.mask_heads[0](module.mask_heads[0].from_features(boxes.features), boxes.labels))
     torch.testing.assert_close(masks, expected)
     assert not module.semantic_heads
@@ -112,8 +123,9 @@ def unroll(module, boxes, features, logits, iterations):
     masks, semantics = [], [logits]
     for t in range(1, iterations + 1):
         masks.append(module.instance_step(t, boxes, semantics[-1]))
-        projected = module.semantic_head(t).from_features(features)
-        semantics.append(module.semantic_step(t, boxes, torch.sigmoid(masks[-1]), projected))
+        head = module.semantic_head(t)
+        hidden = module.semantic_step(t, boxes, torch.sigmoid(masks[-1]), head.from_features(features))
+        semantics.append(head.predictor(hidden))
     return masks, semantics
 
 
@@ -159,11 +171,12 @@ def test_gradcheck_through_one_iteration():
 
 def test_order_of_boxes_only_permutes_masks():
     module = make_ibpp()
-    boxes, features, logits = make_inputs(module)
+    boxes, features, _ = make_inputs(module)
+    first = make_first()
     order = torch.tensor([4, 0, 3, 1, 2])
     permuted = Boxes(boxes.rois[order], boxes.labels[order], boxes.scores[order], boxes.features[order])
-    masks, semantics = module.predict(boxes, features, logits)
-    masks2, semantics2 = module.predict(permuted, features, logits)
+    masks, semantics = module.predict(boxes, features, first)
+    masks2, semantics2 = module.predict(permuted, features, first)
     torch.testing.assert_close(masks2, masks[order], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(semantics2, semantics, atol=1e-5, rtol=1e-4)
 
@@ -171,7 +184,7 @@ def test_order_of_boxes_only_permutes_masks():
 def test_no_box_at_all():
     module = make_ibpp()
     boxes, features, logits = make_inputs(module, counts=(0, 0))
-    masks, semantics = module.predict(boxes, features, logits)
+    masks, semantics = module.predict(boxes, features, make_first())
     assert masks.shape == (0, 8, 8)
     assert semantics.shape == logits.shape
     masks, semantics = unroll(module, boxes, features, logits, 2)
