@@ -139,7 +139,7 @@ def contested_pairs(instances: Instances, targets: Targets, pair_overlap: float,
     """
     assert instances.roi_masks is not None
     masks = paste_masks(instances.roi_masks.float(), instances.boxes, targets.size).flatten(1)
-    matched = _match(masks, instances.labels, targets)
+    matched = match_detections(masks, instances.labels, targets)
     chosen = torch.nonzero(matched >= 0).squeeze(1)
     masks, matched = masks[chosen], matched[chosen]
     pixels = masks.float()
@@ -155,8 +155,8 @@ def contested_pairs(instances: Instances, targets: Targets, pair_overlap: float,
     return pairs
 
 
-def _match(masks: Tensor, labels: Tensor, targets: Targets) -> Tensor:
-    """Object that each detection stands for, or -1: Tensor[N] int64."""
+def match_detections(masks: Tensor, labels: Tensor, targets: Targets) -> Tensor:
+    """Object that each detection stands for, or -1: Tensor[N, H·W] bool, Tensor[N] int64 -> Tensor[N] int64."""
     if not len(targets) or not len(masks):
         return torch.full((len(masks),), -1, device=masks.device)
     truth = targets.masks.flatten(1).float()

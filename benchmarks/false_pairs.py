@@ -1,0 +1,63 @@
+"""Which of two overlapping detections the rules put in front where only one of them stands for an object.
+
+    python benchmarks/false_pairs.py CHECKPOINT configs/scenes_whole.yaml --images 250
+
+Labels for the occlusion head, and the share of pairs that a table calls right, know only pairs of two objects. At
+test one of an overlapping pair is often a false detection, a fragment or a duplicate, which had better lie behind.
+The checkpoint has an occlusion head; pairs overlap by the head's share of either mask (ρ), and both score 0.5.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from torch import Tensor
+
+from refine.data.loader import PanopticDataset
+from refine.engine.batches import build_dataset
+from refine.engine.config import load_run
+from refine.engine.predictor import Predictor
+from refine.modeling.occlusion import match_detections
+from refine.ops.masks import paste_masks
+from refine.ops.penalty import in_front
+
+
+@torch.inference_mode()
+def count(predictor: Predictor, dataset: PanopticDataset, image: int) -> Tensor:
+    """Tensor[4]: pairs of a true and a false detection; those whose true one is in front by score, O and SOE."""
+    pixels, segments = dataset[image]
+    targets = segments.targets(dataset.categories.num_things, *dataset.name(image))
+    instances = predictor.raw([pixels])[0].instances
+    instances = instances[instances.scores >= predictor.fusion.score_threshold]
+    masks = paste_masks(instances.roi_masks.float(), instances.boxes, targets.size).flatten(1)
+    true = match_detections(masks, instances.labels, targets) >= 0
+    shared = masks.float() @ masks.float().T
+    overlap = (shared >= predictor.fusion.pair_overlap * shared.diagonal()[:, None]) & (shared > 0)
+    pairs = torch.nonzero((overlap | overlap.T) & true[:, None] & ~true)
+    occlusion = predictor.answers()["occlusion"](instances, pairs)
+    scores, sigma = instances.scores, predictor.fusion.sigma
+    rules = (scores[:, None] > scores, occlusion > occlusion.T, in_front(scores, occlusion, sigma))
+    return torch.tensor([len(pairs), *(int(rule[pairs[:, 0], pairs[:, 1]].sum()) for rule in rules)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint")
+    parser.add_argument("config", help="whose data.val is used")
+    parser.add_argument("--images", type=int, default=250)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    predictor = Predictor(options.checkpoint, device="cpu")
+    data = load_run(options.config).data.val
+    assert data is not None
+    dataset = build_dataset(data, "data.val")
+    totals = torch.stack([count(predictor, dataset, n) for n in range(min(options.images, len(dataset)))]).sum(0)
+    pairs, *right = totals.tolist()
+    print(f"{pairs} pairs of a true and a false detection; the true one in front:")
+    for rule, number in zip(("score", "O (strong baseline)", "SOE"), right, strict=True):
+        print(f"  {rule}: {100 * number / max(pairs, 1):.0f}%")
+
+
+if __name__ == "__main__":
+    main()
