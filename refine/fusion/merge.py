@@ -29,6 +29,10 @@ def merge(cells: Cells, areas: Tensor, order: Sequence[int], front: Tensor | Non
     A set of decisions may contradict itself (a over b over c over a). Stealing resolves any such set: a
     cell has one owner at every moment and is asked for once by each instance that covers it.
 
+    Why so: stealing decides pixel by pixel, as the sources do, and is as good as pasting in the order of pairs won
+    ("wins": 33.6 and 33.9 PQ of things either way, strong baseline and SOE); dropping robbed instances and merging
+    again gains 0.3 and 0.1 (RESULTS.md, Table 5 on procedural scenes, three seeds).
+
     Args:
         cells: of N masks, on the CPU.
         areas: Tensor[N] int64, pixels of each mask.
