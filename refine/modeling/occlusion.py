@@ -114,9 +114,11 @@ class OcclusionHead(nn.Module):
             Tensor[N, N] float32, 0-1; 1/2 where no pair asks.
         """
         occlusion = instances.scores.new_full((len(instances), len(instances)), 0.5, dtype=torch.float32)
-        both = torch.cat([pairs, pairs.flip(1)])
+        asked, index = torch.unique(pairs, return_inverse=True)  # the others need no convolution
+        some, both = instances[asked], torch.cat([index, index.flip(1)])
         for part in both.split(AT_ONCE):
-            occlusion[part[:, 0], part[:, 1]] = torch.sigmoid(self(instances, part).float())
+            front, back = asked[part].unbind(1)
+            occlusion[front, back] = torch.sigmoid(self(some, part).float())
         return occlusion
 
 
