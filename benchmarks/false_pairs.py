@@ -4,7 +4,8 @@
 
 Labels for the occlusion head, and the share of pairs that a table calls right, know only pairs of two objects. At
 test one of an overlapping pair is often a false detection, a fragment or a duplicate, which had better lie behind.
-The checkpoint has an occlusion head; pairs overlap by the head's share of either mask (ρ), and both score 0.5.
+The checkpoint has an occlusion head; pairs overlap by the fusion's share of either mask (ρ), and both pass its
+threshold of scores.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from refine.data.loader import PanopticDataset
 from refine.engine.batches import build_dataset
 from refine.engine.config import load_run
 from refine.engine.predictor import Predictor
+from refine.fusion.rules import overlapping
 from refine.modeling.occlusion import match_detections
 from refine.ops.masks import paste_masks
 from refine.ops.penalty import in_front
@@ -32,9 +34,8 @@ def count(predictor: Predictor, dataset: PanopticDataset, image: int) -> Tensor:
     instances = instances[instances.scores >= predictor.fusion.score_threshold]
     masks = paste_masks(instances.roi_masks.float(), instances.boxes, targets.size).flatten(1)
     true = match_detections(masks, instances.labels, targets) >= 0
-    shared = masks.float() @ masks.float().T
-    overlap = (shared >= predictor.fusion.pair_overlap * shared.diagonal()[:, None]) & (shared > 0)
-    pairs = torch.nonzero((overlap | overlap.T) & true[:, None] & ~true)
+    overlap = overlapping(masks.float() @ masks.float().T, predictor.fusion.pair_overlap)
+    pairs = torch.nonzero(overlap & true[:, None] & ~true)
     occlusion = predictor.answers()["occlusion"](instances, pairs)
     scores, sigma = instances.scores, predictor.fusion.sigma
     rules = (scores[:, None] > scores, occlusion > occlusion.T, in_front(scores, occlusion, sigma))
