@@ -19,9 +19,8 @@ from refine.data.loader import PanopticDataset
 from refine.engine.batches import build_dataset
 from refine.engine.config import load_run
 from refine.engine.predictor import Predictor
-from refine.fusion.rules import overlapping
 from refine.modeling.occlusion import match_detections
-from refine.ops.masks import paste_masks
+from refine.ops.masks import overlapping, paste_masks
 from refine.ops.penalty import in_front
 
 

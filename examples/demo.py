@@ -48,7 +48,7 @@ def predict(model: str, files: list[Path]) -> list[tuple[Tensor, str]]:
             picture = overlay(image, result)
             write_picture(out / "overlays" / f"{path.stem}.jpg", picture)
             things = sum(segment.isthing for segment in result.segments)
-            told = f"{things} things, {len(result) - things} regions of stuff"
+            told = f"things: {things}, classes of stuff: {len(result) - things}"
             print(f"{path.name}, model {model}: {told}")
             tiles += [(image, path.name), (picture, told)]
     return tiles

@@ -12,10 +12,10 @@ from torch import Tensor
 from refine.engine.predictor import RawPrediction
 from refine.fusion import FusionConfig, Method, OcclusionFn, fuse
 from refine.fusion.fuse import RankingFn, arrange, prepare
-from refine.fusion.rules import ask, overlapping
+from refine.fusion.rules import ask
 from refine.fusion.unknown import KEPT, unknown_regions
 from refine.ops.cells import cells_of
-from refine.ops.masks import MaskRuns
+from refine.ops.masks import MaskRuns, overlapping
 from refine.ops.penalty import soft_occlusion
 from refine.ops.runs import run_lengths, spread
 from refine.structures import Categories, Instances, PanopticResult

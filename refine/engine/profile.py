@@ -6,7 +6,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,45 +64,52 @@ def staged(model: PanopticModel, count_flops: bool = False) -> Iterator[dict[str
     for t, head in enumerate(model.ibpp.semantic_heads, 1):
         name = f"semantics {t}" if len(model.ibpp.semantic_heads) > 1 else "semantics"
         watched += [(part, "forward", name) for part in (head.from_features, head.predictor)]
-    inside: list[str] = []
+    numbered = {"masks", "semantics"} if len(model.ibpp.mask_heads) > 1 else set()
+    recorder = _Recorder(stages, counter, numbered)
     try:
         for owner, method, name in watched:
-            setattr(owner, method, _recorded(getattr(owner, method), name, stages, counter, model, inside))
-        if counter is None:
+            setattr(owner, method, recorder.wrap(getattr(owner, method), name))
+        with counter or nullcontext():
             yield stages
-        else:
-            with counter:
-                yield stages
     finally:
         for owner, method, _ in watched:
             owner.__dict__.pop(method, None)
 
 
-def _recorded(
-    call: Callable,
-    name: str,
-    stages: dict[str, Stage],
-    counter: FlopCounterMode | None,
-    model: PanopticModel,
-    inside: list[str],
-) -> Callable:
-    """The call, recorded under a name; what it calls counts as its own, so `inside` is the stage that runs."""
-    numbered = name in ("masks", "semantics") and len(model.ibpp.mask_heads) > 1
+@dataclass
+class _Recorder:
+    """Records calls under the names of their stages; what a recorded call itself calls counts as its own.
 
-    def recorded(*args: Any, **kwargs: Any) -> Any:
-        if inside:
-            return call(*args, **kwargs)
-        inside.append(name)
-        stage = stages[f"{name} {args[0]}" if numbered and isinstance(args[0], int) else name]
-        flops = counter.get_total_flops() if counter else 0
-        start = _now()
-        result = call(*args, **kwargs)
-        inside.clear()
-        stage.seconds += _now() - start
-        stage.gflops += (counter.get_total_flops() - flops) / 1e9 if counter else 0.0
-        return result
+    Attributes:
+        stages: totals by name.
+        counter: of arithmetic, or None.
+        numbered: stages that have one name per iteration, which is their calls' first argument.
+        busy: a recorded call is running.
+    """
 
-    return recorded
+    stages: dict[str, Stage]
+    counter: FlopCounterMode | None
+    numbered: set[str]
+    busy: bool = False
+
+    def wrap(self, call: Callable, name: str) -> Callable:
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            if self.busy:
+                return call(*args, **kwargs)
+            self.busy = True
+            per_iteration = name in self.numbered and isinstance(args[0], int)
+            stage = self.stages[f"{name} {args[0]}" if per_iteration else name]
+            flops, start = self._flops(), _now()
+            result = call(*args, **kwargs)
+            stage.seconds += _now() - start
+            stage.gflops += (self._flops() - flops) / 1e9
+            self.busy = False
+            return result
+
+        return recorded
+
+    def _flops(self) -> int:
+        return self.counter.get_total_flops() if self.counter else 0
 
 
 def _deform_conv_flops(

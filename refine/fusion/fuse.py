@@ -12,10 +12,10 @@ from torch import Tensor
 from refine.errors import RefineError
 from refine.fusion.config import FusionConfig, Method
 from refine.fusion.merge import merge
-from refine.fusion.rules import OcclusionFn, check_shape, decide, overlapping
+from refine.fusion.rules import OcclusionFn, check_shape, decide
 from refine.fusion.segments import assemble
 from refine.ops.cells import Cells, cells_of
-from refine.ops.masks import MaskRuns, dense_runs, paste_runs
+from refine.ops.masks import MaskRuns, dense_runs, overlapping, paste_runs
 from refine.structures import VOID, Categories, Instances, PanopticResult
 
 RankingFn = Callable[[Instances], Tensor]

@@ -24,21 +24,6 @@ SHR_CONTAINED = 0.5
 """Share of a box inside another above which it counts as a part of it [BCC]."""
 
 
-def overlapping(intersections: Tensor, share: float) -> Tensor:
-    """Pairs that overlap enough to be decided.
-
-    Args:
-        intersections: Tensor[N, N] int64, shared pixels; areas on the diagonal.
-        share: ρ, of either mask.
-
-    Returns:
-        Tensor[N, N] bool, symmetric, false on the diagonal.
-    """
-    areas = intersections.diagonal()
-    enough = (intersections >= share * areas[:, None].double()) & (intersections > 0)
-    return (enough | enough.T).fill_diagonal_(False)
-
-
 def by_containment(boxes: Tensor) -> Tensor:
     """SHR: what lies inside another box lies in front of it (tie on person); no training.
 

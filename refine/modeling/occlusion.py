@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from refine.errors import RefineError
 from refine.modeling.config import OcclusionConfig
 from refine.ops.distributed import mean_over_processes
-from refine.ops.masks import paste_masks
+from refine.ops.masks import overlapping, paste_masks
 from refine.structures import VOID, Instances, Targets
 
 # Shape letters: N instances, P ordered pairs, C feature channels, S = 14, K thing classes.
@@ -148,9 +148,8 @@ def contested_pairs(instances: Instances, targets: Targets, pair_overlap: float,
     shared = pixels @ pixels.T  # exact: counts below 2^24
     owned = (masks & (targets.owner.flatten() == matched[:, None])).float() @ pixels.T
     labelled = (masks & (targets.sem_seg.flatten() != VOID)).float() @ pixels.T
-    enough = (shared >= pair_overlap * shared.diagonal()[:, None]) & (shared > 0)
     known = 2 * (owned + owned.T) > labelled
-    front = (enough | enough.T) & known & (owned > owned.T) & (matched[:, None] != matched)
+    front = overlapping(shared, pair_overlap) & known & (owned > owned.T) & (matched[:, None] != matched)
     pairs = chosen[torch.nonzero(front)]
     if len(pairs) > limit:
         pairs = pairs[torch.randperm(len(pairs), device=pairs.device)[:limit]]

@@ -143,3 +143,18 @@ def dense_runs(masks: Tensor) -> MaskRuns:
         parts.append(torch.stack([mask + first, edge - mask * (pixels + 1)]))
     mask, edge = torch.cat(parts, 1) if parts else masks.new_zeros(2, 0, dtype=torch.int64)
     return MaskRuns((height, width), count, mask[::2], edge[::2], edge[1::2])
+
+
+def overlapping(intersections: Tensor, share: float) -> Tensor:
+    """Pairs of masks that overlap enough for one to lie in front of the other.
+
+    Args:
+        intersections: Tensor[N, N], shared pixels; areas on the diagonal.
+        share: ρ, of either mask.
+
+    Returns:
+        Tensor[N, N] bool, symmetric, false on the diagonal.
+    """
+    areas = intersections.diagonal()
+    enough = (intersections >= share * areas[:, None].double()) & (intersections > 0)
+    return (enough | enough.T).fill_diagonal_(False)
