@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -44,8 +43,7 @@ def staged(model: PanopticModel, count_flops: bool = False) -> Iterator[dict[str
         Stages by name in the order of their first call, filled while the context is open.
     """
     stages: dict[str, Stage] = defaultdict(Stage)
-    deformable = {torch.ops.torchvision.deform_conv2d: _deform_conv_flops}
-    counter = FlopCounterMode(display=False, custom_mapping=deformable) if count_flops else None
+    counter = FlopCounterMode(display=False) if count_flops else None
     watched: list[tuple[Any, str, str]] = [
         (model.backbone, "forward", "backbone"),
         (model.fpn, "forward", "fpn"),
@@ -110,14 +108,6 @@ class _Recorder:
 
     def _flops(self) -> int:
         return self.counter.get_total_flops() if self.counter else 0
-
-
-def _deform_conv_flops(
-    x: torch.Size, weight: torch.Size, *_: Any, out_shape: torch.Size | None = None, **__: Any
-) -> int:
-    """Of the convolution; sampling the input at its offsets is left out, as bilinear sampling is elsewhere."""
-    assert out_shape is not None
-    return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 
 def _now() -> float:

@@ -76,6 +76,7 @@ class _Run:
         fresh: list[str] = []
         if config.init is not None and last is None:
             fresh = load_matching(model, find_model(config.init))
+            _check_frozen(fresh, config)
         self.module = TrainingModule(model.to(group.device), config, group)
         self.learner = self.module.learner
         if last is not None:
@@ -168,6 +169,17 @@ class _Run:
         return (
             f"{parameters / 1e6:.1f} M parameters, {len(self.dataset)} images, {self.categories}, "
             f"{self.group.count} process(es) on {self.group.device.type}; {start}"
+        )
+
+
+def _check_frozen(fresh: list[str], config: RunConfig) -> None:
+    """Tensors that neither `init` gives nor training changes would stay random."""
+    trained = tuple(config.optim.train_only)
+    left = [name for name in fresh if not name.startswith(trained)] if trained else []
+    if left:
+        raise RefineError(
+            f"init: {config.init} lacks {len(left)} tensors of the model, first {left[0]}, which optim.train_only "
+            f"{config.optim.train_only} would leave at random numbers; give `model` as that checkpoint has it"
         )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import DeformConv2d, deform_conv2d
+from torchvision.ops import DeformConv2d
+
+from refine.ops.deform import deform_conv
 
 
 class DeformableConv(DeformConv2d):
@@ -34,6 +36,4 @@ class DeformableConv(DeformConv2d):
         """Tensor[B, C_in, H, W] -> Tensor[B, C_out, H / stride, W / stride]."""
         prediction = self.offset(x)
         mask = torch.sigmoid(prediction[:, 18:]) if self.modulated else None
-        return deform_conv2d(
-            x, prediction[:, :18], self.weight, stride=self.stride, padding=self.padding, mask=mask
-        )
+        return deform_conv(x, prediction[:, :18], self.weight, self.stride[0], self.padding[0], mask)

@@ -139,6 +139,18 @@ def test_train_only_one_part(config: RunConfig, tmp_path: Path) -> None:
     assert changed == {"semantic_head"}
 
 
+def test_nothing_random_stays_frozen(config: RunConfig, tmp_path: Path) -> None:
+    config.model.ibpp.iterations, config.optim.max_steps = 0, 1
+    train(config)
+    config.init, config.out = config.out, str(tmp_path / "second")
+    config.model.ibpp.iterations = 1  # a semantic head that the start has not
+    config.optim.train_only = ["semantic_head"]
+    with pytest.raises(RefineError, match=r"init: .*lacks \d+ tensors.*first ibpp\..*train_only"):
+        train(config)
+    config.optim.train_only = ["semantic_head", "ibpp"]
+    train(config)
+
+
 def test_reduced_precision(config: RunConfig) -> None:
     config.optim.precision = "bf16"
     train(config)

@@ -1,0 +1,33 @@
+"""Deformable convolution and its gradients against torchvision's."""
+
+import pytest
+import torch
+from torchvision.ops import deform_conv2d
+
+from refine.ops.deform import deform_conv
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("stride", "groups"), [(1, 1), (2, 1), (1, 4), (2, 2)])
+def test_values_and_gradients_are_torchvisions(stride, groups, masked, layout):
+    g = torch.Generator().manual_seed(stride + groups)
+    size = {1: (5, 7), 2: (3, 4)}[stride]
+    x = torch.randn(2, 8, 5, 7, generator=g, dtype=torch.double).contiguous(memory_format=layout)
+    # Some taps read across the border, some beyond it.
+    offset = torch.randn(2, 18, *size, generator=g, dtype=torch.double) * 4
+    weight = torch.randn(12, 8 // groups, 3, 3, generator=g, dtype=torch.double)
+    mask = torch.rand(2, 9, *size, generator=g, dtype=torch.double) if masked else None
+    results = []
+    for function in (deform_conv, deform_conv2d):
+        inputs = [t.detach().clone().requires_grad_() for t in (x, offset, weight) + ((mask,) if masked else ())]
+        out = function(*inputs[:3], stride=stride, padding=1, mask=inputs[3] if masked else None)
+        weights = torch.arange(out.numel(), dtype=torch.double).view(out.shape)
+        results.append([out, *torch.autograd.grad((out * weights).sum(), inputs)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_precision_of_the_input_stays():
+    x, offset, weight = torch.randn(1, 4, 6, 6), torch.zeros(1, 18, 6, 6), torch.randn(4, 4, 3, 3)
+    assert deform_conv(x, offset.bfloat16(), weight).dtype == torch.float32
