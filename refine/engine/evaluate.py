@@ -143,8 +143,9 @@ def evaluate_rules(
     precision = AveragePrecision(categories)
     sums = [_Sums(PanopticQuality(categories)) for _ in rules]
     total = min(max_images or len(dataset), len(dataset))
+    used = 0.0 if average_precision else min(config.score_threshold for _, config in rules)
     for index, image, truth in _read(dataset, range(group.rank, total, group.count), workers):
-        raw = predictor.raw([image])[0]
+        raw = predictor.raw([image], used)[0]
         image_id, file_name = dataset.name(index)
         targets = None
         if average_precision or occlusion_accuracy:

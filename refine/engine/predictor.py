@@ -38,7 +38,7 @@ class RawPrediction:
     """What the network says of one image, at that image's own size, before fusion.
 
     Attributes:
-        instances: all detections with `roi_masks`, boxes in pixels of the image.
+        instances: detections with `roi_masks`, boxes in pixels of the image.
         sem_seg: Tensor[H, W] int64, contiguous classes.
         sem_confidence: Tensor[H, W] float32, 0-1, softmax of the winning class.
     """
@@ -97,7 +97,7 @@ class Predictor:
             RefineError: the file cannot be read.
             ValueError: an array or tensor of another shape or type.
         """
-        return self.fuse(self.raw([to_tensor(image)])[0])
+        return self.fuse(self.raw([to_tensor(image)], self.fusion.score_threshold)[0])
 
     @torch.inference_mode()
     def fuse(
@@ -120,15 +120,19 @@ class Predictor:
         return {name: None if head is None else head.predict for name, head in heads.items()}
 
     @torch.inference_mode()
-    def raw(self, images: Sequence[Tensor]) -> list[RawPrediction]:
-        """Run the network on a batch: Tensor[3, H, W] uint8 RGB each, of any sizes.
+    def raw(self, images: Sequence[Tensor], min_score: float = 0.0) -> list[RawPrediction]:
+        """Run the network on a batch.
 
-        Smaller ones are padded to the largest, which the convolutions see near the right and lower border:
+        Smaller images are padded to the largest, which the convolutions see near the right and lower border:
         there results differ a little from those of one image at a time.
+
+        Args:
+            images: Tensor[3, H, W] uint8 RGB each, of any sizes.
+            min_score: lowest score of the detections that will be used, 0-1; see `PanopticModel.predict`.
         """
         resized = [resize_for_test(image.to(self.device), *self.test_size) for image in images]
         with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
-            predictions = self.model.predict(self.model.image_batch(resized))
+            predictions = self.model.predict(self.model.image_batch(resized), min_score)
         return [
             at_size(p, (i.shape[1], i.shape[2]), self.model.semantic_classes)
             for p, i in zip(predictions, images, strict=True)

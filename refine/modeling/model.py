@@ -226,18 +226,28 @@ class PanopticModel(nn.Module):
         return boxes, truth
 
     @torch.no_grad()
-    def predict(self, images: ImageBatch) -> list[Prediction]:
-        """Boxes first (the cascade to its end), then T iterations on them (SPEC §3, TEST)."""
+    def predict(self, images: ImageBatch, min_score: float = 0.0) -> list[Prediction]:
+        """Boxes first (the cascade to its end), then T iterations on them (SPEC §3, TEST).
+
+        Args:
+            images: B images.
+            min_score: detections below it are not wanted, 0-1. They are left out, which saves their masks,
+                unless they are painted on the canvas and so have a say in the semantics.
+        """
         pyramid = self.pyramid(images)
         features = self.semantic_head.features(pyramid[:4])
-        return self._detect(images, pyramid, features)
+        return self._detect(images, pyramid, features, min_score)
 
     @torch.no_grad()
-    def _detect(self, images: ImageBatch, pyramid: Sequence[Tensor], features: Tensor) -> list[Prediction]:
+    def _detect(
+        self, images: ImageBatch, pyramid: Sequence[Tensor], features: Tensor, min_score: float = 0.0
+    ) -> list[Prediction]:
         """`predict` from the pyramid and F_sem on."""
         proposals = self.rpn.propose(self.rpn(pyramid), images.sizes, training=False)
         detections = self.box_heads.predict(pyramid[:4], proposals, images.sizes)
-        return self._segment(images, pyramid, features, detections)
+        if self.config.ibpp.iterations:
+            min_score = min(min_score, self.config.ibpp.score_threshold)
+        return self._segment(images, pyramid, features, [d[d.scores >= min_score] for d in detections])
 
     @torch.no_grad()
     def _segment(

@@ -33,7 +33,7 @@ class Oracle(Predictor):
         self.method, self.fusion = "heuristic", FusionConfig()
         self.known = {tuple(image.flatten().tolist()[:60]): truth for image, truth in pairs}
 
-    def raw(self, images: list[torch.Tensor]) -> list[RawPrediction]:
+    def raw(self, images: list[torch.Tensor], min_score: float = 0.0) -> list[RawPrediction]:
         (image,) = images
         self.truth = self.known[tuple(image.flatten().tolist()[:60])]
         t = self.truth.targets(2, 0, "")
@@ -123,9 +123,9 @@ def test_rules_share_the_network_and_are_each_as_alone(dataset: CocoPanoptic) ->
     class Counting(Predictor):
         calls = 0
 
-        def raw(self, images: list[torch.Tensor]) -> list[RawPrediction]:
+        def raw(self, images: list[torch.Tensor], min_score: float = 0.0) -> list[RawPrediction]:
             self.calls += 1
-            return super().raw(images)
+            return super().raw(images, min_score)
 
     torch.manual_seed(0)
     saved = SavedModel(PanopticModel(tiny_model(), 2, 3), dataset.categories, test_size=(64, 96))

@@ -132,6 +132,27 @@ def test_batching_changes_nothing():
         torch.testing.assert_close(of_batch.instances.scores, alone.instances.scores, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("iterations", [0, 2])
+def test_detections_that_nobody_wants_change_nothing(iterations):
+    config = tiny(iterations, box_head=replace(tiny().box_head, score_threshold=0.0))
+    model = PanopticModel(config, THINGS, CLASSES).eval()
+    batch = model.image_batch([scene()[0]])
+    scores = model.predict(batch)[0].instances.scores
+    low, high = scores.quantile(0.3), scores.quantile(0.6)
+    config.ibpp.score_threshold = float(low)  # what is painted, whether wanted or not
+    for wanted, kept in (
+        (high, low if iterations else high),
+        (low, low),
+        (scores.quantile(0.1), scores.quantile(0.1)),
+    ):
+        (whole,), (part,) = model.predict(batch), model.predict(batch, float(wanted))
+        count = int((scores >= kept).sum())
+        assert 0 < count == len(part.instances) < len(scores)
+        torch.testing.assert_close(part.sem_logits, whole.sem_logits, atol=1e-5, rtol=1e-4)
+        masks = whole.instances.roi_masks[:count]
+        torch.testing.assert_close(part.instances.roi_masks, masks, atol=1e-5, rtol=1e-4)
+
+
 def test_merged_things_are_trained_as_one_channel():
     config = tiny(0, semantic_head=SemanticHeadConfig(channels=16, classes="stuff"))
     model = PanopticModel(config, THINGS, CLASSES)
