@@ -20,6 +20,9 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         return
     config = parse_run(words)
 
+    from refine.engine.processes import is_first
     from refine.engine.train import train
 
-    print(f"written to {train(config, resume='--resume' in arguments)}")
+    folder = train(config, resume="--resume" in arguments)
+    if is_first():
+        print(f"written to {folder}")

@@ -1,9 +1,11 @@
 """Two processes learn what one learns from their joint batch."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from test_resume import SCRIPT
@@ -19,7 +21,19 @@ EXHAUSTIVE = [
 ]
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
+def torchruns(machines: int) -> list[list[str]]:
+    """Commands that start two processes, on one machine or as if on two."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run"]
+    if machines == 1:
+        return [[*torchrun, "--standalone", "--nproc_per_node=2"]]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{free.getsockname()[1]}"]
+    return [[*torchrun, "--nnodes=2", "--nproc_per_node=1", *meeting]] * 2
+
+
+@pytest.mark.parametrize("machines", [1, 2])
+def test_two_processes_equal_one(machines: int, tmp_path: Path) -> None:
     folder = write_dataset(tmp_path / "data")
     config = exhaustive(tiny_run(folder, tmp_path / "one"))
     config.optim.max_steps, config.optim.warmup_factor = 3, 1.0
@@ -28,10 +42,14 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
 
     overrides = [*EXHAUSTIVE, "--optim.max_steps=3", "--optim.warmup_factor=1"]
     overrides += [f"--data.val.{k}={getattr(config.data.train, k)}" for k in ("images", "json", "segments")]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*torchrun, str(SCRIPT), str(folder), str(tmp_path / "two"), *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    training = [str(SCRIPT), str(folder), str(tmp_path / "two"), *overrides]
+    running = [
+        subprocess.Popen([*torchrun, *training], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for torchrun in torchruns(machines)
+    ]
+    for machine in running:
+        told, _ = machine.communicate(timeout=180)
+        assert machine.returncode == 0, told[-3000:]
     two = tmp_path / "two" / "checkpoints" / one.name
 
     logs = [read_log(out / "log.jsonl") for out in (tmp_path / "one", tmp_path / "two")]
