@@ -120,6 +120,10 @@ FAULTS: dict[str, tuple[Callable[[Files], Any], list[str]]] = {
         lambda f: _segment(f, 1).update(bbox=[1, 3, 2, 2]),
         ["segment: image 10: segment 300: bbox is [1, 3, 2, 2] in the JSON, [1, 1, 2, 2] in the PNG; correct it"],
     ),
+    "bbox of no area": (
+        lambda f: _segment(f, 1).update(bbox=[1, 1, 0, 0]),
+        ["segment: image 10: segment 300: bbox is [1, 1, 0, 0] in the JSON, [1, 1, 2, 2] in the PNG; correct it"],
+    ),
     "bbox of texts": (
         lambda f: _segment(f, 1).update(bbox="1122"),
         ["segment: image 10: segment 300: bbox is 1122 in the JSON, [1, 1, 2, 2] in the PNG; correct it"],
