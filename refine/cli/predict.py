@@ -42,7 +42,9 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
             if not options.no_overlays:
                 write_picture(out / "overlays" / f"{path.stem}.jpg", overlay(image, result))
             things = sum(segment.isthing for segment in result.segments)
-            print(f"{path}: {things} things, {len(result) - things} regions of stuff")
+            print(f"{path}: things: {things}, classes of stuff: {len(result) - things}")
+        if len(failures) == len(files):
+            raise RefineError(f"none of the {len(files)} pictures could be used; nothing is written")
     if failures:
         raise RefineError(f"{len(failures)} of {len(files)} pictures failed; the others are in {out}")
     print(f"results in {out}")
