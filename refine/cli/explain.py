@@ -85,8 +85,8 @@ def _target(path: Path, out: Path, targets: dict[Path, Path], files: Sequence[Pa
 
 
 def _summary(told: Explanation) -> str:
-    differing = (f"{method} differs in {int(told.differs(method).sum())}" for method in told.front)
+    differing = (f"{method} {int(told.differs(method).sum())}" for method in told.front)
     return (
-        f"{len(told.instances)} instances, {int((told.covers > 1).sum())} contested pixels, "
-        f"{int(told.asked.triu().sum())} pairs to decide; {', '.join(list(differing)[1:])}"
+        f"instances: {len(told.instances)}, contested pixels: {int((told.covers > 1).sum())}, pairs to decide: "
+        f"{int(told.asked.triu().sum())}; pixels that differ: {', '.join(list(differing)[1:])}"
     )
