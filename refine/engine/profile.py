@@ -14,6 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from refine.modeling.model import PanopticModel
 
+ASKED = ("occlusion", "ranking")
+"""Heads that fusion asks, which are stages of their own."""
+
 
 @dataclass
 class Stage:
@@ -57,13 +60,14 @@ def staged(model: PanopticModel, count_flops: bool = False) -> Iterator[dict[str
         (model.ibpp, "semantic_step", "semantics"),
     ]
     # The first convolutions and the last one run outside the steps that they belong to; without IBPP, inside.
-    for t, head in enumerate(model.ibpp.mask_heads if model.ibpp.semantic_heads else [], 1):
-        watched.append((head.from_features, "forward", f"masks {t}" if len(model.ibpp.mask_heads) > 1 else "masks"))
+    last = model.config.ibpp.iterations
+    for t, head in enumerate(model.ibpp.mask_heads if last else [], 1):
+        watched.append((head.from_features, "forward", _numbered("masks", t, last)))
     for t, head in enumerate(model.ibpp.semantic_heads, 1):
-        name = f"semantics {t}" if len(model.ibpp.semantic_heads) > 1 else "semantics"
-        watched += [(part, "forward", name) for part in (head.from_features, head.predictor)]
-    numbered = {"masks", "semantics"} if len(model.ibpp.mask_heads) > 1 else set()
-    recorder = _Recorder(stages, counter, numbered)
+        watched.append((head.from_features, "forward", _numbered("semantics", t, last)))
+        watched.append((head.predictor, "forward", _numbered("semantics", last, last)))
+    watched += [(getattr(model, name), "predict", name) for name in ASKED if getattr(model, name) is not None]
+    recorder = _Recorder(stages, counter, last)
     try:
         for owner, method, name in watched:
             setattr(owner, method, recorder.wrap(getattr(owner, method), name))
@@ -81,13 +85,13 @@ class _Recorder:
     Attributes:
         stages: totals by name.
         counter: of arithmetic, or None.
-        numbered: stages that have one name per iteration, which is their calls' first argument.
+        last: T; the steps of the iterations have t as their first argument.
         busy: a recorded call is running.
     """
 
     stages: dict[str, Stage]
     counter: FlopCounterMode | None
-    numbered: set[str]
+    last: int
     busy: bool = False
 
     def wrap(self, call: Callable, name: str) -> Callable:
@@ -95,8 +99,8 @@ class _Recorder:
             if self.busy:
                 return call(*args, **kwargs)
             self.busy = True
-            per_iteration = name in self.numbered and isinstance(args[0], int)
-            stage = self.stages[f"{name} {args[0]}" if per_iteration else name]
+            step = args and isinstance(args[0], int)
+            stage = self.stages[_numbered(name, args[0], self.last) if step else name]
             flops, start = self._flops(), _now()
             result = call(*args, **kwargs)
             stage.seconds += _now() - start
@@ -108,6 +112,10 @@ class _Recorder:
 
     def _flops(self) -> int:
         return self.counter.get_total_flops() if self.counter else 0
+
+
+def _numbered(name: str, t: int, last: int) -> str:
+    return f"{name} {t}" if last > 1 else name
 
 
 def _now() -> float:

@@ -53,7 +53,9 @@ def test_the_shipped_model(tmp_path, capsys):
     assert (record["file_name"], record["size"]) == ("nuclei.png", [320, 480])
     assert (record["methods"], record["left_out"]) == (["heuristic", "shr"], ["srm", "ocfusion", "strong", "soe"])
     assert len(record["instances"]) > 3
-    assert f"nuclei.png: instances: {len(record['instances'])}, contested pixels: {record['contested']}, " in lines[1]
+    assert (
+        f"nuclei.png: instances: {len(record['instances'])}, contested pixels: {record['contested']}, " in lines[1]
+    )
     with Image.open(out / "nuclei.png") as sheet:
         assert sheet.width == 3 * 600 + 4 * 12
     assert sorted(path.name for path in out.iterdir()) == ["nuclei.json", "nuclei.png"]

@@ -6,18 +6,24 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from refine.engine.checkpoint import SavedModel
 from refine.engine.info import network_info, random_model
+from refine.engine.predictor import Predictor
 from refine.engine.profile import staged
+from refine.fusion import FusionConfig
 from refine.modeling.config import (
     BackboneConfig,
     BoxHeadConfig,
     IBPPConfig,
     MaskHeadConfig,
     ModelConfig,
+    OcclusionConfig,
     SemanticHeadConfig,
 )
+from refine.structures import Categories
 
 SIZE = (64, 96)
+CATEGORIES = Categories.from_json([{"id": n + 1, "name": f"{n}", "isthing": n < 3} for n in range(5)])
 
 
 def tiny(iterations: int, deform: tuple[int, ...] = ()) -> ModelConfig:
@@ -33,17 +39,32 @@ def tiny(iterations: int, deform: tuple[int, ...] = ()) -> ModelConfig:
     )
 
 
-@pytest.mark.parametrize("iterations", [0, 2])
-def test_stages_add_up_to_the_whole(iterations):
-    info = network_info(tiny(iterations), 3, 5, SIZE, repeats=1)
+@pytest.mark.parametrize(("iterations", "shared"), [(0, False), (2, False), (2, True)])
+def test_stages_add_up_to_the_whole(iterations, shared):
+    config = tiny(iterations)
+    config.ibpp.shared = shared
+    info = network_info(config, 3, 5, SIZE, repeats=1)
     assert 0 < sum(stage.seconds for stage in info.stages.values()) <= info.seconds
-    model = random_model(tiny(iterations), 3, 5)
+    model = random_model(config, 3, 5)
     assert info.parameters == sum(p.numel() for p in model.parameters())
     with staged(model, count_flops=True) as stages, FlopCounterMode(display=False) as counter:
         model.predict(model.image_batch([torch.zeros(3, *SIZE)]))
     assert sum(stage.gflops for stage in stages.values()) == pytest.approx(counter.get_total_flops() / 1e9)
     masks = [name for name in stages if name.startswith("masks")]
     assert masks == (["masks"] if iterations == 0 else ["masks 1", "masks 2"])
+
+
+def test_heads_that_fusion_asks_are_stages():
+    config = replace(tiny(0), occlusion=OcclusionConfig(conv_channels=8, fc_channels=8), ranking=True)
+    predictor = Predictor(SavedModel(random_model(config, 3, 5), CATEGORIES, test_size=SIZE), device="cpu")
+    predictor.fusion = FusionConfig(score_threshold=0.0, pair_overlap=0.0)
+    image = torch.randint(0, 255, (3, *SIZE), dtype=torch.uint8)
+    with staged(predictor.model) as stages:
+        (raw,) = predictor.raw([image])
+        assert not {"occlusion", "ranking"} & stages.keys()
+        for method in ("soe", "srm"):
+            predictor.fuse(raw, method)
+    assert min(stages["occlusion"].seconds, stages["ranking"].seconds) > 0
 
 
 def test_deformable_convolutions_count_as_convolutions():
