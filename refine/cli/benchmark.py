@@ -9,7 +9,11 @@ from pathlib import Path
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
-    parser = argparse.ArgumentParser(prog, description=description)
+    parser = argparse.ArgumentParser(
+        prog,
+        description=description,
+        epilog="Further arguments change fields of a YAML, such as --model.occlusion {} --eval.method soe.",
+    )
     parser.add_argument("model", help="YAML of a run (random weights), a shipped model, or a folder")
     parser.add_argument("--things", type=int, default=80, help="thing classes, of a YAML (80, COCO's)")
     parser.add_argument("--classes", type=int, default=133, help="all classes, of a YAML (133, COCO's)")
@@ -20,7 +24,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser.add_argument("--compile", action="store_true", help="compile backbone and pyramid")
     parser.add_argument("--rounds", type=int, default=5, help="timed runs; the median counts (5)")
     parser.add_argument("--out", help="JSON to write")
-    options = parser.parse_args(arguments)
+    options, overrides = parser.parse_known_args(arguments)
 
     from rich.console import Console
     from rich.table import Table
@@ -37,7 +41,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     if min(options.batch, options.rounds, *options.size) < 1:
         raise RefineError("--batch, --rounds and --size need at least 1")
     if Path(options.model).suffix in (".yaml", ".yml"):
-        config = load_run(options.model)
+        config = load_run(options.model, overrides)
         names = [
             {"id": n + 1, "name": f"class {n + 1}", "isthing": n < options.things} for n in range(options.classes)
         ]
@@ -45,6 +49,8 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         saved = SavedModel(
             model, Categories.from_json(names), (800, 1333), method=config.eval.method, fusion=config.eval.fusion
         )
+    elif overrides:
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}; a trained model is taken as it is")
     else:
         saved = load_model(options.model)
     result = benchmark(

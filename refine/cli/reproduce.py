@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,5 +72,8 @@ def make_tables(
         if not is_first():
             continue
         path = out / f"{Path(name).stem}_{base.stem}"
-        Console().print(Markdown(write_table(table, results, path, command)))
+        # A file or a pipe has no width to keep to.
+        Console(width=None if sys.stdout.isatty() else 160).print(
+            Markdown(write_table(table, results, path, command))
+        )
         print(f"written to {path}.md, .json and .png")
