@@ -11,7 +11,7 @@ class AugmentConfig:
 
     Attributes:
         copy_paste: probability that things of another picture are pasted in.
-        short: short sides in pixels, one is drawn and the picture resized to it (SPEC §1: 800 for R50).
+        short: short sides in pixels, one is drawn and the picture resized to it (800 for R50).
         long: the long side never exceeds it.
         jitter: the drawn size is multiplied by a factor from this range (large-scale jitter).
         flip: probability of a horizontal flip.

@@ -97,7 +97,7 @@ class SegmentMap:
 
 
 def match_segments(segments: SegmentMap, masks: Tensor, labels: Tensor, iscrowd: Tensor) -> Tensor:
-    """Which segment of a panoptic map shows which instance: greedily by IoU, the best pair first (SPEC §6).
+    """Which segment of a panoptic map shows which instance: greedily by IoU, the best pair first.
 
     Only things of the same class and the same `iscrowd` that share a pixel are matched, each once.
 

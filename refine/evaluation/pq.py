@@ -1,4 +1,4 @@
-"""Panoptic quality, as panopticapi defines it (paper, equation 8; SPEC §10)."""
+"""Panoptic quality, as panopticapi defines it (paper, equation 8)."""
 
 from __future__ import annotations
 

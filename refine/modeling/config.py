@@ -1,7 +1,8 @@
 """What a network is made of: one typed record, read from YAML, stored in every checkpoint.
 
 Nothing here imports torch, so that the command line can parse and print configs at once.
-Marks in brackets say where a default comes from: [P] the paper, [d2] detectron2, [C] our own choice.
+Marks in brackets say where a default comes from: [P] the paper, [BCC] the code of BCC-Net, by the paper's first author and
+apparently its predecessor, [d2] detectron2, [IMP] Instance Mask Projection (Fu et al. 2019), [C] our own choice.
 """
 
 from __future__ import annotations
@@ -167,7 +168,7 @@ class IBPPConfig:
 
 @dataclass
 class OcclusionConfig:
-    """Pairwise occlusion head (SPEC §6).
+    """Pairwise occlusion head.
 
     Attributes:
         cues: what it sees of each instance: its mask, its features f_ins + f_sem, its class.

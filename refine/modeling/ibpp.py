@@ -1,4 +1,4 @@
-"""Iterative bi-directional prediction projection (paper, equations 2 to 6; SPEC §3).
+"""Iterative bi-directional prediction projection (paper, equations 2 to 6; docs/method.md).
 
     iteration t:   F_sem, P_sem^(t-1) ──ROI-Align──▶ H̃_ins^t ──▶ m^(t)
                    m^(t) ──ROI-Flatten──▶ A^(t) ─┐
@@ -159,7 +159,7 @@ class IBPP(nn.Module):
 
     @torch.no_grad()
     def predict(self, boxes: Boxes, features: Tensor, first: SemanticHead) -> tuple[Tensor, Tensor]:
-        """All iterations on fixed boxes (SPEC §3, TEST); of P_sem^(t), t < T, only what lies in boxes is computed.
+        """All iterations on fixed boxes (docs/method.md, test); of P_sem^(t), t < T, only what lies in boxes is computed.
 
         Args:
             boxes: the detections of all images.

@@ -115,7 +115,7 @@ class PanopticModel(nn.Module):
         return self.fpn(self.backbone(images.tensor))
 
     def loss(self, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
-        """Losses of RPN, boxes, masks m^(1..T) and semantics P_sem^(0..T) (SPEC §3, TRAIN).
+        """Losses of RPN, boxes, masks m^(1..T) and semantics P_sem^(0..T) (docs/method.md, training).
 
         Args:
             images: B images.
@@ -176,7 +176,7 @@ class PanopticModel(nn.Module):
         """Losses of the heads that fusion asks, from instances that carry no gradient.
 
         The ranking learns from detections, the occlusion head from these and from the true boxes, among which
-        there are many more pairs of which the truth says something (SPEC §6).
+        there are many more pairs of which the truth says something.
         """
         if self.occlusion is None and self.ranking is None:
             return {}
@@ -205,7 +205,7 @@ class PanopticModel(nn.Module):
     ) -> tuple[Boxes, Tensor]:
         """The positive samples with their appearance, and the true masks Tensor[N, M, M] inside them.
 
-        On the canvas a sample counts with its predicted probability of the true class (SPEC §3).
+        On the canvas a sample counts with its predicted probability of the true class.
         """
         positives = [s.positives() for s in samples]
         labels = torch.cat([s.labels for s in positives])
@@ -227,7 +227,7 @@ class PanopticModel(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: ImageBatch, min_score: float = 0.0) -> list[Prediction]:
-        """Boxes first (the cascade to its end), then T iterations on them (SPEC §3, TEST).
+        """Boxes first (the cascade to its end), then T iterations on them (docs/method.md, test).
 
         Args:
             images: B images.

@@ -1,4 +1,4 @@
-"""The pairwise occlusion head: which of two overlapping instances lies in front (SPEC §6, Table 6)."""
+"""The pairwise occlusion head: which of two overlapping instances lies in front (docs/method.md; Table 6)."""
 
 from __future__ import annotations
 

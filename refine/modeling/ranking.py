@@ -1,4 +1,4 @@
-"""The spatial ranking module (SRM; OANet): one score per instance, to be pasted by (SPEC §8)."""
+"""The spatial ranking module (SRM; OANet): one score per instance, to be pasted by."""
 
 from __future__ import annotations
 

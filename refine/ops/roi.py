@@ -172,7 +172,7 @@ def roi_flatten(
     stride: int = 4,
     reduce: Literal["max", "sum"] = "max",
 ) -> Tensor:
-    """Paint instance masks on a canvas with one channel per thing class (equation 5, SPEC §4).
+    """Paint instance masks on a canvas with one channel per thing class (equation 5).
 
     canvas[b, c] = max over the instances of image b and class c of score × mask, sampled bilinearly at the
     pixel centres inside the box and zero elsewhere. Separable interpolation makes the sampling of all N

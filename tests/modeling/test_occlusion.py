@@ -115,7 +115,7 @@ def test_head_is_the_network_of_the_specification():
 
 
 def test_full_size_is_the_sources():
-    """SPEC §6: some 36.4 million weights for 80 classes and 256 features."""
+    """Some 36.4 million weights for 80 classes and 256 features."""
     with torch.device("meta"):
         head = OcclusionHead(OcclusionConfig(), 256, 80)
     assert sum(p.numel() for p in head.parameters()) == pytest.approx(36.4e6, rel=0.01)

@@ -11,7 +11,7 @@ from refine.ops.roi import Sampling, align, assign_levels, roi_align_levels, roi
 
 
 def flatten_slowly(masks, rois, labels, scores, canvas_size, stride=4):
-    """SPEC §4 literally: one grid_sample per instance, then a maximum."""
+    """The equation literally: one grid_sample per instance, then a maximum."""
     canvas = torch.zeros(canvas_size, dtype=masks.dtype)
     _, _, h, w = canvas_size
     u = (torch.arange(w) + 0.5) * stride
