@@ -1,8 +1,9 @@
 """What a network is made of: one typed record, read from YAML, stored in every checkpoint.
 
 Nothing here imports torch, so that the command line can parse and print configs at once.
-Marks in brackets say where a default comes from: [P] the paper, [BCC] the code of BCC-Net, by the paper's first author and
-apparently its predecessor, [d2] detectron2, [IMP] Instance Mask Projection (Fu et al. 2019), [C] our own choice.
+Marks in brackets say where a default comes from: [P] the paper, [BCC] the code of BCC-Net, by the paper's first
+author and apparently its predecessor, [d2] detectron2, [IMP] Instance Mask Projection (Fu et al. 2019), [C] our own
+choice.
 """
 
 from __future__ import annotations

@@ -159,7 +159,9 @@ class IBPP(nn.Module):
 
     @torch.no_grad()
     def predict(self, boxes: Boxes, features: Tensor, first: SemanticHead) -> tuple[Tensor, Tensor]:
-        """All iterations on fixed boxes (docs/method.md, test); of P_sem^(t), t < T, only what lies in boxes is computed.
+        """All iterations on fixed boxes (docs/method.md, test).
+
+        Of P_sem^(t), t < T, only what lies in boxes is computed.
 
         Args:
             boxes: the detections of all images.
