@@ -247,7 +247,9 @@ class PanopticModel(nn.Module):
         detections = self.box_heads.predict(pyramid[:4], proposals, images.sizes)
         if self.config.ibpp.iterations:
             min_score = min(min_score, self.config.ibpp.score_threshold)
-        return self._segment(images, pyramid, features, [d[d.scores >= min_score] for d in detections])
+        if min_score > 0:
+            detections = [d[d.scores >= min_score] for d in detections]
+        return self._segment(images, pyramid, features, detections)
 
     @torch.no_grad()
     def _segment(
