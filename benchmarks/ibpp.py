@@ -32,7 +32,6 @@ from refine.engine.info import random_model
 from refine.engine.machine import describe_machine
 from refine.engine.predictor import Predictor
 from refine.files import write_json
-from refine.fusion import FusionConfig
 from refine.modeling.config import BackboneConfig, IBPPConfig, ModelConfig
 from refine.structures import Categories, Instances
 
@@ -95,8 +94,8 @@ def boxes_of_coco(seed: int = 8) -> Instances:
     )
 
 
-def run(predictor: Predictor, image: torch.Tensor, min_score: float) -> None:
-    predictor.fuse(predictor.raw([image], min_score)[0])
+def with_all_masks(predictor: Predictor, image: torch.Tensor) -> None:
+    predictor.fuse(predictor.raw([image])[0])
 
 
 def count_pairs(predictor: Predictor, image: torch.Tensor) -> int:
@@ -136,8 +135,8 @@ def main() -> None:
     }
     models = {name: build(config, detections, device) for name, config in configs.items()}
     image = torch.randint(0, 255, (3, *SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    min_score = 0.0 if options.all else FusionConfig().score_threshold
-    runs = {name: partial(run, model, image.to(device), min_score) for name, model in models.items()}
+    way = with_all_masks if options.all else Predictor.__call__
+    runs = {name: partial(way, model, image.to(device)) for name, model in models.items()}
     numbers = take_turns(runs, options.rounds, device)
     table = Table("network", "wall s", "CPU s", "ratio wall", "ratio CPU", "pairs")
     for name, row in numbers.items():

@@ -8,6 +8,26 @@ from refine.fusion import fuse
 from refine.structures import VOID, Categories, Category, Instances
 
 
+def combine(masks, scores, sem_seg, score_threshold=0.5, overlap_threshold=0.5, stuff_area=4096):
+    """Kirillov's heuristic as detectron2 documents it: paste, mask by mask, then stuff, class by class.
+
+    Class 0 of the semantic map is "things". Returns the map, and per segment (class of stuff or None, instance).
+    """
+    panoptic, segments = torch.zeros_like(sem_seg, dtype=torch.int64), []
+    for n in torch.argsort(-scores).tolist():
+        area, free = int(masks[n].sum()), masks[n] & (panoptic == 0)
+        if scores[n] < score_threshold or not area or (area - int(free.sum())) / area > overlap_threshold:
+            continue
+        segments.append((None, n))
+        panoptic[free] = len(segments)
+    for label in sem_seg.unique().tolist():
+        free = (sem_seg == label) & (panoptic == 0)
+        if label and int(free.sum()) >= stuff_area:
+            segments.append((label, None))
+            panoptic[free] = len(segments)
+    return panoptic, segments
+
+
 @pytest.mark.parametrize("view", ["same_size", "resized"])
 @pytest.mark.parametrize("model", ["panoptic_fpn_R_50", "panoptic_fpn_R_50_dconv_cascade_gn"])
 def test_detectron2s_own_output_to_the_pixel(shared_dir, model, view):
@@ -30,3 +50,7 @@ def test_detectron2s_own_output_to_the_pixel(shared_dir, model, view):
         (s["isthing"], s["category_id"] + (0 if s["isthing"] else 79), s.get("instance_id"))
         for s in theirs["segments_info"]
     ]
+    # The rule as it is documented, written plainly, is the same function.
+    panoptic, segments = combine(masks, found["scores"], sem_seg)
+    assert torch.equal(panoptic.int(), theirs["panoptic_seg"])
+    assert [n for _, n in segments] == [s.get("instance_id") for s in theirs["segments_info"]]
