@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,15 +17,17 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         description=description,
         epilog="Further arguments change fields of the config, such as --optim.max_steps 500.",
     )
-    parser.add_argument("table", help="table1 … table6, rules, heads, or a YAML file of rows")
+    parser.add_argument("table", help="table1 … table6, rules, ibpp, heads, or a YAML file of rows")
     parser.add_argument(
         "--data",
         required=True,
         help="NAME for configs/NAME.yaml or, for table1 and table2, the folder configs/NAME",
     )
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these, and those that they go on from")
     add_arguments(parser, seeds=3)
     options, overrides = parser.parse_known_args(arguments)
-    make_tables([options.table], find_config(options.data), options, overrides, f"{prog} {' '.join(arguments)}")
+    command = f"{prog} {shlex.join(arguments)}"
+    make_tables([options.table], find_config(options.data), options, overrides, command, options.rows)
 
 
 def add_arguments(parser: argparse.ArgumentParser, seeds: int) -> None:
@@ -45,21 +48,28 @@ def find_config(name: str) -> Path:
 
 
 def make_tables(
-    names: Sequence[str], base: Path, options: argparse.Namespace, overrides: Sequence[str], command: str
+    names: Sequence[str],
+    base: Path,
+    options: argparse.Namespace,
+    overrides: Sequence[str],
+    command: str,
+    rows: Sequence[str] | None = None,
 ) -> None:
-    """Run tables and print them; each is written to OUT/TABLE_DATA.{md,json,png}."""
+    """Run tables, or these rows of them, and print them; each is written to OUT/TABLE_DATA.{md,json,png}."""
     from rich.console import Console
     from rich.markdown import Markdown
 
     from refine.engine.processes import is_first
     from refine.engine.render import write_table
     from refine.engine.reproduce import run_table
-    from refine.engine.tables import load_table
+    from refine.engine.tables import load_table, only
 
     if options.seeds < 1:
         raise RefineError(f"--seeds is {options.seeds}; give at least 1")
     out = Path(options.out)
     tables = [load_table(name) for name in names]
+    if rows is not None:
+        tables = [only(table, rows) for table in tables]
     for name, table in zip(names, tables, strict=True):
         results = run_table(
             table,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +89,24 @@ def load_table(name: str | Path) -> Table:
         if row.train is None and row.of is None:
             raise RefineError(f"{path}: row {row.name!r}: give `train` or `of`")
     return table
+
+
+def only(table: Table, names: Sequence[str]) -> Table:
+    """The table with these rows, and those whose models they need, in its own order.
+
+    If the row that others are compared with is not among them, the first one takes its place.
+
+    Raises:
+        RefineError: a name that no row has.
+    """
+    rows = {row.name: row for row in table.rows}
+    wanted: set[str] = set()
+    for name in names:
+        if name not in rows:
+            raise RefineError(f"--rows: no row {name!r}; name some of {', '.join(map(repr, rows))}")
+        needed: str | None = name
+        while needed is not None:
+            wanted.add(needed)
+            needed = rows[needed].of
+    kept = [row for row in table.rows if row.name in wanted]
+    return replace(table, rows=kept, reference=table.reference if table.reference in wanted else None)

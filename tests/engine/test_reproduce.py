@@ -13,7 +13,7 @@ from refine.engine.config import load_run, to_mapping
 from refine.engine.render import to_markdown, write_table
 from refine.engine.reproduce import run_table
 from refine.engine.state import last_checkpoint
-from refine.engine.tables import EXPERIMENTS, Row, Table, load_table
+from refine.engine.tables import EXPERIMENTS, Row, Table, load_table, only
 from refine.errors import RefineError
 from refine.files import read_json, write_json
 
@@ -201,8 +201,22 @@ def test_broken_tables_are_refused(tmp_path, text, words):
     assert "t.yaml" in str(error.value)
 
 
+def test_some_rows_bring_those_that_they_need():
+    table = load_table("table3")
+    part = only(table, ["+ UE", "baseline + UE"])
+    names = ["baseline (T = 0)", "+ IBPP (T = 3)", "+ SOE", "+ UE", "baseline + UE"]
+    assert [row.name for row in part.rows] == names
+    assert part.start is table.start
+    assert [row.name for row in only(table, ["+ IBPP (T = 3)"]).rows] == ["+ IBPP (T = 3)"]
+    two = Table("t", ["PQ"], [Row("a", train={}), Row("b", train={}), Row("c", of="b")], reference="b")
+    assert only(two, ["c"]).reference == "b"
+    assert only(two, ["a"]).reference is None
+    with pytest.raises(RefineError, match="no row 'd'; name some of 'a', 'b', 'c'"):
+        only(two, ["d"])
+
+
 def test_unknown_tables_and_missing_validation_data(base, tmp_path):
-    with pytest.raises(RefineError, match="no such table; give a file, or one of heads, rules, table1, table2"):
+    with pytest.raises(RefineError, match="give a file, or one of heads, ibpp, rules, table1, table2"):
         load_table("table9")
     with pytest.raises(RefineError, match=r"data\.val: is not given"):
         run_table(
