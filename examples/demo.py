@@ -47,10 +47,8 @@ def predict(model: str, files: list[Path]) -> list[tuple[Tensor, str]]:
             writer.add(number, path.name, result)
             picture = overlay(image, result)
             write_picture(out / "overlays" / f"{path.stem}.jpg", picture)
-            things = sum(segment.isthing for segment in result.segments)
-            told = f"things: {things}, classes of stuff: {len(result) - things}"
-            print(f"{path.name}, model {model}: {told}")
-            tiles += [(image, path.name), (picture, told)]
+            print(f"{path.name}, model {model}: {result.summary()}")
+            tiles += [(image, path.name), (picture, result.summary())]
     return tiles
 
 

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from refine.cli.options import FUSION, add_fusion, fusion_config
+
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser = argparse.ArgumentParser(prog, description=description)
@@ -25,22 +27,24 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     model.add_argument("--split", default="val", help="of Cityscapes (val)")
     model.add_argument("--device", help="cpu, cuda, …")
     model.add_argument("--method", help="rule of fusion (default: the checkpoint's)")
+    add_fusion(model)
     model.add_argument("--max-images", type=_positive, help="only the first so many")
     parser.add_argument("--out", required=True, help="JSON to write")
     parser.add_argument("--worst", type=_count, default=5, help="how many of the worst images to list or draw (5)")
     options = parser.parse_args(arguments)
+    rule = [options.method, *(getattr(options, name) for name in FUSION)]
     of_files = [options.gt, options.gt_dir, options.pred, options.pred_dir]
     coco = [options.images, options.json, options.segments]
     of_model = [options.checkpoint, *([options.cityscapes] if options.cityscapes else coco)]
     _check_out(options.out, [options.gt, options.pred, options.json])
-    if all(of_files) and not any([*of_model, *coco]):
+    if all(of_files) and not any([*of_model, *coco]) and rule.count(None) == len(rule):
         _files(options)
     elif all(of_model) and not any(of_files) and not (options.cityscapes and any(coco)):
         _model(options)
     else:
         parser.error(
             "give --gt, --gt-dir, --pred and --pred-dir; or --checkpoint with --images, --json and --segments; "
-            "or --checkpoint with --cityscapes"
+            "or --checkpoint with --cityscapes; a rule of fusion and its thresholds go with --checkpoint"
         )
 
 
@@ -94,6 +98,7 @@ def _model(options: argparse.Namespace) -> None:
         data = DatasetConfig(kind="cityscapes", root=options.cityscapes, split=options.split)
     dataset = build_dataset(data)
     predictor = Predictor(options.checkpoint, device=options.device, method=options.method)
+    predictor.fusion = fusion_config(options, predictor.fusion)
     evaluation = evaluate(predictor, dataset, average_precision=True, max_images=options.max_images)
     evaluation.write(options.out)
     Console().print(*evaluation.report.tables())

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from refine.cli.predict import add_arguments
+from refine.cli.options import fusion_config
+from refine.cli.pictures import add_arguments, finish, for_each
 from refine.errors import RefineError
 from refine.fusion.config import Method
 
@@ -31,34 +30,27 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
 
     files = list_images(options.source)
     predictor = Predictor(options.checkpoint, device=options.device)
-    if options.score_threshold is not None:
-        predictor.fusion = replace(predictor.fusion, score_threshold=options.score_threshold)
+    predictor.fusion = fusion_config(options, predictor.fusion)
     methods = possible_methods(predictor.model)
     if len(methods) < len(get_args(Method)):
         print(_left_out(methods))
-    out, failures = Path(options.out), []
     targets: dict[Path, Path] = {}
-    for path in files:
-        try:
-            target = _target(path, out, targets, files)
-            image = read_image(path)
-            told = explain(
-                predictor.raw([image])[0],
-                categories=predictor.categories,
-                methods=methods,
-                config=predictor.fusion,
-                **predictor.answers(),
-            )
-            write_picture(target, explanation_sheet(image, told))
-            write_json(target.with_suffix(".json"), {"file_name": path.name} | told.to_json(), indent=1)
-        except RefineError as error:  # the other pictures are still worth having
-            failures.append(error)
-            print(f"refine: error: {error}", file=sys.stderr)
-            continue
-        print(f"{path}: {_summary(told)}")
-    if failures:
-        raise RefineError(f"{len(failures)} of {len(files)} pictures failed; the others are in {out}")
-    print(f"explanations in {out}")
+
+    def explain_one(path: Path) -> str:
+        target = _target(path, Path(options.out), targets, files)
+        image = read_image(path)
+        told = explain(
+            predictor.raw([image])[0],
+            categories=predictor.categories,
+            methods=methods,
+            config=predictor.fusion,
+            **predictor.answers(),
+        )
+        write_picture(target, explanation_sheet(image, told))
+        write_json(target.with_suffix(".json"), {"file_name": path.name} | told.to_json(), indent=1)
+        return _summary(told)
+
+    finish(for_each(files, explain_one), files, options.out, "explanations")
 
 
 def _left_out(methods: Sequence[Method]) -> str:

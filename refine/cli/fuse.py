@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from refine.cli.options import add_fusion, fusion_config
 from refine.errors import RefineError
-from refine.fusion.config import Method
+from refine.fusion.config import FusionConfig, Method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,11 +34,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         "--checkpoint",
         help="of learned rules: a model with the head that they ask; an occlusion head must see no features",
     )
-    parser.add_argument("--score-threshold", type=float, default=0.5)
-    parser.add_argument("--overlap-threshold", type=float, default=0.5)
-    parser.add_argument("--stuff-area", type=int, default=4096, help="pixels (4096)")
-    parser.add_argument("--sigma", type=float, default=2.5, help="of soe (2.5)")
-    parser.add_argument("--unknown-erasing", action="store_true", help="needs --confidence")
+    add_fusion(parser, FusionConfig())
     parser.add_argument("-o", "--out", required=True, help="folder for panoptic.json and panoptic/")
     options = parser.parse_args(arguments)
 
@@ -45,19 +42,13 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
 
     from refine.data.coco_panoptic import read_panoptic_json
     from refine.evaluation.coco_format import PredictionWriter
-    from refine.fusion import FusionConfig, fuse
+    from refine.fusion import fuse
     from refine.fusion.adapters import from_coco
     from refine.structures import Categories
 
     if options.unknown_erasing and not options.confidence:
         raise RefineError("--unknown-erasing: needs --confidence; give the folder, or leave erasing out")
-    config = FusionConfig(
-        score_threshold=options.score_threshold,
-        overlap_threshold=options.overlap_threshold,
-        stuff_area=options.stuff_area,
-        sigma=options.sigma,
-        unknown_erasing=options.unknown_erasing,
-    )
+    config = fusion_config(options, FusionConfig())
     content = read_panoptic_json(options.categories)
     categories = Categories.from_json(content["categories"], options.categories)
     images = _images(content["images"], options.categories)

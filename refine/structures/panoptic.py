@@ -77,6 +77,11 @@ class PanopticResult:
         """The category's name."""
         return self.categories[self.categories.index(segment.category_id)].name
 
+    def summary(self) -> str:
+        """How many things and classes of stuff, in words."""
+        things = sum(segment.isthing for segment in self.segments)
+        return f"things: {things}, classes of stuff: {len(self) - things}"
+
 
 def id_to_rgb(ids: np.ndarray) -> np.ndarray:
     """COCO's colour code of segment ids: id = R + 256 G + 65536 B.

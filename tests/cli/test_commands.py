@@ -70,6 +70,19 @@ def test_predict_writes_what_panopticapi_reads(checkpoint, picture, tmp_path, ca
     assert "classes of stuff" in capsys.readouterr().out
 
 
+def test_thresholds_given_go_before_those_of_the_checkpoint(checkpoint, picture, tmp_path):
+    def areas(*thresholds):
+        out = tmp_path / "-".join(thresholds)
+        assert main(["predict", str(picture), "--checkpoint", checkpoint, "-o", str(out), *thresholds]) == 0
+        (annotation,) = json.loads((out / "panoptic.json").read_text())["annotations"]
+        return [segment["area"] for segment in annotation["segments_info"]]
+
+    alone = areas("--score-threshold", "1", "--stuff-area", "0")
+    assert alone
+    assert areas("--score-threshold", "1", "--stuff-area", str(max(alone))) == [max(alone)]
+    assert areas("--score-threshold", "1", "--stuff-area", str(max(alone) + 1)) == []
+
+
 def test_one_bad_picture_does_not_cost_the_others(checkpoint, picture, tmp_path, capsys):
     bad = tmp_path / "bad.png"
     bad.write_bytes(picture.read_bytes()[:-200])

@@ -38,6 +38,28 @@ def test_pq_on_raw_cityscapes(folder, capsys):
     assert result["Things"] == {"pq": 0.0, "sq": 0.0, "rq": 0.0, "n": 1}
 
 
+@pytest.mark.parametrize(
+    "thresholds",
+    [["--stuff-area", "100000"], ["--unknown-erasing", "--ue-threshold", "1"]],
+    ids=["area", "erasing"],
+)
+def test_thresholds_of_the_fusion(folder, capsys, thresholds):
+    words = ["--checkpoint", folder / "model", "--cityscapes", folder / "data", "--out", folder / "r.json"]
+    assert main(["evaluate", *map(str, words), *thresholds]) == 0, capsys.readouterr().err
+    assert json.loads((folder / "r.json").read_text())["per_class"]["7"]["pq"] == 0
+    assert main(["evaluate", *map(str, words), "--ue-threshold", "1.5"]) == 1
+    assert "fusion.ue_threshold is 1.5" in capsys.readouterr().err
+
+
+def test_result_files_are_fused_already(capsys):
+    files = ["--gt", "a", "--gt-dir", "b", "--pred", "c", "--pred-dir", "d", "--out", "r.json"]
+    for rule in (["--sigma", "2"], ["--no-unknown-erasing"], ["--method", "shr"]):
+        with pytest.raises(SystemExit) as stop:
+            main(["evaluate", *files, *rule])
+        assert stop.value.code == 2
+        assert "go with --checkpoint" in capsys.readouterr().err
+
+
 def test_either_cityscapes_or_coco(folder, capsys):
     words = ["evaluate", "--checkpoint", "x", "--cityscapes", "y", "--json", "z", "--out", "r.json"]
     with pytest.raises(SystemExit) as stop:
