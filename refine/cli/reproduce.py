@@ -17,7 +17,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         description=description,
         epilog="Further arguments change fields of the config, such as --optim.max_steps 500.",
     )
-    parser.add_argument("table", help="table1 … table6, rules, ibpp, heads, or a YAML file of rows")
+    parser.add_argument("table", help="table1 … table6, rules, ibpp, settings, or a YAML file of rows")
     parser.add_argument(
         "--data",
         required=True,

@@ -114,8 +114,7 @@ def _configs(table: Table, base: str | Path, out: Path, seed: int, overrides: Se
         if row.train is None:
             config = configs[str(row.of)]
         else:
-            words = [f"--{name}={json.dumps(value)}" for name, value in row.train.items()]
-            config = load_run(_find(row, Path(base)), [*overrides, *words, f"--seed={seed}"])
+            config = load_run(_find(row, Path(base)), [*overrides, *row.overrides(), f"--seed={seed}"])
             scale = row.steps
             config.optim.lr *= row.rate
             config.optim.max_steps = max(round(scale * config.optim.max_steps), 1)

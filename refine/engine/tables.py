@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,6 +41,13 @@ class Row:
     rate: float = 1.0
     method: Method = "heuristic"
     fusion: dict[str, Any] = field(default_factory=dict)
+
+    def overrides(self) -> list[str]:
+        """`train` as words of a command line; words in a Literal field stay without quotes."""
+        return [
+            f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
+            for name, value in (self.train or {}).items()
+        ]
 
 
 @dataclass

@@ -179,8 +179,7 @@ def test_markdown_by_hand(tmp_path):
 def test_every_table_can_be_read_and_every_row_configured(name, base):
     table = load_table(name)
     for row in [table.start, *table.rows] if table.start is not None else table.rows:
-        words = [f"--{k}={json.dumps(v)}" for k, v in (row.train or {}).items()]
-        load_run(base if row.config is None else CONFIGS / "coco" / f"{row.config}.yaml", words)
+        load_run(base if row.config is None else CONFIGS / "coco" / f"{row.config}.yaml", row.overrides())
 
 
 @pytest.mark.parametrize(
@@ -216,7 +215,7 @@ def test_some_rows_bring_those_that_they_need():
 
 
 def test_unknown_tables_and_missing_validation_data(base, tmp_path):
-    with pytest.raises(RefineError, match="give a file, or one of heads, ibpp, rules, table1, table2"):
+    with pytest.raises(RefineError, match="give a file, or one of ibpp, rules, settings, table1"):
         load_table("table9")
     with pytest.raises(RefineError, match=r"data\.val: is not given"):
         run_table(
