@@ -54,7 +54,7 @@ def run_table(
         out: folder of models/ and results, which all processes under torchrun see.
         seeds: of the runs.
         overrides: changes of the base, such as "--device=cuda".
-        minutes: stop when they are over; what was begun goes on next time.
+        minutes: begin nothing more when they are over; what was begun goes on next time.
 
     Returns:
         By row: one result per finished seed, in the order of the seeds; `counts` is a file of
@@ -85,24 +85,23 @@ def _fill(
 ) -> None:
     """Add what is known or can be found out in time to the results."""
     ap = any(name.startswith("AP_") for name in table.metrics)
+    over = False
     for seed, plan in plans.items():
         for row, config in plan:
             if config.data.val is None:
                 raise RefineError("data.val: is not given; a table needs data to measure on")
-            if not _finished(config):
+            if not over and not _finished(config):
                 # A table measures every row itself, with the row's own rule of fusion.
                 train(replace(config, data=replace(config.data, val=None)), resume=True, deadline=deadline)
-                if not _finished(config):
-                    return
             if row is not table.start:
                 path = _result_path(row, config, ap)
-                if not path.is_file():
+                if not over and _finished(config) and not path.is_file():
                     same = [r for r, c in plan if c.out == config.out and r is not table.start]
                     missing = [r for r in same if not _result_path(r, config, ap).is_file()]
                     _measure(missing, config, seed, ap, group)
-                results[row.name].append(read_json(path) | {"counts": path.with_suffix(".npz")})
-            if deadline is not None and group.any(time.monotonic() > deadline)[0]:
-                return
+                if path.is_file():
+                    results[row.name].append(read_json(path) | {"counts": path.with_suffix(".npz")})
+            over = over or (deadline is not None and group.any(time.monotonic() > deadline)[0])
 
 
 def _configs(table: Table, base: str | Path, out: Path, seed: int, overrides: Sequence[str]) -> Plan:

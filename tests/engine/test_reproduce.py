@@ -144,6 +144,10 @@ def test_budget_stops_and_the_next_call_goes_on(base, tmp_path):
     results = run_table(table, base, tmp_path / "out", seeds=[0], overrides=words)
     assert results["a"][0]["steps"] == 6
     assert json.loads((last.parent / "log.jsonl").read_text().splitlines()[-1])["step"] == 6
+    # With no time for anything new, what is known is shown.
+    more = Table("two", ["PQ"], [Row("b", train={"optim.lr": 0.5}), *table.rows])
+    known = run_table(more, base, tmp_path / "out", seeds=[0, 1], overrides=words, minutes=0)
+    assert known == {"b": [], "a": results["a"]}
 
 
 def run_of(seed, pq, **more):
