@@ -93,6 +93,7 @@ def _fill(
             if not over and not _finished(config):
                 # A table measures every row itself, with the row's own rule of fusion.
                 train(replace(config, data=replace(config.data, val=None)), resume=True, deadline=deadline)
+                over = not _finished(config)  # in time, or by a signal
             if row is not table.start:
                 path = _result_path(row, config, ap)
                 if not over and _finished(config) and not path.is_file():

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from refine.engine.render import to_markdown, write_table
 from refine.engine.reproduce import run_table
 from refine.engine.state import last_checkpoint
 from refine.engine.tables import EXPERIMENTS, Row, Table, load_table, only
+from refine.engine.train import train
 from refine.errors import RefineError
 from refine.files import read_json, write_json
 
@@ -148,6 +150,29 @@ def test_budget_stops_and_the_next_call_goes_on(base, tmp_path):
     more = Table("two", ["PQ"], [Row("b", train={"optim.lr": 0.5}), *table.rows])
     known = run_table(more, base, tmp_path / "out", seeds=[0, 1], overrides=words, minutes=0)
     assert known == {"b": [], "a": results["a"]}
+
+
+def test_a_table_goes_on_where_its_folder_was_carried(base, tmp_path, monkeypatch):
+    table = Table("two", ["PQ"], [Row("a", train={"optim.lr": 0.001})], start=Row("start", train={}))
+    whole = run_table(table, base, tmp_path / "whole", seeds=[0], overrides=SMALL)
+    place = tmp_path / "0"
+    one_update = partial(train, deadline=0)
+    monkeypatch.setattr("refine.engine.reproduce.train", lambda config, **_: one_update(config, resume=True))
+    for n in range(1, 12):  # each time for one update, and then on another machine
+        stopped = run_table(table, base, place, seeds=[0], overrides=SMALL)
+        place = place.rename(tmp_path / str(n))
+        if stopped["a"]:
+            break
+    assert n == 7  # one call ends the start and begins the row
+    assert stopped["a"][0]["metrics"] == whole["a"][0]["metrics"]
+    weights = [
+        sorted(folder.glob("models/*/seed0/checkpoints/step_000004/ema.safetensors"))
+        for folder in (tmp_path / "whole", place)
+    ]
+    assert len(weights[0]) == 2
+    for one, other in zip(*weights, strict=True):
+        assert one.parts[-4:] == other.parts[-4:]
+        assert one.read_bytes() == other.read_bytes()
 
 
 def run_of(seed, pq, **more):
