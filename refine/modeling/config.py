@@ -155,6 +155,8 @@ class IBPPConfig:
         sem_convs, sem_channels: 3×3 convolutions of the refining semantic head and their width [C].
         flatten: how instances that overlap on the canvas combine: "max" [IMP] or "sum" (clipped at 1).
         detach: cut the gradient through p_sem and the canvas (an ablation; the paper keeps it).
+        residual: P_sem^(t) is P_sem^(t-1) plus what H̃_sem says, which is nothing at first, so that a network that
+            goes on from T = 0 begins where that was. The paper's H̃_sem says P_sem^(t) anew [C].
         score_threshold: detections below are not painted on the canvas at test.
     """
 
@@ -164,6 +166,7 @@ class IBPPConfig:
     sem_channels: int = 128
     flatten: Literal["max", "sum"] = "max"
     detach: bool = False
+    residual: bool = False
     score_threshold: float = 0.05
 
 

@@ -131,7 +131,7 @@ class IBPP(nn.Module):
     def semantic_step(
         self, t: int, boxes: Boxes, masks: Tensor, projected: Tensor, present: Tensor | None = None
     ) -> Tensor:
-        """The features of which `semantic_head(t).predictor` makes P_sem^(t) (equations 5 and 6).
+        """The features of which `next_logits` makes P_sem^(t) (equations 5 and 6).
 
         Args:
             t: iteration, 1..T.
@@ -157,11 +157,16 @@ class IBPP(nn.Module):
         )
         return self.semantic_head(t)(canvas, projected, present)
 
+    def next_logits(self, t: int, refined: Tensor, before: Tensor) -> Tensor:
+        """P_sem^(t), Tensor[B, L, h, w], of what `semantic_step` gives and P_sem^(t-1)."""
+        logits = self.semantic_head(t).predictor(refined)
+        return before + logits if self.config.residual else logits
+
     @torch.no_grad()
     def predict(self, boxes: Boxes, features: Tensor, first: SemanticHead) -> tuple[Tensor, Tensor]:
         """All iterations on fixed boxes (docs/method.md, test).
 
-        Of P_sem^(t), t < T, only what lies in boxes is computed.
+        Of P_sem^(t), t < T, only what lies in boxes is computed, unless they are residuals of each other.
 
         Args:
             boxes: the detections of all images.
@@ -178,7 +183,10 @@ class IBPP(nn.Module):
         canvas_boxes = Boxes(boxes.rois, boxes.labels, painted, boxes.features)
         present = torch.unique(boxes.labels)
         of_boxes = of_pixels = None
-        source, predictor = features, first.predictor
+        predictor: nn.Module | None
+        source, predictor = features, first.predictor  # P_sem^(t-1) is predictor(source), or source without one
+        if self.config.residual:
+            source, predictor = first(features), None
         total = torch.zeros((), device=features.device)
         for t in range(1, self.config.iterations + 1):
             if of_boxes is None or not self.config.shared:
@@ -186,7 +194,10 @@ class IBPP(nn.Module):
                 of_pixels = self.semantic_head(t).from_features(features)
             assert of_pixels is not None
             masks = torch.sigmoid(self.instance_step(t, boxes, source, of_boxes, predictor))
-            source = self.semantic_step(t, canvas_boxes, masks, of_pixels, present)
-            predictor = self.semantic_head(t).predictor
+            refined = self.semantic_step(t, canvas_boxes, masks, of_pixels, present)
+            if self.config.residual:
+                source = self.next_logits(t, refined, source)
+            else:
+                source, predictor = refined, self.semantic_head(t).predictor
             total = total + masks
-        return total / self.config.iterations, predictor(source)
+        return total / self.config.iterations, source if predictor is None else predictor(source)

@@ -159,7 +159,8 @@ class PanopticModel(nn.Module):
                 losses[f"loss_mask_{t}"] = weight * mask_loss(mask_logits, mask_truth)
             if t <= iterations:
                 head, masks = self.ibpp.semantic_head(t), torch.sigmoid(mask_logits)
-                sem_logits = head.predictor(self.ibpp.semantic_step(t, boxes, masks, head.from_features(features)))
+                hidden = self.ibpp.semantic_step(t, boxes, masks, head.from_features(features))
+                sem_logits = self.ibpp.next_logits(t, hidden, sem_logits)
                 losses[f"loss_sem_{t}"] = self._semantic_weight(t) * semantic_loss(
                     sem_logits, sem_seg, t == iterations
                 )

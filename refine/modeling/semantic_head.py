@@ -91,7 +91,7 @@ class RefiningSemanticHead(nn.Module):
         self.norm = make_norm(norm, width)
         self.convs = nn.Sequential(*(conv_norm(width, width, norm=norm) for _ in range(config.sem_convs - 1)))
         self.predictor = nn.Conv2d(width, num_outputs, 1)
-        nn.init.normal_(self.predictor.weight, std=0.01)
+        nn.init.normal_(self.predictor.weight, std=0.0 if config.residual else 0.01)
         nn.init.zeros_(self.predictor.bias)  # type: ignore[arg-type]
 
     def forward(self, canvas: Tensor, projected: Tensor, present: Tensor | None = None) -> Tensor:

@@ -80,9 +80,10 @@ def test_mask_head_is_one_convolution_and_takes_the_class_channel():
     torch.testing.assert_close(head(head.from_features(f), labels, p), expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("shared", [False, True])
-def test_predict_follows_the_equations(shared):
-    module = make_ibpp(iterations=3, shared=shared).eval()
+def test_predict_follows_the_equations(shared, residual):
+    module = make_ibpp(iterations=3, shared=shared, residual=residual).eval()
     boxes, features, _ = make_inputs(module)
     first = make_first()
     p_sem, masks = first(features), []
@@ -93,10 +94,30 @@ def test_predict_follows_the_equations(shared):
         masks.append(torch.sigmoid(mask_head(mask_head.from_features(boxes.features), boxes.labels, aligned)))
         painted = boxes.scores * (boxes.scores >= 0.05)
         canvas = roi_flatten(masks[-1], boxes.rois, boxes.labels, painted, (2, THINGS, 16, 16))  # eq. 5
-        p_sem = sem_head.predictor(sem_head(canvas, sem_head.from_features(features)))  # eq. 6
+        said = sem_head.predictor(sem_head(canvas, sem_head.from_features(features)))  # eq. 6
+        p_sem = p_sem + said if residual else said
     got_masks, got_logits = module.predict(boxes, features, first)
     torch.testing.assert_close(got_masks, torch.stack(masks).mean(0), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(got_logits, p_sem, atol=1e-4, rtol=1e-4)
+
+
+def make_plain(module: IBPP) -> IBPP:
+    """The same weights, without residuals."""
+    plain = make_ibpp(iterations=module.config.iterations, shared=module.config.shared)
+    plain.load_state_dict(module.state_dict())
+    return plain
+
+
+def test_residual_heads_say_nothing_at_first():
+    config = ModelConfig(
+        fpn_channels=CHANNELS,
+        mask_head=MaskHeadConfig(num_convs=1, channels=8, pool_size=4),
+        semantic_head=SemanticHeadConfig(channels=CHANNELS),
+        ibpp=IBPPConfig(sem_channels=8, residual=True),
+    )
+    module, first = IBPP(config, THINGS, CLASSES, Sampling()), make_first()
+    boxes, features, _ = make_inputs(module)
+    assert module.predict(boxes, features, first)[1].equal(first(features))
 
 
 def test_appearance_is_the_sum_of_instance_and_semantic_features():
@@ -125,7 +146,7 @@ def unroll(module, boxes, features, logits, iterations):
         masks.append(module.instance_step(t, boxes, semantics[-1]))
         head = module.semantic_head(t)
         hidden = module.semantic_step(t, boxes, torch.sigmoid(masks[-1]), head.from_features(features))
-        semantics.append(head.predictor(hidden))
+        semantics.append(module.next_logits(t, hidden, semantics[-1]))
     return masks, semantics
 
 
@@ -144,6 +165,16 @@ def test_gradients_take_every_route_of_the_loop():
     # The last mask loss trains the semantic head of the iteration before, not the one after it.
     assert module.semantic_heads[0].predictor.weight.grad.abs().sum() > 0
     assert module.semantic_heads[1].predictor.weight.grad is None
+
+
+def test_residual_semantics_learn_as_a_sum():
+    module = make_ibpp(iterations=2, residual=True)
+    boxes, features, logits = make_inputs(module)
+    masks, semantics = unroll(module, boxes, features, logits, 2)
+    masks_alone, plain = unroll(make_plain(module), boxes, features, logits, 2)
+    assert masks[0].equal(masks_alone[0])
+    torch.testing.assert_close(semantics[1], logits + plain[1])
+    assert not torch.allclose(masks[1], masks_alone[1])  # they see the sum
 
 
 def test_detach_cuts_both_routes():
