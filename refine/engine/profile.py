@@ -65,7 +65,8 @@ def staged(model: PanopticModel, count_flops: bool = False) -> Iterator[dict[str
         watched.append((head.from_features, "forward", _numbered("masks", t, last)))
     for t, head in enumerate(model.ibpp.semantic_heads, 1):
         watched.append((head.from_features, "forward", _numbered("semantics", t, last)))
-        watched.append((head.predictor, "forward", _numbered("semantics", last, last)))
+        of = t if model.config.ibpp.residual else last
+        watched.append((head.predictor, "forward", _numbered("semantics", of, last)))
     watched += [(getattr(model, name), "predict", name) for name in ASKED if getattr(model, name) is not None]
     recorder = _Recorder(stages, counter, last)
     try:
