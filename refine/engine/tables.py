@@ -111,7 +111,7 @@ def only(table: Table, names: Sequence[str]) -> Table:
     wanted: set[str] = set()
     for name in names:
         if name not in rows:
-            raise RefineError(f"--rows: no row {name!r}; name some of {', '.join(map(repr, rows))}")
+            raise RefineError(f"rows: no row {name!r}; name some of {', '.join(map(repr, rows))}")
         needed: str | None = name
         while needed is not None:
             wanted.add(needed)
