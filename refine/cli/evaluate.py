@@ -37,7 +37,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     coco = [options.images, options.json, options.segments]
     of_model = [options.checkpoint, *([options.cityscapes] if options.cityscapes else coco)]
     _check_out(options.out, [options.gt, options.pred, options.json])
-    if all(of_files) and not any([*of_model, *coco]) and rule.count(None) == len(rule):
+    if all(of_files) and not any([*of_model, *coco]) and all(value is None for value in rule):
         _files(options)
     elif all(of_model) and not any(of_files) and not (options.cityscapes and any(coco)):
         _model(options)

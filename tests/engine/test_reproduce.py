@@ -244,7 +244,8 @@ def test_some_rows_bring_those_that_they_need():
 
 
 def test_unknown_tables_and_missing_validation_data(base, tmp_path):
-    with pytest.raises(RefineError, match="give a file, or one of ibpp, rules, settings, table1"):
+    known = "ibpp, rules, settings, table1, table2"
+    with pytest.raises(RefineError, match=f"no such table; give a file, or one of {known}"):
         load_table("table9")
     with pytest.raises(RefineError, match=r"data\.val: is not given"):
         run_table(
