@@ -148,7 +148,10 @@ class Watershed:
         return watershed(-inside, markers, mask=mask).astype(np.int32)
 
 
-GRID = [Watershed(*values) for values in product((0.3, 0.45, 0.6, 0.75, 0.9), (0.3, 0.5, 0.7, 0.85), (8, 32))]
+GRID = [
+    Watershed(*values)
+    for values in product((0.45, 0.6, 0.75, 0.9, 0.95, 0.98), (0.3, 0.5, 0.7, 0.85, 0.95), (8, 32))
+]
 """Settings that `tune` tries."""
 
 
