@@ -1,11 +1,12 @@
-"""Write the data of configs/photographs.yaml: COCO photographs under fourteen coarse labels.
+"""Write the data of configs/photographs.yaml: COCO photographs under fourteen coarse labels, or all 133.
 
     python examples/photographs.py --coco FOLDER [--out data/photographs]
 
 FOLDER holds `coco_panoptic` (images/SPLIT, panoptic_SPLIT, panoptic_SPLIT.json with COCO's 133 classes) and,
 for more pictures of things, `coco_things_512` in the same form with one class for all that is no thing. Of
 the latter, pictures that the former has are left out, and what is no thing is void: it trains no stuff.
-Written are train.json, val.json and remap.json; pictures and PNGs stay where they are.
+Written are train.json, val.json, remap.json and, for COCO's own classes, remap_133.json; pictures and PNGs
+stay where they are.
 """
 
 import argparse
@@ -60,6 +61,9 @@ def main() -> None:
         print(f"{options.out}/{split}.json: {len(images)} photographs")
     target = {str(n): COARSE.get((c["supercategory"], c["isthing"])) for n, c in categories.items()}
     write_json(options.out / "remap.json", {"categories": CATEGORIES, "map": target}, indent=1)
+    known = [categories[int(n)] for n, coarse in target.items() if coarse is not None]
+    same = {n: None if coarse is None else int(n) for n, coarse in target.items()}
+    write_json(options.out / "remap_133.json", {"categories": known, "map": same}, indent=1)
 
 
 def read(root: Path, name: str, split: str, categories: dict[int, dict]) -> tuple[list[dict], list[dict]]:
