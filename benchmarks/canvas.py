@@ -31,9 +31,7 @@ def measure(checkpoints: Sequence[str], dataset: PanopticDataset, threshold: flo
     for checkpoint in checkpoints:
         predictor = Predictor(checkpoint, device="cpu")
         predictor.model.config.ibpp.score_threshold = threshold
-        evaluation = evaluate(predictor, dataset)
-        isthing = np.array([category.isthing for category in dataset.categories])
-        counts.append(Counts(evaluation.counts, evaluation.pair_counts, isthing))
+        counts.append(evaluate(predictor, dataset).counts)
     return counts
 
 

@@ -26,7 +26,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from maskrcnn import MaskRCNN
 from torch import Tensor, nn
@@ -176,7 +175,7 @@ def measure(predict: Predict, dataset: PanopticDataset, limit: int | None) -> Ev
         counts.append(quality.state() - before)
         if n % -(-count // PICTURES) == 0:
             drawn[name] = side_by_side(image, truth, result)
-    return Evaluation(quality.compute(), pictures=drawn, counts=np.stack(counts))
+    return Evaluation(quality.compute(), Counts.of(categories, counts), pictures=drawn)
 
 
 def run(name: str, options: argparse.Namespace, settings: dict[str, Any]) -> None:
@@ -192,15 +191,13 @@ def run(name: str, options: argparse.Namespace, settings: dict[str, Any]) -> Non
     model, spent = train(model, config, trained, options.minutes)
     predict, chosen = predictor(name, model, config, held_back)
     evaluation = measure(predict, validation, options.max_images)
-    isthing = np.array([category.isthing for category in validation.categories])
-    pairs = np.zeros((len(evaluation.counts), 2), np.int64)  # whose order is known: not measured here
-    write_counts(options.out / f"{name}.npz", Counts(evaluation.counts, pairs, isthing))
+    write_counts(options.out / f"{name}.npz", evaluation.counts)
     sheet = contact_sheet(list(evaluation.pictures.values()), list(evaluation.pictures), columns=1, width=1200)
     write_picture(options.out / f"{name}.png", sheet)
     result = {
         "settings": settings,
         "metrics": evaluation.metrics,
-        "images": len(evaluation.counts),
+        "images": len(evaluation.report.images),
         "parameters": parameters(model),
         **spent,
         "chosen": chosen,

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from refine.data.loader import PanopticDataset
 from refine.data.segments import SegmentMap
 from refine.engine.draw import difference, overlay, write_picture
+from refine.engine.interval import Counts
 from refine.engine.predictor import Predictor
 from refine.engine.processes import Processes
 from refine.errors import RefineError
@@ -40,16 +41,14 @@ class Evaluation:
         pairs: overlapping pairs of detections whose order fusion got right, and all of them whose order the
             ground truth tells (see `contested_pairs`); None where not asked for.
         pictures: by file name, Tensor[3, H, 3 W] uint8: image, ground truth and prediction side by side.
-        counts: [images, 5, classes] int64, what each image adds to PQ (`PanopticQuality.state`).
-        pair_counts: [images, 2] int64, what each image adds to `pairs`.
+        counts: what each image adds to PQ and to `pairs`.
     """
 
     report: PQReport
+    counts: Counts
     average_precision: dict[str, dict[str, float]] | None = None
     pairs: tuple[int, int] | None = None
     pictures: dict[str, Tensor] = field(default_factory=dict)
-    counts: np.ndarray = field(default_factory=lambda: np.zeros((0, 5, 0), np.int64))
-    pair_counts: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -203,12 +202,10 @@ def _merge(
     for part in parts:
         merged.merge(part.quality)
         drawn |= part.drawn
-    counts = np.array([c for part in parts for c in part.counts], np.int64).reshape(-1, 5, len(categories))
-    pairs = np.array([pair for part in parts for pair in part.pairs], np.int64).reshape(-1, 2)
-    right, decided = pairs.sum(0).tolist()
-    return Evaluation(
-        merged.compute(), precision, (right, decided) if occlusion_accuracy else None, drawn, counts, pairs
-    )
+    pairs = [pair for part in parts for pair in part.pairs] if occlusion_accuracy else None
+    counts = Counts.of(categories, [state for part in parts for state in part.counts], pairs)
+    right, decided = counts.pairs.sum(0).tolist()
+    return Evaluation(merged.compute(), counts, precision, (right, decided) if occlusion_accuracy else None, drawn)
 
 
 def count_right(

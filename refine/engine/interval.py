@@ -10,6 +10,7 @@ import numpy as np
 
 from refine.evaluation.matching import FN, FP, IOU_HIGH, IOU_LOW, LOW_UNITS, TP, UNITS
 from refine.files import atomic_path
+from refine.structures import Categories
 
 SAMPLES, LEVEL = 2000, 0.95
 
@@ -27,6 +28,17 @@ class Counts:
     pq: np.ndarray
     pairs: np.ndarray
     isthing: np.ndarray
+
+    @classmethod
+    def of(
+        cls, categories: Categories, pq: Sequence[np.ndarray], pairs: Sequence[tuple[int, int]] | None = None
+    ) -> Counts:
+        """Counts of images one by one; without `pairs`, where none were looked for, they are 0."""
+        return cls(
+            np.array(pq, np.int64).reshape(-1, 5, len(categories)),
+            np.zeros((len(pq), 2), np.int64) if pairs is None else np.array(pairs, np.int64).reshape(-1, 2),
+            np.array([category.isthing for category in categories], bool),
+        )
 
 
 def write_counts(path: Path, counts: Counts) -> None:

@@ -17,13 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from refine.engine.batches import build_dataset
 from refine.engine.config import RunConfig, load_run, to_mapping
 from refine.engine.evaluate import Evaluation, evaluate_rules
-from refine.engine.interval import Counts, write_counts
+from refine.engine.interval import write_counts
 from refine.engine.machine import describe_machine
 from refine.engine.predictor import Predictor, check_method
 from refine.engine.processes import Processes, processes
@@ -201,7 +200,7 @@ def _measure(rows: Sequence[Row], config: RunConfig, seed: int, average_precisio
         group=group,
     )
     if group.first:
-        _write_results(rows, evaluations, config, seed, predictor, (time.monotonic() - began) / 60)
+        _write_results(rows, evaluations, config, seed, group.device, (time.monotonic() - began) / 60)
     group.wait()
 
 
@@ -210,19 +209,12 @@ def _write_results(
     evaluations: Sequence[Evaluation],
     config: RunConfig,
     seed: int,
-    predictor: Predictor,
+    device: torch.device,
     minutes: float,
 ) -> None:
     for row, evaluation in zip(rows, evaluations, strict=True):
         path = _result_path(row, config, evaluation.average_precision is not None)
-        write_counts(
-            path.with_suffix(".npz"),
-            Counts(
-                evaluation.counts,
-                evaluation.pair_counts,
-                np.array([category.isthing for category in predictor.categories]),
-            ),
-        )
+        write_counts(path.with_suffix(".npz"), evaluation.counts)
         result = {
             "row": row.name,
             "seed": seed,
@@ -232,7 +224,7 @@ def _write_results(
             "training_minutes": _training_minutes(Path(config.out)),
             "evaluation_minutes": minutes,
             "steps": config.optim.max_steps,
-            "machine": describe_machine(torch.device(predictor.device)),
+            "machine": describe_machine(device),
         }
         write_json(path, result, indent=1)
 

@@ -140,9 +140,9 @@ def test_rules_share_the_network_and_are_each_as_alone(dataset: CocoPanoptic) ->
         )
         assert evaluation.report.to_json() == alone.report.to_json()
         assert evaluation.pairs == alone.pairs
-        sums = PanopticQuality.from_state(dataset.categories, evaluation.counts.sum(0)).compute()
+        sums = PanopticQuality.from_state(dataset.categories, evaluation.counts.pq.sum(0)).compute()
         assert sums.to_json() == alone.report.to_json()
-        assert tuple(evaluation.pair_counts.sum(0)) == alone.pairs
+        assert tuple(evaluation.counts.pairs.sum(0)) == alone.pairs
     assert together[0].report.to_json() != together[2].report.to_json()
 
 
