@@ -23,6 +23,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     model.add_argument("--json", help="panoptic JSON")
     model.add_argument("--segments", help="folder of its PNGs")
     model.add_argument("--remap", help="file of category changes")
+    model.add_argument("--instances", help="instances JSON, whose masks may overlap, for AP")
     model.add_argument("--cityscapes", metavar="ROOT", help="raw Cityscapes, instead of these three")
     model.add_argument("--split", default="val", help="of Cityscapes (val)")
     model.add_argument("--device", help="cpu, cuda, …")
@@ -36,10 +37,11 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     of_files = [options.gt, options.gt_dir, options.pred, options.pred_dir]
     coco = [options.images, options.json, options.segments]
     of_model = [options.checkpoint, *([options.cityscapes] if options.cityscapes else coco)]
-    _check_out(options.out, [options.gt, options.pred, options.json])
-    if all(of_files) and not any([*of_model, *coco]) and all(value is None for value in rule):
+    coco_only = [*coco, options.remap, options.instances]
+    _check_out(options.out, [options.gt, options.pred, options.json, options.instances])
+    if all(of_files) and not any([*of_model, *coco_only]) and all(value is None for value in rule):
         _files(options)
-    elif all(of_model) and not any(of_files) and not (options.cityscapes and any(coco)):
+    elif all(of_model) and not any(of_files) and not (options.cityscapes and any(coco_only)):
         _model(options)
     else:
         parser.error(
@@ -93,7 +95,13 @@ def _model(options: argparse.Namespace) -> None:
     from refine.engine.evaluate import evaluate, write_worst
     from refine.engine.predictor import Predictor
 
-    data = DatasetConfig(images=options.images, json=options.json, segments=options.segments, remap=options.remap)
+    data = DatasetConfig(
+        images=options.images,
+        json=options.json,
+        segments=options.segments,
+        remap=options.remap,
+        instances=options.instances,
+    )
     if options.cityscapes:
         data = DatasetConfig(kind="cityscapes", root=options.cityscapes, split=options.split)
     dataset = build_dataset(data)

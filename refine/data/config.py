@@ -12,7 +12,7 @@ class AugmentConfig:
     Attributes:
         copy_paste: probability that things of another picture are pasted in.
         short: short sides in pixels, one is drawn and the picture resized to it (800 for R50).
-        long: the long side never exceeds it.
+        long: the long side does not exceed it, before `jitter`.
         jitter: the drawn size is multiplied by a factor from this range (large-scale jitter).
         flip: probability of a horizontal flip.
         flip_vertical, rotate: probability of a vertical flip, and of a turn by 90° (pictures without an

@@ -33,7 +33,8 @@ class DatasetConfig:
     Attributes:
         kind: "coco" (COCO panoptic files) or "cityscapes" (the raw folders).
         images, json, segments: of "coco": folder of images, panoptic JSON, folder of id-PNGs.
-        instances: of "coco", optional: instances JSON whose masks, which may overlap, train boxes and masks.
+        instances: of "coco", optional: instances JSON; boxes and masks learn from its masks, which may overlap, and
+            AP is measured on them.
         remap: of "coco", optional: JSON of category changes, or "supercategory" for COCO's coarse labels.
         root, split: of "cityscapes": folder with leftImg8bit/ and gtFine/, and "train", "val" or "test".
     """

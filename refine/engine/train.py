@@ -23,10 +23,11 @@ from refine.engine.config import RunConfig, check_run
 from refine.engine.evaluate import evaluate
 from refine.engine.logs import RunLog
 from refine.engine.module import TrainingModule
-from refine.engine.predictor import Predictor
+from refine.engine.predictor import Predictor, check_method
 from refine.engine.processes import Processes, processes
 from refine.engine.state import clean, last_checkpoint, restore_state, save_state
 from refine.errors import RefineError
+from refine.files import read_json
 from refine.modeling.model import PanopticModel
 from refine.modeling.pretrained import load_pretrained
 from refine.structures import Categories
@@ -71,6 +72,8 @@ class _Run:
             raise RefineError("data.val: its categories differ from those of data.train; make them equal")
         torch.manual_seed(config.seed)
         model = PanopticModel(config.model, self.categories.num_things, len(self.categories))
+        if self.validation is not None:
+            check_method(config.eval.method, model)
         if config.init is None and last is None:
             load_pretrained(model.backbone, config.model.backbone)
         fresh: list[str] = []
@@ -87,6 +90,8 @@ class _Run:
         self.log = RunLog(config.out, config.log, step, config.optim.max_steps, group.first)
         self.log.message(step, self._greeting(last, fresh))
         self.saved_step = step if last is not None else -1
+        measured = last is not None and bool(read_json(last / "config.json")["metrics"])
+        self.measured_step = step if measured else 0
 
     def run(self, stop: threading.Event, deadline: float | None = None) -> Path:
         """Update until the end or until told to stop; returns the last checkpoint."""
@@ -94,6 +99,7 @@ class _Run:
         parts = training_parts(self.dataset, config, self.group, progress.step)
         meter = _Meter(self.group, config.optim.batch_size)
         with self.log:
+            self._evaluate_if_due()  # where a stop came before it
             while progress.step < config.optim.max_steps:
                 began = time.perf_counter()
                 batch = next(parts)
@@ -118,7 +124,7 @@ class _Run:
         config, progress = self.config, self.learner.progress
         every = config.eval.every
         due = progress.step == config.optim.max_steps or (every > 0 and progress.step % every == 0)
-        if self.validation is None or not due:
+        if self.validation is None or not due or self.measured_step == progress.step:
             return
         saved = self._describe({})
         result = evaluate(
@@ -133,12 +139,13 @@ class _Run:
         self.log.pictures(progress.step, result.pictures)
         if result.metrics["PQ"] > progress.best.get("PQ", -1.0):
             progress.best = {"step": progress.step, "PQ": result.metrics["PQ"]}
+        self.measured_step = progress.step
         self._save(result.metrics)
 
     def _save(self, metrics: dict[str, float]) -> Path:
-        """Write a checkpoint of the current step, unless there is one."""
+        """Write a checkpoint of the current step, unless there is one; with metrics, in its place."""
         step = self.learner.progress.step
-        if self.group.first and self.saved_step != step:
+        if self.group.first and (metrics or self.saved_step != step):
             save_state(self.config, self.learner, self._describe(metrics))
         self.saved_step = step
         self.group.wait()

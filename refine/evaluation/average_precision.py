@@ -81,7 +81,8 @@ class AveragePrecision:
         categories = [{"id": c.id, "name": c.name} for c in self.categories if c.isthing]
         truth = COCO({"images": self._images, "annotations": self._truth, "categories": categories})
         if not self._detections:
-            return {kind: dict.fromkeys(NAMES, 0.0) for kind in ("bbox", "segm")}
+            nothing = 0.0 if self._truth else -1.0
+            return {kind: dict.fromkeys(NAMES, nothing) for kind in ("bbox", "segm")}
         results = truth.load_res(self._detections)
         return {kind: self._evaluate(truth, results, kind) for kind in ("bbox", "segm")}
 

@@ -114,6 +114,8 @@ class OcclusionHead(nn.Module):
             Tensor[N, N] float32, 0-1; 1/2 where no pair asks.
         """
         occlusion = instances.scores.new_full((len(instances), len(instances)), 0.5, dtype=torch.float32)
+        if not len(pairs):
+            return occlusion
         asked, index = torch.unique(pairs, return_inverse=True)  # the others need no convolution
         some, both = instances[asked], torch.cat([index, index.flip(1)])
         for part in both.split(AT_ONCE):
@@ -144,10 +146,9 @@ def contested_pairs(instances: Instances, targets: Targets, pair_overlap: float,
     matched = match_detections(masks, instances.labels, targets)
     chosen = torch.nonzero(matched >= 0).squeeze(1)
     masks, matched = masks[chosen], matched[chosen]
-    pixels = masks.float()
-    shared = pixels @ pixels.T  # exact: counts below 2^24
-    owned = (masks & (targets.owner.flatten() == matched[:, None])).float() @ pixels.T
-    labelled = (masks & (targets.sem_seg.flatten() != VOID)).float() @ pixels.T
+    shared = _common_pixels(masks, masks)
+    owned = _common_pixels(masks & (targets.owner.flatten() == matched[:, None]), masks)
+    labelled = _common_pixels(masks & (targets.sem_seg.flatten() != VOID), masks)
     known = 2 * (owned + owned.T) > labelled
     front = overlapping(shared, pair_overlap) & known & (owned > owned.T) & (matched[:, None] != matched)
     pairs = chosen[torch.nonzero(front)]
@@ -160,12 +161,21 @@ def match_detections(masks: Tensor, labels: Tensor, targets: Targets) -> Tensor:
     """Object that each detection stands for, or -1: Tensor[N, H·W] bool, Tensor[N] int64 -> Tensor[N] int64."""
     if not len(targets) or not len(masks):
         return torch.full((len(masks),), -1, device=masks.device)
-    truth = targets.masks.flatten(1).float()
-    common = masks.float() @ truth.T
+    truth = targets.masks.flatten(1)
+    common = _common_pixels(masks, truth)
     iou = common / (masks.sum(1)[:, None] + truth.sum(1) - common).clamp(min=1)
     iou[(labels[:, None] != targets.labels) | targets.iscrowd] = 0
     best, index = iou.max(1)
     return torch.where(best >= MATCHED_IOU, index, -1)
+
+
+def _common_pixels(masks: Tensor, others: Tensor) -> Tensor:
+    """Pixels that masks share: Tensor[N, H·W] bool, Tensor[M, H·W] bool -> Tensor[N, M] float32.
+
+    Exact below 2^24; autocast, under which networks train, would make it half precision.
+    """
+    with torch.autocast(masks.device.type, enabled=False):
+        return masks.float() @ others.float().T
 
 
 def occlusion_loss(head: OcclusionHead, instances: Sequence[Instances], pairs: Sequence[Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ def mean_over_processes(count: Tensor) -> Tensor:
         count: Tensor[] on the process's device.
 
     Returns:
-        Tensor[] float32, at least 1 so that it can be divided by.
+        Tensor[] float32, at least 1 / processes so that it can be divided by.
     """
     count = count.detach().float()
     if dist.is_available() and dist.is_initialized():

@@ -84,9 +84,15 @@ def roi_align_levels(
 
 
 def align(feature: Tensor, rois: Tensor, output_size: int, sampling: Sampling, stride: int) -> Tensor:
-    """ROI-Align from one map: Tensor[B, C, h, w], Tensor[N, 5] -> Tensor[N, C, output_size, output_size]."""
+    """ROI-Align from one map: Tensor[B, C, h, w], Tensor[N, 5] -> Tensor[N, C, output_size, output_size].
+
+    The map may be of half precision; coordinates of boxes never are, for bf16 knows only every fourth pixel of 512
+    and more.
+    """
+    if feature.dtype.itemsize < 4:
+        return align(feature.float(), rois, output_size, sampling, stride).to(feature.dtype)
     channels_last = feature.is_contiguous(memory_format=torch.channels_last)
-    if channels_last and feature.device.type == "cpu" and feature.dtype.itemsize >= 4 and sampling.ratio > 0:
+    if channels_last and feature.device.type == "cpu" and sampling.ratio > 0:
         return _align_whole_pixels(feature, rois, output_size, sampling.ratio, stride, sampling.aligned)
     return roi_align(
         feature, rois.to(feature.dtype), output_size, 1.0 / stride, sampling.ratio, aligned=sampling.aligned

@@ -62,7 +62,7 @@ def run_sums(values: Tensor, starts: Tensor) -> Tensor:
     Returns:
         Tensor[R] float64.
     """
-    flat = values.reshape(-1)
+    flat = values.reshape(-1).to(torch.promote_types(values.dtype, torch.float32))
     if values.device.type == "cpu":
         return torch.from_numpy(np.add.reduceat(flat.numpy(), starts.numpy())).double()
     totals = torch.cat([flat.new_zeros(1, dtype=torch.float64), flat.cumsum(0, dtype=torch.float64)])

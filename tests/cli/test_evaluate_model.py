@@ -1,11 +1,11 @@
-"""`refine evaluate` of a model on raw Cityscapes."""
+"""`refine evaluate` of a model, on raw Cityscapes and COCO panoptic data."""
 
 import json
 
 import numpy as np
 import pytest
 import torch
-from drawn_data import write_cityscapes
+from drawn_data import write_cityscapes, write_coco
 from tiny_network import tiny_config
 
 from refine.cli.main import main
@@ -60,8 +60,25 @@ def test_result_files_are_fused_already(capsys):
         assert "go with --checkpoint" in capsys.readouterr().err
 
 
+def test_instances_are_read(tmp_path, capsys):
+    data = write_coco(tmp_path / "data")
+    words = [
+        "--images",
+        data.images,
+        "--json",
+        data.json,
+        "--segments",
+        data.segments,
+        "--out",
+        tmp_path / "r.json",
+    ]
+    words += ["--checkpoint", "nuclei", "--instances", tmp_path / "instances.json"]
+    assert main(["evaluate", *map(str, words)]) == 1
+    assert "instances.json" in capsys.readouterr().err
+
+
 def test_either_cityscapes_or_coco(folder, capsys):
-    words = ["evaluate", "--checkpoint", "x", "--cityscapes", "y", "--json", "z", "--out", "r.json"]
+    words = ["evaluate", "--checkpoint", "x", "--cityscapes", "y", "--instances", "z", "--out", "r.json"]
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert stop.value.code == 2

@@ -85,6 +85,25 @@ def test_stop_signal_writes_a_checkpoint(tmp_path: Path, monkeypatch: pytest.Mon
     assert_same_files(whole, train(config, resume=True))
 
 
+def test_what_a_stop_kept_from_being_measured_is_measured_later(tmp_path: Path) -> None:
+    config = tiny_run(write_dataset(tmp_path / "data"), tmp_path / "out")
+    config.data.val, config.eval.every, config.eval.max_images = config.data.train, 2, 2
+    config.optim.max_steps, config.log.checkpoint_every = 4, 100
+    whole = train(config)
+
+    config.out = str(tmp_path / "stopped")
+    for step in range(1, 5):  # a deadline that is over stops a run after its next update
+        stopped = train(config, resume=True, deadline=0.0)
+        assert stopped.name == f"step_{step:06d}"
+        assert read_json(stopped / "config.json")["metrics"] == {}
+    for _ in range(2):  # the second has nothing left to do
+        assert_same_files(whole, train(config, resume=True))
+        measured = [line["step"] for line in read_log(tmp_path / "stopped" / "log.jsonl") if line["group"] == "val"]
+        assert measured == [2, 4]
+    for name in ("config", "state"):
+        assert read_json(whole / f"{name}.json") == read_json(stopped / f"{name}.json")
+
+
 def test_resuming_another_run_is_refused(tmp_path: Path) -> None:
     config = tiny_run(write_dataset(tmp_path / "data"), tmp_path / "out")
     config.optim.max_steps = 1

@@ -151,6 +151,14 @@ def test_nothing_random_stays_frozen(config: RunConfig, tmp_path: Path) -> None:
     train(config)
 
 
+def test_rule_of_fusion_is_checked_before_the_first_update(config: RunConfig) -> None:
+    config.data.val, config.eval.method = config.data.train, "soe"
+    config.model.occlusion = None
+    with pytest.raises(RefineError, match="no occlusion head"):
+        train(config)
+    assert not list(Path(config.out).glob("checkpoints/*"))
+
+
 def test_reduced_precision(config: RunConfig) -> None:
     config.optim.precision = "bf16"
     train(config)

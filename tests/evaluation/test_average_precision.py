@@ -114,6 +114,7 @@ def test_no_detection_is_zero():
         ),
     )
     assert ap.compute()["segm"]["AP"] == 0
+    assert AveragePrecision(CATEGORIES).compute()["segm"]["AP"] == -1  # nor anything to be found
 
 
 def test_masks_of_another_size_are_refused():

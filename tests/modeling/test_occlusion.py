@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from refine.errors import RefineError
 from refine.modeling.config import OcclusionConfig
-from refine.modeling.occlusion import OcclusionHead, contested_pairs, occlusion_loss
+from refine.modeling.occlusion import OcclusionHead, contested_pairs, match_detections, occlusion_loss
 from refine.modeling.ranking import SpatialRanking, ranking_loss
 from refine.structures import VOID, Instances, Targets
 
@@ -75,6 +75,22 @@ def test_contested_pixels_of_a_third_object_or_void_decide_nothing():
     assert contested_pairs(instances, targets, 0.2).tolist() == [[1, 0]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_pixels_are_counted_exactly_under_autocast(dtype):
+    # Full-size pictures: fp16 ends at 65504, bf16 has eight digits; 100 of 400 columns are shared, just ρ.
+    size = (400, 800)
+    masks, front = torch.zeros(2, *size, dtype=torch.bool), torch.zeros(size, dtype=torch.int32)
+    masks[0, :, :400], masks[1, :, 300:701] = True, True
+    front[:, :400], front[:, 300:701] = 1, 2
+    targets = Targets.from_panoptic(front, torch.tensor([THINGS, 0, 0]), torch.zeros(3, dtype=torch.bool), THINGS)
+    boxes = torch.tensor([[0.0, 0, 400, 400], [300, 0, 701, 400]])
+    instances = Instances(size, boxes, torch.ones(2), torch.zeros(2, dtype=torch.int64), torch.ones(2, 28, 28))
+    with torch.autocast("cpu", dtype):
+        assert match_detections(masks.flatten(1), instances.labels, targets).tolist() == [0, 1]
+        assert contested_pairs(instances, targets, 0.2494).tolist() == [[1, 0]]
+        assert contested_pairs(instances, targets, 0.2501).tolist() == []
+
+
 def test_crowds_stand_for_no_object():
     targets = make_targets([BACK, FRONT], [0, 1], [True, False])
     assert len(contested_pairs(make_instances([BACK, FRONT], [0, 1]), targets, 0.2)) == 0
@@ -131,6 +147,12 @@ def test_cues_are_all_that_a_head_needs(cues, missing):
     needed = {"features", "roi_masks"} - {missing}
     with pytest.raises(RefineError, match=f"instances.{needed.pop()} is missing"):
         head(replace(instances, features=None, roi_masks=None), torch.tensor([[0, 1]]))
+
+
+def test_no_pair_needs_no_mask():
+    nothing = Instances(SIZE, torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    pairs = torch.zeros(0, 2, dtype=torch.int64)
+    assert OcclusionHead(SMALL, CHANNELS, THINGS).predict(nothing, pairs).shape == (0, 0)
 
 
 def test_labels_alone_are_refused():

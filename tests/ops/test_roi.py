@@ -86,6 +86,23 @@ def test_align_is_torchvisions_whatever_the_layout(aligned, n, seed, bins, sampl
     torch.testing.assert_close(*results, atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_boxes_keep_their_place_in_half_precision(dtype, layout):
+    # The map is as exact in half precision as it is; only the boxes could move.
+    feature = (
+        (torch.arange(320).float() % 2)[None, None, None].expand(1, 8, 8, 320).contiguous(memory_format=layout)
+    )
+    rois = torch.tensor([[0.0, 1021, 3, 1045, 27], [0, 777.5, 5, 793.5, 21]])
+    expected = align(feature, rois, 7, Sampling(2), 4)
+    assert expected.std() > 0.1
+    pooled = align(feature.to(dtype), rois, 7, Sampling(2), 4)
+    assert pooled.dtype == dtype
+    torch.testing.assert_close(pooled.float(), expected, atol=4e-3, rtol=0)
+    with torch.autocast("cpu", dtype):
+        torch.testing.assert_close(align(feature, rois, 7, Sampling(2), 4), expected)
+
+
 def test_gradient_reaches_only_winners():
     rois = torch.tensor([[0, 0.0, 0.0, 32.0, 32.0], [0, 0.0, 0.0, 32.0, 32.0]])
     masks = torch.full((2, 8, 8), 0.6, requires_grad=True)

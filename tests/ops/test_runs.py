@@ -64,3 +64,10 @@ def test_sums_and_spread_are_inverse(place):
     shown = shown.as_subclass(torch.Tensor)
     assert shown.flatten()[starts].tolist() == list(range(len(starts)))
     assert torch.equal(shown.flatten().bincount(), lengths)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_not_summed_in_half_precision(place, dtype):
+    values = torch.full((80, 100), 0.5, dtype=dtype)
+    sums = run_sums(place(values), torch.tensor([0, 7000]))
+    assert sums.tolist() == [3500, 500]
