@@ -62,17 +62,8 @@ def test_result_files_are_fused_already(capsys):
 
 def test_instances_are_read(tmp_path, capsys):
     data = write_coco(tmp_path / "data")
-    words = [
-        "--images",
-        data.images,
-        "--json",
-        data.json,
-        "--segments",
-        data.segments,
-        "--out",
-        tmp_path / "r.json",
-    ]
-    words += ["--checkpoint", "nuclei", "--instances", tmp_path / "instances.json"]
+    words = ["--images", data.images, "--json", data.json, "--segments", data.segments]
+    words += ["--checkpoint", "nuclei", "--instances", tmp_path / "instances.json", "--out", tmp_path / "r.json"]
     assert main(["evaluate", *map(str, words)]) == 1
     assert "instances.json" in capsys.readouterr().err
 

@@ -90,9 +90,8 @@ def test_align_is_torchvisions_whatever_the_layout(aligned, n, seed, bins, sampl
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_boxes_keep_their_place_in_half_precision(dtype, layout):
     # The map is as exact in half precision as it is; only the boxes could move.
-    feature = (
-        (torch.arange(320).float() % 2)[None, None, None].expand(1, 8, 8, 320).contiguous(memory_format=layout)
-    )
+    columns = torch.arange(320).float() % 2
+    feature = columns.expand(1, 8, 8, 320).contiguous(memory_format=layout)
     rois = torch.tensor([[0.0, 1021, 3, 1045, 27], [0, 777.5, 5, 793.5, 21]])
     expected = align(feature, rois, 7, Sampling(2), 4)
     assert expected.std() > 0.1
