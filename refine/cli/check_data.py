@@ -6,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from refine.cli.options import count_from, keep_inputs
+
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser = argparse.ArgumentParser(prog, description=description)
@@ -19,7 +21,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     cityscapes.add_argument("--cityscapes", metavar="ROOT", help="folder with leftImg8bit/ and gtFine/")
     cityscapes.add_argument("--split", help="train, val or test")
     parser.add_argument("--out", help="JSON of everything that was found")
-    parser.add_argument("--threads", type=int, help="that read pictures (all cores, at most 8)")
+    parser.add_argument("--threads", type=count_from(1), help="that read pictures (all cores, at most 8)")
     options = parser.parse_args(arguments)
     coco_options = (options.images, options.json, options.segments)
     if options.cityscapes:
@@ -32,6 +34,8 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     from refine.errors import RefineError
     from refine.files import write_json
 
+    if options.out:
+        keep_inputs("--out", options.out, [options.json, options.remap, options.instances])
     progress = _tell if sys.stderr.isatty() else None
     if options.cityscapes:
         report = check_cityscapes(options.cityscapes, options.split, threads=options.threads, progress=progress)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from refine.cli.options import keep_inputs
+
 DETAILS = """\
 Converts detectron2's Panoptic-FPN and Mask R-CNN with a ResNet-FPN (FrozenBN or GN; deformable; cascade),
 torchvision's maskrcnn_resnet50_fpn and _v2, and ImageNet backbones of MSRA, FAIR and torchvision. The
@@ -33,6 +35,8 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     from refine.engine.convert import convert_file
     from refine.files import write_json
 
+    if options.report:
+        keep_inputs("--report", options.report, [options.source, options.config, options.categories])
     conversion = convert_file(options.source, options.out, options.categories, options.config)
     report = conversion.report()
     if options.report:

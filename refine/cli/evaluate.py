@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from refine.cli.options import FUSION, add_fusion, fusion_config
+from refine.cli.options import FUSION, add_fusion, count_from, fusion_config, keep_inputs
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
@@ -16,7 +16,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     files.add_argument("--gt-dir", help="folder of its PNGs")
     files.add_argument("--pred", help="panoptic JSON of the predictions")
     files.add_argument("--pred-dir", help="folder of their PNGs")
-    files.add_argument("--workers", type=_positive, help="threads (default: one per core)")
+    files.add_argument("--workers", type=count_from(1), help="threads (default: one per core)")
     model = parser.add_argument_group("a model on a data set")
     model.add_argument("--checkpoint", help="name of a shipped model, or a folder")
     model.add_argument("--images", help="folder of pictures")
@@ -29,9 +29,9 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     model.add_argument("--device", help="cpu, cuda, …")
     model.add_argument("--method", help="rule of fusion (default: the checkpoint's)")
     add_fusion(model)
-    model.add_argument("--max-images", type=_positive, help="only the first so many")
+    model.add_argument("--max-images", type=count_from(1), help="only the first so many")
     parser.add_argument("--out", required=True, help="JSON to write")
-    parser.add_argument("--worst", type=_count, default=5, help="how many of the worst images to list or draw (5)")
+    parser.add_argument("--worst", type=count_from(0), default=5, help="how many worst images to list or draw (5)")
     options = parser.parse_args(arguments)
     rule = [options.method, *(getattr(options, name) for name in FUSION)]
     of_files = [options.gt, options.gt_dir, options.pred, options.pred_dir]
@@ -50,28 +50,13 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         )
 
 
-def _count(text: str, least: int = 0) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = least - 1
-    if number < least:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from {least}")
-    return number
-
-
-def _positive(text: str) -> int:
-    return _count(text, 1)
-
-
 def _check_out(out: str, inputs: Sequence[str | None]) -> None:
     """Told before the work, not after it."""
     from refine.errors import RefineError
 
     if Path(out).is_dir():
         raise RefineError(f"--out {out}: is a folder; name a JSON file")
-    if any(path and Path(path).exists() and Path(out).resolve() == Path(path).resolve() for path in inputs):
-        raise RefineError(f"--out {out}: is an input; name another file")
+    keep_inputs("--out", out, inputs)
 
 
 def _files(options: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from refine.cli.options import add_fusion, fusion_config
+from refine.cli.options import add_fusion, fusion_config, keep_inputs
 from refine.errors import RefineError
 from refine.fusion.config import FusionConfig, Method
 
@@ -49,7 +49,10 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     if options.unknown_erasing and not options.confidence:
         raise RefineError("--unknown-erasing: needs --confidence; give the folder, or leave erasing out")
     config = fusion_config(options, FusionConfig())
-    content = read_panoptic_json(options.categories)
+    out = Path(options.out)
+    keep_inputs("--out: its", out / "panoptic.json", [options.instances, options.categories])
+    keep_inputs("--out: its", out / "panoptic", [options.semantic, options.confidence])
+    content = read_panoptic_json(options.categories, ("images", "categories"))
     categories = Categories.from_json(content["categories"], options.categories)
     images = _images(content["images"], options.categories)
     by_image = _by_image(options.instances, images)

@@ -6,16 +6,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from refine.cli.options import count_from
+
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser = argparse.ArgumentParser(prog, description=description)
     parser.add_argument("config", nargs="+", help="YAML files as `refine train` takes them")
-    parser.add_argument("--things", type=int, default=80, help="thing classes (80, COCO's)")
-    parser.add_argument("--classes", type=int, default=133, help="all classes (133, COCO's)")
-    parser.add_argument("--size", type=int, nargs=2, default=(800, 1333), metavar=("H", "W"))
+    parser.add_argument("--things", type=count_from(1), default=80, help="thing classes (80, COCO's)")
+    parser.add_argument("--classes", type=count_from(1), default=133, help="all classes (133, COCO's)")
+    parser.add_argument("--size", type=count_from(1), nargs=2, default=(800, 1333), metavar=("H", "W"))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeats", type=int, default=3, help="timed runs; the fastest counts (3)")
+    parser.add_argument("--repeats", type=count_from(1), default=3, help="timed runs; the fastest counts (3)")
     options = parser.parse_args(arguments)
+    if options.things > options.classes:
+        parser.error(f"--things {options.things}: are more than --classes {options.classes}")
 
     from rich.console import Console
     from rich.table import Table

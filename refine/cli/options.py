@@ -1,14 +1,38 @@
-"""Options of fusion, which several commands share."""
+"""Options, and checks of them, which several commands share."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from refine.errors import RefineError
 from refine.fusion.config import FusionConfig
 
 FUSION = ("score_threshold", "overlap_threshold", "stuff_area", "sigma", "unknown_erasing", "ue_threshold")
+
+
+def count_from(least: int) -> Callable[[str], int]:
+    """A type for whole numbers from `least` on."""
+
+    def count(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from {least}")
+        return number
+
+    return count
+
+
+def keep_inputs(option: str, out: str | Path, inputs: Iterable[str | Path | None]) -> None:
+    """Raise RefineError, before the work, where the file (or folder of files) to be written is one that is read."""
+    if any(path and Path(path).exists() and Path(out).resolve() == Path(path).resolve() for path in inputs):
+        raise RefineError(f"{option} {out}: is an input; name another")
 
 
 def add_fusion(parser: Any, default: FusionConfig | None = None) -> None:

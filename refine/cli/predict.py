@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from refine.cli.options import fusion_config
+from refine.cli.options import fusion_config, keep_inputs
 from refine.cli.pictures import add_arguments, finish, for_each
 
 
@@ -23,6 +23,9 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     from refine.evaluation.coco_format import PredictionWriter
 
     files = list_images(options.source)
+    for path in files:
+        for written in (_overlay(options.out, path), Path(options.out) / "panoptic" / f"{path.stem}.png"):
+            keep_inputs("--out: its", written, [path])
     predictor = Predictor(options.checkpoint, device=options.device, method=options.method)
     predictor.fusion = fusion_config(options, predictor.fusion)
     numbers = {path: number for number, path in enumerate(files, 1)}
@@ -33,8 +36,12 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
             result = predictor(image)
             writer.add(numbers[path], path.name, result)
             if not options.no_overlays:
-                write_picture(Path(options.out) / "overlays" / f"{path.stem}.jpg", overlay(image, result))
+                write_picture(_overlay(options.out, path), overlay(image, result))
             return result.summary()
 
         failed = for_each(files, predict)
     finish(failed, files, options.out, "results")
+
+
+def _overlay(out: str, path: Path) -> Path:
+    return Path(out) / "overlays" / f"{path.stem}.jpg"

@@ -245,14 +245,16 @@ class CocoPanoptic:
         return target
 
 
-def read_panoptic_json(path: str | Path) -> dict[str, Any]:
-    """Read a panoptic JSON, entries unchecked.
+def read_panoptic_json(
+    path: str | Path, fields: Sequence[str] = ("images", "annotations", "categories")
+) -> dict[str, Any]:
+    """Read a panoptic JSON with these lists, entries unchecked.
 
     Raises:
-        RefineError: not a JSON with the lists `images`, `annotations` and `categories`.
+        RefineError: not a JSON with these lists.
     """
     content = read_json(path)
-    for field in ("images", "annotations", "categories"):
+    for field in fields:
         if not isinstance(content, dict) or not isinstance(content.get(field), list):
             raise RefineError(f"{path}: has no list `{field}`; give a COCO panoptic JSON")
     return content

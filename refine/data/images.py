@@ -62,6 +62,8 @@ def from_pil(image: Image.Image, size: tuple[int, int] | None = None) -> Tensor:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.asarray(image, dtype=np.float32)
         highest = values.max(initial=0)
+        if not np.isfinite(values).all():
+            raise ValueError("it has values that are not finite")
         top = 65535.0 if highest > 255 else 255.0 if image.mode != "F" or highest > 1 else 1.0
         image = Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:

@@ -120,6 +120,14 @@ def load_model(source: str | Path) -> SavedModel:
     missing = {"model", "categories", "test_size", "method", "fusion"} - set(description)
     if missing:
         raise RefineError(f"{path}: field {sorted(missing)[0]!r} is missing; export the model again")
+    for name in ("model", "fusion"):
+        if not isinstance(description[name], dict):
+            raise RefineError(f"{path}: {name} is no mapping; export the model again")
+    match description["test_size"]:
+        case [int() as short, int() as long] if min(short, long) > 0:
+            pass
+        case size:
+            raise RefineError(f"{path}: test_size is {size!r}, expected [short, long] in pixels; correct it")
     config = from_mapping(ModelConfig, description["model"], f"{path}: model")
     categories = Categories.from_json(description["categories"], str(path))
     # All weights follow, so none are fetched for the backbone.
@@ -131,11 +139,10 @@ def load_model(source: str | Path) -> SavedModel:
     model.config = config
     ema = folder / "ema.safetensors"
     load_weights(model, ema if ema.exists() else folder / "model.safetensors")
-    short, long = description["test_size"]
     return SavedModel(
         model.eval(),
         categories,
-        test_size=(int(short), int(long)),
+        test_size=(short, long),
         method=description["method"],
         fusion=from_mapping(FusionConfig, description["fusion"], f"{path}: fusion"),
         data=description.get("data", ""),

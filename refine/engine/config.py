@@ -200,6 +200,8 @@ def parse_run(arguments: Sequence[str]) -> RunConfig:
         namespace = parser.parse_args(list(arguments))
     except ArgumentError as error:
         raise RefineError(f"config: {_one_line(error)}; mend the field or see --help") from error
+    except UnicodeDecodeError as error:
+        raise RefineError("config: is no UTF-8 text; save it as that") from error
     values = parser.instantiate(namespace).as_dict()
     config = RunConfig(**{f.name: values[f.name] for f in dataclasses.fields(RunConfig)})
     check_run(config)
@@ -210,7 +212,10 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file, then apply overrides such as "--optim.lr=0.01"; raises as `parse_run`."""
     if not Path(path).is_file():
         raise RefineError(f"{path}: no such config file; check the path")
-    return parse_run(["--config", str(path), *overrides])
+    try:
+        return parse_run(["--config", str(path), *overrides])
+    except RefineError as error:
+        raise RefineError(f"{path}: {error}") from error
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], source: str) -> T:
@@ -256,6 +261,15 @@ def check_run(config: RunConfig) -> None:
     ):
         if value < 1:
             raise RefineError(f"{name} is {value}; give at least 1")
+    augment = config.augment
+    for name, values in (
+        ("augment.short", augment.short),
+        ("augment.long", [augment.long]),
+        ("augment.crop", augment.crop or [1]),
+        ("augment.jitter", augment.jitter),
+    ):
+        if not values or min(values) <= 0:
+            raise RefineError(f"{name} is {list(values)}; give numbers above 0")
     if optim.ema is not None and not 0 < optim.ema < 1:
         raise RefineError(f"optim.ema is {optim.ema}; give a decay between 0 and 1, or null")
     if optim.schedule == "steps" and optim.milestones != sorted(optim.milestones):

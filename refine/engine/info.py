@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torchvision.models.resnet import Bottleneck
 
-from refine.engine.machine import describe_machine
+from refine.engine.machine import describe_machine, find_device
 from refine.engine.profile import Stage, staged
 from refine.modeling.box_head import BoxHead
 from refine.modeling.config import ModelConfig
@@ -57,7 +57,7 @@ def network_info(
         device: to measure on.
         repeats: timed runs after one warm-up, which counts the arithmetic.
     """
-    model = random_model(config, num_things, num_classes).to(device)
+    model = random_model(config, num_things, num_classes).to(find_device(device))
     images = model.image_batch([torch.randint(0, 256, (3, *size), dtype=torch.uint8)])
     with staged(model, count_flops=True) as counted:
         detections = len(model.predict(images)[0].instances)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from refine.engine.config import LogConfig
+from refine.errors import RefineError
 
 
 class RunLog:
@@ -34,10 +35,13 @@ class RunLog:
         if not active:
             return
         out = Path(out)
-        out.mkdir(parents=True, exist_ok=True)
         self.path = out / "log.jsonl"
-        _drop_after(self.path, step)
-        self.file = self.path.open("a", encoding="utf-8", buffering=1)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            _drop_after(self.path, step)
+            self.file = self.path.open("a", encoding="utf-8", buffering=1)
+        except OSError as error:
+            raise RefineError(f"{out}: cannot be written ({error.strerror}); name another --out") from error
         self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1) if config.tensorboard else None
         self.console = Console(stderr=True)
         self.bar = Progress(

@@ -11,6 +11,23 @@ from typing import Any
 
 import torch
 
+from refine.errors import RefineError
+
+
+def find_device(name: str | torch.device | None) -> torch.device:
+    """The device of this name; without one, the GPU if there is one.
+
+    Raises:
+        RefineError: there is no such device, or it cannot be used.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).split("\n")[0].split(". ")[0]
+        raise RefineError(f"device {name}: cannot be used ({reason}); give cpu, or cuda with a GPU") from error
+    return device
+
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """Processor, cores, GPU, versions, commit of the code (with "+" if changed since) and date."""

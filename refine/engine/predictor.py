@@ -16,6 +16,7 @@ from torch import Tensor
 from refine.data.images import from_pil, read_image
 from refine.data.transforms import resize_for_test
 from refine.engine.checkpoint import SavedModel, load_model
+from refine.engine.machine import find_device
 from refine.errors import RefineError
 from refine.fusion import FusionConfig, Method, fuse
 from refine.modeling.model import PanopticModel, Prediction
@@ -61,7 +62,7 @@ class Predictor:
         compiled: compile backbone and pyramid with torch.compile, again for every size of image.
 
     Raises:
-        RefineError: no such checkpoint, a broken one, or one without the head that the method asks.
+        RefineError: no such checkpoint or device, a broken one, or one without the head that the method asks.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Predictor:
         precision: Literal["32", "bf16", "fp16"] = "32",
         compiled: bool = False,
     ) -> None:
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = find_device(device)
         saved = checkpoint if isinstance(checkpoint, SavedModel) else load_model(checkpoint)
         self.model: PanopticModel = saved.model.to(self.device).eval()
         self.categories: Categories = saved.categories

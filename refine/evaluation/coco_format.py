@@ -61,7 +61,7 @@ class PredictionWriter:
         with PredictionWriter("out", categories) as writer:
             writer.add(image_id, "street.jpg", result)
 
-    The JSON is not written if the block ends with an error.
+    The JSON is not written if the block ends with an error, and one that was there is gone with the first result.
 
     Args:
         out: folder, made if absent.
@@ -93,6 +93,8 @@ class PredictionWriter:
         height, width = segment_ids.shape
         path = self.out / "panoptic" / name
         write_png(path, segment_ids)
+        if not self._names:  # of earlier results, which these may replace in part
+            (self.out / "panoptic.json").unlink(missing_ok=True)
         self._names.add(name)
         self._ids.add(image_id)
         self._images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})

@@ -67,7 +67,7 @@ def fuse(
 
     Raises:
         RefineError: an unknown method, what the method or the configuration needs is missing, labels that
-            `categories` does not have, or an occlusion outside 0-1.
+            `categories` does not have, masks that are not bool, or scores or an occlusion outside 0-1.
         ValueError: shapes that do not agree.
     """
     config = config or FusionConfig()
@@ -179,6 +179,13 @@ def _check(
     """Raise if the arguments of `fuse` do not fit together."""
     size = tuple(instances.image_size)
     check_shape("sem_seg", sem_seg, size)
+    if instances.masks is not None and instances.masks.dtype != torch.bool:
+        raise RefineError(f"instances.masks: are {instances.masks.dtype}, expected torch.bool; give `masks > 0.5`")
+    for name, values in (("sem_seg", sem_seg), ("instances.labels", instances.labels)):
+        if values.is_floating_point() or values.is_complex():
+            raise RefineError(f"{name}: is {values.dtype}, expected integers; give contiguous classes")
+    if not bool(((instances.scores >= 0) & (instances.scores <= 1)).all()):
+        raise RefineError("instances.scores: not all are within 0-1; give probabilities")
     if sem_confidence is not None:
         check_shape("sem_confidence", sem_confidence, size)
     if config.unknown_erasing and sem_confidence is None:

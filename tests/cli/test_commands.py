@@ -1,6 +1,7 @@
 """Commands as users type them: what they print and write, and one line for every mistake."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -142,6 +143,41 @@ def test_unknown_checkpoints_and_methods(checkpoint, picture, tmp_path, capsys):
     assert "magic" in last_line(capsys)
 
 
+@pytest.mark.parametrize("device", ["foo", "cuda:99"])
+def test_devices_that_are_not_there(device, checkpoint, picture, tmp_path, capsys):
+    words = [str(picture), "-o", str(tmp_path / "out"), "--checkpoint", checkpoint, "--device", device]
+    for command in ("predict", "explain"):
+        assert main([command, *words]) == 1
+        assert f"device {device}: cannot be used" in last_line(capsys)
+
+
+def test_inputs_are_not_overwritten(checkpoint, picture, tmp_path, capsys):
+    def refused(*words):
+        assert main([str(word) for word in words]) == 1
+        assert "is an input; name another" in last_line(capsys)
+
+    given = tmp_path / "given.json"
+    given.write_text("{}")
+    refused("check-data", "--images", tmp_path, "--json", given, "--segments", tmp_path, "--out", given)
+    refused("convert", given, "-o", tmp_path / "model", "--report", given)
+    assert given.read_text() == "{}"
+    overlay = tmp_path / "out" / "overlays" / "a.jpg"
+    overlay.parent.mkdir(parents=True)
+    Image.open(picture).save(overlay)
+    before = overlay.read_bytes()
+    refused("predict", overlay, "-o", tmp_path / "out", "--checkpoint", checkpoint)
+    assert overlay.read_bytes() == before
+
+
+def test_names_that_the_terminal_cannot_show(checkpoint, picture, tmp_path):
+    named = picture.rename(tmp_path / "naïve 图.png")
+    words = ["predict", str(named), "-o", str(tmp_path / "out"), "--checkpoint", checkpoint]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    told = subprocess.run([sys.executable, "-m", "refine.cli.main", *words], env=environment, capture_output=True)
+    assert told.returncode == 0, told.stderr
+    assert (tmp_path / "out/panoptic/naïve 图.png").exists()
+
+
 def test_damaged_checkpoint(checkpoint, picture, tmp_path, capsys):
     import shutil
 
@@ -168,9 +204,12 @@ def test_damaged_checkpoint(checkpoint, picture, tmp_path, capsys):
         (["--optim.rate", "1"], "optim.rate"),
         (["--optim.batch_size", "0"], "optim.batch_size is 0; give at least 1"),
         ([], "data.train.images is not given"),
+        (["--config", "not_utf8.yaml"], "is no UTF-8 text"),
     ],
 )
-def test_configs_that_cannot_be_used(words, told, tmp_path, capsys):
+def test_configs_that_cannot_be_used(words, told, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "not_utf8.yaml").write_bytes(b"out: \xff")
     assert main(["train", *words, "--out", str(tmp_path / "run")]) == 1
     assert told in last_line(capsys)
     assert not (tmp_path / "run").exists()

@@ -164,3 +164,24 @@ def test_mistakes_are_told_in_one_line(files, change, more, told, capsys):
     assert len(error.splitlines()) == 1
     assert told in error
     assert not (files / "out/panoptic.json").exists()
+
+
+def test_what_is_given_is_not_overwritten(files, capsys):
+    assert main(words(files)) == 0
+    made = {path: path.read_bytes() for path in (files / "out").rglob("*.*")}
+    for option, path in (("--categories", "out/panoptic.json"), ("--semantic", "out/panoptic")):
+        assert main(words(files, option, str(files / path))) == 1
+        assert f"{path}: is an input; name another" in capsys.readouterr().err
+    assert made == {path: path.read_bytes() for path in (files / "out").rglob("*.*")}
+
+
+def test_a_failure_leaves_no_list_of_other_maps(files):
+    assert main(words(files)) == 0
+    Image.new("L", (32, 24), 7).save(files / "semantic/b.png")
+    assert main(words(files, "--score-threshold", "0.85")) == 1
+    assert not (files / "out/panoptic.json").exists()
+
+
+def test_an_image_list_needs_no_annotations(files):
+    edit(files / "set.json", lambda content: content.pop("annotations"))
+    assert main(words(files)) == 0

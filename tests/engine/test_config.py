@@ -52,6 +52,9 @@ def test_yaml_then_override(tmp_path: Path) -> None:
         (["--optim.ema=1.5"], "optim.ema"),
         (["--optim.milestones=[5, 3]"], "optim.milestones"),
         (["--data.val.kind=coco"], "data.val.images"),
+        (["--augment.short=[]"], "augment.short"),
+        (["--augment.crop=[0, 64]"], "augment.crop"),
+        (["--augment.jitter=[0, 1]"], "augment.jitter"),
     ],
 )
 def test_errors_name_the_field(arguments: list[str], named: str) -> None:

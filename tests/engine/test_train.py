@@ -159,6 +159,13 @@ def test_rule_of_fusion_is_checked_before_the_first_update(config: RunConfig) ->
     assert not list(Path(config.out).glob("checkpoints/*"))
 
 
+def test_out_that_cannot_be_a_folder(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    config.out = str(tmp_path / "file" / "run")
+    with pytest.raises(RefineError, match=r"run: cannot be written .*; name another --out"):
+        train(config)
+
+
 def test_reduced_precision(config: RunConfig) -> None:
     config.optim.precision = "bf16"
     train(config)

@@ -132,6 +132,8 @@ def test_coco_results(form):
         ({"score": None}, "score is None"),
         ({"segmentation": {"size": [5, 5], "counts": [25]}}, r"its size is \[5, 5\], the image's \[20, 30\]"),
         ({"segmentation": {"size": [20, 30]}}, "cannot be drawn"),
+        ({"segmentation": {"size": [20, 30], "counts": [5, 5]}}, "its counts are of 10 pixels, the image has 600"),
+        ({"segmentation": [[1, 1, 5, float("nan"), 5, 5]]}, "a corner is not finite"),
         ({"segmentation": "mask"}, "segmentation is 'mask'"),
     ],
 )

@@ -68,6 +68,24 @@ def test_labels_that_are_not_contiguous_classes():
         case.fuse("heuristic")
 
 
+@pytest.mark.parametrize(
+    ("field", "change", "words"),
+    [
+        ("masks", lambda v: v.float(), r"instances\.masks.*expected torch\.bool; give `masks > 0\.5`"),
+        ("labels", lambda v: v.float(), r"instances\.labels.*expected integers"),
+        ("scores", lambda v: v * 9, r"instances\.scores.*0-1"),
+        ("scores", lambda v: v * torch.nan, r"instances\.scores.*0-1"),
+        ("sem_seg", lambda v: v.float(), "sem_seg.*expected integers"),
+    ],
+)
+def test_values_of_another_kind(field, change, words):
+    case = scene(0)
+    owner = case if field == "sem_seg" else case.instances
+    setattr(owner, field, change(getattr(owner, field)))
+    with pytest.raises(RefineError, match=words):
+        case.fuse("heuristic")
+
+
 def test_instances_without_masks():
     case = scene(0)
     case.instances.masks = None
