@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from refine.cli.options import fusion_config, keep_inputs
+from refine.cli.options import fusion_config
 from refine.cli.pictures import add_arguments, finish, for_each
+from refine.errors import RefineError
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
@@ -23,9 +24,11 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     from refine.evaluation.coco_format import PredictionWriter
 
     files = list_images(options.source)
+    given = {path.resolve() for path in files}
     for path in files:
         for written in (_overlay(options.out, path), Path(options.out) / "panoptic" / f"{path.stem}.png"):
-            keep_inputs("--out: its", written, [path])
+            if written.resolve() in given:
+                raise RefineError(f"--out: its {written}: is an input; name another folder")
     predictor = Predictor(options.checkpoint, device=options.device, method=options.method)
     predictor.fusion = fusion_config(options, predictor.fusion)
     numbers = {path: number for number, path in enumerate(files, 1)}

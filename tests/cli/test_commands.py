@@ -164,8 +164,9 @@ def test_inputs_are_not_overwritten(checkpoint, picture, tmp_path, capsys):
     overlay = tmp_path / "out" / "overlays" / "a.jpg"
     overlay.parent.mkdir(parents=True)
     Image.open(picture).save(overlay)
+    Image.open(picture).save(tmp_path / "a.png")  # whose overlay it would become
     before = overlay.read_bytes()
-    refused("predict", overlay, "-o", tmp_path / "out", "--checkpoint", checkpoint)
+    refused("predict", tmp_path / "a.png", overlay, "-o", tmp_path / "out", "--checkpoint", checkpoint)
     assert overlay.read_bytes() == before
 
 
