@@ -13,7 +13,9 @@ from refine.errors import RefineError
 
 def add_arguments(parser: argparse.ArgumentParser, out: str) -> None:
     """Pictures, model and thresholds; `out` says what the output folder is for."""
-    parser.add_argument("source", nargs="+", help="pictures, folders of pictures, or patterns in quotes")
+    parser.add_argument(
+        "source", nargs="+", help="pictures, folders of them (not their subfolders), or patterns in quotes"
+    )
     parser.add_argument("-o", "--out", required=True, help=out)
     parser.add_argument(
         "--checkpoint", default="nuclei", help="name of a shipped model, or a folder (default: nuclei)"

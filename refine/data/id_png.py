@@ -41,7 +41,7 @@ def read_gray(path: str | Path) -> np.ndarray:
     """
     values = _decode(path)
     if values.ndim != 2:
-        raise RefineError(f"{path}: is not a PNG of one channel; write it as Cityscapes does")
+        raise RefineError(f"{path}: is not a PNG of one channel without a palette; write it in grey")
     return values.astype(np.int32)
 
 

@@ -281,7 +281,11 @@ def convert_file(
     entries = content["categories"] if isinstance(content, dict) and "categories" in content else content
     kinds = Categories.from_json(entries, str(path))
     settings = None if config is None else read_settings(config)
-    conversion = convert(read_checkpoint(source), settings, kinds.num_things)
+    arrays = read_checkpoint(source)
+    try:
+        conversion = convert(arrays, settings, kinds.num_things)
+    except RefineError as error:
+        raise RefineError(f"{source}: {error}") from error
     if conversion.backbone_only:
         if destination.suffix != ".safetensors":
             raise RefineError(f"{source}: holds a backbone alone; name FILE.safetensors instead of {destination}")

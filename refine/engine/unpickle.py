@@ -104,6 +104,8 @@ def load_arrays(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             return _finished(_Unpickler(file, encoding="latin1").load())
+    except OSError as error:
+        raise RefineError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except Exception as error:  # a damaged pickle fails in every possible way
         raise RefineError(
             f"{path}: is not a pickle of plain arrays ({error}); give detectron2's .pkl, or a .pth file"

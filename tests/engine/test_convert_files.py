@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torchvision.models import resnet50, resnext101_32x8d
 
 from refine.cli.main import main
@@ -208,6 +209,14 @@ def test_categories_of_another_number_are_an_error():
 def test_unknown_names_are_an_error():
     with pytest.raises(RefineError, match=r"unknown names \(encoder.w"):
         convert({"encoder.w": np.ones(1)})
+
+
+def test_files_are_named(tmp_path):
+    with pytest.raises(RefineError, match=r"none\.pkl: cannot be read \(No such file"):
+        convert_file(tmp_path / "none.pkl", tmp_path / "out")
+    save_file({"encoder.w": torch.ones(1)}, tmp_path / "odd.safetensors")
+    with pytest.raises(RefineError, match=r"odd\.safetensors: weights: unknown names"):
+        convert_file(tmp_path / "odd.safetensors", tmp_path / "out")
 
 
 def test_detectron2_config_completes_the_weights(tmp_path):
