@@ -34,8 +34,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     from refine.errors import RefineError
     from refine.files import write_json
 
-    if options.out:
-        keep_inputs("--out", options.out, [options.json, options.remap, options.instances])
+    keep_inputs("--out", [options.out], [options.json, options.remap, options.instances])
     progress = _tell if sys.stderr.isatty() else None
     if options.cityscapes:
         report = check_cityscapes(options.cityscapes, options.split, threads=options.threads, progress=progress)

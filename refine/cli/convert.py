@@ -35,8 +35,9 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     from refine.engine.convert import convert_file
     from refine.files import write_json
 
-    if options.report:
-        keep_inputs("--report", options.report, [options.source, options.config, options.categories])
+    given = [options.source, options.config, options.categories]
+    keep_inputs("--out", [options.out], given)
+    keep_inputs("--report", [options.report], given)
     conversion = convert_file(options.source, options.out, options.categories, options.config)
     report = conversion.report()
     if options.report:

@@ -38,7 +38,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     coco = [options.images, options.json, options.segments]
     of_model = [options.checkpoint, *([options.cityscapes] if options.cityscapes else coco)]
     coco_only = [*coco, options.remap, options.instances]
-    _check_out(options.out, [options.gt, options.pred, options.json, options.instances])
+    _check_out(options.out, [options.gt, options.pred, options.json, options.remap, options.instances])
     if all(of_files) and not any([*of_model, *coco_only]) and all(value is None for value in rule):
         _files(options)
     elif all(of_model) and not any(of_files) and not (options.cityscapes and any(coco_only)):
@@ -56,7 +56,7 @@ def _check_out(out: str, inputs: Sequence[str | None]) -> None:
 
     if Path(out).is_dir():
         raise RefineError(f"--out {out}: is a folder; name a JSON file")
-    keep_inputs("--out", out, inputs)
+    keep_inputs("--out", [out], inputs)
 
 
 def _files(options: argparse.Namespace) -> None:

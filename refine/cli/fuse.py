@@ -50,8 +50,8 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         raise RefineError("--unknown-erasing: needs --confidence; give the folder, or leave erasing out")
     config = fusion_config(options, FusionConfig())
     out = Path(options.out)
-    keep_inputs("--out: its", out / "panoptic.json", [options.instances, options.categories])
-    keep_inputs("--out: its", out / "panoptic", [options.semantic, options.confidence])
+    given = [options.instances, options.categories, options.semantic, options.confidence]
+    keep_inputs("--out: its", [out / "panoptic.json", out / "panoptic"], given)
     content = read_panoptic_json(options.categories, ("images", "categories"))
     categories = Categories.from_json(content["categories"], options.categories)
     images = _images(content["images"], options.categories)

@@ -6,10 +6,12 @@ import argparse
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from refine.errors import RefineError
-from refine.fusion.config import FusionConfig
+
+if TYPE_CHECKING:  # its package imports torch, which would delay every --help
+    from refine.fusion.config import FusionConfig
 
 FUSION = ("score_threshold", "overlap_threshold", "stuff_area", "sigma", "unknown_erasing", "ue_threshold")
 
@@ -29,10 +31,12 @@ def count_from(least: int) -> Callable[[str], int]:
     return count
 
 
-def keep_inputs(option: str, out: str | Path, inputs: Iterable[str | Path | None]) -> None:
-    """Raise RefineError, before the work, where the file (or folder of files) to be written is one that is read."""
-    if any(path and Path(path).exists() and Path(out).resolve() == Path(path).resolve() for path in inputs):
-        raise RefineError(f"{option} {out}: is an input; name another")
+def keep_inputs(option: str, written: Iterable[str | Path | None], read: Iterable[str | Path | None]) -> None:
+    """Raise RefineError, before the work, where a file (or folder of files) to be written is one that is read."""
+    given = {Path(path).resolve() for path in read if path and Path(path).exists()}
+    for path in written:
+        if path and Path(path).resolve() in given:
+            raise RefineError(f"{option} {path}: is an input; name another")
 
 
 def add_fusion(parser: Any, default: FusionConfig | None = None) -> None:

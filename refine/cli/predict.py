@@ -6,9 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from refine.cli.options import fusion_config
+from refine.cli.options import fusion_config, keep_inputs
 from refine.cli.pictures import add_arguments, finish, for_each
-from refine.errors import RefineError
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
@@ -24,11 +23,8 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     from refine.evaluation.coco_format import PredictionWriter
 
     files = list_images(options.source)
-    given = {path.resolve() for path in files}
-    for path in files:
-        for written in (_overlay(options.out, path), Path(options.out) / "panoptic" / f"{path.stem}.png"):
-            if written.resolve() in given:
-                raise RefineError(f"--out: its {written}: is an input; name another folder")
+    keep_inputs("--out: its", (_overlay(options.out, path) for path in files), files)
+    keep_inputs("--out: its", (Path(options.out) / "panoptic" / f"{path.stem}.png" for path in files), files)
     predictor = Predictor(options.checkpoint, device=options.device, method=options.method)
     predictor.fusion = fusion_config(options, predictor.fusion)
     numbers = {path: number for number, path in enumerate(files, 1)}

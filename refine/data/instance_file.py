@@ -13,6 +13,7 @@ from torch import Tensor
 
 from refine.errors import RefineError
 from refine.files import read_json
+from refine.ops.rle import compressed
 from refine.structures import VOID
 
 
@@ -117,13 +118,8 @@ def _encode(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
     try:
         if not segmentation:
             raise ValueError("it is empty")
-        code = rle.fr_py_objects(segmentation, *size)
-        if isinstance(code, list):
-            if any(len(part) < 6 for part in segmentation):
-                raise ValueError("a polygon needs three corners")
-            code = rle.merge(code)
-        if tuple(code["size"]) != tuple(size):
-            raise ValueError(f"its size is {code['size']}, the image's {list(size)}")
+        if isinstance(segmentation, list) and any(len(part) < 6 for part in segmentation):
+            raise ValueError("a polygon needs three corners")
+        return compressed(segmentation, size)
     except (ValueError, TypeError, KeyError) as error:
         raise RefineError(f"segmentation cannot be drawn ({error}); correct or drop it") from error
-    return code

@@ -57,7 +57,8 @@ def network_info(
         device: to measure on.
         repeats: timed runs after one warm-up, which counts the arithmetic.
     """
-    model = random_model(config, num_things, num_classes).to(find_device(device))
+    place = find_device(device)
+    model = random_model(config, num_things, num_classes).to(place)
     images = model.image_batch([torch.randint(0, 256, (3, *size), dtype=torch.uint8)])
     with staged(model, count_flops=True) as counted:
         detections = len(model.predict(images)[0].instances)
@@ -79,7 +80,7 @@ def network_info(
         seconds=seconds,
         size=size,
         detections=detections,
-        machine=describe_machine(torch.device(device)),
+        machine=describe_machine(place),
     )
 
 

@@ -23,7 +23,7 @@ def find_device(name: str | torch.device | None) -> torch.device:
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n")[0].split(". ")[0]
         raise RefineError(f"device {name}: cannot be used ({reason}); give cpu, or cuda with a GPU") from error
     return device

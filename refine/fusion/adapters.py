@@ -17,6 +17,7 @@ from hotcoco import mask as rle
 from torch import Tensor
 
 from refine.errors import RefineError
+from refine.ops.rle import compressed
 from refine.ops.roi import Sampling, align
 from refine.structures import Categories, Instances
 from refine.structures.targets import mask_boxes
@@ -208,15 +209,6 @@ def _category_id(label: int, category_ids: Sequence[int] | None, where: str) -> 
 def _decode(segmentation: Any, size: tuple[int, int], where: str) -> Tensor:
     """Run lengths or polygons -> Tensor[H, W] bool."""
     try:
-        if isinstance(segmentation, list) and not all(np.isfinite(polygon).all() for polygon in segmentation):
-            raise ValueError("a corner is not finite")
-        code = rle.fr_py_objects(segmentation, *size)
-        code = rle.merge(code) if isinstance(code, list) else code
-        if tuple(code["size"]) != tuple(size):
-            raise ValueError(f"its size is {list(code['size'])}, the image's {list(size)}")
-        counts = segmentation.get("counts") if isinstance(segmentation, dict) else None
-        if isinstance(counts, list) and sum(counts) != size[0] * size[1]:
-            raise ValueError(f"its counts are of {sum(counts)} pixels, the image has {size[0] * size[1]}")
-        return torch.from_numpy(np.ascontiguousarray(rle.decode(code))).bool()
+        return torch.from_numpy(np.ascontiguousarray(rle.decode(compressed(segmentation, size)))).bool()
     except (ValueError, TypeError, KeyError) as error:
         raise RefineError(f"{where}: segmentation cannot be drawn ({error}); correct it") from error

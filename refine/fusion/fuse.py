@@ -181,9 +181,6 @@ def _check(
     check_shape("sem_seg", sem_seg, size)
     if instances.masks is not None and instances.masks.dtype != torch.bool:
         raise RefineError(f"instances.masks: are {instances.masks.dtype}, expected torch.bool; give `masks > 0.5`")
-    for name, values in (("sem_seg", sem_seg), ("instances.labels", instances.labels)):
-        if values.numel() and (values.is_floating_point() or values.is_complex()):
-            raise RefineError(f"{name}: is {values.dtype}, expected integers; give contiguous classes")
     if not bool(((instances.scores >= 0) & (instances.scores <= 1)).all()):
         raise RefineError("instances.scores: not all are within 0-1; give probabilities")
     if sem_confidence is not None:
@@ -198,6 +195,8 @@ def _check(
         ("instances.labels", instances.labels, 0, categories.num_things),
     ):
         if values.numel():
+            if values.is_floating_point() or values.is_complex():
+                raise RefineError(f"{name}: is {values.dtype}, expected integers; give contiguous classes")
             smallest, largest = (int(v) for v in values.aminmax())
             if smallest < low or largest >= high:
                 raise RefineError(

@@ -160,6 +160,7 @@ def test_inputs_are_not_overwritten(checkpoint, picture, tmp_path, capsys):
     given.write_text("{}")
     refused("check-data", "--images", tmp_path, "--json", given, "--segments", tmp_path, "--out", given)
     refused("convert", given, "-o", tmp_path / "model", "--report", given)
+    refused("convert", given, "-o", given)
     assert given.read_text() == "{}"
     overlay = tmp_path / "out" / "overlays" / "a.jpg"
     overlay.parent.mkdir(parents=True)
@@ -217,8 +218,10 @@ def test_configs_that_cannot_be_used(words, told, tmp_path, capsys, monkeypatch)
 
 
 def test_help_is_instant_and_every_command_has_one(capsys):
-    """No heavy import before a command is known."""
+    """No heavy import before a command is known, and for these not before its arguments are."""
     code = "import sys; from refine.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    for name in ("predict", "evaluate", "check-data", "convert", "info"):
+        code += f"try: main(['{name}', '--help'])\nexcept SystemExit: pass\n"
     code += "print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("False")

@@ -97,6 +97,7 @@ def test_complaints(tmp_path: Path) -> None:
         (good | {"segmentation": []}, r"segmentation cannot be drawn \(it is empty\)"),
         (good | {"segmentation": [[1, 2, 3, 4]]}, "a polygon needs three corners"),
         (good | {"segmentation": "abc"}, "segmentation cannot be drawn"),
+        (good | {"segmentation": {"size": [4, 6], "counts": [5, 5]}}, "its counts are of 10 pixels, the image has"),
         (good | {"segmentation": rle(np.ones((3, 3), bool))}, r"its size is \[3, 3\], the image's \[4, 6\]"),
         (good | {"image_id": 99}, "none is of an image of the data set"),
     ):

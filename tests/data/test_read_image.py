@@ -133,6 +133,9 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     fails("e.png", _png(0, 5), "is not a picture that can be read")
     fails("f.png", _png(100_000, 100_000), f"has more than {MAX_PIXELS} pixels; tile it")
     fails("g.png", _png(12_000, 12_000), f"has more than {MAX_PIXELS} pixels; tile it")
+    values = io.BytesIO()
+    Image.fromarray(np.full((5, 5), np.nan, np.float32)).save(values, "TIFF")
+    fails("n.tif", values.getvalue(), "is damaged or cut off (it has values that are not finite)")
     with pytest.raises(RefineError, match=r"h\.png: no such file; check the path"):
         read_image(tmp_path / "h.png")
     with pytest.raises(RefineError, match=r"cannot be read \(Is a directory\); check the path"):
