@@ -15,12 +15,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from refine.data.build import build_dataset
 from refine.data.loader import PanopticDataset
-from refine.engine.batches import build_dataset
-from refine.engine.config import load_run
-from refine.engine.evaluate import evaluate
-from refine.engine.interval import Counts, metric, paired_interval
-from refine.engine.predictor import Predictor
+from refine.evaluation.interval import Counts, metric, paired_interval
+from refine.inference.evaluate import evaluate
+from refine.inference.predictor import Predictor
+from refine.training.config import load_run
 
 METRICS = ("PQ", "PQ_things", "PQ_stuff")
 

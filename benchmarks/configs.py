@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
-from refine.engine.benchmark import Benchmark, benchmark
-from refine.engine.checkpoint import SavedModel
-from refine.engine.config import load_run
-from refine.engine.info import random_model
-from refine.engine.machine import name_machine
+from refine.checkpoint.folder import SavedModel
+from refine.experiments.benchmark import Benchmark, benchmark
+from refine.experiments.cost import random_model
+from refine.experiments.machine import name_machine
 from refine.files import atomic_path, write_json
 from refine.structures import Categories
+from refine.training.config import load_run
 
 THINGS, CLASSES = 80, 133
 WORTH = 0.97

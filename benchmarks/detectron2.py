@@ -6,8 +6,8 @@
 
 The checkout need not be compiled: this network takes ROI-Align and NMS from torchvision. Its weights are random,
 with norms and last layers scaled on the image so that 100 detections come out and most reach the panoptic map;
-`refine.engine.convert` maps them to ours. Both go from the picture to the panoptic map and take turns for
-`--rounds` rounds; the median counts, and the two maps are compared. CPU time of the process is given too: its
+`refine.checkpoint.convert.convert` maps them to ours. Both go from the picture to the panoptic map and take turns
+for `--rounds` rounds; the median counts, and the two maps are compared. CPU time of the process is given too: its
 ratio hardly depends on what else the machine does.
 """
 
@@ -26,11 +26,11 @@ from rich.table import Table
 from torch import Tensor, nn
 from turns import take_turns
 
-from refine.engine.checkpoint import SavedModel
-from refine.engine.convert import COCO, convert, to_model
-from refine.engine.machine import describe_machine
-from refine.engine.predictor import Predictor
+from refine.checkpoint.convert.convert import COCO, convert, to_model
+from refine.checkpoint.folder import SavedModel
+from refine.experiments.machine import describe_machine
 from refine.files import read_json, write_json
+from refine.inference.predictor import Predictor
 from refine.structures import Categories
 
 CONFIG = "configs/COCO-PanopticSegmentation/panoptic_fpn_R_50_3x.yaml"

@@ -15,13 +15,13 @@ import argparse
 import torch
 from torch import Tensor
 
+from refine.data.build import build_dataset
 from refine.data.loader import PanopticDataset
-from refine.engine.batches import build_dataset
-from refine.engine.config import load_run
-from refine.engine.predictor import Predictor
+from refine.inference.predictor import Predictor
 from refine.modeling.occlusion import match_detections
 from refine.ops.masks import overlapping, paste_masks
 from refine.ops.penalty import in_front
+from refine.training.config import load_run
 
 
 @torch.inference_mode()
@@ -29,13 +29,13 @@ def count(predictor: Predictor, dataset: PanopticDataset, image: int) -> Tensor:
     """Tensor[4]: pairs of a true and a false detection; those whose true one is in front by score, O and SOE."""
     pixels, segments = dataset[image]
     targets = segments.targets(dataset.categories.num_things, *dataset.name(image))
-    instances = predictor.raw([pixels])[0].instances
+    instances = predictor.predict_raw([pixels])[0].instances
     instances = instances[instances.scores >= predictor.fusion.score_threshold]
     masks = paste_masks(instances.roi_masks.float(), instances.boxes, targets.size).flatten(1)
     true = match_detections(masks, instances.labels, targets) >= 0
     overlap = overlapping(masks.float() @ masks.float().T, predictor.fusion.pair_overlap)
     pairs = torch.nonzero(overlap & true[:, None] & ~true)
-    occlusion = predictor.answers()["occlusion"](instances, pairs)
+    occlusion = predictor.fusion_heads()["occlusion"](instances, pairs)
     scores, sigma = instances.scores, predictor.fusion.sigma
     rules = (scores[:, None] > scores, occlusion > occlusion.T, in_front(scores, occlusion, sigma))
     return torch.tensor([len(pairs), *(int(rule[pairs[:, 0], pairs[:, 1]].sum()) for rule in rules)])

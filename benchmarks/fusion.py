@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from refine.engine.machine import describe_machine
+from refine.experiments.machine import describe_machine
 from refine.files import write_json
 from refine.fusion import FusionConfig, Method, erase_unknown, fuse
 from refine.ops.runs import run_starts

@@ -26,14 +26,14 @@ from rich.table import Table
 from torch import nn
 from turns import take_turns
 
-from refine.engine.checkpoint import SavedModel
-from refine.engine.config import RunConfig, load_run
-from refine.engine.info import random_model
-from refine.engine.machine import describe_machine
-from refine.engine.predictor import Predictor
+from refine.checkpoint.folder import SavedModel
+from refine.experiments.cost import random_model
+from refine.experiments.machine import describe_machine
 from refine.files import write_json
+from refine.inference.predictor import Predictor
 from refine.modeling.config import BackboneConfig, IBPPConfig, ModelConfig
 from refine.structures import Categories, Instances
+from refine.training.config import RunConfig, load_run
 
 THINGS, CLASSES = 80, 133
 SIZE = (800, 1333)
@@ -95,7 +95,7 @@ def boxes_of_coco(seed: int = 8) -> Instances:
 
 
 def with_all_masks(predictor: Predictor, image: torch.Tensor) -> None:
-    predictor.fuse(predictor.raw([image])[0])
+    predictor.fuse(predictor.predict_raw([image])[0])
 
 
 def count_pairs(predictor: Predictor, image: torch.Tensor) -> int:

@@ -15,12 +15,12 @@ from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from refine.engine.config import RunConfig
+from refine.formats.adapters import from_torchvision
 from refine.fusion import FusionConfig, fuse
-from refine.fusion.adapters import from_torchvision
 from refine.modeling.backbones import Backbone, build_backbone
 from refine.modeling.norms import make_norm
 from refine.structures import Categories, PanopticResult, Targets
+from refine.training.config import RunConfig
 
 
 class PyramidBackbone(nn.Module):

@@ -31,24 +31,25 @@ from maskrcnn import MaskRCNN
 from torch import Tensor, nn
 from unet import UNet, Watershed, to_panoptic, tune
 
+from refine.checkpoint.folder import SavedModel
+from refine.data.build import build_dataset
 from refine.data.loader import PanopticDataset
 from refine.data.segments import SegmentMap
-from refine.engine.batches import build_dataset, training_parts
-from refine.engine.checkpoint import SavedModel
-from refine.engine.config import RunConfig, load_run
-from refine.engine.draw import contact_sheet, write_picture
-from refine.engine.evaluate import Evaluation, side_by_side, to_result
-from refine.engine.interval import Counts, paired_interval, read_counts, write_counts
-from refine.engine.machine import describe_machine, name_machine
-from refine.engine.module import TrainingModule
-from refine.engine.predictor import Predictor
-from refine.engine.processes import Processes
+from refine.drawing.overlay import contact_sheet, write_picture
 from refine.errors import RefineError
+from refine.evaluation.interval import Counts, paired_interval, read_counts, write_counts
 from refine.evaluation.pq import PanopticQuality
+from refine.experiments.machine import describe_machine, name_machine
 from refine.files import atomic_path, read_json, write_json
+from refine.inference.evaluate import Evaluation, side_by_side, to_result
+from refine.inference.predictor import Predictor
 from refine.modeling.model import PanopticModel
 from refine.modeling.pretrained import load_pretrained
+from refine.runtime import Processes
 from refine.structures import Categories, PanopticResult
+from refine.training.batches import training_parts
+from refine.training.config import RunConfig, load_run
+from refine.training.update import TrainingModule
 
 METHODS = {"refine": "REFINE", "unet": "U-Net, watershed", "maskrcnn": "Mask R-CNN (torchvision)"}
 HELD_BACK = 16

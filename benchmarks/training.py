@@ -21,13 +21,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from refine.engine.batches import build_dataset, training_parts
-from refine.engine.config import RunConfig, load_run
-from refine.engine.machine import describe_machine
-from refine.engine.module import TrainingModule
-from refine.engine.processes import Processes, processes
+from refine.data.build import build_dataset
+from refine.experiments.machine import describe_machine
 from refine.files import write_json
 from refine.modeling.model import PanopticModel
+from refine.runtime import Processes, processes
+from refine.training.batches import training_parts
+from refine.training.config import RunConfig, load_run
+from refine.training.update import TrainingModule
 
 WARM_UP = 3
 """First updates, which are not counted."""

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from refine.data.loader import PanopticDataset
 from refine.data.segments import SegmentMap
 from refine.data.transforms import resize_for_test, resize_map
-from refine.engine.evaluate import to_result
 from refine.evaluation.pq import PanopticQuality
+from refine.inference.evaluate import to_result
 from refine.modeling.backbones import build_backbone
 from refine.modeling.config import ModelConfig
 from refine.modeling.norms import conv_norm

@@ -14,9 +14,9 @@ from pathlib import Path
 from torch import Tensor
 
 import refine
-from refine.data.images import read_image
-from refine.engine.draw import contact_sheet, overlay, write_picture
-from refine.evaluation.coco_format import PredictionWriter
+from refine.drawing.overlay import contact_sheet, overlay, write_picture
+from refine.formats.images import read_image
+from refine.formats.writer import PredictionWriter
 
 OUT = Path("out/demo")
 PACKAGED = {

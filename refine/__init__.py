@@ -11,13 +11,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from refine.engine.predictor import Predictor
     from refine.fusion import FusionConfig, fuse
+    from refine.inference.predictor import Predictor
     from refine.structures import Categories, Category, Instances, PanopticResult, Segment
 
 __version__ = "0.1.0"
 _HOMES = {
-    "Predictor": "refine.engine.predictor",
+    "Predictor": "refine.inference.predictor",
     "FusionConfig": "refine.fusion",
     "fuse": "refine.fusion",
     "Categories": "refine.structures",

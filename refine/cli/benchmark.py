@@ -29,14 +29,14 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from refine.engine.benchmark import benchmark
-    from refine.engine.checkpoint import SavedModel, load_model
-    from refine.engine.config import load_run
-    from refine.engine.info import random_model
-    from refine.engine.machine import name_machine
+    from refine.checkpoint.folder import SavedModel, load_model
     from refine.errors import RefineError
+    from refine.experiments.benchmark import benchmark
+    from refine.experiments.cost import random_model
+    from refine.experiments.machine import name_machine
     from refine.files import write_json
     from refine.structures import Categories
+    from refine.training.config import load_run
 
     if min(options.batch, options.rounds, *options.size) < 1:
         raise RefineError("--batch, --rounds and --size need at least 1")

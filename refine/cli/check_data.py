@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from refine.cli.options import count_from, keep_inputs
+from refine.cli.options import count_from, refuse_overwriting
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
@@ -30,11 +30,11 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     elif options.split or not all(coco_options):
         parser.error("give --images, --json and --segments, or --cityscapes and --split")
 
-    from refine.data.check import check_cityscapes, check_dataset
+    from refine.data.check.dataset import check_cityscapes, check_dataset
     from refine.errors import RefineError
     from refine.files import write_json
 
-    keep_inputs("--out", [options.out], [options.json, options.remap, options.instances])
+    refuse_overwriting("--out", [options.out], [options.json, options.remap, options.instances])
     progress = _tell if sys.stderr.isatty() else None
     if options.cityscapes:
         report = check_cityscapes(options.cityscapes, options.split, threads=options.threads, progress=progress)

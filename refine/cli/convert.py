@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from refine.cli.options import keep_inputs
+from refine.cli.options import refuse_overwriting
 
 DETAILS = """\
 Converts detectron2's Panoptic-FPN and Mask R-CNN with a ResNet-FPN (FrozenBN or GN; deformable; cascade),
@@ -32,12 +32,12 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
 
     import json
 
-    from refine.engine.convert import convert_file
+    from refine.checkpoint.convert.convert import convert_file
     from refine.files import write_json
 
     given = [options.source, options.config, options.categories]
-    keep_inputs("--out", [options.out], given)
-    keep_inputs("--report", [options.report], given)
+    refuse_overwriting("--out", [options.out], given)
+    refuse_overwriting("--report", [options.report], given)
     conversion = convert_file(options.source, options.out, options.categories, options.config)
     report = conversion.report()
     if options.report:

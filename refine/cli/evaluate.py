@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from refine.cli.options import FUSION, add_fusion, count_from, fusion_config, keep_inputs
+from refine.cli.options import FUSION, add_fusion, count_from, fusion_config, refuse_overwriting
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
@@ -56,7 +56,7 @@ def _check_out(out: str, inputs: Sequence[str | None]) -> None:
 
     if Path(out).is_dir():
         raise RefineError(f"--out {out}: is a folder; name a JSON file")
-    keep_inputs("--out", [out], inputs)
+    refuse_overwriting("--out", [out], inputs)
 
 
 def _files(options: argparse.Namespace) -> None:
@@ -75,10 +75,10 @@ def _files(options: argparse.Namespace) -> None:
 def _model(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from refine.engine.batches import build_dataset
-    from refine.engine.config import DatasetConfig
-    from refine.engine.evaluate import evaluate, write_worst
-    from refine.engine.predictor import Predictor
+    from refine.data.build import build_dataset
+    from refine.data.config import DatasetConfig
+    from refine.inference.evaluate import evaluate, write_worst
+    from refine.inference.predictor import Predictor
 
     data = DatasetConfig(
         images=options.images,

@@ -13,7 +13,7 @@ from refine.errors import RefineError
 from refine.fusion.config import Method
 
 if TYPE_CHECKING:
-    from refine.engine.explain import Explanation
+    from refine.fusion.explain import Explanation
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
@@ -21,12 +21,12 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     add_arguments(parser, "folder for NAME.png and NAME.json of each picture")
     options = parser.parse_args(arguments)
 
-    from refine.data.images import list_images, read_image
-    from refine.engine.draw import write_picture
-    from refine.engine.explain import explain
-    from refine.engine.explain_sheet import explanation_sheet
-    from refine.engine.predictor import Predictor, possible_methods
+    from refine.drawing.explanation import explanation_sheet
+    from refine.drawing.overlay import write_picture
     from refine.files import write_json
+    from refine.formats.images import list_images, read_image
+    from refine.fusion.explain import explain
+    from refine.inference.predictor import Predictor, possible_methods
 
     files = list_images(options.source)
     predictor = Predictor(options.checkpoint, device=options.device)
@@ -40,11 +40,11 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         target = _target(path, Path(options.out), targets, files)
         image = read_image(path)
         told = explain(
-            predictor.raw([image])[0],
+            predictor.predict_raw([image])[0],
             categories=predictor.categories,
             methods=methods,
             config=predictor.fusion,
-            **predictor.answers(),
+            **predictor.fusion_heads(),
         )
         write_picture(target, explanation_sheet(image, told))
         write_json(target.with_suffix(".json"), {"file_name": path.name} | told.to_json(), indent=1)

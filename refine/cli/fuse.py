@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from refine.cli.options import add_fusion, fusion_config, keep_inputs
+from refine.cli.options import add_fusion, fusion_config, refuse_overwriting
 from refine.errors import RefineError
 from refine.fusion.config import FusionConfig, Method
 
@@ -41,9 +41,9 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     import torch
 
     from refine.data.coco_panoptic import read_panoptic_json
-    from refine.evaluation.coco_format import PredictionWriter
+    from refine.formats.adapters import from_coco
+    from refine.formats.writer import PredictionWriter
     from refine.fusion import fuse
-    from refine.fusion.adapters import from_coco
     from refine.structures import Categories
 
     if options.unknown_erasing and not options.confidence:
@@ -51,7 +51,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     config = fusion_config(options, FusionConfig())
     out = Path(options.out)
     given = [options.instances, options.categories, options.semantic, options.confidence]
-    keep_inputs("--out: its", [out / "panoptic.json", out / "panoptic"], given)
+    refuse_overwriting("--out: its", [out / "panoptic.json", out / "panoptic"], given)
     content = read_panoptic_json(options.categories, ("images", "categories"))
     categories = Categories.from_json(content["categories"], options.categories)
     images = _images(content["images"], options.categories)
@@ -145,7 +145,7 @@ def _png(folder: Path, name: str) -> Path:
 
 
 def _gray(path: Path, size: tuple[int, int], most: int) -> Any:
-    from refine.data.id_png import read_gray
+    from refine.formats.id_png import read_gray
 
     values = read_gray(path)
     if values.shape != size:
@@ -168,8 +168,8 @@ def _learned(method: str, checkpoint: str | None, categories: Categories) -> dic
         cues = "" if name == "ranking" else ", on the cues mask and label (--model.occlusion.cues '[mask, label]')"
         raise RefineError(f"--method {method}: needs --checkpoint, a model whose {name} head is trained{cues}")
 
-    from refine.engine.checkpoint import load_model
-    from refine.fusion.adapters import add_roi_masks
+    from refine.checkpoint.folder import load_model
+    from refine.formats.adapters import add_roi_masks
 
     saved = load_model(checkpoint)
     head = getattr(saved.model, name)

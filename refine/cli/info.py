@@ -24,9 +24,9 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from refine.engine.config import load_run
-    from refine.engine.info import network_info
-    from refine.engine.machine import name_machine
+    from refine.experiments.cost import network_info
+    from refine.experiments.machine import name_machine
+    from refine.training.config import load_run
 
     summary = Table("config", "parameters (M)", "trained (M)", "GFLOPs", "seconds", "detections")
     tables = []

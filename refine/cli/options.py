@@ -31,7 +31,9 @@ def count_from(least: int) -> Callable[[str], int]:
     return count
 
 
-def keep_inputs(option: str, written: Iterable[str | Path | None], read: Iterable[str | Path | None]) -> None:
+def refuse_overwriting(
+    option: str, written: Iterable[str | Path | None], read: Iterable[str | Path | None]
+) -> None:
     """Raise RefineError, before the work, where a file (or folder of files) to be written is one that is read."""
     given = {Path(path).resolve() for path in read if path and Path(path).exists()}
     for path in written:

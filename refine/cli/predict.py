@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from refine.cli.options import fusion_config, keep_inputs
+from refine.cli.options import fusion_config, refuse_overwriting
 from refine.cli.pictures import add_arguments, finish, for_each
 
 
@@ -17,14 +17,14 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser.add_argument("--no-overlays", action="store_true", help="write no pictures")
     options = parser.parse_args(arguments)
 
-    from refine.data.images import list_images, read_image
-    from refine.engine.draw import overlay, write_picture
-    from refine.engine.predictor import Predictor
-    from refine.evaluation.coco_format import PredictionWriter
+    from refine.drawing.overlay import overlay, write_picture
+    from refine.formats.images import list_images, read_image
+    from refine.formats.writer import PredictionWriter
+    from refine.inference.predictor import Predictor
 
     files = list_images(options.source)
-    keep_inputs("--out: its", (_overlay(options.out, path) for path in files), files)
-    keep_inputs("--out: its", (Path(options.out) / "panoptic" / f"{path.stem}.png" for path in files), files)
+    refuse_overwriting("--out: its", (_overlay(options.out, path) for path in files), files)
+    refuse_overwriting("--out: its", (Path(options.out) / "panoptic" / f"{path.stem}.png" for path in files), files)
     predictor = Predictor(options.checkpoint, device=options.device, method=options.method)
     predictor.fusion = fusion_config(options, predictor.fusion)
     numbers = {path: number for number, path in enumerate(files, 1)}

@@ -59,10 +59,10 @@ def make_tables(
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from refine.engine.processes import is_first
-    from refine.engine.render import write_table
-    from refine.engine.reproduce import run_table
-    from refine.engine.tables import load_table, only
+    from refine.experiments.render import write_table
+    from refine.experiments.reproduce import run_table
+    from refine.experiments.tables import load_table, only
+    from refine.runtime import is_first
 
     if options.seeds < 1:
         raise RefineError(f"--seeds is {options.seeds}; give at least 1")

@@ -15,7 +15,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
 
-    from refine.data.synthetic import generate
+    from refine.data.synthetic.scenes import generate
 
     generate(Path(options.out), options.images, size=tuple(options.size), seed=options.seed)
     print(f"written to {options.out}")

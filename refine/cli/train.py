@@ -8,7 +8,7 @@ from collections.abc import Sequence
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
     from jsonargparse import ArgumentParser
 
-    from refine.engine.config import add_run_arguments, parse_run
+    from refine.training.config import add_run_arguments, parse_run
 
     words = [word for word in arguments if word != "--resume"]
     if {"--help", "-h", "--print_config"} & {word.split("=")[0] for word in words}:
@@ -20,8 +20,8 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         return
     config = parse_run(words)
 
-    from refine.engine.processes import is_first
-    from refine.engine.train import train
+    from refine.runtime import is_first
+    from refine.training.train import train
 
     folder = train(config, resume="--resume" in arguments)
     if is_first():

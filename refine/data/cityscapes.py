@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refine.data.id_png import Runs, png_size, read_gray
-from refine.data.images import read_image
 from refine.data.segments import SegmentMap
 from refine.errors import RefineError
+from refine.formats.id_png import Runs, png_size, read_gray
+from refine.formats.images import read_image
 from refine.structures import VOID, Categories, Category
 
 _IMAGE, _IDS = "_leftImg8bit.png", "_gtFine_instanceIds.png"

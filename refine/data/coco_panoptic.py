@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refine.data.id_png import Runs, read_ids
-from refine.data.images import read_image
-from refine.data.instance_file import InstanceFile
 from refine.data.remap import read_remap
 from refine.data.segments import InstanceMasks, SegmentMap, match_segments
 from refine.errors import RefineError
 from refine.files import read_json
+from refine.formats.id_png import Runs, read_ids
+from refine.formats.images import read_image
+from refine.formats.instances_json import InstanceFile
 from refine.structures import VOID, Categories
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
+
+from refine.errors import RefineError
 
 
 @dataclass
@@ -32,3 +35,34 @@ class AugmentConfig:
     crop: tuple[int, int] | None = None
     color: float = 0.0
     min_area: int = 4
+
+
+@dataclass
+class DatasetConfig:
+    """One split of a data set.
+
+    Attributes:
+        kind: "coco" (COCO panoptic files) or "cityscapes" (the raw folders).
+        images, json, segments: of "coco": folder of images, panoptic JSON, folder of id-PNGs.
+        instances: of "coco", optional: instances JSON; boxes and masks learn from its masks, which may overlap, and
+            AP is measured on them.
+        remap: of "coco", optional: JSON of category changes, or "supercategory" for COCO's coarse labels.
+        root, split: of "cityscapes": folder with leftImg8bit/ and gtFine/, and "train", "val" or "test".
+    """
+
+    kind: Literal["coco", "cityscapes"] = "coco"
+    images: str | None = None
+    json: str | None = None
+    segments: str | None = None
+    instances: str | None = None
+    remap: str | None = None
+    root: str | None = None
+    split: str | None = None
+
+
+def check_dataset_fields(config: DatasetConfig, where: str) -> None:
+    """Refuse a data set without the fields that its kind needs; raises RefineError."""
+    needed = ("images", "json", "segments") if config.kind == "coco" else ("root", "split")
+    for name in needed:
+        if not getattr(config, name):
+            raise RefineError(f"{where}.{name} is not given; kind {config.kind!r} needs {', '.join(needed)}")

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from refine.compiled import compiled
 from refine.errors import RefineError
-from refine.evaluation.compiled import compiled
 from refine.evaluation.overlaps import overlaps
-from refine.evaluation.runs import Runs
+from refine.formats.runs import Runs
 
 if TYPE_CHECKING:
     from refine.structures import Segment

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from refine.evaluation.compiled import compiled
+from refine.compiled import compiled
 
 
 @compiled

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from refine.errors import RefineError
-from refine.evaluation.png_runs import read_runs
 from refine.evaluation.pq import PanopticQuality
 from refine.evaluation.report import PQReport
 from refine.files import read_json
+from refine.formats.png_runs import read_runs
 from refine.structures import Categories
 
 TOGETHER = 16

@@ -10,7 +10,7 @@ import numpy as np
 from refine.errors import RefineError
 from refine.evaluation.matching import FN, FP, LOW_UNITS, TP, UNITS, Side, match
 from refine.evaluation.report import ClassPQ, ImagePQ, PQReport
-from refine.evaluation.runs import Runs
+from refine.formats.runs import Runs
 from refine.structures import Categories
 
 if TYPE_CHECKING:  # files are measured without torch, whose import takes seconds

@@ -84,10 +84,10 @@ def decide(
             f"method {method!r}: `occlusion` is missing; give the matrix O(i, j), Tensor[N, N] in 0-1, or an "
             "OcclusionHead's `predict` (a head with the cues mask and label needs no features)"
         )
-    return by_occlusion(method, instances, ask(occlusion, instances, pairs), sigma) & pairs
+    return by_occlusion(method, instances, evaluate_occlusion(occlusion, instances, pairs), sigma) & pairs
 
 
-def ask(occlusion: Tensor | OcclusionFn, instances: Instances, pairs: Tensor) -> Tensor:
+def evaluate_occlusion(occlusion: Tensor | OcclusionFn, instances: Instances, pairs: Tensor) -> Tensor:
     """O of the overlapping pairs.
 
     Args:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from refine.errors import RefineError
 from refine.modeling.config import BoxHeadConfig
-from refine.modeling.matching import match, sample
 from refine.modeling.norms import conv_norm
+from refine.modeling.sampling import match, sample
 from refine.ops.boxes import Weights, clip_boxes, decode_boxes, encode_boxes, is_nonempty, nms
 from refine.ops.distributed import mean_over_processes
 from refine.ops.roi import Sampling, roi_align_levels, to_rois

@@ -27,7 +27,7 @@ FUSION_HEADS = ("occlusion.", "ranking.")
 
 
 @dataclass
-class Prediction:
+class NetworkOutput:
     """What the network says of one image, before fusion.
 
     Attributes:
@@ -50,7 +50,7 @@ class PanopticModel(nn.Module):
     stage, where nothing else trains (`optim.train_only: [occlusion]`).
 
     Training: `loss(images, targets)` gives weighted `loss_*` terms to be summed.
-    Test: `predict(images)` gives one `Prediction` per image.
+    Test: `predict(images)` gives one `NetworkOutput` per image.
 
     Args:
         config: all its parts.
@@ -227,7 +227,7 @@ class PanopticModel(nn.Module):
         return boxes, truth
 
     @torch.no_grad()
-    def predict(self, images: ImageBatch, min_score: float = 0.0) -> list[Prediction]:
+    def predict(self, images: ImageBatch, min_score: float = 0.0) -> list[NetworkOutput]:
         """Boxes first (the cascade to its end), then T iterations on them (docs/method.md, test).
 
         Args:
@@ -242,7 +242,7 @@ class PanopticModel(nn.Module):
     @torch.no_grad()
     def _detect(
         self, images: ImageBatch, pyramid: Sequence[Tensor], features: Tensor, min_score: float = 0.0
-    ) -> list[Prediction]:
+    ) -> list[NetworkOutput]:
         """`predict` from the pyramid and F_sem on."""
         proposals = self.rpn.propose(self.rpn(pyramid), images.sizes, training=False)
         detections = self.box_heads.predict(pyramid[:4], proposals, images.sizes)
@@ -259,7 +259,7 @@ class PanopticModel(nn.Module):
         pyramid: Sequence[Tensor],
         features: Tensor,
         detections: Sequence[Instances],
-    ) -> list[Prediction]:
+    ) -> list[NetworkOutput]:
         """Masks of given boxes, labels and scores, and semantics, by T iterations."""
         boxes = self.ibpp.boxes(
             pyramid[:4],
@@ -272,7 +272,7 @@ class PanopticModel(nn.Module):
         counts = [len(d) for d in detections]
         appearance = boxes.features.split(counts) if self.config.occlusion else [None] * len(counts)
         return [
-            Prediction(replace(d, roi_masks=m, features=f), s, size)
+            NetworkOutput(replace(d, roi_masks=m, features=f), s, size)
             for d, m, f, s, size in zip(
                 detections, masks.split(counts), appearance, sem_logits, images.sizes, strict=True
             )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from refine.errors import RefineError
 from refine.modeling.config import RPNConfig
-from refine.modeling.matching import match, sample
+from refine.modeling.sampling import match, sample
 from refine.ops.boxes import clip_boxes, decode_boxes, encode_boxes, is_nonempty, nms
 from refine.ops.distributed import mean_over_processes
 from refine.structures import Targets

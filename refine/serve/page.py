@@ -14,7 +14,7 @@ import gradio as gr
 
 from refine.errors import RefineError
 from refine.fusion.config import FusionConfig, Method
-from refine.serve.results import Look, Models, archive_file, overlay_file, view
+from refine.serve.results import Models, Upload, archive_file, overlay_file, view
 
 EXAMPLES = (("mahotas", "demos/data/nuclear.png"), ("skimage", "data/coffee.png"), ("skimage", "data/chelsea.png"))
 """Pictures inside other packages' wheels, offered where those are installed."""
@@ -167,7 +167,7 @@ def packaged_pictures() -> list[Path]:
     return found
 
 
-def _open(models: Models, path: str | None, model: str, *settings: Any) -> tuple[Look | None, Any, Any]:
+def _open(models: Models, path: str | None, model: str, *settings: Any) -> tuple[Upload | None, Any, Any]:
     """A new picture or model: run the network, then fuse."""
     if path is None:
         return _nothing()
@@ -182,7 +182,7 @@ def _nothing() -> tuple[None, None, Any]:
     return None, None, gr.Row(visible=False)
 
 
-def _fuse_again(models: Models, look: Look | None, *settings: Any) -> tuple[Any, Any]:
+def _fuse_again(models: Models, look: Upload | None, *settings: Any) -> tuple[Any, Any]:
     """Other settings for the same picture."""
     if look is None:
         return gr.skip(), gr.skip()
@@ -193,7 +193,7 @@ def _fuse_again(models: Models, look: Look | None, *settings: Any) -> tuple[Any,
     return view(look, result), gr.Row(visible=True)
 
 
-def _hand_out(models: Models, make: Callable[..., dict[str, str]], look: Look, *settings: Any) -> dict[str, str]:
+def _hand_out(models: Models, make: Callable[..., dict[str, str]], look: Upload, *settings: Any) -> dict[str, str]:
     return make(look, models.fuse(look, *_fusion(models, look.model, *settings)))
 
 

@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from refine.data.images import read_image
-from refine.engine.checkpoint import SavedModel, load_model, shipped_models
-from refine.engine.draw import overlay, segment_colors, write_picture
-from refine.engine.predictor import Predictor, RawPrediction
+from refine.checkpoint.folder import SavedModel, load_model, shipped_models
+from refine.drawing.overlay import overlay, segment_colors, write_picture
 from refine.errors import RefineError
-from refine.evaluation.coco_format import PredictionWriter
+from refine.formats.images import read_image
+from refine.formats.writer import PredictionWriter
 from refine.fusion.config import FusionConfig, Method
-from refine.structures import PanopticResult
+from refine.inference.predictor import Predictor
+from refine.structures import PanopticResult, Prediction
 from refine.structures.panoptic import id_to_rgb
 
 MAX_PIXELS = 40_000_000
@@ -34,7 +34,7 @@ VIEW_SIDE = 1600
 
 
 @dataclass(frozen=True)
-class Look:
+class Upload:
     """What a network said of one picture; every fusion starts from it.
 
     Attributes:
@@ -48,7 +48,7 @@ class Look:
     model: str
     name: str
     image: Tensor
-    raw: RawPrediction
+    raw: Prediction
     seconds: float
 
 
@@ -80,7 +80,7 @@ class Models:
                 self._loaded[name] = load_model(name)
             return self._loaded[name]
 
-    def look(self, path: str | Path, name: str) -> Look:
+    def look(self, path: str | Path, name: str) -> Upload:
         """Run a network on a picture.
 
         Raises:
@@ -100,12 +100,12 @@ class Models:
         with self._lock:
             start = time.perf_counter()
             try:
-                raw = Predictor(saved, device=self.device).raw([image])[0]
+                raw = Predictor(saved, device=self.device).predict_raw([image])[0]
             except torch.OutOfMemoryError as error:
                 raise RefineError(f"{path.name}: is too large for the GPU; start with --device cpu") from error
-            return Look(name, path.name, image, raw, time.perf_counter() - start)
+            return Upload(name, path.name, image, raw, time.perf_counter() - start)
 
-    def fuse(self, look: Look, method: Method, fusion: FusionConfig) -> PanopticResult:
+    def fuse(self, look: Upload, method: Method, fusion: FusionConfig) -> PanopticResult:
         """Apply a rule of fusion; the network does not run again.
 
         Raises:
@@ -116,7 +116,7 @@ class Models:
             return Predictor(saved, device=self.device, method=method, fusion=fusion).fuse(look.raw)
 
 
-def view(look: Look, result: PanopticResult) -> dict[str, Any]:
+def view(look: Upload, result: PanopticResult) -> dict[str, Any]:
     """What the browser needs to show a result.
 
     Returns:
@@ -153,7 +153,7 @@ def view(look: Look, result: PanopticResult) -> dict[str, Any]:
     }
 
 
-def overlay_file(look: Look, result: PanopticResult) -> dict[str, str]:
+def overlay_file(look: Upload, result: PanopticResult) -> dict[str, str]:
     """The overlay at the picture's own size, JPEG: `name` of the file and its `data` URL."""
     return {
         "name": f"{Path(look.name).stem}_overlay.jpg",
@@ -161,7 +161,7 @@ def overlay_file(look: Look, result: PanopticResult) -> dict[str, str]:
     }
 
 
-def archive_file(look: Look, result: PanopticResult) -> dict[str, str]:
+def archive_file(look: Upload, result: PanopticResult) -> dict[str, str]:
     """What `refine predict` writes, zipped (panoptic.json, panoptic/NAME.png, overlays/NAME.jpg): `name` of
     the file and its `data` URL."""
     stem, content = Path(look.name).stem, io.BytesIO()

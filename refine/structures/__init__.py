@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from refine.structures.images import ImageBatch
     from refine.structures.instances import Instances
     from refine.structures.panoptic import PanopticResult, Segment, id_to_rgb, rgb_to_id
+    from refine.structures.prediction import Prediction
     from refine.structures.targets import Targets
 
 _HOMES = {
@@ -20,6 +21,7 @@ _HOMES = {
     "Segment": "panoptic",
     "id_to_rgb": "panoptic",
     "rgb_to_id": "panoptic",
+    "Prediction": "prediction",
     "Targets": "targets",
 }
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "ImageBatch",
     "Instances",
     "PanopticResult",
+    "Prediction",
     "Segment",
     "Targets",
     "id_to_rgb",

@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_network import tiny_config
 from PIL import Image
-from tiny_network import tiny_config
 
+from refine.checkpoint.folder import SavedModel, save_model
 from refine.cli.main import COMMANDS, main
-from refine.engine.checkpoint import SavedModel, save_model
 from refine.fusion.config import FusionConfig
 from refine.modeling.model import PanopticModel
 from refine.structures import Categories, Category, rgb_to_id

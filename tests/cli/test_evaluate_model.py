@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from drawn_data import write_cityscapes, write_coco
-from tiny_network import tiny_config
+from helpers.drawn_data import write_cityscapes, write_coco
+from helpers.tiny_network import tiny_config
 
+from refine.checkpoint.folder import SavedModel, save_model
 from refine.cli.main import main
 from refine.data.cityscapes import CATEGORIES
-from refine.engine.checkpoint import SavedModel, save_model
 from refine.modeling.model import PanopticModel
 
 

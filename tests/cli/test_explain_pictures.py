@@ -5,13 +5,13 @@ from typing import get_args
 
 import pytest
 import torch
+from helpers.tiny_network import tiny_config
 from mahotas.demos import load
 from PIL import Image
-from tiny_network import tiny_config
 
+from refine.checkpoint.folder import SavedModel, save_model
 from refine.cli.main import main
-from refine.data.synthetic import make_scene
-from refine.engine.checkpoint import SavedModel, save_model
+from refine.data.synthetic.scenes import make_scene
 from refine.fusion import FusionConfig, Method
 from refine.modeling.config import OcclusionConfig
 from refine.modeling.model import PanopticModel

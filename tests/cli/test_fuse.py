@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_network import tiny_config
 from PIL import Image
-from tiny_network import tiny_config
 
 from refine import fuse
+from refine.checkpoint.folder import SavedModel, load_model, save_model
 from refine.cli.main import main
-from refine.engine.checkpoint import SavedModel, load_model, save_model
+from refine.formats.adapters import add_roi_masks, from_coco
 from refine.fusion import FusionConfig
-from refine.fusion.adapters import add_roi_masks, from_coco
 from refine.modeling.config import OcclusionConfig
 from refine.modeling.model import PanopticModel
 from refine.structures import Categories, rgb_to_id

@@ -17,8 +17,8 @@ from PIL import Image
 
 import refine.serve.results
 from refine.cli.main import main
-from refine.data.images import read_image
 from refine.errors import RefineError
+from refine.formats.images import read_image
 from refine.serve.results import MAX_PIXELS, VIEW_SIDE, Models, archive_file, overlay_file, view
 from refine.structures import rgb_to_id
 

@@ -7,18 +7,18 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from drawn_data import CATEGORIES, IDS, SEGMENTS, Files, write_cityscapes, write_coco
+from helpers.drawn_data import CATEGORIES, IDS, SEGMENTS, Files, write_cityscapes, write_coco
+from helpers.planted_faults import FAULTS, cut
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
-from planted_faults import FAULTS, cut
 
 from refine.cli.main import main
-from refine.data.check import check_cityscapes, check_dataset
-from refine.data.check_pixels import Regions
-from refine.data.check_report import Finding, Report
-from refine.data.synthetic import generate
+from refine.data.check.dataset import check_cityscapes, check_dataset
+from refine.data.check.pixels import Regions
+from refine.data.check.report import Finding, Report
+from refine.data.synthetic.scenes import generate
 from refine.errors import RefineError
 from refine.files import write_json
 

@@ -6,12 +6,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from drawn_data import write_cityscapes
+from helpers.drawn_data import write_cityscapes
 
+from refine.data.build import build_dataset
 from refine.data.cityscapes import CATEGORIES, Cityscapes
+from refine.data.config import DatasetConfig
 from refine.data.loader import PanopticDataset, build_loader
-from refine.engine.batches import build_dataset
-from refine.engine.config import DatasetConfig
 from refine.errors import RefineError
 from refine.structures import VOID
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from drawn_data import IDS, SEGMENTS, Files, write_coco
+from helpers.drawn_data import IDS, SEGMENTS, Files, write_coco
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from drawn_data import IDS, SEGMENTS, write_coco
+from helpers.drawn_data import IDS, SEGMENTS, write_coco
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor

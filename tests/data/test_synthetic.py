@@ -12,9 +12,9 @@ from pycocotools import mask as coco_mask
 
 from refine.cli.main import main
 from refine.data.coco_panoptic import CocoPanoptic
-from refine.data.id_png import read_ids
-from refine.data.synthetic import CATEGORIES, MIN_VISIBLE, generate, make_scene
+from refine.data.synthetic.scenes import CATEGORIES, MIN_VISIBLE, generate, make_scene
 from refine.errors import RefineError
+from refine.formats.id_png import read_ids
 
 NAMES = {category["id"]: category["name"] for category in CATEGORIES}
 ISTHING = {category["id"]: category["isthing"] for category in CATEGORIES}

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from panopticapi.evaluation import pq_compute_single_core
 
 from refine.errors import RefineError
-from refine.evaluation.coco_format import read_png, write_png
 from refine.evaluation.panoptic_files import evaluate_files
 from refine.evaluation.pq import PanopticQuality
+from refine.formats.writer import read_png, write_png
 from refine.structures import Categories, Category
 
 CATEGORIES = Categories(

@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 import torch
+from helpers.scenes import CATEGORIES, SMALL, drawn, of_masks, scene, shown
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scenes import CATEGORIES, SMALL, drawn, of_masks, scene, shown
 
 from refine.fusion import fuse
 from refine.structures import VOID

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from scenes import SMALL, THINGS, scene
+from helpers.scenes import SMALL, THINGS, scene
 
 from refine.errors import RefineError
 

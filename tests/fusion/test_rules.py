@@ -6,10 +6,10 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from fusion_reference import fuse_slowly
+from helpers.fusion_reference import fuse_slowly
+from helpers.scenes import CATEGORIES, SMALL, STUFF, THINGS, drawn, of_masks, scene, shown
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scenes import CATEGORIES, SMALL, STUFF, THINGS, drawn, of_masks, scene, shown
 
 from refine.fusion import FusionConfig, Method, fuse
 from refine.structures import VOID, Instances

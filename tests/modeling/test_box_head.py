@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from box_cases import CASCADE, SIZE, K, make_heads, pyramid
-from detection_cases import make_targets, random_boxes
+from helpers.box_cases import CASCADE, SIZE, K, make_heads, pyramid
+from helpers.detection_cases import make_targets, random_boxes
 from torchvision.ops import box_iou
 
 from refine.errors import RefineError

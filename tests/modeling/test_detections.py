@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from box_cases import CASCADE, SIZE, K, make_heads, pyramid
-from detection_cases import FIXTURES, detectron2_case, load_renamed, random_boxes
+from helpers.box_cases import CASCADE, SIZE, K, make_heads, pyramid
+from helpers.detection_cases import FIXTURES, detectron2_case, load_renamed, random_boxes
 from torchvision.models.detection.roi_heads import RoIHeads
 
 from refine.modeling.box_head import BoxHeads

@@ -5,8 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from refine.engine.module import train_mode
-from refine.engine.optim import freeze_except
 from refine.errors import RefineError
 from refine.modeling.config import (
     BackboneConfig,
@@ -20,6 +18,8 @@ from refine.modeling.config import (
 )
 from refine.modeling.model import PanopticModel
 from refine.structures import VOID, Targets
+from refine.training.optim import freeze_except
+from refine.training.update import train_mode
 
 THINGS, CLASSES = 2, 4
 

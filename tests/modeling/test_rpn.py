@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from detection_cases import FIXTURES, detectron2_case, load_renamed, make_targets, random_boxes
+from helpers.detection_cases import FIXTURES, detectron2_case, load_renamed, make_targets, random_boxes
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead

@@ -4,13 +4,12 @@ import json
 
 import pytest
 
-from refine.engine.batches import build_dataset
-from refine.engine.config import DataConfig, DatasetConfig, EvalConfig, LogConfig, OptimConfig, RunConfig
-from refine.engine.evaluate import evaluate
-from refine.engine.predictor import Predictor
-from refine.engine.train import train
+from refine.data.build import build_dataset
+from refine.data.config import DatasetConfig
 from refine.files import read_json
 from refine.fusion.config import FusionConfig
+from refine.inference.evaluate import evaluate
+from refine.inference.predictor import Predictor
 from refine.modeling.config import (
     BackboneConfig,
     BoxHeadConfig,
@@ -20,6 +19,8 @@ from refine.modeling.config import (
     RPNConfig,
     SemanticHeadConfig,
 )
+from refine.training.config import DataConfig, EvalConfig, LogConfig, OptimConfig, RunConfig
+from refine.training.train import train
 
 pytestmark = pytest.mark.slow
 

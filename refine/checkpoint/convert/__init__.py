@@ -1,0 +1,1 @@
+"""Import detectron2, torchvision and Caffe2 weights."""

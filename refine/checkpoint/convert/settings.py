@@ -1,0 +1,159 @@
+"""What no weight tells of a network, read from a configuration: detectron2's, or our own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from refine.config import from_mapping
+from refine.errors import RefineError
+from refine.fusion.config import FusionConfig
+from refine.modeling.config import ModelConfig
+
+_EXPECTED: list[tuple[str, list[Any]]] = [
+    ("MODEL.RESNETS.RES5_DILATION", [1]),
+    ("MODEL.RESNETS.DEFORM_NUM_GROUPS", [1]),
+    ("MODEL.FPN.FUSE_TYPE", ["sum"]),
+    ("MODEL.FPN.IN_FEATURES", [["res2", "res3", "res4", "res5"]]),
+    ("MODEL.ANCHOR_GENERATOR.NAME", ["DefaultAnchorGenerator"]),
+    ("MODEL.ANCHOR_GENERATOR.OFFSET", [0, 0.0]),
+    ("MODEL.RPN.BBOX_REG_WEIGHTS", [[1, 1, 1, 1]]),
+    ("MODEL.ROI_HEADS.NAME", ["StandardROIHeads", "CascadeROIHeads"]),
+    ("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", [[10, 10, 5, 5]]),
+    ("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", [False]),
+    ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", ["ROIAlignV2", "ROIAlign"]),
+    ("MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS", [[[n * w for w in (10, 10, 5, 5)] for n in (1, 2, 3)]]),
+    ("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", [False]),
+    ("MODEL.ROI_KEYPOINT_ON", [False]),
+    ("MODEL.SEM_SEG_HEAD.COMMON_STRIDE", [4]),
+]
+"""Choices of detectron2 that are no choices here."""
+
+
+@dataclass
+class Settings:
+    """A configuration file.
+
+    Attributes:
+        path: of the file.
+        model: the whole network, of our own files; None of detectron2's, which only complete what the
+            weights tell.
+        content: of detectron2's, as nested mappings.
+        fusion: thresholds.
+        test_size: (short, long) side of images in pixels.
+    """
+
+    path: str
+    model: ModelConfig | None = None
+    content: dict[str, Any] = field(default_factory=dict)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    test_size: tuple[int, int] = (800, 1333)
+
+    def complete(self, config: ModelConfig) -> None:
+        """Put what detectron2's file says into a config inferred from weights."""
+        simple: list[tuple[str, Any, str, Callable]] = [
+            ("INPUT.FORMAT", config, "channels", str),
+            ("MODEL.PIXEL_MEAN", config, "pixel_mean", tuple),
+            ("MODEL.PIXEL_STD", config, "pixel_std", tuple),
+            ("MODEL.RESNETS.STRIDE_IN_1X1", config.backbone, "stride_in_1x1", bool),
+            ("MODEL.RPN.NMS_THRESH", config.rpn, "nms", float),
+            ("MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", config, "roi_sampling", int),
+            ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", config, "roi_aligned", lambda kind: kind == "ROIAlignV2"),
+            ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", config.box_head, "score_threshold", float),
+            ("MODEL.ROI_HEADS.NMS_THRESH_TEST", config.box_head, "nms", float),
+            ("TEST.DETECTIONS_PER_IMAGE", config.box_head, "max_detections", int),
+        ]
+        for key, owner, name, kind in simple:
+            if (value := _get(self.content, key)) is not None:
+                setattr(owner, name, kind(value))
+        for name in ("pre_nms_top_n", "post_nms_top_n"):
+            key = f"MODEL.RPN.{name.upper().replace('_TOP_N', '_TOPK')}"
+            given = [_get(self.content, f"{key}_{mode}") for mode in ("TRAIN", "TEST")]
+            own = getattr(config.rpn, name)
+            setattr(config.rpn, name, tuple(o if g is None else g for g, o in zip(given, own, strict=True)))
+        if sizes := _get(self.content, "MODEL.ANCHOR_GENERATOR.SIZES"):
+            if len(sizes) != 5 or any(len(s) != 1 for s in sizes):
+                raise self._refusal("MODEL.ANCHOR_GENERATOR.SIZES", sizes, "one size for each of five levels")
+            config.rpn.anchor_sizes = [float(size) for (size,) in sizes]
+        if ratios := _get(self.content, "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"):
+            if len(ratios) != 1:
+                raise self._refusal("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", ratios, "one list for all levels")
+            config.rpn.aspect_ratios = [float(ratio) for ratio in ratios[0]]
+        ious = _get(self.content, "MODEL.ROI_BOX_CASCADE_HEAD.IOUS")
+        if ious and len(config.box_head.ious) > 1:
+            config.box_head.ious = [float(iou) for iou in ious]
+
+    def _refusal(self, key: str, value: Any, expected: str) -> RefineError:
+        return RefineError(f"{self.path}: {key} is {value}; networks here have {expected}")
+
+
+def read_settings(path: str | Path) -> Settings:
+    """Read a configuration that completes a file of weights.
+
+    Args:
+        path: YAML of detectron2 (it has MODEL; files that `_BASE_` names are read too), or of ours (it has
+            `model`, and `eval` counts too), or the config.json of a model folder.
+
+    Raises:
+        RefineError: no such file; neither kind; or a network that we do not have.
+    """
+    content = _read(Path(path))
+    if "MODEL" in content:
+        settings = Settings(str(path), content=content)
+        for key, known in _EXPECTED:
+            if (value := _get(content, key)) is not None and value not in known:
+                raise settings._refusal(key, value, " or ".join(map(str, known)))
+        combine = _get(content, "MODEL.PANOPTIC_FPN.COMBINE") or {}
+        names = {
+            "INSTANCES_CONFIDENCE_THRESH": "score_threshold",
+            "OVERLAP_THRESH": "overlap_threshold",
+            "STUFF_AREA_LIMIT": "stuff_area",
+        }
+        values = {ours: combine[theirs] for theirs, ours in names.items() if theirs in combine}
+        settings.fusion = from_mapping(FusionConfig, values, str(path))
+        short, long = (_get(content, f"INPUT.{name}_SIZE_TEST") for name in ("MIN", "MAX"))
+        settings.test_size = (short or 800, long or 1333)
+        return settings
+    if isinstance(content.get("model"), dict):
+        evaluation = content.get("eval", {})
+        return Settings(
+            str(path),
+            from_mapping(ModelConfig, content["model"], f"{path}: model"),
+            fusion=from_mapping(FusionConfig, content.get("fusion", evaluation.get("fusion", {})), str(path)),
+            test_size=tuple(content.get("test_size", (evaluation.get("short", 800), evaluation.get("long", 1333)))),
+        )
+    raise RefineError(f"{path}: has neither `model` (ours) nor `MODEL` (detectron2's); name another file")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RefineError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise RefineError(f"{path}: is not plain YAML ({reason}); name another file") from error
+    if not isinstance(content, dict):
+        raise RefineError(f"{path}: holds no fields; name another file")
+    base = content.pop("_BASE_", None)
+    return _merged(_read(path.parent / base), content) if isinstance(base, str) else content
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in changes.items():
+        old = result.get(key)
+        result[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def _get(content: Mapping[str, Any], key: str) -> Any:
+    """Value at a dotted path; None if there is none."""
+    value: Any = content
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value

@@ -1,0 +1,58 @@
+"""Configs as plain values: a dataclass from JSON or YAML, strictly, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from refine.errors import RefineError
+
+T = TypeVar("T")
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any], source: str) -> T:
+    """Build a dataclass from plain JSON or YAML values, strictly.
+
+    Args:
+        cls: a dataclass of this module or of the model's config.
+        values: missing fields get their defaults.
+        source: file and field, for messages.
+
+    Raises:
+        RefineError: an unknown field or a wrong type; names it.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, "value")
+    try:
+        namespace = parser.parse_object({"value": dict(values)})
+    except (ArgumentError, TypeError) as error:
+        message = one_line(error).replace("value.", "")
+        raise RefineError(f"{source}: {message}; mend the field") from error
+    return typing.cast(T, parser.instantiate(namespace).value)
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """Plain JSON values of a config; `from_mapping` reads them back equal."""
+    return _plain(dataclasses.asdict(config))
+
+
+def one_line(error: Exception) -> str:
+    """jsonargparse's message in one line, with the field in front."""
+    message = " ".join(str(error).split())
+    message = re.sub(r"Group '(\S+)' does not accept option '(\S+)'", r"\1.\2: unknown field", message)
+    message = re.sub(r"Option '(\S+)' is not accepted", r"\1: unknown field", message)
+    return re.sub(r'Parser key "(\S+)": Expected', r"\1: expected", message)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples become lists, as JSON and YAML have them."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value

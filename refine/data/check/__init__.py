@@ -1,0 +1,1 @@
+"""Every fault of a data set, found before training."""

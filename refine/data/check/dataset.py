@@ -1,0 +1,161 @@
+"""Going over a whole data set and naming every fault, where the readers stop at the first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+from refine.data.check.entries import Entry, EntryCheck
+from refine.data.check.pixels import Frame, Instances, Meaning, check_cityscapes_frame, check_frame
+from refine.data.check.report import ClassRow, Finding, Report
+from refine.data.cityscapes import CATEGORIES, list_frames, unannotated
+from refine.data.coco_panoptic import read_panoptic_json
+from refine.data.remap import Remap, read_remap
+from refine.errors import RefineError
+from refine.formats.images import SUFFIXES
+from refine.formats.instances_json import InstanceFile
+from refine.structures import Categories, Category
+
+T = TypeVar("T")
+Progress = Callable[[int, int], None]
+"""Is told how many pictures are done, and of how many."""
+
+
+def check_dataset(
+    images: str | Path,
+    json: str | Path,
+    segments: str | Path,
+    remap: str | Path | None = None,
+    instances: str | Path | None = None,
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Check a data set in COCO panoptic format: every entry, picture and id-PNG.
+
+    Besides the JSON's content, memory holds a few pictures per thread.
+
+    Args:
+        images, json, segments, remap, instances: as of `CocoPanoptic`.
+        threads: that read pictures; all cores, at most 8, by default.
+        progress: is told after every few pictures.
+
+    Raises:
+        RefineError: the JSON cannot be read or has none of the three lists, so that nothing can be checked.
+    """
+    content = read_panoptic_json(json)
+    report = Report(str(json))
+    check = EntryCheck(json, report)
+    isthing = check.categories(content["categories"])
+    source = Categories.from_json(content["categories"]) if report.ok else None
+    known = check.images(content["images"])
+    pictures, pngs = Path(images), Path(segments)
+    entries = check.annotations(content["annotations"], known, isthing, pictures, pngs)
+    _unlisted(report, pictures, (pictures / name for name, _ in known.values() if name is not None), SUFFIXES)
+    _unlisted(report, pngs, (entry.png for entry in entries), {".png"})
+    meaning = Meaning(isthing, {number: number for number in isthing})
+    categories = source
+    if source is not None:
+        if remap is not None and (changes := _open_remap(report, remap, source)) is not None:
+            meaning.target, categories = changes.target, changes.categories
+        if instances is not None:
+            meaning.instances = _open_instances(report, instances, entries, source)
+    _look_at_all(report, lambda entry: check_frame(entry, meaning), entries, threads, progress)
+    _count_classes(report, categories or ())
+    return report
+
+
+def check_cityscapes(
+    root: str | Path, split: str, *, threads: int | None = None, progress: Progress | None = None
+) -> Report:
+    """Check one split of Cityscapes in its raw layout; arguments as of `Cityscapes` and `check_dataset`.
+
+    Raises:
+        RefineError: there is no annotated frame.
+    """
+    frames = list_frames(root, split)
+    report = Report(str(Path(root) / "gtFine" / split))
+    for path in unannotated(root, split):
+        report.warnings.append(Finding("picture", str(path), "has no instanceIds file and is left out"))
+    _look_at_all(report, lambda frame: check_cityscapes_frame(*frame), frames, threads, progress)
+    _count_classes(report, CATEGORIES)
+    return report
+
+
+def _open_remap(report: Report, path: str | Path, source: Categories) -> Remap | None:
+    try:
+        return read_remap(path, source)
+    except RefineError as error:
+        report.errors.append(Finding("remap", str(path), str(error).removeprefix(f"{path}: ")))
+        return None
+
+
+def _open_instances(
+    report: Report, path: str | Path, entries: Sequence[Entry], source: Categories
+) -> Instances | None:
+    def note(error: RefineError) -> None:
+        report.errors.append(Finding("instance", str(path), str(error).removeprefix(f"{path}: ")))
+
+    sizes = {entry.image_id: entry.size for entry in entries if entry.size is not None}
+    labels = {category.id: source.index(category.id) for category in source}
+    try:
+        file = InstanceFile(path, list(sizes), list(sizes.values()), labels, source.num_things, note)
+    except RefineError as error:
+        note(error)
+        return None
+    return Instances(file, {image_id: n for n, image_id in enumerate(sizes)}, labels)
+
+
+def _look_at_all(
+    report: Report,
+    look: Callable[[T], Frame],
+    items: Sequence[T],
+    threads: int | None,
+    progress: Progress | None,
+) -> None:
+    done = 0
+    with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
+        for part in _parts(items, 64):
+            for frame in pool.map(look, part):
+                report.errors += frame.errors
+                report.warnings += frame.warnings
+                report.tally.merge(frame.tally)
+            done += len(part)
+            if progress is not None:
+                progress(done, len(items))
+
+
+def _parts(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while part := list(islice(iterator, size)):
+        yield part
+
+
+def _unlisted(report: Report, folder: Path, known: Iterable[Path], suffixes: set[str]) -> None:
+    """Files that the JSON does not name: rather forgotten than meant."""
+    if not folder.is_dir():
+        report.errors.append(Finding("file", str(folder), "no such folder; check the path"))
+        return
+    listed = {os.path.normpath(path) for path in known}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in suffixes and os.path.normpath(path) not in listed:
+            report.warnings.append(Finding("file", str(path), "is not named by the JSON"))
+
+
+def _count_classes(report: Report, categories: Iterable[Category]) -> None:
+    """Fill the table, and warn of classes that cannot be learnt."""
+    tally = report.tally
+    for c in categories:
+        numbers = (count[c.id] for count in (tally.images, tally.segments, tally.crowds, tally.area))
+        row = ClassRow(c.id, c.name, c.isthing, *numbers)
+        report.classes.append(row)
+        if not row.segments:
+            what = "instance" if row.isthing else "segment"
+            but = f", only {row.crowds} crowds" if row.crowds else ""
+            report.warnings.append(
+                Finding("category", report.source, f"{row.name} (id {row.id}): there is no {what} of it{but}")
+            )

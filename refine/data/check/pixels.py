@@ -1,0 +1,247 @@
+"""Faults that show only when a picture and its segments are read and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from refine.data.check.entries import TINY, Entry
+from refine.data.check.report import Finding, Tally
+from refine.data.cityscapes import CATEGORIES, classify, unknown_values
+from refine.data.config import AugmentConfig
+from refine.data.segments import SegmentMap, match_segments
+from refine.errors import RefineError
+from refine.formats.id_png import Runs, read_gray, read_ids
+from refine.formats.images import read_image
+from refine.formats.instances_json import InstanceFile
+from refine.structures import VOID
+
+_SMALL = AugmentConfig.min_area
+
+
+@dataclass
+class Frame:
+    """What was found in one picture."""
+
+    errors: list[Finding] = field(default_factory=list)
+    warnings: list[Finding] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+
+    def error(self, kind: str, file: Path, message: str) -> None:
+        self.errors.append(Finding(kind, str(file), message))
+
+    def warn(self, kind: str, file: Path, message: str) -> None:
+        self.warnings.append(Finding(kind, str(file), message))
+
+    def failed(self, kind: str, file: Path, error: RefineError) -> None:
+        """Note what a reader has raised; its message begins with the file."""
+        self.error(kind, file, str(error).removeprefix(f"{file}: "))
+
+
+@dataclass(frozen=True)
+class Regions:
+    """The values of a map: [V] each, rising.
+
+    Attributes:
+        values: they, int32.
+        area: pixels.
+        boxes: [V, 4] x, y, width, height in pixels, tight.
+        runs: of the map.
+        place: [R] of each run's value.
+    """
+
+    values: np.ndarray
+    area: np.ndarray
+    boxes: np.ndarray
+    runs: Runs
+    place: np.ndarray
+
+    @classmethod
+    def of(cls, ids: np.ndarray) -> Regions:
+        """Measure a map [H, W] int32."""
+        runs = Runs.of(ids)
+        values, place = np.unique(runs.ids, return_inverse=True)
+        order = np.argsort(place, kind="stable")
+        first = np.searchsorted(place[order], np.arange(len(values)))
+        row, left = np.divmod(runs.start[order], ids.shape[1])
+        right = left + runs.length[order]
+        x, y = np.minimum.reduceat(left, first), np.minimum.reduceat(row, first)
+        width, height = np.maximum.reduceat(right, first) - x, np.maximum.reduceat(row, first) + 1 - y
+        area = np.add.reduceat(runs.length[order], first)
+        return cls(values, area, np.stack([x, y, width, height], 1), runs, place)
+
+
+@dataclass
+class Instances:
+    """Instance masks to compare with.
+
+    Attributes:
+        file: they.
+        place: of an image id in it.
+        labels: contiguous class of each category id.
+    """
+
+    file: InstanceFile
+    place: Mapping[int | str, int]
+    labels: Mapping[int, int]
+
+
+@dataclass
+class Meaning:
+    """What the whole data set says.
+
+    Attributes:
+        isthing: by category id.
+        target: category id -> the one it is counted as, None = void.
+        instances: None if there are no instance masks.
+    """
+
+    isthing: Mapping[int, bool]
+    target: Mapping[int, int | None]
+    instances: Instances | None = None
+
+
+def check_frame(entry: Entry, meaning: Meaning) -> Frame:
+    """Read the files of an entry and compare them with it."""
+    frame = Frame()
+    ids = None
+    try:
+        ids = read_ids(entry.png)
+    except RefineError as error:
+        frame.failed("PNG", entry.png, error)
+    if ids is not None and entry.size is not None and ids.shape != entry.size:
+        frame.error(
+            "PNG",
+            entry.png,
+            f"{_pixels(ids.shape)}, but the JSON says {_pixels(entry.size)} of image {entry.image_id}; "
+            f"correct `height` and `width`, or the PNG",
+        )
+    if entry.image is not None:
+        _check_picture(frame, entry.image, entry.size if ids is None else (ids.shape[0], ids.shape[1]))
+    if ids is not None:
+        regions = Regions.of(ids)
+        _compare(frame, entry, regions, meaning)
+        if meaning.instances is not None and ids.shape == entry.size:
+            _compare_instances(frame, entry, regions, meaning.isthing, meaning.instances)
+    return frame
+
+
+def check_cityscapes_frame(image: Path, ids_file: Path) -> Frame:
+    """Read the two files of a frame and compare them."""
+    frame = Frame()
+    values = None
+    try:
+        values = read_gray(ids_file)
+    except RefineError as error:
+        frame.failed("PNG", ids_file, error)
+    _check_picture(frame, image, None if values is None else (values.shape[0], values.shape[1]))
+    if values is None:
+        return frame
+    regions = Regions.of(values)
+    unknown = unknown_values(regions.values)
+    for value, area in zip(regions.values.tolist(), regions.area.tolist(), strict=True):
+        if value in unknown:
+            frame.error("PNG", ids_file, f"value {value} ({area} pixels) is no Cityscapes label; copy it again")
+    known = ~np.isin(regions.values, unknown)
+    index, crowd = classify(regions.values[known])
+    kept, area = index != VOID, regions.area[known]
+    category = [CATEGORIES[k].id for k in index[kept].tolist()]
+    _count(frame, ids_file, regions, list(zip(category, crowd[kept].tolist(), area[kept].tolist(), strict=True)))
+    return frame
+
+
+def _check_picture(frame: Frame, path: Path, size: tuple[int, int] | None) -> None:
+    try:
+        image = read_image(path, size)
+    except RefineError as error:
+        frame.failed("picture", path, error)
+        return
+    found = (image.shape[1], image.shape[2])
+    if size is not None and found != size:
+        frame.error("picture", path, f"{_pixels(found)}, but its segments have {_pixels(size)}; make them equal")
+    elif size is None and min(found) < TINY:
+        frame.warn("picture", path, f"has only {_pixels(found)}")
+
+
+def _compare(frame: Frame, entry: Entry, regions: Regions, meaning: Meaning) -> None:
+    """Ids of the PNG against entries of the JSON."""
+    png, image = entry.png, f"image {entry.image_id}"
+    counted = []
+    for value, area, box in zip(
+        regions.values.tolist(), regions.area.tolist(), regions.boxes.tolist(), strict=True
+    ):
+        info = entry.segments.get(value)
+        if info is None:
+            if value and value not in entry.dubious:
+                frame.error(
+                    "segment",
+                    png,
+                    f"id {value} ({area} pixels) is not in segments_info of {image}; add it, or paint it 0",
+                )
+            continue
+        category = meaning.target[info["category_id"]]
+        if category is not None:
+            counted.append((category, bool(info.get("iscrowd", 0)), area))
+        _compare_segment(frame, png, f"{image}: segment {value}", info, area, box)
+        if meaning.isthing[info["category_id"]] and area < _SMALL:
+            frame.warn("segment", png, f"{image}: segment {value}: a thing of {area} pixels; training drops it")
+    for value in entry.segments.keys() - set(regions.values.tolist()):
+        frame.error("segment", png, f"{image}: segment {value} of segments_info has no pixel; drop it")
+    _count(frame, png, regions, counted)
+
+
+def _compare_segment(frame: Frame, png: Path, name: str, info: dict[str, Any], area: int, box: list[int]) -> None:
+    """Area and box, where the JSON gives them. Boxes by other conventions differ by a pixel."""
+    told = info.get("area")
+    if told is not None and told != area:
+        frame.error("segment", png, f"{name}: area is {told!r} in the JSON, {area} in the PNG; correct it")
+    told = info.get("bbox")
+    if told is None or told == box:
+        return
+    numbers = isinstance(told, list) and len(told) == 4 and all(isinstance(v, int | float) for v in told)
+    message = f"{name}: bbox is {told} in the JSON, {box} in the PNG"
+    if numbers and max(abs(a - b) for a, b in zip(told, box, strict=True)) <= 1:
+        frame.warn("segment", png, message)
+    else:
+        frame.error("segment", png, f"{message}; correct it")
+
+
+def _count(frame: Frame, png: Path, regions: Regions, counted: list[tuple[int, bool, int]]) -> None:
+    frame.tally.add(int(regions.area.sum()), counted)
+    if not counted:
+        frame.warn("PNG", png, "no pixel has a label")
+
+
+def _compare_instances(
+    frame: Frame,
+    entry: Entry,
+    regions: Regions,
+    isthing: Mapping[int, bool],
+    instances: Instances,
+) -> None:
+    """Every thing segment should be an instance too: a detector that finds it would be told it is wrong."""
+    infos = [entry.segments.get(value) for value in regions.values.tolist()]
+    segments = SegmentMap(
+        torch.from_numpy(regions.runs.spread(regions.place.astype(np.int32))),
+        torch.tensor([VOID if info is None else instances.labels[info["category_id"]] for info in infos]),
+        torch.tensor([info is not None and bool(info.get("iscrowd", 0)) for info in infos]),
+    )
+    masks = instances.file.read(instances.place[entry.image_id])
+    match = set(match_segments(segments, *masks).tolist())
+    alone = [
+        value
+        for k, (value, info) in enumerate(zip(regions.values.tolist(), infos, strict=True))
+        if info and isthing[info["category_id"]] and k not in match
+    ]
+    if alone:
+        things = ", ".join(map(str, alone))
+        frame.warn("instance", instances.file.path, f"image {entry.image_id}: no instance for segments {things}")
+
+
+def _pixels(size: tuple[int, ...]) -> str:
+    return f"{size[1]} × {size[0]} pixels"

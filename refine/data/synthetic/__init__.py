@@ -1,0 +1,1 @@
+"""Procedural scenes with known depth order."""

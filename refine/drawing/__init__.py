@@ -1,0 +1,1 @@
+"""Results as images: overlays, sheets, explanations."""

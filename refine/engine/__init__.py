@@ -1,1 +1,0 @@
-"""Training, checkpoints, prediction: where the packages meet."""

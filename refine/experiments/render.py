@@ -1,0 +1,125 @@
+"""A table's results as Markdown, JSON and a picture with error bars."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from refine.evaluation.interval import paired_interval, read_counts
+from refine.experiments.machine import name_machine
+from refine.experiments.tables import Table
+from refine.files import atomic_path, write_json
+
+Results = Mapping[str, Sequence[Mapping[str, Any]]]
+"""By row: one result per seed."""
+
+
+def write_table(table: Table, results: Results, path: Path, command: str) -> str:
+    """Write PATH.md, PATH.json and PATH.png.
+
+    Args:
+        table: its title, columns and rows.
+        results: of `run_table`; rows may lack seeds.
+        path: without a suffix.
+        command: that makes the table, to be written beside it.
+
+    Returns:
+        The Markdown.
+    """
+    text = to_markdown(table, results, command)
+    with atomic_path(path.with_suffix(".md")) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    rows = {name: [{k: v for k, v in r.items() if k != "counts"} for r in runs] for name, runs in results.items()}
+    content = {"title": table.title, "command": command, "rows": rows}
+    write_json(path.with_suffix(".json"), content, indent=1)
+    _plot(table, results, path.with_suffix(".png"))
+    return text
+
+
+def to_markdown(table: Table, results: Results, command: str) -> str:
+    """Mean ± standard deviation over the seeds, in percent; Δ is the paired difference to the reference."""
+    metric = table.metrics[0]
+    lines = [
+        f"### {table.title}",
+        "",
+        f"| | {' | '.join(table.metrics)} | Δ {metric} | 95% | seeds | minutes |",
+        f"|-|{'-|' * (len(table.metrics) + 4)}",
+    ]
+    reference = table.reference or table.rows[0].name
+    for row in table.rows:
+        runs = results[row.name]
+        cells = [_cell([r["metrics"].get(m) for r in runs]) for m in table.metrics]
+        minutes = _mean([r["training_minutes"] for r in runs])
+        differences = _paired(runs, results[reference], metric)
+        difference = "" if row.name == reference else _cell(differences, sign="+")
+        interval = "" if row.name == reference else _interval(runs, results[reference], metric)
+        cells += [difference, interval, str(len(runs)), minutes]
+        lines.append(f"| {row.name} | {' | '.join(cells)} |")
+    some = next((r for runs in results.values() for r in runs), None)
+    lines += ["", f"`{command}`"]
+    if some is not None:
+        machine = some["machine"]
+        lines += [
+            "",
+            f"{some['images']} validation images; {name_machine(machine)}; torch {machine['torch']}, commit "
+            f"{machine['commit']}, {machine['date']}. In percent, mean ± standard deviation over the seeds; "
+            f"Δ is the mean of the differences to {reference!r}, seed by seed; 95% of its bootstrapped values "
+            f"(images and seeds drawn anew) lie in the interval. Minutes are those of one training.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _paired(runs: Sequence[Mapping], reference: Sequence[Mapping], metric: str) -> list[float | None]:
+    base = {r["seed"]: r["metrics"].get(metric) for r in reference}
+    pairs = [(r["metrics"].get(metric), base.get(r["seed"])) for r in runs]
+    return [a - b for a, b in pairs if a is not None and b is not None]
+
+
+def _interval(runs: Sequence[Mapping], reference: Sequence[Mapping], metric: str) -> str:
+    base = {r["seed"]: r["counts"] for r in reference if "counts" in r}
+    pairs = [(r["counts"], base[r["seed"]]) for r in runs if "counts" in r and r["seed"] in base]
+    if not pairs:
+        return "–"
+    ours, theirs = ([read_counts(path) for path in paths] for paths in zip(*pairs, strict=True))
+    interval = paired_interval(ours, theirs, metric)
+    return "–" if interval is None else f"{100 * interval[0]:+.1f} … {100 * interval[1]:+.1f}"
+
+
+def _cell(values: Sequence[float | None], sign: str = "") -> str:
+    known = [100 * v for v in values if v is not None]
+    if not known:
+        return "–"
+    mean = f"{statistics.fmean(known):{sign}.1f}"
+    return f"{mean} ± {statistics.stdev(known):.1f}" if len(known) > 1 else mean
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{statistics.fmean(values):.0f}" if values else "–"
+
+
+def _plot(table: Table, results: Results, path: Path) -> None:
+    """Bars of the first metric with the standard deviation, and a dot per seed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    metric = table.metrics[0]
+    figure = Figure(figsize=(7, 0.5 * len(table.rows) + 1.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for n, row in enumerate(table.rows):
+        values = [100 * r["metrics"][metric] for r in results[row.name] if metric in r["metrics"]]
+        if values:
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            axes.barh(n, statistics.fmean(values), xerr=spread, color="#9db8d9", ecolor="#33475b", capsize=3)
+            axes.plot(values, [n] * len(values), "o", color="#33475b", markersize=3)
+    axes.set_yticks(range(len(table.rows)), [row.name for row in table.rows])
+    axes.invert_yaxis()
+    every = [100 * r["metrics"][metric] for runs in results.values() for r in runs if metric in r["metrics"]]
+    if every:
+        axes.set_xlim(max(min(every) - 5, 0), max(every) + 2)
+    axes.set_xlabel(f"{metric} (%); the axis does not start at 0")
+    axes.set_title(table.title)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")

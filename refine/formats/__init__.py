@@ -1,0 +1,1 @@
+"""What others write and read: images, id-PNGs, COCO's JSONs, results of other models."""

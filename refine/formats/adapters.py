@@ -1,0 +1,214 @@
+"""Predictions of other codebases as `Instances`, by their attributes alone: none of them is imported.
+
+    instances = from_torchvision(maskrcnn([image])[0], categories)
+    result = refine.fuse(instances, sem_seg, categories=categories)
+
+Labels become contiguous indices by way of the data set's category ids, which each function says how it finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from hotcoco import mask as rle
+from torch import Tensor
+
+from refine.errors import RefineError
+from refine.formats.rle import compressed
+from refine.ops.roi import Sampling, align
+from refine.structures import Categories, Instances
+from refine.structures.targets import mask_boxes
+
+
+def from_torchvision(
+    output: Mapping[str, Tensor], categories: Categories, category_ids: Sequence[int] | None = None
+) -> Instances:
+    """One output of torchvision's Mask R-CNN.
+
+    Args:
+        output: `boxes` Tensor[N, 4], `labels` Tensor[N], `scores` Tensor[N], `masks` Tensor[N, 1, H, W], 0-1.
+        categories: of the result.
+        category_ids: the data set's id of each label; None takes labels for ids, as the published COCO
+            weights have them (0 is background).
+
+    Raises:
+        RefineError: an entry is missing, or a label is no thing of `categories`.
+    """
+    missing = [name for name in ("boxes", "labels", "scores", "masks") if name not in output]
+    if missing:
+        raise RefineError(f"output: has no {missing[0]!r}; give what torchvision's Mask R-CNN returns of one image")
+    masks = output["masks"][:, 0] >= 0.5
+    labels = _labels(output["labels"], category_ids, categories)
+    return Instances(_size(masks), output["boxes"], output["scores"], labels, masks=masks)
+
+
+def from_detectron2(instances: Any, categories: Categories, category_ids: Sequence[int] | None = None) -> Instances:
+    """detectron2's `Instances` of one image, after its postprocessing.
+
+    Args:
+        instances: with `image_size`, `pred_boxes.tensor`, `scores`, `pred_classes` and `pred_masks` of the
+            whole image, Tensor[N, H, W] bool.
+        categories: of the result.
+        category_ids: the data set's id of each class index; None takes the things of `categories` in the
+            order of their ids, as detectron2's metadata of COCO and Cityscapes have them.
+
+    Raises:
+        RefineError: a field is missing, or a class is no thing of `categories`.
+    """
+    for name in ("image_size", "pred_boxes", "scores", "pred_classes", "pred_masks"):
+        if not hasattr(instances, name):
+            raise RefineError(f"instances: has no {name!r}; give detectron2's instances after postprocessing")
+    if category_ids is None:
+        category_ids = [category.id for category in categories if category.isthing]
+    return Instances(
+        (int(instances.image_size[0]), int(instances.image_size[1])),
+        instances.pred_boxes.tensor,
+        instances.scores,
+        _labels(instances.pred_classes, category_ids, categories),
+        masks=instances.pred_masks.bool(),
+    )
+
+
+def from_huggingface(
+    result: Mapping[str, Any], categories: Categories, category_ids: Sequence[int] | None = None
+) -> Instances:
+    """What `post_process_instance_segmentation` or `post_process_panoptic_segmentation` of transformers gives.
+
+    Args:
+        result: `segments_info` (each with `id`, `label_id`, `score`), and `segmentation`: Tensor[H, W] of
+            segment ids, or Tensor[N, H, W] of binary maps in the order of `segments_info`.
+        categories: of the result; segments of its stuff classes are left out.
+        category_ids: the data set's id of each label; None takes labels for ids.
+
+    Raises:
+        RefineError: an entry is missing, or a label is not in `categories`.
+    """
+    segmentation, infos = result.get("segmentation"), result.get("segments_info")
+    if not isinstance(segmentation, Tensor) or infos is None:
+        raise RefineError("result: needs `segmentation`, a tensor, and `segments_info`; give one image's result")
+    masks, labels, scores = [], [], []
+    for n, info in enumerate(infos):
+        missing = [name for name in ("id", "label_id", "score") if name not in info]
+        if missing:
+            raise RefineError(f"segments_info[{n}]: has no {missing[0]!r}; give one image's result as it is")
+        category_id = _category_id(info["label_id"], category_ids, f"segments_info[{n}].label_id")
+        if category_id not in categories:
+            raise RefineError(
+                f"segments_info[{n}].label_id: category {category_id} is none of the categories; give category_ids"
+            )
+        if categories[categories.index(category_id)].isthing:
+            masks.append(segmentation[n].bool() if segmentation.ndim == 3 else segmentation == info["id"])
+            labels.append(categories.index(category_id))
+            scores.append(float(info["score"]))
+    size, device = (int(segmentation.shape[-2]), int(segmentation.shape[-1])), segmentation.device
+    stacked = torch.stack(masks) if masks else torch.zeros(0, *size, dtype=torch.bool, device=device)
+    return from_masks(
+        stacked, torch.tensor(labels, dtype=torch.int64, device=device), torch.tensor(scores, device=device)
+    )
+
+
+def from_coco(
+    entries: Sequence[Mapping[str, Any]], size: tuple[int, int], categories: Categories, source: str = "results"
+) -> Instances:
+    """Entries of one image in COCO's results format.
+
+    Args:
+        entries: each with `category_id`, `score` and `segmentation` (run lengths of any kind, or polygons).
+        size: (height, width) of the image.
+        categories: of the result.
+        source: opens messages.
+
+    Raises:
+        RefineError: a field is missing or wrong, a category no thing, or a mask of another size.
+    """
+    masks = torch.zeros(len(entries), *size, dtype=torch.bool)
+    labels, scores = [], []
+    for n, entry in enumerate(entries):
+        where = f"{source}: entry {n}"
+        for field, kind in (("category_id", int), ("score", (int, float)), ("segmentation", (dict, list))):
+            if not isinstance(entry.get(field), kind):
+                raise RefineError(
+                    f"{where}: {field} is {entry.get(field)!r:.40}; give it as COCO's results have it"
+                )
+        category_id, score = entry["category_id"], float(entry["score"])
+        if category_id not in categories or not categories[categories.index(category_id)].isthing:
+            raise RefineError(f"{where}: category_id {category_id} is no thing of the categories; correct it")
+        if not 0 <= score <= 1:
+            raise RefineError(f"{where}: score is {score}; give a confidence from 0 to 1")
+        masks[n] = _decode(entry["segmentation"], size, where)
+        labels.append(categories.index(category_id))
+        scores.append(score)
+    return from_masks(masks, torch.tensor(labels, dtype=torch.int64), torch.tensor(scores))
+
+
+def from_masks(masks: Tensor, labels: Tensor, scores: Tensor) -> Instances:
+    """Full masks, with tight boxes around them; empty masks are left out.
+
+    Args:
+        masks: Tensor[N, H, W] bool.
+        labels: Tensor[N] int64, contiguous thing index.
+        scores: Tensor[N] float, 0-1.
+    """
+    shown = masks.flatten(1).any(1)
+    masks = masks[shown]
+    return Instances(_size(masks), mask_boxes(masks), scores[shown], labels[shown], masks=masks)
+
+
+def add_roi_masks(instances: Instances, bins: int = 28) -> Instances:
+    """Give full masks the masks inside their boxes that an occlusion head looks at.
+
+    Args:
+        instances: with `masks`.
+        bins: M.
+
+    Returns:
+        The same with `roi_masks`, Tensor[N, M, M], the share of each bin that is covered.
+    """
+    assert instances.masks is not None
+    index = torch.arange(len(instances), device=instances.boxes.device, dtype=instances.boxes.dtype)
+    rois = torch.cat([index[:, None], instances.boxes], 1)
+    roi_masks = align(instances.masks[:, None].float(), rois, bins, Sampling(0), 1)[:, 0]
+    return Instances(
+        instances.image_size,
+        instances.boxes,
+        instances.scores,
+        instances.labels,
+        roi_masks,
+        instances.masks,
+        instances.features,
+    )
+
+
+def _size(masks: Tensor) -> tuple[int, int]:
+    return int(masks.shape[-2]), int(masks.shape[-1])
+
+
+def _labels(labels: Tensor, category_ids: Sequence[int] | None, categories: Categories) -> Tensor:
+    """Labels of another codebase -> contiguous thing indices."""
+    found = []
+    for label in labels.tolist():
+        category_id = _category_id(label, category_ids, "labels")
+        if category_id not in categories or not categories[categories.index(category_id)].isthing:
+            raise RefineError(f"labels: category {category_id} is no thing of the categories; give category_ids")
+        found.append(categories.index(category_id))
+    return torch.tensor(found, dtype=torch.int64, device=labels.device)
+
+
+def _category_id(label: int, category_ids: Sequence[int] | None, where: str) -> int:
+    """The data set's id of a label; `category_ids` None takes labels for ids."""
+    if category_ids is None:
+        return label
+    if not 0 <= label < len(category_ids):
+        raise RefineError(f"{where}: {label} has no entry in category_ids, which has {len(category_ids)}; add it")
+    return category_ids[label]
+
+
+def _decode(segmentation: Any, size: tuple[int, int], where: str) -> Tensor:
+    """Run lengths or polygons -> Tensor[H, W] bool."""
+    try:
+        return torch.from_numpy(np.ascontiguousarray(rle.decode(compressed(segmentation, size)))).bool()
+    except (ValueError, TypeError, KeyError) as error:
+        raise RefineError(f"{where}: segmentation cannot be drawn ({error}); correct it") from error

@@ -1,0 +1,24 @@
+"""Predictions of one image, before fusion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from refine.structures.instances import Instances
+
+
+@dataclass
+class Prediction:
+    """What the network says of one image, at that image's own size, before fusion.
+
+    Attributes:
+        instances: detections with `roi_masks`, boxes in pixels of the image.
+        sem_seg: Tensor[H, W] int64, contiguous classes.
+        sem_confidence: Tensor[H, W] float32, 0-1, softmax of the winning class.
+    """
+
+    instances: Instances
+    sem_seg: Tensor
+    sem_confidence: Tensor

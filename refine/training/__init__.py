@@ -1,0 +1,1 @@
+"""Training runs: updates, logs, checkpoints, resuming."""

@@ -1,0 +1,227 @@
+"""What a training run is made of: one record, read from YAML with dotted overrides.
+
+    parser = run_parser()
+    config = parse_run(["--config", "configs/nuclei.yaml", "--optim.lr", "0.01"])
+
+Unknown fields and values of the wrong type are errors that name them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+
+from refine.config import one_line
+from refine.data.config import AugmentConfig, DatasetConfig, check_dataset_fields
+from refine.errors import RefineError
+from refine.fusion.config import FusionConfig, Method
+from refine.modeling.config import ModelConfig
+
+
+@dataclass
+class DataConfig:
+    """Where the pictures are.
+
+    Attributes:
+        train: what is learnt from.
+        val: what PQ is measured on during training; None measures nothing.
+        name: of the data set, for the model's card.
+    """
+
+    train: DatasetConfig = field(default_factory=DatasetConfig)
+    val: DatasetConfig | None = None
+    name: str = ""
+
+
+@dataclass
+class OptimConfig:
+    """How the weights move.
+
+    Attributes:
+        name: SGD with momentum or AdamW.
+        lr: learning rate after warm-up, for `reference_batch_size` images per update if that is given,
+            else for `batch_size`.
+        reference_batch_size: scales the rate linearly to `batch_size`; None leaves it alone.
+        batch_size: images per update in TOTAL, over all processes and accumulated parts.
+        accumulate: parts that each process splits its share of the batch into, one after another.
+        momentum: of SGD.
+        betas: of AdamW.
+        weight_decay: of weights; norms and biases have none.
+        backbone_lr_factor: share of the rate that the backbone gets.
+        warmup_steps: updates over which the rate rises linearly from `warmup_factor` of it.
+        warmup_factor: where the warm-up starts, 0-1.
+        schedule: multiply by `gamma` at each milestone, fall along a half cosine to 0, or stay.
+        milestones: updates after which the rate falls ("steps").
+        gamma: what it falls by.
+        max_steps: updates in all.
+        clip_norm: gradients are scaled down to this norm; None leaves them.
+        ema: decay of the running mean of the weights, which is what is evaluated and shipped; None without.
+        precision: "32", or autocast to "bf16", or to "fp16" with scaled losses.
+        train_only: name prefixes of the only parameters to train (["occlusion"]); empty trains all.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.02
+    reference_batch_size: int | None = 16
+    batch_size: int = 16
+    accumulate: int = 1
+    momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-4
+    backbone_lr_factor: float = 1.0
+    warmup_steps: int = 1000
+    warmup_factor: float = 0.001
+    schedule: Literal["steps", "cosine", "constant"] = "steps"
+    milestones: list[int] = field(default_factory=lambda: [120_000, 160_000])
+    gamma: float = 0.1
+    max_steps: int = 180_000
+    clip_norm: float | None = 35.0
+    ema: float | None = None
+    precision: Literal["32", "bf16", "fp16"] = "32"
+    train_only: list[str] = field(default_factory=list)
+
+
+@dataclass
+class EvalConfig:
+    """Measuring PQ, during training and after.
+
+    Attributes:
+        every: updates between two evaluations; 0 evaluates only at the end.
+        short, long: images are resized to this short side unless the long side would exceed `long`.
+        max_images: only the first so many images of the set; None takes all.
+        pictures: of them drawn (image, ground truth, prediction) for TensorBoard.
+        method: rule of fusion.
+        fusion: its thresholds.
+    """
+
+    every: int = 5000
+    short: int = 800
+    long: int = 1333
+    max_images: int | None = None
+    pictures: int = 4
+    method: Method = "heuristic"
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+
+
+@dataclass
+class LogConfig:
+    """What a run leaves behind.
+
+    Attributes:
+        every: updates between two lines of OUT/log.jsonl and points in TensorBoard.
+        tensorboard: write OUT/tensorboard.
+        progress: show a bar with the time left, where the terminal can.
+        checkpoint_every: updates between two checkpoints.
+        keep: newest checkpoints that stay; the best by PQ stays besides.
+    """
+
+    every: int = 20
+    tensorboard: bool = True
+    progress: bool = True
+    checkpoint_every: int = 5000
+    keep: int = 2
+
+
+@dataclass
+class RunConfig:
+    """One training run.
+
+    Attributes:
+        model, data, augment, optim, eval, log: its parts.
+        out: folder of the run: checkpoints/, log.jsonl, tensorboard/, and the pointers `last` and `best`.
+        init: folder of a trained model to start from; parts of other shape (a new number of classes) start
+            anew, and a log line names them.
+        seed: of weights, order, augmentation and sampling.
+        workers: processes that load data, per training process; 0 loads in the training process.
+        threads: CPU threads of torch per process; None leaves torch's choice.
+        device: "cpu", "cuda" or "auto" (the GPU if there is one).
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    out: str = "out"
+    init: str | None = None
+    seed: int = 0
+    workers: int = 4
+    threads: int | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+def add_run_arguments(parser: ArgumentParser) -> None:
+    """Give a parser `--config FILE` and one `--field.of.field` per field of `RunConfig`."""
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML of RunConfig fields")
+    parser.add_class_arguments(RunConfig)
+
+
+def parse_run(arguments: Sequence[str]) -> RunConfig:
+    """Parse command-line words into a checked `RunConfig`.
+
+    Raises:
+        RefineError: an unknown field, a wrong type, or values that do not fit together.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    add_run_arguments(parser)
+    try:
+        namespace = parser.parse_args(list(arguments))
+    except ArgumentError as error:
+        raise RefineError(f"config: {one_line(error)}; mend the field or see --help") from error
+    except UnicodeDecodeError as error:
+        raise RefineError("config: is no UTF-8 text; save it as that") from error
+    values = parser.instantiate(namespace).as_dict()
+    config = RunConfig(**{f.name: values[f.name] for f in dataclasses.fields(RunConfig)})
+    check_run(config)
+    return config
+
+
+def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file, then apply overrides such as "--optim.lr=0.01"; raises as `parse_run`."""
+    if not Path(path).is_file():
+        raise RefineError(f"{path}: no such config file; check the path")
+    try:
+        return parse_run(["--config", str(path), *overrides])
+    except RefineError as error:
+        raise RefineError(f"{path}: {error}") from error
+
+
+def check_run(config: RunConfig) -> None:
+    """Refuse values that no run can work with.
+
+    Raises:
+        RefineError: names the field, its value and the mend.
+    """
+    optim = config.optim
+    for name, value in (
+        ("optim.batch_size", optim.batch_size),
+        ("optim.accumulate", optim.accumulate),
+        ("optim.max_steps", optim.max_steps),
+        ("log.every", config.log.every),
+        ("log.checkpoint_every", config.log.checkpoint_every),
+        ("log.keep", config.log.keep),
+    ):
+        if value < 1:
+            raise RefineError(f"{name} is {value}; give at least 1")
+    augment = config.augment
+    for name, values in (
+        ("augment.short", augment.short),
+        ("augment.long", [augment.long]),
+        ("augment.crop", augment.crop or [1]),
+        ("augment.jitter", augment.jitter),
+    ):
+        if not values or min(values) <= 0:
+            raise RefineError(f"{name} is {list(values)}; give numbers above 0")
+    if optim.ema is not None and not 0 < optim.ema < 1:
+        raise RefineError(f"optim.ema is {optim.ema}; give a decay between 0 and 1, or null")
+    if optim.schedule == "steps" and optim.milestones != sorted(optim.milestones):
+        raise RefineError(f"optim.milestones is {optim.milestones}; give rising steps")
+    check_dataset_fields(config.data.train, "data.train")
+    if config.data.val is not None:
+        check_dataset_fields(config.data.val, "data.val")

@@ -1,0 +1,123 @@
+"""What a run tells: lines of JSON, TensorBoard, and a progress bar."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from refine.errors import RefineError
+from refine.training.config import LogConfig
+
+
+class RunLog:
+    """Writes OUT/log.jsonl and OUT/tensorboard, and draws the bar; does nothing where not active.
+
+    A context manager: leaving it closes the files.
+
+    Args:
+        out: folder of the run.
+        config: what to write.
+        step: updates already done; later lines of an interrupted run are dropped.
+        max_steps: updates in all.
+        active: only the first of several processes logs.
+    """
+
+    def __init__(self, out: str | Path, config: LogConfig, step: int, max_steps: int, active: bool) -> None:
+        self.active = active
+        if not active:
+            return
+        out = Path(out)
+        self.path = out / "log.jsonl"
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            _drop_after(self.path, step)
+            self.file = self.path.open("a", encoding="utf-8", buffering=1)
+        except OSError as error:
+            raise RefineError(f"{out}: cannot be written ({error.strerror}); name another --out") from error
+        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1) if config.tensorboard else None
+        self.console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("[bold]train"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            disable=not (config.progress and self.console.is_terminal),
+        )
+        self.task = self.bar.add_task("train", total=max_steps, completed=step, note="")
+
+    def __enter__(self) -> RunLog:
+        if self.active:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.active:
+            self.bar.stop()
+            self.file.close()
+            if self.board is not None:
+                self.board.close()
+
+    def advance(self, step: int) -> None:
+        """Move the bar."""
+        if self.active:
+            self.bar.update(self.task, completed=step)
+
+    def scalars(self, step: int, group: str, values: dict[str, float]) -> None:
+        """One line {"step", "group", values…} (null for NaN), and one TensorBoard point per value."""
+        if not self.active:
+            return
+        line = {k: float(f"{v:.6g}") if math.isfinite(v) else None for k, v in values.items()}
+        self.file.write(json.dumps({"step": step, "group": group} | line) + "\n")
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(f"{group}/{name}", value, step)
+        note = " ".join(f"{k.removeprefix('loss_')} {v:.3g}" for k, v in values.items() if _shown(k))
+        self.bar.update(self.task, note=note)
+        if self.bar.disable:
+            self.console.print(f"step {step} {group}: {note}", highlight=False, soft_wrap=True)
+
+    def pictures(self, step: int, pictures: dict[str, Tensor]) -> None:
+        """Tensor[3, H, W] uint8 each, to TensorBoard."""
+        if self.active and self.board is not None:
+            for name, picture in pictures.items():
+                self.board.add_image(f"pictures/{name}", picture, step)
+
+    def message(self, step: int, text: str) -> None:
+        """A sentence, in the log and on the screen."""
+        if self.active:
+            self.file.write(json.dumps({"step": step, "group": "message", "text": text}) + "\n")
+            self.console.print(text, highlight=False, soft_wrap=True)
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """Lines of a log.jsonl; one that a kill cut short is left out."""
+    lines = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines
+
+
+def _shown(name: str) -> bool:
+    return name.startswith("loss") or name in {"lr", "images_per_second", "PQ", "SQ", "RQ"}
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Forget what was logged after the step that the run goes on from."""
+    if path.is_file():
+        kept = [line for line in read_log(path) if line["step"] <= step]
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")

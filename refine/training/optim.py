@@ -1,0 +1,97 @@
+"""Optimizer, its parameter groups, and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from refine.errors import RefineError
+from refine.training.config import OptimConfig
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
+    """Group trained parameters by rate and decay.
+
+    Norms, biases and other vectors are not decayed; parameters of `model.backbone` learn at
+    `backbone_lr_factor` of the rate.
+
+    Args:
+        model: parameters with `requires_grad=False` are left out.
+        config: rates and decay.
+
+    Returns:
+        Up to four groups for a torch optimizer, each with `names` (of its parameters, in order) and
+        `factor` (of the learning rate) beside torch's own keys.
+    """
+    groups: dict[tuple[bool, bool], dict] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        backbone, decayed = name.startswith("backbone."), parameter.ndim > 1
+        group = groups.setdefault(
+            (backbone, decayed),
+            {
+                "params": [],
+                "names": [],
+                "factor": config.backbone_lr_factor if backbone else 1.0,
+                "weight_decay": config.weight_decay if decayed else 0.0,
+            },
+        )
+        group["params"].append(parameter)
+        group["names"].append(name)
+    if not groups:
+        raise RefineError("optim.train_only: no parameter is left to train; name a part that the model has")
+    return list(groups.values())
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
+    """SGD with momentum or AdamW over `parameter_groups`; the rate is set by `set_learning_rate`."""
+    groups = parameter_groups(model, config)
+    if config.name == "sgd":
+        return SGD(groups, lr=config.lr, momentum=config.momentum)
+    return AdamW(groups, lr=config.lr, betas=config.betas)
+
+
+def freeze_except(model: nn.Module, prefixes: list[str]) -> None:
+    """Train only the parameters whose names start with one of the prefixes; all, if there are none.
+
+    Raises:
+        RefineError: a prefix that no parameter has.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for prefix in prefixes:
+        if not any(name.startswith(prefix) for name in names):
+            parts = ", ".join(sorted({name.split(".")[0] for name in names}))
+            raise RefineError(f"optim.train_only: the model has no part {prefix!r}; it has {parts}")
+    if prefixes:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and name.startswith(tuple(prefixes)))
+
+
+def learning_rate(step: int, config: OptimConfig) -> float:
+    """Rate of the update from step to step + 1, before `backbone_lr_factor`.
+
+    Linear warm-up over the first `warmup_steps`, multiplied into the schedule, and scaled by
+    batch_size / reference_batch_size [Goyal et al. 2017].
+    """
+    rate = config.lr
+    if config.reference_batch_size:
+        rate *= config.batch_size / config.reference_batch_size
+    if step < config.warmup_steps:
+        start = config.warmup_factor
+        rate *= start + (1 - start) * step / config.warmup_steps
+    if config.schedule == "steps":
+        rate *= config.gamma ** sum(step >= milestone for milestone in config.milestones)
+    elif config.schedule == "cosine":
+        rate *= 0.5 * (1 + math.cos(math.pi * step / config.max_steps))
+    return rate
+
+
+def set_learning_rate(optimizer: Optimizer, step: int, config: OptimConfig) -> float:
+    """Give every group its rate for this step; returns the rate of the groups with factor 1."""
+    rate = learning_rate(step, config)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["factor"]
+    return rate

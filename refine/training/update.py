@@ -1,0 +1,163 @@
+"""One update of the weights, on one process or many."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from refine.errors import RefineError
+from refine.modeling.model import PanopticModel
+from refine.runtime import Processes
+from refine.structures import Targets
+from refine.training.config import RunConfig
+from refine.training.ema import build_ema
+from refine.training.optim import build_optimizer, freeze_except, set_learning_rate
+from refine.training.state import Learner, Progress
+
+Batch = tuple[Sequence[Tensor], Sequence[Targets]]
+"""Images, Tensor[3, H, W] uint8 each, and their targets."""
+
+AUTOCAST = {"32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class _Losses(nn.Module):
+    """Calls `model.loss` from `forward`, which is where DistributedDataParallel listens."""
+
+    def __init__(self, model: PanopticModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Sequence[Tensor], targets: Sequence[Targets]) -> dict[str, Tensor]:
+        return self.model.loss(self.model.image_batch(images), targets)
+
+
+class TrainingModule:
+    """The learner and how it learns from a batch.
+
+    Args:
+        model: on the process's device.
+        config: of the run.
+        group: the processes that share the batch.
+    """
+
+    def __init__(self, model: PanopticModel, config: RunConfig, group: Processes) -> None:
+        freeze_except(model, config.optim.train_only)
+        self.config, self.group = config, group
+        scaler = torch.amp.GradScaler(group.device.type, enabled=config.optim.precision == "fp16")
+        ema = build_ema(model, config.optim.ema) if config.optim.ema else None
+        self.learner = Learner(model, build_optimizer(model, config.optim), ema, scaler, Progress())
+        self.losses: nn.Module = _Losses(model)
+        if group.count > 1:
+            self.losses = DistributedDataParallel(
+                self.losses, device_ids=[group.device] if group.device.type == "cuda" else None
+            )
+
+    def update(self, parts: Sequence[Batch]) -> dict[str, Tensor]:
+        """Move the weights by one step.
+
+        Sampling inside the network draws from a generator seeded by (seed, step, part, process), so nothing
+        but the step decides it.
+
+        Args:
+            parts: this process's share of the batch, in `optim.accumulate` pieces.
+
+        Returns:
+            `loss` and its `loss_*` terms, of this process's share; `lr` and `gradient_norm`. Scalars.
+
+        Raises:
+            RefineError: a loss or a gradient is not finite; the weights are as before.
+        """
+        model, optimizer, scaler = self.learner.model, self.learner.optimizer, self.learner.scaler
+        config, step = self.config.optim, self.learner.progress.step
+        train_mode(model)
+        rate = set_learning_rate(optimizer, step, config)
+        optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, Tensor] = {}
+        for number, (images, targets) in enumerate(parts):
+            torch.manual_seed(derive_seed(self.config.seed, step, number, self.group.rank))
+            with self._unsynchronised(number < len(parts) - 1):
+                losses = self._forward(images, targets)
+                losses["loss"] = torch.stack(list(losses.values())).sum()
+                self._check_losses(losses, targets)
+                scaler.scale(losses["loss"] / len(parts)).backward()
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0) + value.detach() / len(parts)
+        sums["gradient_norm"] = self._clip()
+        scaler.step(optimizer)
+        scaler.update()
+        if self.learner.ema is not None:
+            self.learner.ema.update_parameters(model)
+        self.learner.progress.step += 1
+        sums["lr"] = torch.tensor(rate, device=self.group.device)
+        return sums
+
+    def _forward(self, images: Sequence[Tensor], targets: Sequence[Targets]) -> dict[str, Tensor]:
+        device = self.group.device
+        dtype = AUTOCAST[self.config.optim.precision]
+        moved = [t.to(device, non_blocking=True) for t in targets]
+        with torch.autocast(device.type, dtype) if dtype else nullcontext():
+            return {k: v.float() for k, v in self.losses(images, moved).items()}
+
+    def _unsynchronised(self, wanted: bool) -> AbstractContextManager:
+        """Gradients are exchanged with the last part only."""
+        if wanted and isinstance(self.losses, DistributedDataParallel):
+            return self.losses.no_sync()
+        return nullcontext()
+
+    def _clip(self) -> Tensor:
+        """Scale the gradients to `clip_norm`; returns their norm before."""
+        config, optimizer = self.config.optim, self.learner.optimizer
+        self.learner.scaler.unscale_(optimizer)
+        parameters = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+        norm = get_total_norm([p.grad for p in parameters])
+        # Under fp16 an overflow is expected now and then: the scaler skips the step and lowers the scale.
+        if not self.learner.scaler.is_enabled() and not math.isfinite(norm.item()):
+            step = self.learner.progress.step
+            raise RefineError(f"step {step}: the gradient's norm is {norm.item()}; {_mend(self.config)}")
+        if config.clip_norm is not None:
+            clip_grads_with_norm_(parameters, config.clip_norm, norm)
+        return norm
+
+    def _check_losses(self, losses: dict[str, Tensor], targets: Sequence[Targets]) -> None:
+        """All processes stop if the loss of one is not finite; otherwise the others would wait for ever."""
+        finite = math.isfinite(losses["loss"].item())
+        (broken,) = self.group.any(not finite)
+        if not broken:
+            return
+        step = self.learner.progress.step
+        if finite:
+            raise RefineError(f"step {step}: the loss of another process is not finite; see its message")
+        terms = ", ".join(f"{k} = {v.item():.4g}" for k, v in losses.items() if k != "loss")
+        images = ", ".join(t.file_name or str(t.image_id) for t in targets)
+        raise RefineError(
+            f"step {step}: the loss is not finite ({terms}) on the images {images}; {_mend(self.config)}"
+        )
+
+
+def train_mode(model: nn.Module) -> None:
+    """Set the parts that learn to training; parts that are frozen as a whole keep their statistics."""
+    model.train()
+    for part in model.children():
+        if not any(parameter.requires_grad for parameter in part.parameters()):
+            part.eval()
+
+
+def derive_seed(*parts: int) -> int:
+    """A seed, 0..2^63-1, that depends on every part (seed, step, …) and hardly repeats."""
+    return random.Random("/".join(map(str, parts))).getrandbits(63)
+
+
+def _mend(config: RunConfig) -> str:
+    optim = config.optim
+    return (
+        f"lower optim.lr ({optim.lr}), lengthen optim.warmup_steps ({optim.warmup_steps}), set "
+        f"optim.clip_norm ({optim.clip_norm}) or use optim.precision 32 (now {optim.precision}), then "
+        f"--resume from the last checkpoint in {config.out}"
+    )

@@ -1,0 +1,214 @@
+"""Converted networks give the outputs of the originals, for every model in a folder of fixtures.
+
+The folder is `REFINE_DETECTRON2_FIXTURES` (default: `fixtures/detectron2` of the shared data). Each of its
+subfolders holds `model_final.pkl`, in the format of detectron2's model zoo, and `reference.pt`: an image, the
+configuration and the outputs of every stage.
+"""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from refine.checkpoint.convert.convert import Conversion, convert, read_checkpoint, to_model
+from refine.checkpoint.convert.settings import read_settings
+from refine.fusion import fuse
+from refine.inference.predictor import rescale
+from refine.modeling.model import NetworkOutput, PanopticModel
+from refine.ops.masks import paste_masks
+from refine.structures import Categories, Category
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SHARED = Path(os.environ.get("REFINE_SHARED", REPOSITORY.parent / "shared"))
+FIXTURES = Path(os.environ.get("REFINE_DETECTRON2_FIXTURES", SHARED / "fixtures" / "detectron2"))
+FOLDERS = sorted(path.parent for path in FIXTURES.glob("*/model_final.pkl"))
+SETTINGS = ("PIXEL_", "FORMAT", "STRIDE_IN_1X1", "_THRESH", "TOPK", "POOLER", "ANCHOR", "IOUS", "DETECTIONS")
+"""Parts of the names of settings that weights do not tell."""
+TIE = 3e-4
+"""Scores that differ by less have no order: the original's own change by so much with its number of threads, and
+in double precision two detections of `panoptic_fpn_R_50` whose scores lie 1.5e-4 apart change places."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=FOLDERS
+    or [pytest.param(None, marks=pytest.mark.skip(f"no fixtures in {FIXTURES}; set REFINE_DETECTRON2_FIXTURES"))],
+    ids=lambda folder: folder.name if folder else "none",
+)
+def case(request, tmp_path_factory) -> "Case":
+    return Case(request.param, tmp_path_factory.mktemp("config") / "config.yaml")
+
+
+class Case:
+    """One fixture, its converted network, and that network's outputs for the fixture's image.
+
+    The fixture's own configuration is named, so that one with unusual settings is converted rightly;
+    `test_nothing_but_weights_is_needed` shows where that changes nothing.
+    """
+
+    def __init__(self, folder: Path, config: Path) -> None:
+        self.reference = torch.load(folder / "reference.pt", weights_only=True)
+        self.theirs = self.reference["same_size"]
+        self.state = read_checkpoint(folder / "model_final.pkl")
+        config.write_text(self.reference["meta"]["cfg_yaml"])
+        self.conversion: Conversion = convert(self.state, read_settings(config))
+        self.categories = categories(self.conversion.num_things, (self.conversion.num_semantic or 1) - 1)
+        self.model: PanopticModel = to_model(self.conversion, self.categories)
+        image = self.theirs["image_bgr_uint8"].flip(0)
+        with torch.no_grad():
+            self.batch = self.model.image_batch([image])
+            self.pyramid = self.model.pyramid(self.batch)
+            self.proposals = self.model.rpn.propose(self.model.rpn(self.pyramid), self.batch.sizes, False)[0]
+            self.prediction: NetworkOutput = self.model.predict(self.batch)[0]
+
+    def order(self, view: str) -> Tensor:
+        """Which of their detections each of ours is: 0, 1, 2, … but for scores that are as good as equal.
+
+        Boxes of one class that lie closest correspond. Their scores, in our order, may rise by TIE.
+        """
+        ours, theirs = self.prediction.instances, self.reference[view]["detections"]
+        distance = torch.cdist(ours.boxes, theirs["pred_boxes"], p=float("inf"))
+        distance[ours.labels[:, None] != theirs["pred_classes"]] = torch.inf
+        order = distance.argmin(1)
+        assert sorted(order.tolist()) == list(range(len(order))), "not the same detections"
+        assert theirs["scores"][order].diff().max() < TIE, "another order"
+        return order
+
+
+def categories(num_things: int, num_stuff: int) -> Categories:
+    return Categories(
+        Category(n + 1, f"class {n}", n < num_things, (n % 256, 0, 0)) for n in range(num_things + num_stuff)
+    )
+
+
+def assert_relative(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
+    """Differences are measured by the largest value of the map."""
+    assert ours.shape == theirs.shape
+    difference = (ours - theirs).abs().max() / theirs.abs().max()
+    assert difference < tolerance, f"off by {difference:.2e} of the largest value"
+
+
+def test_every_key_is_accounted_for(case):
+    conversion = case.conversion
+    assert set(conversion.names) | set(conversion.left) == set(case.state)
+    pixels = {"pixel_mean", "pixel_std"}
+    assert set(conversion.names.values()) - pixels <= set(case.model.state_dict())
+    assert not conversion.absent
+    taken = {theirs for theirs, ours in conversion.names.items() if ours not in pixels}
+    assert sum(case.state[name].size for name in taken) == sum(v.numel() for v in conversion.state.values())
+
+
+def test_nothing_but_weights_is_needed(case):
+    """The architecture comes out of the weights, and so do settings, by custom, if they are the zoo's own."""
+    alone, named = convert(case.state).config, case.conversion.config
+    alone.rpn.post_nms_top_n = named.rpn.post_nms_top_n  # of training, which parity does not see
+    if any(part in key for key in case.reference["meta"]["overrides"][::2] for part in SETTINGS):
+        backbone = replace(alone.backbone, stride_in_1x1=named.backbone.stride_in_1x1)
+        alone, named = (
+            (alone.mask_head, alone.semantic_head, backbone),
+            (
+                named.mask_head,
+                named.semantic_head,
+                named.backbone,
+            ),
+        )
+    assert alone == named
+
+
+def test_settings_are_the_originals(case):
+    theirs, config = yaml.safe_load(case.reference["meta"]["cfg_yaml"]), case.conversion.config
+    assert config.channels == theirs["INPUT"]["FORMAT"]
+    theirs = theirs["MODEL"]
+    assert list(config.pixel_mean) == theirs["PIXEL_MEAN"]
+    assert list(config.pixel_std) == theirs["PIXEL_STD"]
+    assert config.backbone.stride_in_1x1 == theirs["RESNETS"]["STRIDE_IN_1X1"]
+    assert [s + 2 in config.backbone.deform_stages for s in range(4)] == theirs["RESNETS"]["DEFORM_ON_PER_STAGE"]
+    assert config.roi_sampling == theirs["ROI_BOX_HEAD"]["POOLER_SAMPLING_RATIO"]
+    assert config.rpn.post_nms_top_n[1] == theirs["RPN"]["POST_NMS_TOPK_TEST"]
+    assert config.box_head.score_threshold == theirs["ROI_HEADS"]["SCORE_THRESH_TEST"]
+
+
+def test_pyramid(case):
+    assert list(case.batch.tensor.shape[-2:]) == case.theirs["padded_size"]
+    for n, ours in enumerate(case.pyramid):
+        assert_relative(ours[0], case.theirs["fpn"][f"p{n + 2}"], 1e-4)
+
+
+def test_semantic_logits(case):
+    theirs = case.theirs["sem_seg_logits_stride4"]  # half precision: rounded by up to 2^-11 of each value
+    rounding = theirs.float().abs() * 2.0**-11
+    difference = (case.prediction.sem_logits - theirs.float()).abs() - rounding
+    assert difference.max() / theirs.float().abs().max() < 1e-4
+
+
+def test_proposals(case):
+    """As a set: the original itself gives another order where scores tie."""
+    theirs = case.theirs["proposal_boxes"]
+    assert len(case.proposals) == len(theirs)
+    distance = torch.cdist(case.proposals, theirs, p=float("inf"))
+    assert distance.min(1).values.max() < 1e-2
+    assert distance.min(0).values.max() < 1e-2
+
+
+@pytest.mark.parametrize("view", ["same_size", "resized"])
+def test_detections(case, view):
+    ours, theirs = case.prediction.instances, case.reference[view]["detections"]
+    assert len(ours) == len(theirs["scores"])
+    order = case.order(view)
+    assert torch.equal(ours.labels, theirs["pred_classes"][order])
+    assert (ours.boxes - theirs["pred_boxes"][order]).abs().max() < 1e-2
+    assert (ours.scores - theirs["scores"][order]).abs().max() < 1e-3
+    error = (ours.roi_masks - theirs["pred_masks_28"][order]).abs()
+    # Some pixels answer to rounding: in double precision one is 1.05e-3 off.
+    assert error.flatten(1).mean(1).max() < 1e-3
+    assert (error > 1e-3).float().mean() < 1e-4
+    assert error.max() < 1e-2
+
+
+@pytest.mark.parametrize("view", ["same_size", "resized"])
+def test_panoptic_map(case, view):
+    theirs = case.reference[view]
+    height, width = theirs["output_size"]
+    raw = rescale(case.prediction, (height, width), case.model.semantic_classes)
+    order = case.order(view)
+    assert (raw.instances.boxes - theirs["instances"]["pred_boxes"][order]).abs().max() < 1e-2
+    pasted = paste_masks(raw.instances.roi_masks, raw.instances.boxes, (height, width))
+    packed = np.packbits(pasted.flatten(1).numpy(), axis=1)
+    assert (
+        np.bitwise_count(packed ^ theirs["instances"]["pred_masks_packed"][order].numpy())
+    ).sum() <= 1e-3 * pasted.sum()
+
+    result = fuse(
+        raw.instances,
+        raw.sem_seg,
+        categories=case.categories,
+        sem_confidence=raw.sem_confidence,
+        config=case.conversion.fusion,
+    )
+    our_segments = {s.id: (s.isthing, s.category_id - 1) for s in result.segments}
+    their_segments = {
+        s["id"]: (s["isthing"], s["category_id"] + (0 if s["isthing"] else case.categories.num_things - 1))
+        for s in theirs["segments_info"]
+    }
+    assert sorted(our_segments.values()) == sorted(their_segments.values())
+    same = same_pixels(result.segment_ids, our_segments, theirs["panoptic_seg"], their_segments)
+    assert same >= 0.999 * height * width
+
+
+def same_pixels(ours: Tensor, our_classes: dict, theirs: Tensor, their_classes: dict) -> int:
+    """Pixels of segments that correspond, one to one and of one class, and of void in both."""
+    pairs, counts = torch.stack([ours.flatten(), theirs.flatten()]).unique(dim=1, return_counts=True)
+    found = sorted(zip(counts.tolist(), *pairs.tolist(), strict=True), reverse=True)
+    total, used_ours, used_theirs = 0, set(), set()
+    for count, a, b in found:
+        if a in used_ours or b in used_theirs or our_classes.get(a) != their_classes.get(b):
+            continue
+        total += count
+        used_ours.add(a)
+        used_theirs.add(b)
+    return total

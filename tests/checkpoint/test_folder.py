@@ -1,0 +1,198 @@
+"""Models on disk come back equal, or not at all."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.tiny_run import CATEGORIES, tiny_model
+from safetensors.torch import load_file, save_file
+
+from refine.checkpoint import folder as checkpoint
+from refine.checkpoint.folder import (
+    SavedModel,
+    atomic_folder,
+    load_matching,
+    load_model,
+    save_model,
+)
+from refine.errors import RefineError
+from refine.fusion.config import FusionConfig
+from refine.modeling.model import PanopticModel
+from refine.structures import Categories
+
+
+@pytest.fixture
+def saved() -> SavedModel:
+    return SavedModel(
+        PanopticModel(tiny_model(), 2, 3).eval(),
+        Categories.from_json(CATEGORIES),
+        test_size=(64, 96),
+        method="heuristic",
+        fusion=FusionConfig(stuff_area=7),
+        data="rectangles",
+        metrics={"PQ": 0.5},
+    )
+
+
+def logits(model: PanopticModel) -> torch.Tensor:
+    image = torch.arange(3 * 64 * 96, dtype=torch.uint8).view(3, 64, 96)
+    return model.predict(model.image_batch([image]))[0].sem_logits
+
+
+def test_round_trip(saved: SavedModel, tmp_path: Path) -> None:
+    save_model(tmp_path / "model", saved)
+    again = load_model(tmp_path / "model")
+    assert torch.equal(logits(saved.model), logits(again.model))
+    assert again.model.config == saved.model.config
+    assert not again.model.training
+    for name in ("categories", "test_size", "method", "fusion", "data", "metrics"):
+        assert getattr(again, name) == getattr(saved, name)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+
+
+def test_pretrained_backbone_is_not_fetched_again(saved: SavedModel, tmp_path: Path) -> None:
+    saved.model.config.backbone.weights = "/nowhere/weights.safetensors"
+    save_model(tmp_path / "model", saved)
+    assert load_model(tmp_path / "model").model.config.backbone.weights == "/nowhere/weights.safetensors"
+
+
+def test_half_precision_halves_the_file(saved: SavedModel, tmp_path: Path) -> None:
+    save_model(tmp_path / "full", saved)
+    save_model(tmp_path / "half", saved, half=True)
+    full, half = (tmp_path / n / "model.safetensors" for n in ("full", "half"))
+    assert half.stat().st_size < 0.6 * full.stat().st_size
+    again = load_model(tmp_path / "half")
+    assert {p.dtype for p in again.model.parameters()} == {torch.float32}
+    assert torch.allclose(logits(saved.model), logits(again.model), atol=0.02, rtol=0.02)
+
+
+def test_replaces_an_older_model(saved: SavedModel, tmp_path: Path) -> None:
+    save_model(tmp_path / "model", saved)
+    saved.data = "other"
+    save_model(tmp_path / "model", saved)
+    assert load_model(tmp_path / "model").data == "other"
+
+
+def test_weights_of_another_config_name_what_differs(saved: SavedModel, tmp_path: Path) -> None:
+    save_model(tmp_path / "model", saved)
+    path = tmp_path / "model" / "config.json"
+    description = json.loads(path.read_text())
+    description["model"]["box_head"]["fc_channels"] = 128
+    description["model"]["ibpp"]["iterations"] = 2
+    path.write_text(json.dumps(description))
+    with pytest.raises(RefineError, match=r"missing, first ibpp\.\S+.*another shape, first box_heads\S+: \(64"):
+        load_model(tmp_path / "model")
+
+
+def test_surplus_weights_are_refused(saved: SavedModel, tmp_path: Path) -> None:
+    save_model(tmp_path / "model", saved)
+    path = tmp_path / "model" / "model.safetensors"
+    save_file(load_file(path) | {"stray": torch.zeros(1)}, path)
+    with pytest.raises(RefineError, match="1 do not belong to the model, first stray"):
+        load_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"format": 99}, "update refine"),
+        ({"format": None}, "format"),
+        ({"test_size": None}, "test_size"),
+        ({"test_size": "x"}, "test_size is 'x', expected"),
+        ({"test_size": [0, 5]}, r"test_size is \[0, 5\]"),
+        ({"fusion": "wide"}, "fusion is no mapping"),
+        ({"model": {"fpn_chanels": 3}}, r"config\.json: model: fpn_chanels"),
+        ({"fusion": {"sigma": "wide"}}, r"fusion: sigma"),
+    ],
+)
+def test_broken_descriptions(saved: SavedModel, tmp_path: Path, change: dict, named: str) -> None:
+    save_model(tmp_path / "model", saved)
+    path = tmp_path / "model" / "config.json"
+    description = {k: v for k, v in (json.loads(path.read_text()) | change).items() if v is not None}
+    path.write_text(json.dumps(description))
+    with pytest.raises(RefineError, match=named):
+        load_model(tmp_path / "model")
+
+
+def test_damaged_or_absent_weights(saved: SavedModel, tmp_path: Path) -> None:
+    save_model(tmp_path / "model", saved)
+    path = tmp_path / "model" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(RefineError, match=r"model\.safetensors: is damaged"):
+        load_model(tmp_path / "model")
+    path.unlink()
+    with pytest.raises(RefineError, match=r"model\.safetensors: no such file"):
+        load_model(tmp_path / "model")
+    with pytest.raises(RefineError, match="nothing_here: no such model"):
+        load_model(tmp_path / "nothing_here")
+
+
+def test_shipped_models_go_by_name(saved: SavedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path)
+    save_model(tmp_path / "cells", saved)
+    assert checkpoint.shipped_models() == ["cells"]
+    assert load_model("cells").data == "rectangles"
+    with pytest.raises(RefineError, match="shipped models \\(cells\\)"):
+        load_model("cats")
+
+
+def test_failure_leaves_the_old_folder(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old").touch()
+
+    class Unplugged(Exception):
+        pass
+
+    def write() -> None:
+        with atomic_folder(tmp_path / "model") as temporary:
+            (temporary / "new").touch()
+            raise Unplugged
+
+    with pytest.raises(Unplugged):
+        write()
+    assert [p.name for p in tmp_path.rglob("*")] == ["model", "old"]
+
+
+def test_start_from_a_model_with_other_classes(saved: SavedModel, tmp_path: Path) -> None:
+    save_model(tmp_path / "model", saved)
+    other = PanopticModel(tiny_model(), 3, 5)
+    stayed = load_matching(other, tmp_path / "model")
+    assert torch.equal(other.backbone.conv1.weight, saved.model.backbone.conv1.weight)
+    assert stayed
+    assert all(n.startswith(("box_heads", "ibpp", "semantic_head")) for n in stayed)
+
+
+def test_iterations_start_as_the_last_one_known(saved: SavedModel, tmp_path: Path) -> None:
+    config = tiny_model()
+    config.ibpp.iterations = 0
+    save_model(tmp_path / "plain", SavedModel(PanopticModel(config, 2, 4), saved.categories))
+    config.ibpp.iterations = 3
+    model = PanopticModel(config, 2, 4)
+    load_matching(model, tmp_path / "plain")
+    first, _, last = model.ibpp.mask_heads
+    assert torch.equal(first.deconv.weight, last.deconv.weight)
+    # Each iteration's own from here on; the next start takes the last of those that are there.
+    config.ibpp.iterations = 2
+    two = PanopticModel(config, 2, 4)
+    save_model(tmp_path / "two", SavedModel(two, saved.categories))
+    load_matching(model, tmp_path / "two")
+    for t, source in enumerate((0, 1, 1)):
+        for heads in ("mask_heads", "semantic_heads"):
+            ours, theirs = getattr(model.ibpp, heads)[t].state_dict(), getattr(two.ibpp, heads)[source].state_dict()
+            assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+
+
+def test_from_the_hub(saved: SavedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    save_model(tmp_path / "model", saved)
+    asked = []
+
+    def snapshot(repository: str, **_: object) -> str:
+        asked.append(repository)
+        return str(tmp_path / "model")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert load_model("hf://someone/rectangles").data == "rectangles"
+    assert asked == ["someone/rectangles"]

@@ -1,0 +1,81 @@
+"""Arithmetic and time of a network, stage by stage."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from refine.checkpoint.folder import SavedModel
+from refine.experiments.cost import network_info, random_model
+from refine.experiments.stages import profile_stages
+from refine.fusion import FusionConfig
+from refine.inference.predictor import Predictor
+from refine.modeling.config import (
+    BackboneConfig,
+    BoxHeadConfig,
+    IBPPConfig,
+    MaskHeadConfig,
+    ModelConfig,
+    OcclusionConfig,
+    SemanticHeadConfig,
+)
+from refine.structures import Categories
+
+SIZE = (64, 96)
+CATEGORIES = Categories.from_json([{"id": n + 1, "name": f"{n}", "isthing": n < 3} for n in range(5)])
+
+
+def tiny(iterations: int, deform: tuple[int, ...] = ()) -> ModelConfig:
+    return ModelConfig(
+        backbone=BackboneConfig(
+            "resnet50", None, deform_stages=list(deform), stem_width=8, width_per_group=8, res2_channels=32
+        ),
+        fpn_channels=16,
+        box_head=BoxHeadConfig(num_convs=1, conv_channels=16, fc_channels=32, max_detections=10),
+        mask_head=MaskHeadConfig(num_convs=2, channels=16),
+        semantic_head=SemanticHeadConfig(channels=16),
+        ibpp=IBPPConfig(iterations, sem_channels=16),
+    )
+
+
+@pytest.mark.parametrize(("iterations", "shared"), [(0, False), (2, False), (2, True)])
+def test_stages_add_up_to_the_whole(iterations, shared):
+    config = tiny(iterations)
+    config.ibpp.shared = shared
+    info = network_info(config, 3, 5, SIZE, repeats=1)
+    assert 0 < sum(stage.seconds for stage in info.stages.values()) <= info.seconds
+    model = random_model(config, 3, 5)
+    assert info.parameters == sum(p.numel() for p in model.parameters())
+    with profile_stages(model, count_flops=True) as stages, FlopCounterMode(display=False) as counter:
+        model.predict(model.image_batch([torch.zeros(3, *SIZE)]))
+    assert sum(stage.gflops for stage in stages.values()) == pytest.approx(counter.get_total_flops() / 1e9)
+    masks = [name for name in stages if name.startswith("masks")]
+    assert masks == (["masks"] if iterations == 0 else ["masks 1", "masks 2"])
+
+
+def test_heads_that_fusion_asks_are_stages():
+    config = replace(tiny(0), occlusion=OcclusionConfig(conv_channels=8, fc_channels=8), ranking=True)
+    predictor = Predictor(SavedModel(random_model(config, 3, 5), CATEGORIES, test_size=SIZE), device="cpu")
+    predictor.fusion = FusionConfig(score_threshold=0.0, pair_overlap=0.0)
+    image = torch.randint(0, 255, (3, *SIZE), dtype=torch.uint8)
+    with profile_stages(predictor.model) as stages:
+        (raw,) = predictor.predict_raw([image])
+        assert not {"occlusion", "ranking"} & stages.keys()
+        for method in ("soe", "srm"):
+            predictor.fuse(raw, method)
+    assert min(stages["occlusion"].seconds, stages["ranking"].seconds) > 0
+
+
+def test_deformable_convolutions_count_as_convolutions():
+    """res5: three 3×3 convolutions of 64 channels, on 2 × 3 cells, and the 18 offsets of each."""
+    plain, deformable = (network_info(tiny(0, d), 3, 5, SIZE, repeats=1).stages["backbone"] for d in ((), (5,)))
+    offsets = sum(2 * 18 * 9 * 64 * 2 * 3 for _ in range(3))
+    assert deformable.gflops - plain.gflops == pytest.approx(offsets / 1e9)
+
+
+def test_a_model_is_left_as_it_was():
+    model = random_model(replace(tiny(1)), 3, 5)
+    with profile_stages(model):
+        assert "forward" in vars(model.backbone)
+    assert "forward" not in vars(model.backbone)

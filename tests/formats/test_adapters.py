@@ -1,0 +1,172 @@
+"""Predictions of other codebases, from their own code where it is installed."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+from torchvision.models.detection import maskrcnn_resnet50_fpn
+
+from refine import fuse
+from refine.errors import RefineError
+from refine.formats.adapters import (
+    add_roi_masks,
+    from_coco,
+    from_detectron2,
+    from_huggingface,
+    from_masks,
+    from_torchvision,
+)
+from refine.structures import Categories
+
+CATEGORIES = Categories.from_json(
+    [
+        {"id": 1, "name": "person", "isthing": 1},
+        {"id": 18, "name": "dog", "isthing": 1},
+        {"id": 130, "name": "sky", "isthing": 0},
+    ]
+)
+MASKS = torch.zeros(2, 20, 30, dtype=torch.bool)
+MASKS[0, 2:10, 3:12] = True
+MASKS[1, 8:19, 10:29] = True
+BOXES = torch.tensor([[3.0, 2, 12, 10], [10, 8, 29, 19]])
+
+
+def test_torchvisions_own_output():
+    torch.manual_seed(0)
+    model = maskrcnn_resnet50_fpn(
+        weights=None, weights_backbone=None, num_classes=2, min_size=64, max_size=96, box_score_thresh=0.0,
+        box_detections_per_img=5,
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        output = model([torch.rand(3, 64, 96)])[0]
+    instances = from_torchvision(output, CATEGORIES)
+    assert len(instances) == len(output["scores"]) > 0
+    assert instances.labels.tolist() == [0] * len(instances)
+    assert instances.masks.equal(output["masks"][:, 0] >= 0.5)
+    result = fuse(instances, torch.full((64, 96), 2), categories=CATEGORIES)
+    assert result.segment_ids.shape == (64, 96)
+
+
+def test_detectron2s_attributes():
+    theirs = SimpleNamespace(
+        image_size=(20, 30),
+        pred_boxes=SimpleNamespace(tensor=BOXES),
+        scores=torch.tensor([0.9, 0.8]),
+        pred_classes=torch.tensor([1, 0]),
+        pred_masks=MASKS,
+    )
+    instances = from_detectron2(theirs, CATEGORIES)
+    assert instances.labels.tolist() == [1, 0]  # contiguous classes in the order of ids
+    assert from_detectron2(theirs, CATEGORIES, [18, 1]).labels.tolist() == [0, 1]
+    assert instances.boxes.equal(BOXES)
+    del theirs.pred_masks
+    with pytest.raises(RefineError, match="has no 'pred_masks'"):
+        from_detectron2(theirs, CATEGORIES)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_huggingfaces_dictionaries(stacked):
+    infos = [
+        {"id": 1, "label_id": 18, "score": 0.9},
+        {"id": 2, "label_id": 130, "score": 0.7},  # stuff
+        {"id": 3, "label_id": 1, "score": 0.8},
+    ]
+    if stacked:
+        segmentation = torch.stack([MASKS[0], MASKS[0], MASKS[1]]).float()
+    else:
+        segmentation = torch.full((20, 30), 2)
+        segmentation[MASKS[1]] = 3
+        segmentation[MASKS[0]] = 1
+    instances = from_huggingface({"segmentation": segmentation, "segments_info": infos}, CATEGORIES)
+    assert instances.labels.tolist() == [1, 0]
+    torch.testing.assert_close(instances.scores, torch.tensor([0.9, 0.8]))
+    assert instances.masks[0].equal(MASKS[0])
+    assert instances.boxes[0].tolist() == BOXES[0].tolist()
+    nothing = from_huggingface({"segmentation": torch.full((20, 30), -1), "segments_info": []}, CATEGORIES)
+    assert len(nothing) == 0
+
+
+@pytest.mark.parametrize(
+    ("info", "words"),
+    [
+        ({"label_id": 1, "score": 0.5}, "has no 'id'"),
+        ({"id": 1, "score": 0.5}, "has no 'label_id'"),
+        ({"id": 1, "label_id": 1}, "has no 'score'"),
+        ({"id": 1, "label_id": 2, "score": 0.5}, "2 has no entry in category_ids"),
+        ({"id": 1, "label_id": 0, "score": 0.5}, "category 99 is none of the categories"),
+    ],
+)
+def test_wrong_dictionaries_are_told(info, words):
+    with pytest.raises(RefineError, match=r"segments_info\[0\].*" + words):
+        from_huggingface({"segmentation": torch.ones(4, 6), "segments_info": [info]}, CATEGORIES, [99, 1])
+
+
+@pytest.mark.parametrize("form", ["compressed", "text", "counts", "polygon"])
+def test_coco_results(form):
+    entries = []
+    for mask, (x1, y1, x2, y2), category_id in zip(MASKS, BOXES.tolist(), (18, 1), strict=True):
+        code = coco_mask.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
+        if form == "text":
+            code["counts"] = code["counts"].decode()
+        elif form == "counts":
+            flat = mask.numpy().T.ravel()
+            edges = np.flatnonzero(np.diff(np.concatenate([[0], flat, [2]])))
+            code = {"size": [20, 30], "counts": np.diff(np.concatenate([[0], edges])).tolist()}
+        elif form == "polygon":
+            code = [[x1, y1, x2, y1, x2, y2, x1, y2]]
+        entries.append({"category_id": category_id, "score": 0.5, "segmentation": code})
+    instances = from_coco(entries, (20, 30), CATEGORIES)
+    assert instances.masks.equal(MASKS)
+    assert instances.boxes.equal(BOXES)
+    assert instances.labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"category_id": 130}, "category_id 130 is no thing"),
+        ({"category_id": 99}, "category_id 99 is no thing"),
+        ({"score": 1.5}, "score is 1.5"),
+        ({"score": None}, "score is None"),
+        ({"segmentation": {"size": [5, 5], "counts": [25]}}, r"its size is \[5, 5\], the image's \[20, 30\]"),
+        ({"segmentation": {"size": [20, 30]}}, "cannot be drawn"),
+        ({"segmentation": {"size": [20, 30], "counts": [5, 5]}}, "its counts are of 10 pixels, the image has 600"),
+        ({"segmentation": [[1, 1, 5, float("nan"), 5, 5]]}, "a corner is not finite"),
+        ({"segmentation": "mask"}, "segmentation is 'mask'"),
+    ],
+)
+def test_wrong_results_are_told(changes, words):
+    entry = {"category_id": 1, "score": 0.5, "segmentation": [[1, 1, 5, 1, 5, 5]]} | changes
+    with pytest.raises(RefineError, match=words) as error:
+        from_coco([entry], (20, 30), CATEGORIES, "file.json: image 3")
+    assert str(error.value).startswith("file.json: image 3: entry 0")
+
+
+def test_unknown_labels_are_told():
+    output = {
+        "boxes": BOXES, "labels": torch.tensor([1, 2]), "scores": torch.ones(2), "masks": MASKS[:, None].float()
+    }  # fmt: skip
+    with pytest.raises(RefineError, match="category 2 is no thing"):
+        from_torchvision(output, CATEGORIES)
+    assert from_torchvision(output, CATEGORIES, [0, 1, 18]).labels.tolist() == [0, 1]
+    with pytest.raises(RefineError, match="2 has no entry in category_ids"):
+        from_torchvision(output, CATEGORIES, [0, 1])
+    with pytest.raises(RefineError, match="has no 'masks'"):
+        from_torchvision({k: v for k, v in output.items() if k != "masks"}, CATEGORIES)
+
+
+def test_empty_masks_are_left_out_and_roi_masks_show_their_boxes():
+    masks = torch.cat([MASKS, torch.zeros(1, 20, 30, dtype=torch.bool)])
+    instances = from_masks(masks, torch.tensor([0, 1, 0]), torch.tensor([0.9, 0.8, 0.7]))
+    assert len(instances) == 2
+    with_roi = add_roi_masks(instances, 4)
+    # Samples near the edge reach over it.
+    torch.testing.assert_close(with_roi.roi_masks, torch.ones(2, 4, 4), atol=0.1, rtol=0)
+    half = MASKS[:1].clone()
+    half[0, 2:6, 3:12] = False
+    half[0, 2, 3] = True  # the box stays
+    lower = add_roi_masks(from_masks(half, torch.tensor([0]), torch.tensor([0.9])), 4).roi_masks[0]
+    assert (lower[2:] > 0.9).all()
+    assert (lower[:2, 1:] < 0.2).all()

@@ -1,0 +1,163 @@
+"""COCO instance masks beside the panoptic map: read as pycocotools reads them, matched to segments."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.drawn_data import IDS, write_coco
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+
+from refine.data.coco_panoptic import CocoPanoptic
+from refine.data.segments import SegmentMap, match_segments
+from refine.errors import RefineError
+from refine.files import write_json
+from refine.formats.instances_json import InstanceFile
+from refine.structures import VOID
+
+SIZE = (4, 6)
+LABELS = {3: 0, 17: 1, 105: 2, 200: 3, 8: VOID}
+
+
+def rle(mask: np.ndarray, compressed: bool = True) -> dict[str, Any]:
+    if compressed:
+        code = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+        return {"size": list(mask.shape), "counts": code["counts"].decode()}
+    flat = mask.T.ravel().astype(int)
+    changes = np.flatnonzero(np.diff(flat)) + 1
+    edges = [0, *([0] if flat[0] else []), *changes.tolist(), flat.size]
+    return {"size": list(mask.shape), "counts": np.diff(edges).tolist()}
+
+
+def opened(tmp_path: Path, annotations: list[Any], ids: tuple[int, ...] = (10,)) -> InstanceFile:
+    write_json(tmp_path / "instances.json", {"annotations": annotations})
+    return InstanceFile(tmp_path / "instances.json", ids, [SIZE] * len(ids), LABELS, num_things=2)
+
+
+def annotation(mask: np.ndarray, **more: Any) -> dict[str, Any]:
+    return {"image_id": 10, "category_id": 17, "segmentation": rle(mask), "iscrowd": 0} | more
+
+
+def test_masks_labels_and_crowds_of_each_image(tmp_path: Path) -> None:
+    full, cat = np.ones(SIZE, bool), IDS == 300
+    file = opened(
+        tmp_path,
+        [
+            annotation(full, image_id=12, category_id=3, iscrowd=1),
+            annotation(cat),
+            annotation(cat, image_id=99),  # of another data set
+            annotation(full, category_id=8),  # dropped by a remap
+            annotation(np.zeros(SIZE, bool)),  # no pixel
+            annotation(full, category_id=3, segmentation=rle(full, compressed=False)),
+        ],
+        (10, 11, 12),
+    )
+    masks, labels, crowd = file.read(0)
+    np.testing.assert_array_equal(masks, [cat, full])  # they overlap
+    assert labels.tolist() == [1, 0]
+    assert crowd.tolist() == [False, False]
+    masks, labels, crowd = file.read(1)
+    assert masks.shape == (0, *SIZE)
+    assert file.read(2)[2].tolist() == [True]
+
+
+_CORNER = st.tuples(*[st.integers(-2, 60).map(lambda v: v / 2)] * 2)
+_POLYGON = st.lists(_CORNER, min_size=3, max_size=6).map(lambda corners: [v for corner in corners for v in corner])
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(_POLYGON, min_size=1, max_size=3))
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
+def test_polygons_are_drawn_as_pycocotools_draws_them(
+    tmp_path_factory: pytest.TempPathFactory, polygons: list[list[float]]
+) -> None:
+    size = (24, 28)
+    parts = coco_mask.frPyObjects(polygons, *size)
+    expected = coco_mask.decode(coco_mask.merge(parts)).astype(bool)
+    path = tmp_path_factory.getbasetemp() / "instances.json"
+    write_json(path, {"annotations": [{"image_id": 1, "category_id": 3, "segmentation": polygons}]})
+    masks = InstanceFile(path, [1], [size], LABELS, 2).read(0)[0]
+    if expected.any():
+        np.testing.assert_array_equal(masks[0], expected)
+    else:
+        assert len(masks) == 0
+
+
+def test_complaints(tmp_path: Path) -> None:
+    good = annotation(IDS == 300)
+    for bad, message in (
+        (7, r"annotations\[0\]: is not as COCO instances JSON has it"),
+        ({"image_id": 10}, r"annotations\[0\]: has no `category_id`"),
+        ({"image_id": 10, "category_id": 17}, "has no `segmentation`"),
+        (good | {"category_id": 1}, "category_id 1 is not among the panoptic categories; add it there"),
+        (good | {"category_id": 200}, "category_id 200 is stuff; instances are things"),
+        (good | {"segmentation": []}, r"segmentation cannot be drawn \(it is empty\)"),
+        (good | {"segmentation": [[1, 2, 3, 4]]}, "a polygon needs three corners"),
+        (good | {"segmentation": "abc"}, "segmentation cannot be drawn"),
+        (good | {"segmentation": {"size": [4, 6], "counts": [5, 5]}}, "its counts are of 10 pixels, the image has"),
+        (good | {"segmentation": rle(np.ones((3, 3), bool))}, r"its size is \[3, 3\], the image's \[4, 6\]"),
+        (good | {"image_id": 99}, "none is of an image of the data set"),
+    ):
+        with pytest.raises(RefineError, match=message) as error:
+            opened(tmp_path, [bad])
+        assert str(error.value).startswith(str(tmp_path / "instances.json"))
+    write_json(tmp_path / "instances.json", [])
+    with pytest.raises(RefineError, match="has no list `annotations`"):
+        InstanceFile(tmp_path / "instances.json", [10], [SIZE], LABELS, 2)
+
+
+def test_targets_take_whole_masks_and_the_map_tells_who_is_seen(tmp_path: Path) -> None:
+    """The car reaches behind the cat; a second cat is hidden altogether."""
+    files = write_coco(tmp_path)
+    car, cat = np.isin(IDS, (300, 70000)), IDS == 300
+    hidden = np.zeros(SIZE, bool)
+    hidden[2, 2] = True
+    path = tmp_path / "instances.json"
+    write_json(path, {"annotations": [annotation(hidden), annotation(car, category_id=3), annotation(cat)]})
+    dataset = CocoPanoptic(files.images, files.json, files.segments, instances=path)
+    _, segments = dataset[0]
+    targets = segments.targets(2, 10, "")
+    np.testing.assert_array_equal(targets.masks, [hidden, car, cat])
+    assert targets.labels.tolist() == [1, 0, 1]
+    assert targets.boxes.tolist() == [[2, 2, 3, 3], [1, 1, 5, 4], [1, 1, 3, 3]]
+    np.testing.assert_array_equal(targets.owner, np.where(IDS == 300, 2, np.where(IDS == 70000, 1, -1)))
+    plain = CocoPanoptic(files.images, files.json, files.segments)[0][1].targets(2, 10, "")
+    np.testing.assert_array_equal(targets.sem_seg, plain.sem_seg)
+
+
+def test_a_remap_that_makes_things_stuff_leaves_their_instances_out(tmp_path: Path) -> None:
+    files = write_coco(tmp_path)
+    categories = [{"id": 1, "name": "cat", "isthing": 1}, {"id": 2, "name": "rest", "isthing": 0}]
+    write_json(tmp_path / "remap.json", {"categories": categories, "map": {"17": 1, "3": 2, "200": 2, "105": None}})
+    cat, car = annotation(IDS == 300), annotation(IDS == 70000, category_id=3)
+    path = tmp_path / "instances.json"
+    write_json(path, {"annotations": [car, cat]})
+    more = {"remap": tmp_path / "remap.json", "instances": path}
+    dataset = CocoPanoptic(files.images, files.json, files.segments, **more)
+    targets = dataset[0][1].targets(1, 10, "")
+    np.testing.assert_array_equal(targets.masks, [IDS == 300])
+    write_json(path, {"annotations": [cat | {"category_id": 200}]})
+    with pytest.raises(RefineError, match="category_id 200 is stuff"):
+        CocoPanoptic(files.images, files.json, files.segments, **more)
+
+
+def test_matching_takes_the_best_pair_first_and_only_its_own_kind() -> None:
+    index = torch.tensor([[0, 0, 0, 1, 1, 2, 2, -1]], dtype=torch.int32)
+    segments = SegmentMap(index, torch.tensor([0, 0, 1]), torch.tensor([False, True, False]))
+
+    def match(*instances: tuple[str, int, bool]) -> list[int]:
+        masks = torch.tensor([[[pixel == "x" for pixel in row]] for row, _, _ in instances])
+        labels = torch.tensor([label for _, label, _ in instances])
+        return match_segments(segments, masks, labels, torch.tensor([c for _, _, c in instances])).tolist()
+
+    assert match(("xx......", 0, False), ("xxx.....", 0, False)) == [-1, 0]  # 2/3 yields to 1
+    assert match(("xxxxx...", 0, False), ("...xx...", 0, True)) == [0, 1]  # 3/5; the crowd has a crowd
+    assert match(("...xx...", 0, False)) == [-1]  # no crowd
+    assert match((".....xx.", 0, False)) == [-1]  # another class
+    assert match((".......x", 1, False)) == [-1]  # void
+    empty = torch.zeros(0, 1, 8, dtype=torch.bool)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    assert match_segments(segments, empty, nothing, nothing.bool()).shape == (0,)

@@ -1,0 +1,170 @@
+"""Runs of id-PNGs against other decoders, for every filter; what no id-PNG is, is refused."""
+
+import itertools
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from refine.errors import RefineError
+from refine.formats.png_runs import read_runs
+from refine.formats.runs import Runs
+from refine.formats.writer import read_png, write_png
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width, height, rows, *, color=2, depth=8, interlaced=0, before=b""):
+    """A PNG of filtered rows, bytes."""
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, interlaced)
+    body = chunk(b"IHDR", header) + before + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def to_bytes(ids):
+    """[H, W] integers -> [H, W, 3] uint8."""
+    return np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8)
+
+
+def filtered(ids, methods):
+    """Rows as PNG stores them, by the specification's own words, byte after byte."""
+    height, width = ids.shape
+    pixels = to_bytes(ids).reshape(height, 3 * width).astype(int)
+    rows = []
+    for y, method in enumerate(methods):
+        row = [method]
+        for x in range(3 * width):
+            a = pixels[y, x - 3] if x >= 3 else 0
+            b = pixels[y - 1, x] if y else 0
+            c = pixels[y - 1, x - 3] if y and x >= 3 else 0
+            paeth = min((abs(b - c), 0, a), (abs(a - c), 1, b), (abs(a + b - 2 * c), 2, c))[2]
+            row.append((pixels[y, x] - (0, a, b, (a + b) // 2, paeth)[method]) % 256)
+        rows.append(bytes(row))
+    return b"".join(rows)
+
+
+@st.composite
+def filtered_maps(draw):
+    """A map of rectangles and specks, and a filter for each row."""
+    g = np.random.default_rng(draw(st.integers(0, 2**31)))
+    height, width = draw(st.integers(1, 14)), draw(st.integers(1, 40))
+    ids = np.full((height, width), draw(st.sampled_from([0, 5, 2**24 - 1])))
+    for _ in range(draw(st.integers(0, 6))):
+        y, x = g.integers(0, height), g.integers(0, width)
+        ids[y : y + g.integers(1, 9), x : x + g.integers(1, 25)] = g.integers(0, 2**24) >> g.choice([0, 8, 16])
+    speckled = g.random(ids.shape) < draw(st.sampled_from([0, 0.05, 1]))
+    ids[speckled] = g.integers(0, 2**24, int(speckled.sum()))
+    methods = draw(st.lists(st.integers(0, 4), min_size=height, max_size=height))
+    return ids, methods
+
+
+@settings(max_examples=150, deadline=None)
+@given(filtered_maps())
+def test_every_filter_is_undone(tmp_path_factory, drawn):
+    ids, methods = drawn
+    path = tmp_path_factory.mktemp("png") / "x.png"
+    path.write_bytes(png(*ids.shape[::-1], filtered(ids, methods)))
+    with Image.open(path) as image:  # the PNG itself is right
+        np.testing.assert_array_equal(np.asarray(image), to_bytes(ids))
+    runs = read_runs(path)
+    np.testing.assert_array_equal(runs.to_map(), ids)
+    np.testing.assert_array_equal(read_png(path), ids)
+    assert runs.starts[0] == 0
+    assert (np.diff(runs.starts) > 0).all()
+    assert len(runs.starts) <= len(Runs.from_map(ids).starts) + ids.shape[0]  # cut at ends of rows, no more
+
+
+def test_real_maps_decode_as_by_pillow(shared_dir):
+    folders = [
+        shared_dir / "data/coco_panoptic/panoptic_val",
+        shared_dir / "data/nuclei/panoptic_val",
+        shared_dir / "fixtures/pq/coco_panoptic_val/panoptic_pred",
+        shared_dir / "fixtures/pq/nuclei_val/panoptic_pred",
+    ]
+    for path in itertools.chain(*(sorted(folder.glob("*.png"))[:25] for folder in folders)):
+        with Image.open(path) as image:
+            pixels = np.asarray(image).astype(np.int64)
+        np.testing.assert_array_equal(read_runs(path).to_map(), pixels @ [1, 256, 65536], err_msg=str(path))
+
+
+@pytest.mark.parametrize("read", [read_runs, read_png])
+def test_a_palette_of_colours_is_ids(tmp_path, read):
+    ids = np.array([[7, 7, 70000], [300, 7, 7]])
+    colors, places = np.unique(ids, return_inverse=True)
+    image = Image.fromarray(places.reshape(ids.shape).astype(np.uint8), "P")
+    image.putpalette(to_bytes(colors).tobytes())
+    image.save(tmp_path / "x.png")
+    found = read(tmp_path / "x.png")
+    np.testing.assert_array_equal(found.to_map() if isinstance(found, Runs) else found, ids)
+
+
+@pytest.mark.parametrize("read", [read_runs, read_png])
+def test_interlaced_maps_are_read(tmp_path, read):
+    # Adam7's passes of a 2 × 2 image: pixel (0, 0) alone, then (0, 1) alone, then the second row.
+    ids = np.array([[1, 2], [300, 70000]])
+    pixels = to_bytes(ids)
+    rows = b"".join(b"\0" + part.tobytes() for part in (pixels[0, 0], pixels[0, 1], pixels[1]))
+    (tmp_path / "x.png").write_bytes(png(2, 2, rows, interlaced=1))
+    found = read(tmp_path / "x.png")
+    np.testing.assert_array_equal(found.to_map() if isinstance(found, Runs) else found, ids)
+
+
+MAP = np.array([[1, 1, 2, 2], [1, 3, 3, 2]])
+ROWS = filtered(MAP, [0, 2])
+LONG = struct.pack(">IIBBBBB", 4, 2, 8, 2, 0, 0, 0)
+
+
+@pytest.mark.parametrize("read", [read_runs, read_png])
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "is no PNG"),
+        (b"\xff\xd8\xff JPEG", "is no PNG"),
+        (png(4, 2, b"\0\1\2\3\4\0\1\2\3\4", color=0), "8-bit grey PNG"),
+        (png(4, 2, b"\0" * 18, color=0, depth=16), "16-bit grey PNG"),
+        (png(4, 2, b"\0" * 50, depth=16), "16-bit RGB PNG"),
+        (png(4, 2, b"\0" * 34, color=6), "8-bit RGB with alpha PNG"),
+        (png(0, 2, b"\0\0"), "claims 0 × 2 pixels"),
+        (png(2**16, 2**16, b"\0"), "claims 65536 × 65536 pixels"),
+        (png(4, 2, ROWS[:-1]), "is damaged"),
+        (png(4, 2, ROWS[:13]), "is damaged"),
+        (png(4, 2, b"\7" + ROWS[1:]), "is damaged"),
+        (png(4, 2, ROWS[:13] + b"\5" + ROWS[14:]), "is damaged"),
+        (png(2, 2, b"\0\1", interlaced=1), "is damaged"),
+        (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", LONG) + chunk(b"IEND", b""), "is damaged"),
+        (b"\x89PNG\r\n\x1a\n" + chunk(b"IDAT", b"x") + chunk(b"IEND", b""), "is damaged"),
+        (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", LONG) + chunk(b"IDAT", b"xxxx") + chunk(b"IEND", b""), "is damaged"),
+    ],
+    ids=range(16),
+)
+def test_what_holds_no_ids_is_refused(tmp_path, read, data, words):
+    (tmp_path / "x.png").write_bytes(data)
+    with pytest.raises(RefineError, match=r"x\.png: ") as error:
+        read(tmp_path / "x.png")
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("read", [read_runs, read_png])
+def test_every_cut_and_every_flipped_byte_is_noticed(tmp_path, read):
+    path = tmp_path / "x.png"
+    write_png(path, np.arange(12).reshape(3, 4) // 5)
+    whole = path.read_bytes()
+    for n in range(len(whole)):
+        for data in (whole[:n], whole[:n] + bytes([whole[n] ^ 16]) + whole[n + 1 :]):
+            path.write_bytes(data)
+            with pytest.raises(RefineError):
+                read(path)
+
+
+@pytest.mark.parametrize("read", [read_runs, read_png])
+def test_missing_files_and_folders_are_told(tmp_path, read):
+    with pytest.raises(RefineError, match=r"x.png: cannot be read \(No such file"):
+        read(tmp_path / "x.png")
+    with pytest.raises(RefineError, match=r"cannot be read \(Is a directory"):
+        read(tmp_path)

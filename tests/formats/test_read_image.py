@@ -1,0 +1,235 @@
+"""Pictures of every kind become 8-bit RGB, upright; what cannot be read is told."""
+
+import contextlib
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from refine.errors import RefineError
+from refine.formats.id_png import Runs, png_size, read_gray, read_ids
+from refine.formats.images import MAX_PIXELS, from_pil, list_images, read_image
+from refine.structures import id_to_rgb
+
+
+def _pixels(image: torch.Tensor) -> list:
+    return image.permute(1, 2, 0).tolist()
+
+
+def _png(width: int, height: int, data: bytes = b"") -> bytes:
+    """A PNG that claims a size and holds what it is given."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(data)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*c) for c in chunks)
+
+
+def test_rgb_grey_palette_and_bilevel(tmp_path: Path) -> None:
+    rgb = np.array([[[1, 2, 3], [250, 0, 9]]], np.uint8)
+    path = tmp_path / "a.png"
+    Image.fromarray(rgb).save(path)
+    image = read_image(path)
+    assert image.dtype == torch.uint8
+    assert image.is_contiguous()
+    assert _pixels(image) == rgb.tolist()
+    Image.fromarray(np.array([[0, 77, 255]], np.uint8)).save(path)
+    assert _pixels(read_image(path)) == [[[0] * 3, [77] * 3, [255] * 3]]
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([9, 8, 7, 200, 100, 50])
+    palette.putpixel((1, 0), 1)
+    for suffix in ("png", "gif"):
+        palette.save(tmp_path / f"p.{suffix}")
+        assert _pixels(read_image(tmp_path / f"p.{suffix}")) == [[[9, 8, 7], [200, 100, 50]]]
+    Image.fromarray(np.array([[True, False]])).save(path)
+    assert _pixels(read_image(path)) == [[[255] * 3, [0] * 3]]
+
+
+def test_sixteen_bits_and_floats_are_scaled(tmp_path: Path) -> None:
+    for suffix in ("png", "tif"):
+        path = tmp_path / f"a.{suffix}"
+        Image.fromarray(np.array([[0, 257, 32768, 65535]], np.uint16)).save(path)
+        assert read_image(path)[0].tolist() == [[0, 1, 127, 255]]
+        Image.fromarray(np.array([[0, 100, 255]], np.uint16)).save(path)  # 8 bits in a wider file
+        assert read_image(path)[0].tolist() == [[0, 100, 255]]
+    for values in ([[0, 0.5, 1]], [[0, 127, 255]]):
+        Image.fromarray(np.array(values, np.float32)).save(tmp_path / "f.tif")
+        assert read_image(tmp_path / "f.tif")[0].tolist() == [[0, 127, 255]]
+
+
+def test_cmyk_jpeg_has_its_colours(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(path, quality=100)  # red
+    image = read_image(path).float().mean((1, 2))
+    assert image.tolist() == pytest.approx([255, 0, 0], abs=4)
+
+
+def test_transparent_pixels_lie_over_white(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.array([[[200, 0, 100, 255], [200, 0, 100, 0], [0, 0, 0, 51]]], np.uint8)).save(path)
+    assert _pixels(read_image(path)) == [[[200, 0, 100], [255] * 3, [204] * 3]]
+    Image.fromarray(np.array([[[9, 255], [9, 0]]], np.uint8), "LA").save(path)
+    assert _pixels(read_image(path)) == [[[9] * 3, [255] * 3]]
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([9, 8, 7, 200, 100, 50])
+    palette.putpixel((1, 0), 1)
+    palette.save(path, transparency=0)
+    assert _pixels(read_image(path)) == [[[255] * 3, [200, 100, 50]]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_turns_upright(tmp_path: Path, orientation: int) -> None:
+    """What a viewer shows is the letter F; the file holds it turned as the tag says."""
+    upright = np.zeros((5, 4, 3), np.uint8)
+    upright[:, 0] = upright[0, :] = upright[2, :3] = 255
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright),  # the camera was turned: show it turned clockwise
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    path = tmp_path / "a.png"
+    Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif)
+    assert _pixels(read_image(path)) == upright.tolist()
+    assert _pixels(read_image(path, (5, 4))) == upright.tolist()
+    if orientation >= 5:  # annotated as stored
+        assert _pixels(read_image(path, (4, 5))) == stored.tolist()
+    assert _pixels(read_image(path, (9, 9))) == upright.tolist()
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
+    def fails(name: str, content: bytes, message: str) -> None:
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(RefineError) as error:
+            read_image(path)
+        assert str(error.value).startswith(f"{path}: {message}"), str(error.value)
+
+    jpeg, png = io.BytesIO(), io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(jpeg, "JPEG")
+    Image.fromarray(noise).save(png, "PNG")
+    fails("a.jpg", b"", "the file is empty; copy it again")
+    fails("b.jpg", b"not a picture", "is not a picture that can be read; convert it to PNG or JPEG")
+    fails("c.jpg", jpeg.getvalue()[:2000], "is damaged or cut off (")
+    fails("d.png", png.getvalue()[:2000], "is damaged or cut off (")
+    fails("d.png", _png(50, 50), "is damaged or cut off (")
+    fails("e.png", _png(0, 5), "is not a picture that can be read")
+    fails("f.png", _png(100_000, 100_000), f"has more than {MAX_PIXELS} pixels; tile it")
+    fails("g.png", _png(12_000, 12_000), f"has more than {MAX_PIXELS} pixels; tile it")
+    values = io.BytesIO()
+    Image.fromarray(np.full((5, 5), np.nan, np.float32)).save(values, "TIFF")
+    fails("n.tif", values.getvalue(), "is damaged or cut off (it has values that are not finite)")
+    with pytest.raises(RefineError, match=r"h\.png: no such file; check the path"):
+        read_image(tmp_path / "h.png")
+    with pytest.raises(RefineError, match=r"cannot be read \(Is a directory\); check the path"):
+        read_image(tmp_path)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    kind=st.sampled_from(["PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP"]),
+    changes=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4),
+    length=st.integers(0, 2000),
+)
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_files_never_raise_anything_else(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, changes: list[tuple[int, int]], length: int
+) -> None:
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x112] = 6
+    picture = np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3)
+    Image.fromarray(picture).save(buffer, kind, **({} if kind in ("GIF", "BMP") else {"exif": exif}))
+    content = bytearray(buffer.getvalue()[:length])
+    for place, value in changes:
+        if place < len(content):
+            content[place] = value
+    path = tmp_path_factory.getbasetemp() / "damaged"
+    path.write_bytes(content)
+    for read in (read_image, read_ids, read_gray, png_size):
+        with contextlib.suppress(RefineError):
+            read(path)
+
+
+def test_from_pil_takes_a_picture_in_memory() -> None:
+    assert _pixels(from_pil(Image.new("RGB", (2, 1), (1, 2, 3)))) == [[[1, 2, 3], [1, 2, 3]]]
+
+
+def test_list_images_takes_files_folders_and_patterns(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a.png", "notes.txt", "sub/c.webp"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    names = [p.name for p in list_images([str(tmp_path)])]
+    assert names == ["a.png", "b.JPG"]
+    names = [p.name for p in list_images([str(tmp_path / "b.JPG"), str(tmp_path), f"{tmp_path}/**/*"])]
+    assert names == ["b.JPG", "a.png", "c.webp"]
+    for nothing in (tmp_path / "none.png", tmp_path / "*.bmp"):
+        with pytest.raises(RefineError, match="no picture there"):
+            list_images([str(nothing)])
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.lists(st.integers(0, (1 << 24) - 1), min_size=3, max_size=3), min_size=1, max_size=5))
+def test_ids_survive_a_png(tmp_path_factory: pytest.TempPathFactory, rows: list[list[int]]) -> None:
+    ids = np.array(rows)
+    path = tmp_path_factory.getbasetemp() / "ids.png"
+    Image.fromarray(id_to_rgb(ids)).save(path)
+    assert read_ids(path).dtype == np.int32
+    np.testing.assert_array_equal(read_ids(path), ids)
+    assert png_size(path) == ids.shape
+    runs = Runs.of(read_ids(path))
+    np.testing.assert_array_equal(runs.spread(runs.ids), ids)
+    known = np.unique(ids)[::-1][::2]  # some of them, not sorted
+    place = runs.find(known)
+    expected = np.where(np.isin(runs.ids, known), runs.ids, -1)
+    np.testing.assert_array_equal(np.where(place < 0, -1, known[place]), expected)
+
+
+def test_bad_id_pngs_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "ids.png"
+    whole = _png(4, 3, b"\0" * 3 * 13)
+    path.write_bytes(whole)
+    assert read_ids(path).tolist() == [[0] * 4] * 3
+    for content, message in (
+        (b"", "is no PNG, or cut off"),
+        (b"hello" * 20, "is no PNG, or cut off"),
+        (whole[:-3], "is damaged or cut off"),
+        (_png(4, 3, b"\0" * 13), "is damaged or cut off"),
+        (_png(0, 3), "is damaged or cut off"),
+        (_png(90_000, 90_000), "claims 90000 × 90000 pixels, more than"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(RefineError, match=message):
+            read_ids(path)
+    damaged = bytearray(whole)
+    damaged[45] ^= 4
+    path.write_bytes(damaged)
+    with pytest.raises(RefineError, match="is damaged or cut off"):
+        read_ids(path)
+    path.write_bytes(whole)
+    with pytest.raises(RefineError, match="is not a PNG of one channel"):
+        read_gray(path)
+    Image.fromarray(np.array([[1, 65535]], np.uint16)).save(path)
+    assert read_gray(path).tolist() == [[1, 65535]]
+    with pytest.raises(RefineError, match="is not an RGB PNG of 8 bits"):
+        read_ids(path)
+    with pytest.raises(RefineError, match=r"cannot be read \(No such file or directory\)"):
+        png_size(tmp_path / "none.png")

@@ -1,0 +1,164 @@
+"""Faults to plant in the drawn data set, and what the check must say of each."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from helpers.drawn_data import IDS, Files
+from PIL import Image
+
+
+def _segment(files: Files, n: int = 0) -> dict[str, Any]:
+    return files.content["annotations"][0]["segments_info"][n]
+
+
+def _shift_ids(files: Files) -> None:
+    files.paint(0, np.where(IDS == 300, 301, IDS))
+
+
+def cut(path: Path) -> None:
+    """Keep the head of a file."""
+    path.write_bytes(path.read_bytes()[:45])
+
+
+FAULTS: dict[str, tuple[Callable[[Files], Any], list[str]]] = {
+    "isthing": (
+        lambda f: f.content["categories"][1].pop("isthing"),
+        ["category: categories[1] (id 3): isthing is missing; give 1 (countable) or 0 (stuff)"],
+    ),
+    "category id": (
+        lambda f: f.content["categories"][1].update(id="3"),
+        [
+            "category: categories[1]: id is '3'; give an integer",
+            "segment: annotation of image 10: segment 70000: unknown category_id 3; correct it or add the category",
+        ],
+    ),
+    "category twice": (
+        lambda f: f.content["categories"].append({"id": 3, "name": "cat", "isthing": 7, "color": [1, 2]}),
+        [
+            "category: categories[4] (id 3): id 3 is used twice; make ids unique",
+            "category: categories[4] (id 3): 'cat' is also the name of id 17; rename one",
+            "category: categories[4] (id 3): isthing is 7; give 1 (countable) or 0 (stuff)",
+            "category: categories[4] (id 3): color is [1, 2]; give [R, G, B] of 0-255, or none",
+        ],
+    ),
+    "category name": (
+        lambda f: f.content["categories"][0].pop("name"),
+        ["category: categories[0] (id 17): name is None; give a text"],
+    ),
+    "image id": (
+        lambda f: f.content["images"][0].pop("id"),
+        [
+            "image: images[0]: id is None; give an integer or a text",
+            "annotation: annotations[0]: image_id 10 is not in `images`; add it or drop this",
+        ],
+    ),
+    "image twice": (
+        lambda f: f.content["images"].append(dict(f.content["images"][0])),
+        ["image: images[1] (id 10): id 10 is used twice; make ids unique"],
+    ),
+    "image size": (
+        lambda f: f.content["images"][0].update(height=0),
+        ["image: images[0] (id 10): height and width are 0 and 6; give pixels"],
+    ),
+    "image name": (
+        lambda f: f.content["images"][0].update(file_name=None),
+        ["image: images[0] (id 10): file_name is None; give the picture's"],
+    ),
+    "annotation twice": (
+        lambda f: f.content["annotations"].append(f.content["annotations"][0]),
+        ["annotation: annotation of image 10: annotations[1] is the second one; keep one"],
+    ),
+    "annotation without entries": (
+        lambda f: f.content["annotations"][0].pop("segments_info"),
+        ["annotation: annotation of image 10: has no list segments_info; give it"],
+    ),
+    "annotation without name": (
+        lambda f: f.content["annotations"][0].pop("file_name"),
+        ["annotation: annotation of image 10: file_name is None; give the id-PNG's"],
+    ),
+    "no annotation": (
+        lambda f: f.content["annotations"].clear(),
+        ["annotation: annotations: the list is empty; annotate at least one picture"],
+    ),
+    "id used by two segments": (
+        lambda f: _segment(f, 1).update(id=9),
+        [
+            "segment: annotation of image 10: segment 9: segments_info[0] and [1] both use this id; "
+            "paint one with another id",
+            "segment: id 300 (4 pixels) is not in segments_info of image 10; add it, or paint it 0",
+        ],
+    ),
+    "id out of range": (
+        lambda f: _segment(f, 1).update(id=1 << 24),
+        [
+            "segment: annotation of image 10: segments_info[1]: id is 16777216; give 1 to 16777215",
+            "segment: id 300 (4 pixels) is not in segments_info of image 10; add it, or paint it 0",
+        ],
+    ),
+    "unknown category": (
+        lambda f: _segment(f).update(category_id=99),
+        ["segment: annotation of image 10: segment 9: unknown category_id 99; correct it or add the category"],
+    ),
+    "iscrowd": (
+        lambda f: _segment(f).update(iscrowd=2),
+        ["segment: annotation of image 10: segment 9: iscrowd is 2; give 0 or 1"],
+    ),
+    "ids of PNG and JSON differ": (
+        _shift_ids,
+        [
+            "segment: id 301 (4 pixels) is not in segments_info of image 10; add it, or paint it 0",
+            "segment: image 10: segment 300 of segments_info has no pixel; drop it",
+        ],
+    ),
+    "area": (
+        lambda f: _segment(f).update(area=5),
+        ["segment: image 10: segment 9: area is 5 in the JSON, 4 in the PNG; correct it"],
+    ),
+    "bbox": (
+        lambda f: _segment(f, 1).update(bbox=[1, 3, 2, 2]),
+        ["segment: image 10: segment 300: bbox is [1, 3, 2, 2] in the JSON, [1, 1, 2, 2] in the PNG; correct it"],
+    ),
+    "bbox of no area": (
+        lambda f: _segment(f, 1).update(bbox=[1, 1, 0, 0]),
+        ["segment: image 10: segment 300: bbox is [1, 1, 0, 0] in the JSON, [1, 1, 2, 2] in the PNG; correct it"],
+    ),
+    "bbox of texts": (
+        lambda f: _segment(f, 1).update(bbox="1122"),
+        ["segment: image 10: segment 300: bbox is 1122 in the JSON, [1, 1, 2, 2] in the PNG; correct it"],
+    ),
+    "size": (
+        lambda f: f.content["images"][0].update(height=6, width=4),
+        ["PNG: 6 × 4 pixels, but the JSON says 4 × 6 pixels of image 10; correct `height` and `width`, or the PNG"],
+    ),
+    "picture of another size": (
+        lambda f: Image.new("RGB", (6, 5)).save(f.images / "0.png"),
+        ["picture: 6 × 5 pixels, but its segments have 6 × 4 pixels; make them equal"],
+    ),
+    "picture missing": (
+        lambda f: (f.images / "0.png").unlink(),
+        ["picture: no such file; check the path"],
+    ),
+    "picture empty": (
+        lambda f: (f.images / "0.png").write_bytes(b""),
+        ["picture: the file is empty; copy it again"],
+    ),
+    "picture is a text": (
+        lambda f: (f.images / "0.png").write_text("hello"),
+        ["picture: is not a picture that can be read; convert it to PNG or JPEG"],
+    ),
+    "PNG missing": (
+        lambda f: (f.segments / "0_ids.png").unlink(),
+        ["PNG: cannot be read (No such file or directory); check the folder of segments"],
+    ),
+    "PNG cut off": (
+        lambda f: cut(f.segments / "0_ids.png"),
+        ["PNG: is damaged or cut off; write it again"],
+    ),
+    "PNG grey": (
+        lambda f: Image.new("L", (6, 4)).save(f.segments / "0_ids.png"),
+        ["PNG: is not an RGB PNG of 8 bits; write id = R + 256 G + 65536 B"],
+    ),
+}
+"""By name: how to plant it, and the errors that follow, each as "kind: message"."""

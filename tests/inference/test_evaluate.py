@@ -1,0 +1,162 @@
+"""Evaluation while training and after, against results put together by hand."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.tiny_run import tiny_model, tiny_run, write_dataset
+from PIL import Image
+
+from refine.checkpoint.folder import SavedModel, load_model
+from refine.data.coco_panoptic import CocoPanoptic
+from refine.drawing.overlay import overlay
+from refine.errors import RefineError
+from refine.evaluation.pq import PanopticQuality
+from refine.fusion import FusionConfig
+from refine.inference.evaluate import evaluate, evaluate_rules, to_result, write_worst
+from refine.inference.predictor import Predictor
+from refine.modeling.model import PanopticModel
+from refine.runtime import Processes
+from refine.structures import Categories, Instances, PanopticResult, Prediction
+from refine.training.logs import read_log
+from refine.training.train import train
+
+
+class Oracle(Predictor):
+    """Knows the ground truth of a data set, but for one segment of each image, which it leaves void."""
+
+    def __init__(self, dataset: CocoPanoptic) -> None:
+        self.categories = dataset.categories
+        pairs = [dataset[n] for n in range(len(dataset))]
+        self.method, self.fusion = "heuristic", FusionConfig()
+        self.known = {tuple(image.flatten().tolist()[:60]): truth for image, truth in pairs}
+
+    def predict_raw(self, images: list[torch.Tensor], min_score: float = 0.0) -> list[Prediction]:
+        (image,) = images
+        self.truth = self.known[tuple(image.flatten().tolist()[:60])]
+        t = self.truth.targets(2, 0, "")
+        roi_masks = torch.ones(len(t), 28, 28)
+        size = (image.shape[1], image.shape[2])
+        instances = Instances(size, t.boxes, torch.full((len(t),), 0.9), t.labels, roi_masks)
+        return [Prediction(instances, t.sem_seg, torch.ones(size))]
+
+    def fuse(self, raw: Prediction, method=None, fusion=None) -> PanopticResult:
+        result = to_result(self.truth, self.categories)
+        ids = torch.where(result.segment_ids == 2, 0, result.segment_ids)
+        return PanopticResult(ids, [s for s in result.segments if s.id != 2], self.categories)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> CocoPanoptic:
+    folder = write_dataset(tmp_path / "data", 6)
+    return CocoPanoptic(folder / "images", folder / "panoptic.json", folder / "segments")
+
+
+def test_oracle_misses_one_thing_per_image(dataset: CocoPanoptic, tmp_path: Path) -> None:
+    evaluation = evaluate(Oracle(dataset), dataset, average_precision=True)
+    # 6 images of 2 or 3 things, one missed in each: every IoU is 1, so PQ is RQ.
+    rows = {c.category.name: (c.tp, c.fp, c.fn) for c in evaluation.report.classes}
+    assert rows["ground"] == (6, 0, 0)
+    assert rows["red"][0] + rows["green"][0] == 15 - 6
+    assert rows["red"][2] + rows["green"][2] == 6
+    assert evaluation.metrics["SQ"] == 1
+    expected = sum(tp / (tp + 0.5 * fn) for tp, _, fn in rows.values()) / 3
+    assert evaluation.metrics["PQ"] == pytest.approx(expected)
+    # Boxes and (rectangular) masks were all given.
+    assert evaluation.metrics["AP_box"] == evaluation.metrics["AP_mask"] == pytest.approx(1)
+    evaluation.write(tmp_path / "result.json", model="oracle")
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert written["All"]["pq"] == pytest.approx(expected)
+    assert (written["images"], written["model"]) == (6, "oracle")
+
+
+def test_shards_sum_to_the_whole(dataset: CocoPanoptic) -> None:
+    whole = evaluate(Oracle(dataset), dataset).report
+    parts = []
+    for rank in range(2):
+        group = Processes(rank, 2, torch.device("cpu"))
+        object.__setattr__(group, "gather", lambda value: [value])
+        parts.append(evaluate(Oracle(dataset), dataset, group=group).report)
+    assert len(parts[0].images) == len(parts[1].images) == 3
+    for a, b, c in zip(whole.classes, parts[0].classes, parts[1].classes, strict=True):
+        assert (a.tp, a.fn) == (b.tp + c.tp, b.fn + c.fn)
+
+
+def test_pictures(dataset: CocoPanoptic, tmp_path: Path) -> None:
+    oracle = Oracle(dataset)
+    evaluation = evaluate(oracle, dataset, pictures=2)
+    assert sorted(evaluation.pictures) == ["000.png", "001.png"]
+    picture, (image, truth) = evaluation.pictures["001.png"], dataset[1]
+    assert picture.shape == (3, 64, 3 * 96)
+    assert torch.equal(picture[:, :, :96], image)
+    assert torch.equal(picture[:, :, 96:192], overlay(image, to_result(truth, dataset.categories)))
+    worst = write_worst(evaluation, oracle, dataset, tmp_path, 3)
+    assert len(worst) == len(list((tmp_path / "worst").iterdir())) == 3
+    assert [int(path.name[:4]) for path in worst] == [
+        round(1000 * entry.pq) for entry in evaluation.report.worst(3)
+    ]
+    assert Image.open(worst[0]).size == (4 * 96, 64)
+
+
+def test_only_the_first_images(dataset: CocoPanoptic) -> None:
+    assert len(evaluate(Oracle(dataset), dataset, max_images=2, workers=1).report.images) == 2
+
+
+def test_other_categories_are_refused(dataset: CocoPanoptic) -> None:
+    oracle = Oracle(dataset)
+    oracle.categories = Categories(
+        replace(c, isthing=not c.isthing) if c.name == "red" else c for c in dataset.categories
+    )
+    with pytest.raises(RefineError, match="categories: the model's number 0"):
+        evaluate(oracle, dataset)
+
+
+def test_untrained_network_is_measurable(dataset: CocoPanoptic) -> None:
+    saved = SavedModel(PanopticModel(tiny_model(), 2, 3), dataset.categories, test_size=(64, 96))
+    metrics = evaluate(Predictor(saved, device="cpu"), dataset, average_precision=True).metrics
+    assert 0 <= metrics["PQ"] < 0.5
+
+
+def test_rules_share_the_network_and_are_each_as_alone(dataset: CocoPanoptic) -> None:
+    class Counting(Predictor):
+        calls = 0
+
+        def predict_raw(self, images: list[torch.Tensor], min_score: float = 0.0) -> list[Prediction]:
+            self.calls += 1
+            return super().predict_raw(images, min_score)
+
+    torch.manual_seed(0)
+    saved = SavedModel(PanopticModel(tiny_model(), 2, 3), dataset.categories, test_size=(64, 96))
+    configs = [FusionConfig(score_threshold=s, stuff_area=a) for s, a in ((0.0, 64), (0.3, 64), (0.0, 4000))]
+    predictor = Counting(saved, device="cpu")
+    rules = [("heuristic", configs[0]), ("shr", configs[1]), ("heuristic", configs[2])]
+    together = evaluate_rules(predictor, dataset, rules, occlusion_accuracy=True)
+    assert predictor.calls == len(dataset)
+    for (method, config), evaluation in zip(rules, together, strict=True):
+        alone = evaluate(
+            Predictor(saved, device="cpu", method=method, fusion=config), dataset, occlusion_accuracy=True
+        )
+        assert evaluation.report.to_json() == alone.report.to_json()
+        assert evaluation.pairs == alone.pairs
+        sums = PanopticQuality.from_state(dataset.categories, evaluation.counts.pq.sum(0)).compute()
+        assert sums.to_json() == alone.report.to_json()
+        assert tuple(evaluation.counts.pairs.sum(0)) == alone.pairs
+    assert together[0].report.to_json() != together[2].report.to_json()
+
+
+def test_best_checkpoint_of_a_run_is_kept(tmp_path: Path) -> None:
+    config = tiny_run(write_dataset(tmp_path / "data"), tmp_path / "out")
+    config.data.val = config.data.train
+    config.eval.every, config.eval.max_images = 2, 2
+    config.log.keep, config.log.checkpoint_every, config.optim.max_steps = 1, 100, 6
+    train(config)
+    lines = [line for line in read_log(tmp_path / "out" / "log.jsonl") if line["group"] == "val"]
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    best = max(lines, key=lambda line: line["PQ"])
+    name = (tmp_path / "out" / "best").read_text().strip()
+    assert name == f"step_{best['step']:06d}"
+    kept = {p.name for p in (tmp_path / "out" / "checkpoints").iterdir()}
+    assert kept == {name, "step_000006"}
+    assert load_model(tmp_path / "out").metrics["PQ"] == pytest.approx(best["PQ"], rel=1e-5)

@@ -1,0 +1,67 @@
+"""Two processes learn what one learns from their joint batch."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.tiny_run import exhaustive, tiny_run, write_dataset
+from safetensors.torch import load_file
+from test_resume import SCRIPT
+
+from refine.training.logs import read_log
+from refine.training.train import train
+
+EXHAUSTIVE = [
+    f"--model.{head}.{field}"
+    for head in ("rpn", "box_head")
+    for field in ("samples=100000", "positive_fraction=1.0")
+]
+
+
+def torchruns(machines: int) -> list[list[str]]:
+    """Commands that start two processes, on one machine or as if on two."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run"]
+    if machines == 1:
+        return [[*torchrun, "--standalone", "--nproc_per_node=2"]]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{free.getsockname()[1]}"]
+    return [[*torchrun, "--nnodes=2", "--nproc_per_node=1", *meeting]] * 2
+
+
+@pytest.mark.parametrize("machines", [1, 2])
+def test_two_processes_equal_one(machines: int, tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "data")
+    config = exhaustive(tiny_run(folder, tmp_path / "one"))
+    config.optim.max_steps, config.optim.warmup_factor = 3, 1.0
+    config.data.val = config.data.train
+    one = train(config)
+
+    overrides = [*EXHAUSTIVE, "--optim.max_steps=3", "--optim.warmup_factor=1"]
+    overrides += [f"--data.val.{k}={getattr(config.data.train, k)}" for k in ("images", "json", "segments")]
+    training = [str(SCRIPT), str(folder), str(tmp_path / "two"), *overrides]
+    running = [
+        subprocess.Popen([*torchrun, *training], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for torchrun in torchruns(machines)
+    ]
+    for machine in running:
+        told, _ = machine.communicate(timeout=180)
+        assert machine.returncode == 0, told[-3000:]
+    two = tmp_path / "two" / "checkpoints" / one.name
+
+    logs = [read_log(out / "log.jsonl") for out in (tmp_path / "one", tmp_path / "two")]
+    for first, second in zip(*logs, strict=True):
+        assert first["group"] == second["group"]
+        for name in first:
+            if name.startswith(("loss", "PQ", "lr")):
+                assert abs(first[name] - second[name]) <= 2e-4 * abs(first[name]) + 1e-6, (
+                    name,
+                    first["step"],
+                )
+    for name in ("model", "ema"):
+        a, b = load_file(one / f"{name}.safetensors"), load_file(two / f"{name}.safetensors")
+        for key in a:
+            torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=1e-4, msg=key)

@@ -1,0 +1,173 @@
+"""What a run does besides learning: files, limits, and stopping when it must."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.tiny_run import exhaustive, tiny_run, write_dataset
+from safetensors.torch import load_file
+
+from refine.checkpoint.folder import load_model, save_model
+from refine.errors import RefineError
+from refine.training.config import RunConfig
+from refine.training.logs import read_log
+from refine.training.train import train
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    run = tiny_run(write_dataset(tmp_path / "data"), tmp_path / "out")
+    run.optim.max_steps = 2
+    return run
+
+
+def test_files_of_a_run(config: RunConfig) -> None:
+    config.log.checkpoint_every, config.log.keep, config.optim.max_steps = 1, 2, 4
+    config.log.tensorboard = True
+    last = train(config)
+    out = Path(config.out)
+    assert sorted(p.name for p in out.iterdir()) == ["checkpoints", "last", "log.jsonl", "tensorboard"]
+    assert sorted(p.name for p in last.parent.iterdir()) == ["step_000003", "step_000004"]
+    assert sorted(p.name for p in last.iterdir()) == [
+        "config.json",
+        "ema.safetensors",
+        "model.safetensors",
+        "run.json",
+        "state.json",
+        "trainer.safetensors",
+    ]
+    lines = [line for line in read_log(out / "log.jsonl") if line["group"] == "train"]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    needed = {"loss", "loss_sem_1", "loss_mask_1", "lr", "gradient_norm", "images_per_second"}
+    assert needed | {"data_seconds", "compute_seconds"} <= lines[0].keys()
+    terms = sum(v for k, v in lines[0].items() if k.startswith("loss_"))
+    assert lines[0]["loss"] == pytest.approx(terms, rel=1e-4)
+    assert list((out / "tensorboard").iterdir())
+
+
+def test_shipped_weights_are_the_mean(config: RunConfig) -> None:
+    last = train(config)
+    assert load_model(config.out).data == "rectangles"
+    ema, weights = (load_file(last / f"{n}.safetensors")["backbone.conv1.weight"] for n in ("ema", "model"))
+    assert not torch.equal(ema, weights)
+    loaded = load_model(config.out).model.state_dict()["backbone.conv1.weight"]
+    assert torch.equal(loaded, ema)
+
+
+def test_learns(config: RunConfig) -> None:
+    config.optim.max_steps = 20
+    train(config)
+    losses = [x["loss"] for x in read_log(Path(config.out) / "log.jsonl") if x["group"] == "train"]
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+
+
+def test_loss_that_is_not_finite_stops_the_run(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    from refine.modeling.model import PanopticModel
+
+    loss = PanopticModel.loss
+    calls = []
+
+    def poisoned(self, images, targets):  # type: ignore[no-untyped-def]
+        calls.append(1)
+        return loss(self, images, targets) | ({"loss_bad": images.tensor.sum() / 0} if len(calls) > 4 else {})
+
+    monkeypatch.setattr(PanopticModel, "loss", poisoned)
+    config.optim.max_steps = 9
+    with pytest.raises(RefineError, match=r"step 4: .*loss_bad = \S*(inf|nan).*images 0\d\d\.png, .*optim\.lr"):
+        train(config)
+    assert (Path(config.out) / "last").read_text().strip() == "step_000003"
+
+
+def test_gradient_that_is_not_finite_leaves_the_weights(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    from refine.modeling.model import PanopticModel
+
+    loss = PanopticModel.loss
+
+    def poisoned(self, images, targets):  # type: ignore[no-untyped-def]
+        # The square root of 0 is finite, its slope is not.
+        return loss(self, images, targets) | {"loss_bad": (self.backbone.conv1.weight * 0).sum().sqrt()}
+
+    monkeypatch.setattr(PanopticModel, "loss", poisoned)
+    with pytest.raises(RefineError, match="step 0: the gradient's norm is nan"):
+        train(config)
+    assert not (Path(config.out) / "last").exists()
+
+
+def test_parts_of_a_batch_add_up(config: RunConfig, tmp_path: Path) -> None:
+    """Losses are means over what each part holds, so parts of a batch are close to it, not equal."""
+    losses = []
+    for parts in (1, 2):
+        config = exhaustive(tiny_run(tmp_path / "data", tmp_path / f"out{parts}"))
+        config.optim.max_steps, config.optim.accumulate = 1, parts
+        train(config)
+        losses.append(read_log(Path(config.out) / "log.jsonl")[1]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_batch_must_divide(config: RunConfig) -> None:
+    config.optim.accumulate = 3
+    with pytest.raises(RefineError, match=r"optim\.batch_size is 4.*multiple of 3"):
+        train(config)
+
+
+def test_start_from_a_model(config: RunConfig, tmp_path: Path) -> None:
+    train(config)
+    save_model(tmp_path / "exported", load_model(config.out), half=True)
+    config.init, config.out, config.optim.lr = str(tmp_path / "exported"), str(tmp_path / "next"), 0.0
+    config.optim.max_steps = 1
+    last = train(config)
+    before, after = (
+        load_file(tmp_path / "exported" / "model.safetensors"),
+        load_file(last / "model.safetensors"),
+    )
+    assert all(torch.equal(before[k].float(), after[k].float()) for k in before)
+    assert "started from" in read_log(tmp_path / "next" / "log.jsonl")[0]["text"]
+
+
+def test_train_only_one_part(config: RunConfig, tmp_path: Path) -> None:
+    config.optim.max_steps = 1
+    first = load_file(train(config) / "model.safetensors")
+    config.out, config.optim.max_steps = str(tmp_path / "second"), 2
+    config.optim.train_only, config.init = (
+        ["semantic_head"],
+        str(tmp_path / "out" / "checkpoints" / "step_000001"),
+    )
+    config.optim.ema = None
+    ema = load_file(tmp_path / "out" / "checkpoints" / "step_000001" / "ema.safetensors")
+    second = load_file(train(config) / "model.safetensors")
+    changed = {k.split(".")[0] for k in first if not torch.equal(ema[k], second[k])}
+    assert changed == {"semantic_head"}
+
+
+def test_nothing_random_stays_frozen(config: RunConfig, tmp_path: Path) -> None:
+    config.model.ibpp.iterations, config.optim.max_steps = 0, 1
+    train(config)
+    config.init, config.out = config.out, str(tmp_path / "second")
+    config.model.ibpp.iterations = 1  # a semantic head that the start has not
+    config.optim.train_only = ["semantic_head"]
+    with pytest.raises(RefineError, match=r"init: .*lacks \d+ tensors.*first ibpp\..*train_only"):
+        train(config)
+    config.optim.train_only = ["semantic_head", "ibpp"]
+    train(config)
+
+
+def test_rule_of_fusion_is_checked_before_the_first_update(config: RunConfig) -> None:
+    config.data.val, config.eval.method = config.data.train, "soe"
+    config.model.occlusion = None
+    with pytest.raises(RefineError, match="no occlusion head"):
+        train(config)
+    assert not list(Path(config.out).glob("checkpoints/*"))
+
+
+def test_out_that_cannot_be_a_folder(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    config.out = str(tmp_path / "file" / "run")
+    with pytest.raises(RefineError, match=r"run: cannot be written .*; name another --out"):
+        train(config)
+
+
+def test_reduced_precision(config: RunConfig) -> None:
+    config.optim.precision = "bf16"
+    train(config)
+    lines = read_log(Path(config.out) / "log.jsonl")
+    assert lines[-1]["loss"] > 0
