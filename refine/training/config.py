@@ -12,8 +12,9 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 from refine.config import one_line
@@ -156,9 +157,54 @@ class RunConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
+class ConfigFile(ActionConfigFile):
+    """Applies the YAML files that a config names as its `base`, in their order, then the config itself."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        for content in with_bases(values):
+            self.apply_config(parser, cfg, self.dest, content)
+
+
+def with_bases(path: str | Path, seen: tuple[Path, ...] = ()) -> list[str]:
+    """Resolve the `base` of a config.
+
+    Args:
+        path: YAML file. Its optional field `base` is one path or a list of paths, relative to the file's folder;
+            what they say holds where the file itself says nothing.
+        seen: files that lead to this one.
+
+    Returns:
+        Paths and YAML texts, in the order in which they are to be applied.
+
+    Raises:
+        RefineError: a base that is not a path, does not exist, or leads back to itself.
+    """
+    path = Path(path)
+    if path.resolve() in seen:
+        raise RefineError(f"{path}: base: the file is its own base; remove the circle")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        values = None  # jsonargparse says what is wrong with it
+    if not isinstance(values, dict) or "base" not in values:
+        return [str(path)]
+    names = values.pop("base")
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise RefineError(f"{path}: base: expected a path or a list of paths, got {names!r}")
+    contents = []
+    for name in names:
+        if not (path.parent / name).is_file():
+            raise RefineError(f"{path}: base: no such file {path.parent / name}; paths are relative to the config")
+        contents += with_bases(path.parent / name, (*seen, path.resolve()))
+    return [*contents, yaml.safe_dump(values, sort_keys=False)]
+
+
 def add_run_arguments(parser: ArgumentParser) -> None:
     """Give a parser `--config FILE` and one `--field.of.field` per field of `RunConfig`."""
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML of RunConfig fields")
+    parser.add_argument(
+        "--config", action=ConfigFile, help="YAML of RunConfig fields; `base: FILE` builds on another"
+    )
     parser.add_class_arguments(RunConfig)
 
 

@@ -56,6 +56,29 @@ def test_errors_name_the_field(arguments: list[str], named: str) -> None:
         parse_run([*DATA, *arguments])
 
 
+def test_bases_come_first_in_their_order(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "data.yaml").write_text(
+        "base: ../optim.yaml\ndata: {train: {images: a, json: b, segments: c}}\noptim: {lr: 0.2}\n"
+    )
+    (tmp_path / "optim.yaml").write_text("optim: {lr: 0.1, momentum: 0.5, weight_decay: 0.5}\n")
+    (tmp_path / "last.yaml").write_text("optim: {momentum: 0.6}\n")
+    (tmp_path / "run.yaml").write_text("base: [deep/data.yaml, last.yaml]\noptim: {weight_decay: 0.7}\n")
+    config = load_run(tmp_path / "run.yaml", ["--optim.gamma=0.3"])
+    assert config.data.train.images == "a"
+    assert (config.optim.lr, config.optim.momentum, config.optim.weight_decay) == (0.2, 0.6, 0.7)
+    assert config.optim.gamma == 0.3
+
+
+@pytest.mark.parametrize(
+    ("base", "said"), [("3", "expected a path"), ("gone.yaml", "no such file"), ("run.yaml", "its own base")]
+)
+def test_base_that_cannot_be_used(tmp_path: Path, base: str, said: str) -> None:
+    (tmp_path / "run.yaml").write_text(f"base: {base}\n")
+    with pytest.raises(RefineError, match=rf"run\.yaml.* base: .*{said}"):
+        load_run(tmp_path / "run.yaml")
+
+
 def test_error_of_missing_data_names_the_field() -> None:
     with pytest.raises(RefineError, match=r"data\.train\.images"):
         parse_run([])

@@ -1,19 +1,25 @@
 """Every configuration that comes with the package."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from refine.config import to_mapping
 from refine.modeling.model import PanopticModel
 from refine.structures import Targets
-from refine.training.config import load_run, parse_run
+from refine.training.config import RunConfig, load_run, parse_run
 from refine.training.optim import build_optimizer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 STAGES = sorted(CONFIGS.glob("*/*_stage.yaml"))
-FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path not in STAGES)
+FILES = sorted(
+    path
+    for path in CONFIGS.rglob("*.yaml")
+    if path not in STAGES and path.stem != "base" and path.parent.name != "models"
+)
 FULL_SIZE = [path for path in FILES if path.parent.name == "coco"]
 CLASSES = {"coco": (80, 133), "cityscapes": (8, 19), "configs": (7, 12)}
 
@@ -34,6 +40,23 @@ def test_parses_and_builds(path):
     assert (config.optim.name, config.optim.momentum, config.optim.weight_decay) == ("sgd", 0.9, 1e-4)
     assert config.optim.batch_size == config.optim.reference_batch_size
     assert config.optim.milestones[-1] < config.optim.max_steps
+
+
+def flat(values: dict, prefix: str = "") -> dict[str, object]:
+    """Nested mappings as one, with dotted names."""
+    found: dict[str, object] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parent != CONFIGS], ids=name)
+def test_composed_from_bases_every_field_is_as_written_out(path):
+    """The expected values were read from configs that repeated every block."""
+    expected = json.loads(Path(__file__).with_name("written_out.json").read_text())[name(path)]
+    default = flat(to_mapping(RunConfig()))
+    composed = flat(to_mapping(load_run(path)))
+    assert {k: v for k, v in composed.items() if default.get(k, "absent") != v} == expected
 
 
 @pytest.mark.parametrize("path", [path for path in FULL_SIZE if "cascade" not in path.stem], ids=name)
