@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.done
 EXTRAS := --extra demo --extra pretrained --extra build --extra serve --extra test
+LOCK := --universal --generate-hashes --no-emit-index-url --no-header
 # One thread per process: the tests' tensors are small, and threads that wait for each other cost more.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
@@ -21,12 +22,13 @@ test-slow: $(SETUP) ## minutes of training
 	$(TEST) -m slow
 
 lock: ## pin what the commands install; no index addresses
-	$(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header $(EXTRAS) pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile -q $(LOCK) $(EXTRAS) pyproject.toml -o requirements.lock
+	echo uv | $(BIN)/uv pip compile -q $(LOCK) --python-version 3.11 - -o requirements-uv.lock
 
-$(SETUP): requirements.lock pyproject.toml
+$(SETUP): requirements-uv.lock requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("refine needs Python 3.11 or newer: make PYTHON=python3.12 …")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements-uv.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	touch $@

@@ -15,10 +15,10 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser.add_argument("--port", type=int, default=7860, help="(default: 7860)")
     options = parser.parse_args(arguments)
 
-    from refine.errors import RefineError
+    from refine.errors import missing_extra
 
     if find_spec("gradio") is None:
-        raise RefineError("the page needs Gradio; run `pip install 'refine-panoptic[serve]'`")
+        raise missing_extra("the page needs Gradio", "serve")
 
     from refine.serve.page import serve
     from refine.serve.results import Models

