@@ -22,7 +22,7 @@ from refine.checkpoint.folder import SavedModel
 from refine.experiments.benchmark import Benchmark, benchmark
 from refine.experiments.cost import random_model
 from refine.experiments.machine import name_machine
-from refine.files import atomic_path, write_json
+from refine.files import write_json, write_text
 from refine.structures import Categories
 from refine.training.config import load_run
 
@@ -88,8 +88,7 @@ def main() -> None:
         write_json(options.out, numbers, indent=1)  # what is known so far stays if the next one fails
         machine = results[1].machine
         text = "\n".join([*lines, "", f"{name_machine(machine)}, torch {machine['torch']}, {machine['date']}", ""])
-        with atomic_path(options.out.with_suffix(".md")) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(options.out.with_suffix(".md"), text)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from refine.errors import RefineError
 from refine.evaluation.interval import Counts, paired_interval, read_counts, write_counts
 from refine.evaluation.pq import PanopticQuality
 from refine.experiments.machine import describe_machine, name_machine
-from refine.files import atomic_path, read_json, write_json
+from refine.files import read_json, write_json, write_text
 from refine.inference.evaluate import Evaluation, side_by_side, to_result
 from refine.inference.predictor import Predictor
 from refine.modeling.model import PanopticModel
@@ -259,8 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not (options.out / f"{name}.json").is_file():
             run(name, options, settings)
     text = table(options.out)
-    with atomic_path(options.out / "nuclei.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(options.out / "nuclei.md", text)
     print(text)
 
 

@@ -9,6 +9,10 @@ class RefineError(Exception):
     """
 
 
+class WriteError(RefineError):
+    """A file cannot be written: the disk is full, read-only or forbidden, so the next file would fail too."""
+
+
 def missing_extra(what: str, extra: str) -> RefineError:
     """Error for an optional dependency that is not installed.
 

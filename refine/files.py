@@ -5,44 +5,52 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from refine.errors import RefineError
+from refine.errors import RefineError, WriteError
 
 
-@contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure.
+def write_bytes(path: str | Path, data: bytes | bytearray | memoryview) -> None:
+    """Write a file, and the folders above it, so that it is whole or not there; replaces a file of this name.
 
-    The parent folder is made. The temporary name keeps the suffix, which writers choose formats by.
+    The data are on the disk before the file gets its name: errors that a full disk, a quota or a network
+    raises late are seen.
 
     Raises:
-        RefineError: the folder cannot be made or written.
+        WriteError: the file cannot be written. A file that was there before is still there.
     """
     path = Path(path)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
     except OSError as error:
-        raise RefineError(f"{path.parent}: cannot make this folder ({error.strerror}); name another") from error
-    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RefineError(
-            f"{path}: cannot be written ({error.strerror or error}); free space or name another"
-        ) from error
+        raise write_error(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it has got its name, or was never made
+            temporary.unlink()
+
+
+def write_error(path: str | Path, error: OSError) -> WriteError:
+    """Return what to raise when `path` cannot be written."""
+    reason = error.strerror or str(error)
+    return WriteError(f"{path}: cannot be written ({reason}); free space or choose another folder")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text as `write_bytes` does."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
-    """Write JSON atomically, UTF-8; NaN is refused (it is not JSON)."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=indent, allow_nan=False), encoding="utf-8")
+    """Write JSON as `write_bytes` does; NaN is refused (it is not JSON)."""
+    write_text(path, json.dumps(value, indent=indent, allow_nan=False))
 
 
 def read_json(path: str | Path) -> Any:

@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from refine.config import from_mapping, to_mapping
 from refine.errors import RefineError
-from refine.files import read_json, write_json
+from refine.files import read_json, write_bytes, write_error, write_json
 from refine.fusion.config import FusionConfig, Method
 from refine.modeling.config import ModelConfig
 from refine.modeling.model import PanopticModel
@@ -77,8 +77,7 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], half: bool = False)
         name: (t.half() if half and t.is_floating_point() else t).detach().cpu().contiguous().clone()
         for name, t in weights.items()
     }
-    save_file(tensors, path)
-    path.chmod(0o644)  # as any other file; it comes out private
+    write_bytes(path, save(tensors))
 
 
 def write_description(path: Path, saved: SavedModel) -> None:
@@ -280,9 +279,7 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
         else:
             temporary.rename(folder)
     except OSError as error:
-        raise RefineError(
-            f"{folder}: cannot be written ({error.strerror or error}); free space or name another"
-        ) from error
+        raise write_error(folder, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

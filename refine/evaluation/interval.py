@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from refine.evaluation.matching import FN, FP, IOU_HIGH, IOU_LOW, LOW_UNITS, TP, UNITS
-from refine.files import atomic_path
+from refine.files import write_bytes
 from refine.structures import Categories
 
 SAMPLES, LEVEL = 2000, 0.95
@@ -43,8 +44,9 @@ class Counts:
 
 def write_counts(path: Path, counts: Counts) -> None:
     """Write a .npz file, atomically."""
-    with atomic_path(path) as temporary:
-        np.savez_compressed(temporary, pq=counts.pq, pairs=counts.pairs, isthing=counts.isthing)
+    content = io.BytesIO()
+    np.savez_compressed(content, pq=counts.pq, pairs=counts.pairs, isthing=counts.isthing)
+    write_bytes(path, content.getbuffer())
 
 
 def read_counts(path: str | Path) -> Counts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from refine.evaluation.interval import paired_interval, read_counts
 from refine.experiments.machine import name_machine
 from refine.experiments.tables import Table
-from refine.files import atomic_path, write_json
+from refine.files import write_bytes, write_json, write_text
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 """By row: one result per seed."""
@@ -29,8 +30,7 @@ def write_table(table: Table, results: Results, path: Path, command: str) -> str
         The Markdown.
     """
     text = to_markdown(table, results, command)
-    with atomic_path(path.with_suffix(".md")) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path.with_suffix(".md"), text)
     rows = {name: [{k: v for k, v in r.items() if k != "counts"} for r in runs] for name, runs in results.items()}
     content = {"title": table.title, "command": command, "rows": rows}
     write_json(path.with_suffix(".json"), content, indent=1)
@@ -121,5 +121,6 @@ def _plot(table: Table, results: Results, path: Path) -> None:
         axes.set_xlim(max(min(every) - 5, 0), max(every) + 2)
     axes.set_xlabel(f"{metric} (%); the axis does not start at 0")
     axes.set_title(table.title)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+    content = io.BytesIO()
+    figure.savefig(content, dpi=120, format="png")
+    write_bytes(path, content.getbuffer())

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from refine.errors import RefineError
-from refine.files import atomic_path, write_json
+from refine.files import write_bytes, write_json
 from refine.formats.png import PngData, read_container
 from refine.formats.runs import Runs
 
@@ -32,8 +32,7 @@ def write_png(path: str | Path, segment_ids: np.ndarray) -> None:
     rgb0 = np.ascontiguousarray(segment_ids, "<u4").view(np.uint8).reshape(*segment_ids.shape, 4)
     # OpenCV's own setting (fast compression) writes a 640 x 480 map in 2 ms; the smallest takes ten times it.
     _, data = cv2.imencode(".png", cv2.cvtColor(rgb0, cv2.COLOR_RGBA2BGR))
-    with atomic_path(path) as temporary:
-        data.tofile(temporary)
+    write_bytes(path, data.data)
 
 
 def read_png(path: str | Path) -> np.ndarray:

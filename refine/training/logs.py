@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from refine.errors import RefineError
+from refine.files import write_text
 from refine.training.config import LogConfig
 
 
@@ -120,4 +121,4 @@ def _drop_after(path: Path, step: int) -> None:
     """Forget what was logged after the step that the run goes on from."""
     if path.is_file():
         kept = [line for line in read_log(path) if line["step"] <= step]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -33,7 +33,7 @@ from refine.checkpoint.folder import (
 )
 from refine.config import from_mapping, to_mapping
 from refine.errors import RefineError
-from refine.files import atomic_path, read_json, write_json
+from refine.files import read_json, write_json, write_text
 from refine.training.config import RunConfig
 
 FIXED = ("model", "augment", "seed")
@@ -183,8 +183,7 @@ def _check_same_run(path: Path, config: RunConfig) -> None:
 
 
 def _point(pointer: Path, name: str) -> None:
-    with atomic_path(pointer) as temporary:
-        temporary.write_text(name + "\n", encoding="utf-8")
+    write_text(pointer, name + "\n")
 
 
 def _prune(out: Path, keep: int) -> None:

@@ -18,7 +18,7 @@ from refine.checkpoint.convert.unpickle import load_arrays
 from refine.checkpoint.folder import SavedModel, read_weights, save_model, write_weights
 from refine.config import to_mapping
 from refine.errors import RefineError
-from refine.files import atomic_path, read_json
+from refine.files import read_json
 from refine.fusion.config import FusionConfig
 from refine.modeling.backbones import build_backbone
 from refine.modeling.config import ModelConfig
@@ -291,8 +291,7 @@ def convert_file(
             raise RefineError(f"{source}: holds a backbone alone; name FILE.safetensors instead of {destination}")
         state = {k.removeprefix("backbone."): v for k, v in conversion.state.items()}
         load_exactly(build_backbone(conversion.config.backbone), state, str(source))
-        with atomic_path(destination) as temporary:
-            write_weights(temporary, state)
+        write_weights(destination, state)
         return conversion
     if destination.is_file():
         raise RefineError(f"{destination}: is a file; name the folder of the model")

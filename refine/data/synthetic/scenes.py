@@ -17,7 +17,7 @@ from hotcoco import mask as rle
 
 from refine.data.synthetic import shapes as shapes
 from refine.errors import RefineError
-from refine.files import atomic_path, write_json
+from refine.files import write_bytes, write_json
 from refine.structures import id_to_rgb
 
 MIN_VISIBLE = 24
@@ -275,6 +275,5 @@ def _box(mask: np.ndarray) -> tuple[list[int], int]:
 
 
 def _write(path: Path, rgb: np.ndarray, options: list[int]) -> None:
-    with atomic_path(path) as temporary:
-        if not cv2.imwrite(str(temporary), np.ascontiguousarray(rgb[..., ::-1]), options):
-            raise RefineError(f"{path}: cannot be written; free space or name another folder")
+    _, data = cv2.imencode(path.suffix, np.ascontiguousarray(rgb[..., ::-1]), options)
+    write_bytes(path, data.data)

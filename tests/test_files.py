@@ -1,0 +1,101 @@
+"""Whatever is written is whole, or it is not there and a one-line error says so."""
+
+import errno
+import os
+import re
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from refine.checkpoint.folder import write_weights
+from refine.data.synthetic.scenes import _write
+from refine.drawing.overlay import write_picture
+from refine.errors import WriteError
+from refine.evaluation.interval import Counts, write_counts
+from refine.files import write_bytes, write_json, write_text
+from refine.formats.writer import write_png
+
+RNG = np.random.default_rng(0)
+NOISE = RNG.integers(0, 255, (3, 64, 64), dtype=np.uint8)
+COUNTS = Counts(RNG.integers(0, 10**9, (50, 5, 2)), np.zeros((50, 2), np.int64), np.array([True, False]))
+WRITERS = {
+    "a.bin": lambda path: write_bytes(path, NOISE.tobytes()),
+    "a.txt": lambda path: write_text(path, "ä" * 3000),
+    "a.json": lambda path: write_json(path, NOISE.tolist()),
+    "ids.png": lambda path: write_png(path, NOISE[0].astype(np.int32)),
+    "a.png": lambda path: write_picture(path, torch.from_numpy(NOISE)),
+    "a.jpg": lambda path: write_picture(path, torch.from_numpy(NOISE), "model x"),
+    "scene.png": lambda path: _write(path, NOISE.transpose(1, 2, 0), []),
+    "a.npz": lambda path: write_counts(path, COUNTS),
+    "a.safetensors": lambda path: write_weights(path, {"w": torch.zeros(2000)}),
+}
+
+
+@pytest.fixture
+def full_disk():
+    """No file may grow beyond 1 KiB, as on a disk that is almost full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_full_disk_leaves_what_was_there(name, tmp_path, full_disk):
+    path = tmp_path / "sub" / name
+    WRITERS[name](path)
+    whole = path.read_bytes()
+    assert len(whole) > 1024
+    path.write_bytes(b"old")
+    full_disk()
+    with pytest.raises(
+        WriteError, match=rf"{re.escape(str(path))}: cannot be written \(File too large\); free space"
+    ):
+        WRITERS[name](path)
+    assert [p.name for p in path.parent.iterdir()] == [name]
+    assert path.read_bytes() == b"old"
+
+
+def test_errors_that_come_late_are_seen(tmp_path, monkeypatch):
+    def fail(_):
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(WriteError, match="Disk quota exceeded"):
+        write_bytes(tmp_path / "a", b"1")
+    assert not list(tmp_path.iterdir())
+
+
+def test_places_that_cannot_hold_a_file(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    for path in (tmp_path / "file" / "a", tmp_path / ("n" * 300), tmp_path / "file" / "b" / "c"):
+        with pytest.raises(WriteError, match="cannot be written"):
+            write_bytes(path, b"1")
+    write_bytes(tmp_path / ("n" * 250), b"1")  # a name as long as the file system allows
+    assert sorted(len(p.name) for p in tmp_path.iterdir()) == [4, 250]
+
+
+def test_files_get_the_usual_mode(tmp_path):
+    write_bytes(tmp_path / "a", b"1")
+    (tmp_path / "b").write_bytes(b"1")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+DIRECT = re.compile(
+    r'\.write_(text|bytes)\(|\.tofile\(|imwrite\(|save_file\(|open\([^)]*"[wax]|(\.save|savefig)\((path|temporary)'
+)
+APPENDS = {"files.py", "training/logs.py"}
+"""The atomic writer itself, and the log of a run, which grows line by line."""
+
+
+def test_everything_is_written_by_one_function():
+    package = Path(__file__).resolve().parents[1] / "refine"
+    found = {
+        f"{path.relative_to(package)}: {line.strip()}"
+        for path in package.rglob("*.py")
+        for line in path.read_text().splitlines()
+        if DIRECT.search(line) and str(path.relative_to(package)) not in APPENDS
+    }
+    assert not found
