@@ -19,8 +19,7 @@ from typing import Any
 import torch
 
 from refine.checkpoint.folder import SavedModel
-from refine.experiments.benchmark import Benchmark, benchmark
-from refine.experiments.cost import random_model
+from refine.experiments.cost import Cost, measure_cost, random_model
 from refine.experiments.machine import name_machine
 from refine.files import write_json, write_text
 from refine.structures import Categories
@@ -42,13 +41,13 @@ def build(path: Path) -> SavedModel:
     return SavedModel(model, Categories.from_json(names), (800, 1333), config.eval.method, config.eval.fusion)
 
 
-def measure(path: Path, batches: int | None, **how: Any) -> dict[int, Benchmark]:
+def measure(path: Path, batches: int | None, **how: Any) -> dict[int, Cost]:
     """By batch: 1, 2, 4, … until it does not pay, or up to `batches`."""
-    results: dict[int, Benchmark] = {}
+    results: dict[int, Cost] = {}
     saved, batch = build(path), 1
     while batches is None or batch <= batches:
         try:
-            results[batch] = benchmark(saved, batch=batch, **how)
+            results[batch] = measure_cost(saved, batch=batch, **how)
         except torch.cuda.OutOfMemoryError:
             break
         if batch > 1 and results[batch].seconds > WORTH * results[batch // 2].seconds:
@@ -57,7 +56,7 @@ def measure(path: Path, batches: int | None, **how: Any) -> dict[int, Benchmark]
     return results
 
 
-def row(name: str, results: dict[int, Benchmark]) -> str:
+def row(name: str, results: dict[int, Cost]) -> str:
     best = min(results, key=lambda batch: results[batch].seconds)
     cells = [name, f"{PAPER[name]}" if name in PAPER else ""]
     for batch in (1, best):
@@ -76,7 +75,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--out", type=Path, default=Path("out/configs.json"))
     options = parser.parse_args()
-    paths = options.configs or [p for p in sorted(Path("configs/coco").glob("*.yaml")) if "stage" not in p.stem]
+    paths = options.configs or [Path("configs/coco", p.name) for p in sorted(Path("configs/models").glob("*.yaml"))]
     lines = ["| network | paper's FPS | FPS, batch 1 | GiB | best batch | FPS | GiB |", "|-|-|-|-|-|-|-|"]
     numbers: dict[str, Any] = {}
     for path in paths:

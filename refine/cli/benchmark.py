@@ -3,78 +3,106 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from refine.cli.options import count_from
+
+if TYPE_CHECKING:
+    from refine.checkpoint.folder import SavedModel
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser = argparse.ArgumentParser(
         prog,
         description=description,
-        epilog="Further arguments change fields of a YAML, such as --model.occlusion {} --eval.method soe.",
+        epilog="Further arguments change fields of the YAML files, such as --model.occlusion {} --eval.method soe.",
     )
-    parser.add_argument("model", help="YAML of a run (random weights), a shipped model, or a folder")
-    parser.add_argument("--things", type=int, default=80, help="thing classes, of a YAML (80, COCO's)")
-    parser.add_argument("--classes", type=int, default=133, help="all classes, of a YAML (133, COCO's)")
-    parser.add_argument("--size", type=int, nargs=2, default=(800, 1333), metavar=("H", "W"))
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("model", nargs="+", help="YAML of a run (random weights), a shipped model, or a folder")
+    parser.add_argument("--things", type=count_from(1), default=80, help="thing classes of a YAML (80, COCO's)")
+    parser.add_argument("--classes", type=count_from(1), default=133, help="all classes of a YAML (133, COCO's)")
+    parser.add_argument("--size", type=count_from(1), nargs=2, default=(800, 1333), metavar=("H", "W"))
+    parser.add_argument("--batch", type=count_from(1), default=1, help="images per forward pass (1)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=("32", "bf16", "fp16"), default="32")
-    parser.add_argument("--compile", action="store_true", help="compile backbone and pyramid")
-    parser.add_argument("--rounds", type=int, default=5, help="timed runs; the median counts (5)")
+    parser.add_argument("--compile", action="store_true", help="compile the backbone and the pyramid")
+    parser.add_argument("--rounds", type=count_from(1), default=5, help="timed runs; the median counts (5)")
     parser.add_argument("--out", help="JSON to write")
     options, overrides = parser.parse_known_args(arguments)
+    if options.things > options.classes:
+        parser.error(f"--things {options.things}: expected at most --classes {options.classes}")
+    if overrides and not all(_is_yaml(model) for model in options.model):
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}; only fields of a YAML can be changed")
 
     from rich.console import Console
     from rich.table import Table
 
-    from refine.checkpoint.folder import SavedModel, load_model
-    from refine.errors import RefineError
-    from refine.experiments.benchmark import benchmark
-    from refine.experiments.cost import random_model
+    from refine.experiments.cost import measure_cost
     from refine.experiments.machine import name_machine
     from refine.files import write_json
+
+    summary = Table("model", "parameters (M)", "trained (M)", "GFLOPs", "seconds", "detections", "peak GiB")
+    tables, costs = [], {}
+    for model in options.model:
+        costs[model] = cost = measure_cost(
+            _build(model, options, overrides),
+            size=tuple(options.size),
+            batch=options.batch,
+            device=options.device,
+            precision=options.precision,
+            compiled=options.compile,
+            rounds=options.rounds,
+        )
+        numbers = (cost.parameters / 1e6, cost.trained / 1e6, sum(s.gflops for s in cost.stages.values()))
+        summary.add_row(
+            model,
+            *(f"{number:.1f}" for number in numbers),
+            f"{cost.seconds:.3f}",
+            f"{cost.detections:.0f}",
+            f"{cost.memory / 2**30:.2f}",
+        )
+        table = Table("stage", "GFLOPs", "seconds", "share", title=model)
+        for name, stage in cost.stages.items():
+            share = 100 * stage.seconds / cost.seconds
+            table.add_row(name, f"{stage.gflops:.1f}", f"{stage.seconds:.4f}", f"{share:.0f}%")
+        tables.append(table)
+    for table in (summary, *tables):
+        for column in table.columns[1:]:
+            column.justify = "right"
+    # A file or a pipe has no width to keep to.
+    Console(width=None if sys.stdout.isatty() else 120).print(*tables, summary)
+    machine = cost.machine
+    print(f"per image of {options.size[0]} × {options.size[1]} pixels, batch {options.batch}")
+    print(f"{name_machine(machine)}, torch {machine['torch']}, commit {machine['commit']}, {machine['date']}")
+    if options.out:
+        settings = {"size": options.size, "batch": options.batch, "precision": options.precision}
+        models = {model: asdict(cost) for model, cost in costs.items()}
+        write_json(options.out, settings | {"models": models}, indent=1)
+        print(f"written to {options.out}")
+
+
+def _is_yaml(model: str) -> bool:
+    return Path(model).suffix in (".yaml", ".yml")
+
+
+def _build(model: str, options: argparse.Namespace, overrides: Sequence[str]) -> SavedModel:
+    """The trained model of this name, or the network of a YAML with random weights."""
+    from refine.checkpoint.folder import SavedModel, load_model
+    from refine.experiments.cost import random_model
     from refine.structures import Categories
     from refine.training.config import load_run
 
-    if min(options.batch, options.rounds, *options.size) < 1:
-        raise RefineError("--batch, --rounds and --size need at least 1")
-    if Path(options.model).suffix in (".yaml", ".yml"):
-        config = load_run(options.model, overrides)
-        names = [
-            {"id": n + 1, "name": f"class {n + 1}", "isthing": n < options.things} for n in range(options.classes)
-        ]
-        model = random_model(config.model, options.things, options.classes)
-        saved = SavedModel(
-            model, Categories.from_json(names), (800, 1333), method=config.eval.method, fusion=config.eval.fusion
-        )
-    elif overrides:
-        parser.error(f"unrecognized arguments: {' '.join(overrides)}; a trained model is taken as it is")
-    else:
-        saved = load_model(options.model)
-    result = benchmark(
-        saved,
-        size=tuple(options.size),
-        batch=options.batch,
-        device=options.device,
-        precision=options.precision,
-        compiled=options.compile,
-        rounds=options.rounds,
+    if not _is_yaml(model):
+        return load_model(model)
+    config = load_run(model, overrides)
+    names = [{"id": n + 1, "name": f"class {n + 1}", "isthing": n < options.things} for n in range(options.classes)]
+    return SavedModel(
+        random_model(config.model, options.things, options.classes),
+        Categories.from_json(names),
+        (800, 1333),
+        method=config.eval.method,
+        fusion=config.eval.fusion,
     )
-    table = Table("stage", "seconds per image", "share")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for name, seconds in result.stages.items():
-        table.add_row(name, f"{seconds:.4f}", f"{100 * seconds / result.seconds:.0f}%")
-    table.add_row("all", f"{result.seconds:.4f}", "100%")
-    Console().print(table)
-    machine = result.machine
-    print(
-        f"{options.size[0]} × {options.size[1]}, batch {options.batch}, "
-        f"{result.detections:.0f} detections per image, peak {result.memory / 2**30:.2f} GiB"
-    )
-    print(f"{name_machine(machine)}, torch {machine['torch']}, commit {machine['commit']}, {machine['date']}")
-    if options.out:
-        write_json(options.out, asdict(result) | {"size": options.size, "batch": options.batch}, indent=1)
-        print(f"written to {options.out}")

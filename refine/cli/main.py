@@ -19,11 +19,9 @@ COMMANDS = {
     "fuse": "only the fusion: instances and semantic maps of any model to panoptic results",
     "train": "train a model on your own COCO panoptic data, or go on with a run",
     "check-data": "name every fault of a data set before an hour of training is lost",
-    "info": "parameters, arithmetic and seconds of the networks of configs",
-    "benchmark": "seconds per image, stage by stage, and the memory that one model takes",
+    "benchmark": "parameters, arithmetic, seconds per image stage by stage, and memory of models",
     "models": "the models that come with the package",
-    "reproduce": "train and measure the rows of a table of the paper, on any data",
-    "compare": "Tables 3, 5 and 6 (components, rules of fusion, cues of occlusion) on the data of a config",
+    "reproduce": "train and measure the rows of tables of the paper, on any data",
     "synthesize": "write a data set of procedural scenes with known depth order",
     "convert": "turn weights of detectron2 or torchvision into a model of ours",
 }

@@ -1,87 +1,107 @@
-"""What a network costs: parameters, arithmetic and seconds."""
+"""What a model costs: parameters, arithmetic, seconds per image stage by stage, and memory."""
 
 from __future__ import annotations
 
 import copy
+import resource
+import statistics
 import time
-from dataclasses import dataclass
-from typing import Any
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torchvision.models.resnet import Bottleneck
 
+from refine.checkpoint.folder import SavedModel
 from refine.experiments.machine import describe_machine
-from refine.experiments.stages import Stage, profile_stages
+from refine.experiments.stages import ASKED, Stage, profile_stages
+from refine.inference.predictor import Predictor
 from refine.modeling.box_head import BoxHead
 from refine.modeling.config import ModelConfig
 from refine.modeling.model import PanopticModel
-from refine.runtime import find_device
 
 
 @dataclass
-class NetworkInfo:
-    """Cost of one network on one image.
+class Cost:
+    """Cost of one model per image, from the image to the panoptic map.
 
     Attributes:
-        parameters: in all.
-        trained: of them, those that training moves.
-        stages: by name, in the order of the forward pass; seconds and 10⁹ operations of one image.
-        seconds: of one `predict`, the fastest of those timed.
-        size: (height, width) of the image in pixels.
-        detections: instances that the masks were computed for.
-        machine: what it was timed on, see `describe_machine`.
+        parameters: number of all parameters.
+        trained: number of those that training changes.
+        stages: by name, in the order of the forward pass: median seconds, and 10⁹ operations. "fusion" contains
+            resizing to the image's size and all of `fuse` but the heads that it evaluates; "other" is the rest.
+        seconds: median seconds in all.
+        memory: peak in bytes: of tensors on a GPU, of the process on a CPU.
+        detections: mean number of instances before fusion.
+        machine: see `describe_machine`.
     """
 
     parameters: int
     trained: int
     stages: dict[str, Stage]
     seconds: float
-    size: tuple[int, int]
-    detections: int
+    memory: int
+    detections: float
     machine: dict[str, Any]
 
 
-def network_info(
-    config: ModelConfig,
-    num_things: int,
-    num_classes: int,
+def measure_cost(
+    saved: SavedModel,
+    *,
     size: tuple[int, int] = (800, 1333),
+    batch: int = 1,
     device: str = "cpu",
-    repeats: int = 3,
-) -> NetworkInfo:
-    """Build the network with random weights and measure it on one random image.
+    precision: Literal["32", "bf16", "fp16"] = "32",
+    compiled: bool = False,
+    rounds: int = 5,
+) -> Cost:
+    """Measure a model on random images.
 
     Args:
-        config: of the network; its pretrained weights are not loaded.
-        num_things, num_classes: classes.
-        size: (height, width) of the image in pixels.
-        device: to measure on.
-        repeats: timed runs after one warm-up, which counts the arithmetic.
+        saved: the model.
+        size: (height, width) of the images in pixels; they are not resized.
+        batch: images per forward pass.
+        device: "cpu", "cuda", …
+        precision: "bf16" or "fp16" runs the network under autocast.
+        compiled: compile the backbone and the pyramid with torch.compile.
+        rounds: timed runs, after one that warms up and one that counts the arithmetic.
     """
-    place = find_device(device)
-    model = random_model(config, num_things, num_classes).to(place)
-    images = model.image_batch([torch.randint(0, 256, (3, *size), dtype=torch.uint8)])
-    with profile_stages(model, count_flops=True) as counted:
-        detections = len(model.predict(images)[0].instances)
-    seconds = float("inf")
-    stages: dict[str, Stage] = {}
-    for _ in range(repeats):
-        with profile_stages(model) as timed:
-            start = time.perf_counter()
-            model.predict(images)
-            total = time.perf_counter() - start
-        if total < seconds:
-            seconds = total
-            stages = {name: Stage(stage.seconds, counted[name].gflops) for name, stage in timed.items()}
-    parameters = list(model.parameters())
-    return NetworkInfo(
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for _ in range(batch)]
+    saved = replace(saved, test_size=(min(size), max(size)))
+    with profile_stages(saved.model, count_flops=True) as counted:
+        _run(Predictor(saved, device=device), images)
+    predictor = Predictor(saved, device=device, precision=precision, compiled=compiled)
+    times: dict[str, list[float]] = defaultdict(list)
+    for number in range(rounds + 1):
+        with profile_stages(predictor.model) as stages:
+            network, whole, detections = _run(predictor, images)
+        if not number:  # warms up
+            continue
+        for name, stage in stages.items():
+            times[name].append(stage.seconds / batch)
+        asked = sum(stage.seconds for name, stage in stages.items() if name in ASKED)
+        of_stages = sum(stage.seconds for stage in stages.values()) - asked
+        times["other"].append((network - of_stages) / batch)
+        times["fusion"].append((whole - network - asked) / batch)
+        times["all"].append(whole / batch)
+    on_gpu = predictor.device.type == "cuda"
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    seconds = medians.pop("all")
+    parameters = list(predictor.model.parameters())
+    return Cost(
         parameters=sum(p.numel() for p in parameters),
         trained=sum(p.numel() for p in parameters if p.requires_grad),
-        stages=stages,
+        stages={n: Stage(s, counted[n].gflops / batch if n in counted else 0.0) for n, s in medians.items()},
         seconds=seconds,
-        size=size,
-        detections=detections,
-        machine=describe_machine(place),
+        memory=(
+            torch.cuda.max_memory_allocated()
+            if on_gpu
+            else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        ),
+        detections=detections / batch,
+        machine=describe_machine(predictor.device),
     )
 
 
@@ -89,7 +109,7 @@ def random_model(config: ModelConfig, num_things: int, num_classes: int) -> Pano
     """A network with random weights, in evaluation mode, that finds `max_detections` boxes.
 
     With random weights no box stands out, so the classifier is drawn wider: then NMS, the masks and the
-    exchange have as much to do as on a full picture. Residual branches start small, because fixed statistics
+    exchange have as much to do as on a full image. Residual branches start small, because fixed statistics
     do not keep maps from growing block by block.
     """
     config = copy.deepcopy(config)
@@ -103,3 +123,20 @@ def random_model(config: ModelConfig, num_things: int, num_classes: int) -> Pano
             if isinstance(block, Bottleneck):
                 block.bn3.weight.fill_(0.2)
     return model
+
+
+def _run(predictor: Predictor, images: list[torch.Tensor]) -> tuple[float, float, int]:
+    """Seconds of the network, seconds in all, and the number of detections."""
+    began = _now(predictor.device)
+    predictions = predictor.predict_raw(images)
+    between = _now(predictor.device)
+    for prediction in predictions:
+        predictor.fuse(prediction)
+    ended = _now(predictor.device)
+    return between - began, ended - began, sum(len(p.instances) for p in predictions)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()

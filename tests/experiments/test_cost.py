@@ -7,8 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from refine.checkpoint.folder import SavedModel
-from refine.experiments.cost import network_info, random_model
-from refine.experiments.stages import profile_stages
+from refine.experiments.cost import measure_cost, random_model
+from refine.experiments.stages import Stage, profile_stages
 from refine.fusion import FusionConfig
 from refine.inference.predictor import Predictor
 from refine.modeling.config import (
@@ -43,10 +43,10 @@ def tiny(iterations: int, deform: tuple[int, ...] = ()) -> ModelConfig:
 def test_stages_add_up_to_the_whole(iterations, shared):
     config = tiny(iterations)
     config.ibpp.shared = shared
-    info = network_info(config, 3, 5, SIZE, repeats=1)
-    assert 0 < sum(stage.seconds for stage in info.stages.values()) <= info.seconds
     model = random_model(config, 3, 5)
-    assert info.parameters == sum(p.numel() for p in model.parameters())
+    cost = measure_cost(SavedModel(model, CATEGORIES), size=SIZE, rounds=1)
+    assert sum(stage.seconds for stage in cost.stages.values()) == pytest.approx(cost.seconds)
+    assert cost.parameters == sum(p.numel() for p in model.parameters())
     with profile_stages(model, count_flops=True) as stages, FlopCounterMode(display=False) as counter:
         model.predict(model.image_batch([torch.zeros(3, *SIZE)]))
     assert sum(stage.gflops for stage in stages.values()) == pytest.approx(counter.get_total_flops() / 1e9)
@@ -69,7 +69,12 @@ def test_heads_that_fusion_asks_are_stages():
 
 def test_deformable_convolutions_count_as_convolutions():
     """res5: three 3×3 convolutions of 64 channels, on 2 × 3 cells, and the 18 offsets of each."""
-    plain, deformable = (network_info(tiny(0, d), 3, 5, SIZE, repeats=1).stages["backbone"] for d in ((), (5,)))
+
+    def backbone(deform: tuple[int, ...]) -> Stage:
+        saved = SavedModel(random_model(tiny(0, deform), 3, 5), CATEGORIES)
+        return measure_cost(saved, size=SIZE, rounds=1).stages["backbone"]
+
+    plain, deformable = (backbone(deform) for deform in ((), (5,)))
     offsets = sum(2 * 18 * 9 * 64 * 2 * 3 for _ in range(3))
     assert deformable.gflops - plain.gflops == pytest.approx(offsets / 1e9)
 
