@@ -19,7 +19,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         epilog="Further arguments change fields of the config, such as --optim.max_steps 500.",
     )
     parser.add_argument(
-        "table", nargs="+", help="table1 … table6, rules, ibpp, settings, or YAML files of rows; one after another"
+        "table", nargs="+", help="table1 … table6, rules, ibpp, exchange, settings, or YAML files of rows; one after another"
     )
     parser.add_argument(
         "--data",
@@ -27,6 +27,12 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         help="NAME for configs/NAME.yaml or, for table1 and table2, the folder configs/NAME",
     )
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these, and those that they go on from")
+    parser.add_argument(
+        "--paper-schedule",
+        action="store_true",
+        help="train each row from the beginning for all updates of the config, and heads of fusion for three epochs, "
+        "as the paper does; without, rows go on from a start that they share",
+    )
     parser.add_argument("--seeds", type=count_from(1), default=3, help="runs per row (3)")
     parser.add_argument("--first-seed", type=count_from(0), default=0, help="0; others for runs side by side")
     parser.add_argument("--budget", type=float, help="minutes after which to stop; call again to go on")
@@ -51,13 +57,15 @@ def make_tables(base: Path, options: argparse.Namespace, overrides: Sequence[str
 
     from refine.experiments.render import write_table
     from refine.experiments.reproduce import run_table
-    from refine.experiments.tables import load_table, only
+    from refine.experiments.tables import load_table, only, paper_schedule
     from refine.runtime import is_first
 
     out = Path(options.out)
     tables = [load_table(name) for name in options.table]
     if options.rows is not None:
         tables = [only(table, options.rows) for table in tables]
+    if options.paper_schedule:
+        tables = [paper_schedule(table) for table in tables]
     for name, table in zip(options.table, tables, strict=True):
         results = run_table(
             table,

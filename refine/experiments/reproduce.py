@@ -115,17 +115,28 @@ def _configs(table: Table, base: str | Path, out: Path, seed: int, overrides: Se
             config = configs[str(row.of)]
         else:
             config = load_run(_find(row, Path(base)), [*overrides, *row.overrides(), f"--seed={seed}"])
-            scale = row.steps
-            config.optim.lr *= row.rate
-            config.optim.max_steps = max(round(scale * config.optim.max_steps), 1)
-            config.optim.milestones = [round(scale * step) for step in config.optim.milestones]
-            config.optim.warmup_steps = round(scale * config.optim.warmup_steps)
-            before = folders.get(row.of or (table.start.name if table.start is not None else ""))
+            _set_schedule(row, config)
+            start = table.start.name if table.start is not None and not row.fresh else ""
+            before = folders.get(row.of or start)
             config.init = str(before) if before is not None else config.init
             digest = _digest(config, before.parent.name if before is not None else None)
             config.out = str(out / "models" / digest / f"seed{seed}")
         configs[row.name], folders[row.name] = config, Path(config.out)
     return [(row, configs[row.name]) for row in rows]
+
+
+def _set_schedule(row: Row, config: RunConfig) -> None:
+    """Updates, milestones, warm-up and rate of a row."""
+    optim = config.optim
+    optim.lr *= row.rate
+    if row.epochs is not None:
+        epoch = len(build_dataset(config.data.train, "data.train")) / optim.batch_size
+        optim.max_steps = max(round(row.epochs * epoch), 1)
+        optim.milestones = [round(n * epoch) for n in range(1, row.epochs)]
+        return
+    optim.max_steps = max(round(row.steps * optim.max_steps), 1)
+    optim.milestones = [round(row.steps * step) for step in optim.milestones]
+    optim.warmup_steps = round(row.steps * optim.warmup_steps)
 
 
 def _find(row: Row, base: Path) -> Path:

@@ -16,6 +16,9 @@ from refine.fusion import Method
 
 EXPERIMENTS = Path(__file__).parent
 
+SECOND_STAGE_EPOCHS = 3
+"""Of the occlusion head on the frozen network [BCC]."""
+
 
 @dataclass
 class Row:
@@ -27,7 +30,9 @@ class Row:
         train: dotted fields of the config that this row changes; None trains nothing.
         of: row whose model it starts from (the table's `start` if None), or, where it trains nothing, whose
             model it uses.
+        fresh: it starts from what the config begins with, not from the table's `start`.
         steps: share of the base's updates.
+        epochs: passes over the training data in place of `steps`; the rate falls after each ("steps").
         rate: share of the base's learning rate.
         method: rule of fusion.
         fusion: fields of the fusion's thresholds that it changes.
@@ -37,7 +42,9 @@ class Row:
     config: str | None = None
     train: dict[str, Any] | None = None
     of: str | None = None
+    fresh: bool = False
     steps: float = 1.0
+    epochs: int | None = None
     rate: float = 1.0
     method: Method = "heuristic"
     fusion: dict[str, Any] = field(default_factory=dict)
@@ -60,6 +67,7 @@ class Table:
         rows: its lines.
         start: model that rows begin with, trained but not shown; if None, what the config begins with.
         reference: row that the others are compared with; the first one if None.
+        fusion: fields of the fusion's thresholds that all rows change, whatever the config says.
     """
 
     title: str
@@ -67,6 +75,7 @@ class Table:
     rows: list[Row]
     start: Row | None = None
     reference: str | None = None
+    fusion: dict[str, Any] = field(default_factory=dict)
 
 
 def load_table(name: str | Path) -> Table:
@@ -96,7 +105,20 @@ def load_table(name: str | Path) -> Table:
             raise RefineError(f"{path}: row {row.name!r}: of: no row {row.of!r} comes before it")
         if row.train is None and row.of is None:
             raise RefineError(f"{path}: row {row.name!r}: give `train` or `of`")
+        row.fusion = table.fusion | row.fusion
     return table
+
+
+def paper_schedule(table: Table) -> Table:
+    """The table trained as the paper trains: no common start, each row for all updates of its config.
+
+    Second stages (rows that train some parameters only) take three epochs at the config's whole rate.
+    """
+    rows = []
+    for row in table.rows:
+        second = any(name.startswith("optim.train_only") for name in row.train or {})
+        rows.append(replace(row, steps=1.0, rate=1.0, epochs=SECOND_STAGE_EPOCHS if second else None))
+    return replace(table, start=None, rows=rows)
 
 
 def only(table: Table, names: Sequence[str]) -> Table:

@@ -94,15 +94,24 @@ class BoxHeads(nn.Module):
         channels: of the pyramid.
         num_things: K.
         sampling: of the pyramid's features.
+        share_gradient: the pyramid gets the mean of the stages' gradients, not their sum [d2].
     """
 
-    def __init__(self, config: BoxHeadConfig, channels: int, num_things: int, sampling: Sampling) -> None:
+    def __init__(
+        self,
+        config: BoxHeadConfig,
+        channels: int,
+        num_things: int,
+        sampling: Sampling,
+        share_gradient: bool = False,
+    ) -> None:
         super().__init__()
         if len(config.ious) > 1 and not config.class_agnostic:
             raise RefineError("box_head.class_agnostic must be true for a cascade: its stages move one box; set it")
         self.config = config
         self.num_things = num_things
         self.sampling = sampling
+        self.share_gradient = share_gradient
         self.stages = nn.ModuleList(BoxHead(config, channels, num_things) for _ in config.ious)
 
     def weights(self, stage: int) -> Weights:
@@ -190,8 +199,7 @@ class BoxHeads(nn.Module):
     def _run(self, stage: int, pyramid: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Pool and run one head: logits Tensor[N, K+1], deltas."""
         pooled = roi_align_levels(pyramid, to_rois(boxes), self.config.pool_size, self.sampling)
-        if len(self.stages) > 1 and pooled.requires_grad:
-            # Every stage sends gradients to the pyramid: it gets their mean, as from a single stage.
+        if self.share_gradient and pooled.requires_grad:
             pooled.register_hook(lambda gradient: gradient / len(self.stages))
         return self.stages[stage](pooled)
 

@@ -14,6 +14,9 @@ from typing import Literal
 Norm = Literal["gn", "frozen_bn", "sync_bn", "bn", "none"]
 """GroupNorm (32 groups), BatchNorm with fixed statistics, synchronised or plain BatchNorm, or no norm."""
 
+Route = Literal["f_sem", "p_sem", "canvas"]
+"""What one branch tells the other: semantic features, semantic predictions, painted masks."""
+
 
 @dataclass
 class BackboneConfig:
@@ -151,6 +154,12 @@ class IBPPConfig:
 
     Attributes:
         iterations: T; 0 is Panoptic-FPN.
+        exchange: how the refining heads take their inputs. "paper" sums f_ins + f_sem, and feeds p_sem as logits and
+            the canvas as probabilities [P; BCC]. "balanced" gives f_sem and p_sem convolutions of their own that
+            start at zero, so that H̃_ins starts as the H_ins of T = 0, and feeds p_sem and the canvas as
+            probabilities × √C, the scale of a vector of C features [C].
+        routes: which inputs the refining heads have besides f_ins and F_sem: f_sem and p_sem in H̃_ins, the canvas
+            in H̃_sem; all of them in the paper.
         shared: one pair of heads for all iterations instead of one pair each.
         sem_convs, sem_channels: 3×3 convolutions of the refining semantic head and their width [C].
         flatten: how instances that overlap on the canvas combine: "max" [IMP] or "sum" (clipped at 1).
@@ -161,6 +170,8 @@ class IBPPConfig:
     """
 
     iterations: int = 3
+    exchange: Literal["paper", "balanced", "norm"] = "paper"
+    routes: list[Route] = field(default_factory=lambda: ["f_sem", "p_sem", "canvas"])
     shared: bool = False
     sem_convs: int = 2
     sem_channels: int = 128
@@ -192,14 +203,19 @@ class LossConfig:
 
     Attributes:
         semantic_last, semantic_other: CE of P_sem^(T) and of P_sem^(t), t < T [C; .5 from Panoptic-FPN].
-        instance: box and mask weights a_t per stage; empty: (1, .5, .25) for a cascade, 1/T each otherwise.
+        instance: box and mask weights a_t per stage, the last one for all that follow; empty: masks 1/T each, boxes
+            1; in a cascade as `cascade` says.
         mask: multiplies the mask losses.
+        cascade: how the stages of a cascade share the pyramid. "loss": boxes and masks of the stages count 1, .5 and
+            .25 [BCC]. "gradient": each counts 1, and what flows from the boxes into the pyramid is divided by the
+            number of stages [d2].
     """
 
     semantic_last: float = 0.5
     semantic_other: float = 0.2
     instance: list[float] = field(default_factory=list)
     mask: float = 1.0
+    cascade: Literal["loss", "gradient"] = "loss"
 
 
 @dataclass

@@ -10,7 +10,7 @@ Gradients flow through both projections and through P_sem; never through boxes o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -35,12 +35,19 @@ class Boxes:
         labels: Tensor[N] int64, thing class of each.
         scores: Tensor[N], 0-1, weight on the canvas; no gradient.
         features: Tensor[N, C, S, S], f_ins + f_sem (for T = 0: f_ins alone).
+        f_sem: Tensor[N, C, S, S] where it is not part of `features`, else None.
     """
 
     rois: Tensor
     labels: Tensor
     scores: Tensor
     features: Tensor
+    f_sem: Tensor | None = None
+
+    @property
+    def appearance(self) -> Tensor:
+        """f_ins + f_sem, Tensor[N, C, S, S]: what the occlusion head sees."""
+        return self.features if self.f_sem is None else self.features + self.f_sem
 
 
 class IBPP(nn.Module):
@@ -63,9 +70,14 @@ class IBPP(nn.Module):
         self.num_things = num_things
         channels = config.fpn_channels
         heads = 1 if self.config.shared or not self.config.iterations else self.config.iterations
-        num_semantic = num_outputs if self.config.iterations else 0
+        self.balanced = self.config.exchange != "paper"
+        self.gain = channels**0.5 if self.balanced else 1.0
+        routes = self.config.routes if self.config.iterations else []
+        num_semantic = num_outputs if "p_sem" in routes else 0
+        num_f_sem = channels if self.balanced and "f_sem" in routes else 0
         self.mask_heads = nn.ModuleList(
-            MaskHead(config.mask_head, channels, num_things, num_semantic) for _ in range(heads)
+            MaskHead(config.mask_head, channels, num_things, num_semantic, self.balanced, num_f_sem)
+            for _ in range(heads)
         )
         self.semantic_heads = nn.ModuleList(
             RefiningSemanticHead(self.config, config.semantic_head.norm, num_things, channels, num_outputs)
@@ -92,9 +104,12 @@ class IBPP(nn.Module):
         """
         rois, scores = rois.detach(), scores.detach()
         f_ins = roi_align_levels(pyramid, rois, self.pool_size, self.sampling)
-        if self.config.iterations:
-            f_ins = f_ins + align(features, rois, self.pool_size, self.sampling, STRIDE)
-        return Boxes(rois, labels, scores, f_ins)
+        if not self.config.iterations or "f_sem" not in self.config.routes:
+            return Boxes(rois, labels, scores, f_ins)
+        f_sem = align(features, rois, self.pool_size, self.sampling, STRIDE)
+        if self.balanced:
+            return Boxes(rois, labels, scores, f_ins, f_sem)
+        return Boxes(rois, labels, scores, f_ins + f_sem)
 
     def instance_step(
         self,
@@ -110,7 +125,7 @@ class IBPP(nn.Module):
             t: iteration, 1..T; any for T = 0.
             boxes: N of them.
             source: P_sem^(t-1), Tensor[B, L, h, w], or, with `predictor`, the features that give it.
-            projected: `from_features(boxes.features)` where it is known already.
+            projected: `project` of the boxes' features where it is known already.
             predictor: the 1×1 convolution from those features to P_sem^(t-1). It commutes with ROI-Align, whose
                 weights add up to one, and has less to do in the bins than in the map.
 
@@ -119,13 +134,17 @@ class IBPP(nn.Module):
         """
         head = self.mask_head(t)
         if projected is None:
-            projected = head.from_features(boxes.features)
+            projected = head.project(boxes.features, boxes.f_sem)
         p_sem = None
-        if self.config.iterations:
+        if head.from_semantic is not None:
             source = source.detach() if self.config.detach else source
             p_sem = align(source, boxes.rois, self.pool_size, self.sampling, STRIDE)
             if predictor is not None:
                 p_sem = predictor(p_sem)  # N×L×S×S
+            if self.config.exchange == "norm":
+                p_sem = torch.nn.functional.layer_norm(p_sem.movedim(1, -1), p_sem.shape[1:2]).movedim(-1, 1)
+            elif self.balanced:
+                p_sem = self.gain * p_sem.softmax(1)
         return head(projected, boxes.labels, p_sem)
 
     def semantic_step(
@@ -143,6 +162,9 @@ class IBPP(nn.Module):
         Returns:
             Tensor[B, width, h, w].
         """
+        head = self.semantic_head(t)
+        if head.from_canvas is None:
+            return head(None, projected)
         labels = boxes.labels if present is None else torch.searchsorted(present, boxes.labels)
         batch, _, height, width = projected.shape
         channels = self.num_things if present is None else len(present)
@@ -155,7 +177,7 @@ class IBPP(nn.Module):
             STRIDE,
             self.config.flatten,
         )
-        return self.semantic_head(t)(canvas, projected, present)
+        return head(self.gain * canvas if self.balanced else canvas, projected, present)
 
     def next_logits(self, t: int, refined: Tensor, before: Tensor) -> Tensor:
         """P_sem^(t), Tensor[B, L, h, w], of what `semantic_step` gives and P_sem^(t-1)."""
@@ -180,7 +202,7 @@ class IBPP(nn.Module):
         if not self.config.iterations:
             return torch.sigmoid(self.instance_step(0, boxes, features)), first(features)
         painted = torch.where(boxes.scores >= self.config.score_threshold, boxes.scores, 0)
-        canvas_boxes = Boxes(boxes.rois, boxes.labels, painted, boxes.features)
+        canvas_boxes = replace(boxes, scores=painted)
         present = torch.unique(boxes.labels)
         of_boxes = of_pixels = None
         predictor: nn.Module | None
@@ -190,7 +212,7 @@ class IBPP(nn.Module):
         total = torch.zeros((), device=features.device)
         for t in range(1, self.config.iterations + 1):
             if of_boxes is None or not self.config.shared:
-                of_boxes = self.mask_head(t).from_features(boxes.features)
+                of_boxes = self.mask_head(t).project(boxes.features, boxes.f_sem)
                 of_pixels = self.semantic_head(t).from_features(features)
             assert of_pixels is not None
             masks = torch.sigmoid(self.instance_step(t, boxes, source, of_boxes, predictor))

@@ -28,9 +28,20 @@ class MaskHead(nn.Module):
         in_channels: C.
         num_classes: K.
         num_semantic: L, channels of p_sem; 0 for none.
+        balanced: f_sem has a convolution of its own, if `num_f_sem` > 0, and this one and that over p_sem start at
+            zero.
+        num_f_sem: C where f_sem is not part of the features; 0 for none.
     """
 
-    def __init__(self, config: MaskHeadConfig, in_channels: int, num_classes: int, num_semantic: int = 0) -> None:
+    def __init__(
+        self,
+        config: MaskHeadConfig,
+        in_channels: int,
+        num_classes: int,
+        num_semantic: int = 0,
+        balanced: bool = False,
+        num_f_sem: int = 0,
+    ) -> None:
         super().__init__()
         width = config.channels
         self.from_features = nn.Conv2d(in_channels, width, 3, padding=1, bias=config.norm == "none")
@@ -39,6 +50,13 @@ class MaskHead(nn.Module):
         if num_semantic:
             self.from_semantic = nn.Conv2d(num_semantic, width, 3, padding=1, bias=False)
             nn.init.kaiming_normal_(self.from_semantic.weight, mode="fan_out", nonlinearity="relu")
+        self.from_f_sem: nn.Conv2d | None = None
+        if num_f_sem:
+            self.from_f_sem = nn.Conv2d(num_f_sem, width, 3, padding=1, bias=False)
+        if balanced:
+            for part in (self.from_semantic, self.from_f_sem):
+                if part is not None:
+                    nn.init.zeros_(part.weight)
         self.norm = make_norm(config.norm, width)
         self.convs = nn.Sequential(
             *(conv_norm(width, width, norm=config.norm) for _ in range(config.num_convs - 1))
@@ -50,11 +68,16 @@ class MaskHead(nn.Module):
         nn.init.normal_(self.predictor.weight, std=0.001)
         nn.init.zeros_(self.predictor.bias)  # type: ignore[arg-type]
 
+    def project(self, features: Tensor, f_sem: Tensor | None = None) -> Tensor:
+        """The part of the first convolution over the features: Tensor[N, C, S, S] each -> Tensor[N, width, S, S]."""
+        x = self.from_features(features)
+        return x if f_sem is None or self.from_f_sem is None else x + self.from_f_sem(f_sem)
+
     def forward(self, projected: Tensor, labels: Tensor, p_sem: Tensor | None = None) -> Tensor:
         """Mask logits of each box for its own class.
 
         Args:
-            projected: `from_features(f_ins + f_sem)`, Tensor[N, width, S, S].
+            projected: what `project` gives, Tensor[N, width, S, S].
             labels: Tensor[N] int64, 0..K-1.
             p_sem: Tensor[N, L, S, S], semantic logits inside the box, if the head takes them.
 

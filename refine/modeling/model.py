@@ -84,7 +84,8 @@ class PanopticModel(nn.Module):
         self.fpn = FPN(self.backbone.channels, config.fpn_channels, config.fpn_norm)
         self.rpn = RegionProposals(config.rpn, config.fpn_channels)
         sampling = Sampling(config.roi_sampling, config.roi_aligned, config.roi_canonical_size)
-        self.box_heads = BoxHeads(config.box_head, config.fpn_channels, num_things, sampling)
+        share_gradient = config.losses.cascade == "gradient"
+        self.box_heads = BoxHeads(config.box_head, config.fpn_channels, num_things, sampling, share_gradient)
         self.semantic_head = SemanticHead(config.semantic_head, config.fpn_channels, num_outputs)
         self.ibpp = IBPP(config, num_things, num_outputs, sampling)
         self.occlusion: OcclusionHead | None = None
@@ -270,7 +271,7 @@ class PanopticModel(nn.Module):
         )
         masks, sem_logits = self.ibpp.predict(boxes, features, self.semantic_head)
         counts = [len(d) for d in detections]
-        appearance = boxes.features.split(counts) if self.config.occlusion else [None] * len(counts)
+        appearance = boxes.appearance.split(counts) if self.config.occlusion else [None] * len(counts)
         return [
             NetworkOutput(replace(d, roi_masks=m, features=f), s, size)
             for d, m, f, s, size in zip(
@@ -293,10 +294,10 @@ class PanopticModel(nn.Module):
         return losses.semantic_last if t == self.config.ibpp.iterations else losses.semantic_other
 
     def _instance_weight(self, t: int, box: bool) -> float:
-        """a_t: (1, .5, .25) for a cascade; else 1/T for masks, and 1 for the boxes, which have one stage."""
-        given = self.config.losses.instance
-        if given:
-            return given[min(t, len(given)) - 1]
-        if len(self.config.box_head.ious) > 1:
+        """a_t: 1/T for masks and 1 for boxes, or what `losses` says of stages and of a cascade."""
+        losses = self.config.losses
+        if losses.instance:
+            return losses.instance[min(t, len(losses.instance)) - 1]
+        if len(self.config.box_head.ious) > 1 and losses.cascade == "loss":
             return (1.0, 0.5, 0.25)[min(t, 3) - 1]
         return 1.0 if box else 1.0 / max(self.config.ibpp.iterations, 1)

@@ -84,31 +84,35 @@ class RefiningSemanticHead(nn.Module):
     def __init__(self, config: IBPPConfig, norm, num_things: int, in_channels: int, num_outputs: int) -> None:
         super().__init__()
         width = config.sem_channels
-        self.from_canvas = nn.Conv2d(num_things, width, 3, padding=1, bias=False)
+        self.from_canvas: nn.Conv2d | None = None
+        if "canvas" in config.routes:
+            self.from_canvas = nn.Conv2d(num_things, width, 3, padding=1, bias=False)
         self.from_features = nn.Conv2d(in_channels, width, 3, padding=1, bias=norm == "none")
         for part in (self.from_canvas, self.from_features):  # fan-out of the one convolution they are
-            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+            if part is not None:
+                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
         self.norm = make_norm(norm, width)
         self.convs = nn.Sequential(*(conv_norm(width, width, norm=norm) for _ in range(config.sem_convs - 1)))
         self.predictor = nn.Conv2d(width, num_outputs, 1)
         nn.init.normal_(self.predictor.weight, std=0.0 if config.residual else 0.01)
         nn.init.zeros_(self.predictor.bias)  # type: ignore[arg-type]
 
-    def forward(self, canvas: Tensor, projected: Tensor, present: Tensor | None = None) -> Tensor:
+    def forward(self, canvas: Tensor | None, projected: Tensor, present: Tensor | None = None) -> Tensor:
         """What `predictor` makes P_sem^(t) of.
 
         Args:
-            canvas: A, Tensor[B, K, h, w], or only the channels in `present`.
+            canvas: A, Tensor[B, K, h, w], or only the channels in `present`; None for a head without it.
             projected: `from_features(F_sem)`, Tensor[B, width, h, w].
             present: Tensor[k] int64, the thing classes of the canvas's channels; None = all K.
 
         Returns:
             Tensor[B, width, h, w].
         """
-        weight = self.from_canvas.weight if present is None else self.from_canvas.weight[:, present]
         x = projected
-        if weight.shape[1]:
-            x = x + F.conv2d(canvas, weight, padding=1)
+        if self.from_canvas is not None and canvas is not None:
+            weight = self.from_canvas.weight if present is None else self.from_canvas.weight[:, present]
+            if weight.shape[1]:
+                x = x + F.conv2d(canvas, weight, padding=1)
         return self.convs(F.relu(self.norm(x)))
 
 

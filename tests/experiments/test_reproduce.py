@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from refine.checkpoint.folder import load_model
 from refine.config import to_mapping
 from refine.errors import RefineError
 from refine.experiments.render import to_markdown, write_table
-from refine.experiments.reproduce import run_table
-from refine.experiments.tables import EXPERIMENTS, Row, Table, load_table, only
+from refine.experiments.reproduce import _configs, run_table
+from refine.experiments.tables import EXPERIMENTS, Row, Table, load_table, only, paper_schedule
 from refine.files import read_json, write_json
 from refine.training.config import load_run
 from refine.training.state import last_checkpoint
@@ -212,6 +213,36 @@ def test_every_table_can_be_read_and_every_row_configured(name, base):
         load_run(base if row.config is None else CONFIGS / "coco" / f"{row.config}.yaml", row.overrides())
 
 
+@pytest.mark.parametrize("name", ["exchange", "ibpp", "rules", "settings", "table3", "table4", "table5", "table6"])
+def test_unknown_erasing_is_on_in_the_rows_that_say_so_alone(name, tmp_path):
+    base = CONFIGS / "coco/refine_r50_gn.yaml"  # which has it on
+    plan = _configs(load_table(name), base, tmp_path, 0, [])
+    assert plan[0][1].eval.fusion.unknown_erasing
+    for row, config in plan:
+        if row.name != "start":
+            assert replace(config.eval.fusion, **row.fusion).unknown_erasing == ("UE" in row.name), row.name
+
+
+def test_the_papers_schedule_on_coco(tmp_path, monkeypatch):
+    """180k updates of everything, then three epochs of the heads, as in configs/coco/occlusion_stage.yaml."""
+    monkeypatch.setattr("refine.experiments.reproduce.build_dataset", lambda *_: range(118_287))
+    words = ["--config", str(CONFIGS / "coco/occlusion_stage.yaml")]
+    stage = load_run(CONFIGS / "coco/refine_r50_gn.yaml", words).optim
+    first, second = (180_000, [120_000, 160_000], 1000, 0.02), (22_179, [7393, 14_786], 1000, 0.02)
+    assert (stage.max_steps, stage.milestones, stage.warmup_steps, stage.lr) == second
+    seen = set()
+    for name in ("table1", "table3", "table4", "table5", "table6"):
+        table = paper_schedule(load_table(name))
+        base = CONFIGS / "coco" if name == "table1" else CONFIGS / "coco/refine_r50_gn.yaml"
+        for _, config in _configs(table, base, tmp_path, 0, []):
+            optim = config.optim
+            seen.add(kind := bool(optim.train_only))
+            schedule = (optim.max_steps, optim.milestones, optim.warmup_steps, optim.lr)
+            assert schedule == (second if kind else first)
+            assert (config.init is not None) == kind
+    assert seen == {False, True}
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -245,7 +276,7 @@ def test_some_rows_bring_those_that_they_need():
 
 
 def test_unknown_tables_and_missing_validation_data(base, tmp_path):
-    known = "ibpp, rules, settings, table1, table2"
+    known = "exchange, ibpp, rules, settings, table1, table2"
     with pytest.raises(RefineError, match=f"no such table; give a file, or one of {known}"):
         load_table("table9")
     with pytest.raises(RefineError, match=r"data\.val: is not given"):

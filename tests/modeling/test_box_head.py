@@ -171,6 +171,7 @@ def test_cascade_leaves_out_background_in_crowds():
 def test_cascade_scales_gradients_of_the_pyramid_alone():
     single, cascade = make_heads(class_agnostic=True), make_heads(**CASCADE)
     cascade.stages[0].load_state_dict(single.stages[0].state_dict())
+    cascade.share_gradient = True
     target = make_targets(random_boxes(3, seed=1).tolist(), labels=[4, 0, 2])
     samples = single.sample([near(target)], [target])
     gradients, losses = [], []

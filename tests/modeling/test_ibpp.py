@@ -128,6 +128,69 @@ def test_appearance_is_the_sum_of_instance_and_semantic_features():
     torch.testing.assert_close(boxes.features, alone.features + f_sem)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_balanced_inputs_by_the_equations(shared):
+    """f_ins, f_sem and p_sem through convolutions of their own; predictions as probabilities × √C."""
+    module = make_ibpp(iterations=2, shared=shared, exchange="balanced").eval()
+    boxes, features, _ = make_inputs(module)
+    first, gain = make_first(), CHANNELS**0.5
+    f_ins, _, _ = make_inputs(make_ibpp(iterations=0))
+    f_sem = roi_align(features, boxes.rois, 4, 0.25, 2, aligned=True)
+    torch.testing.assert_close(boxes.appearance, f_ins.features + f_sem)  # what the occlusion head sees, as ever
+    p_sem, masks = first(features), []
+    for t in range(2):
+        mask_head = module.mask_heads[0 if shared else t]
+        sem_head = module.semantic_heads[0 if shared else t]
+        x = mask_head.from_features(f_ins.features) + mask_head.from_f_sem(f_sem)
+        aligned = roi_align(p_sem, boxes.rois, 4, 0.25, 2, aligned=True)
+        masks.append(torch.sigmoid(mask_head(x, boxes.labels, gain * aligned.softmax(1))))
+        painted = boxes.scores * (boxes.scores >= 0.05)
+        canvas = gain * roi_flatten(masks[-1], boxes.rois, boxes.labels, painted, (2, THINGS, 16, 16))
+        p_sem = sem_head.predictor(sem_head(canvas, sem_head.from_features(features)))
+    got_masks, got_logits = module.predict(boxes, features, first)
+    torch.testing.assert_close(got_masks, torch.stack(masks).mean(0), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(got_logits, p_sem, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_balanced_residuals_start_where_no_iterations_end(shared):
+    config = ModelConfig(
+        fpn_channels=CHANNELS,
+        mask_head=MaskHeadConfig(num_convs=2, channels=8, pool_size=4),
+        semantic_head=SemanticHeadConfig(channels=CHANNELS),
+        ibpp=IBPPConfig(sem_channels=8, shared=shared, exchange="balanced", residual=True),
+    )
+    plain = make_ibpp(iterations=0)
+    module, first = IBPP(config, THINGS, CLASSES, Sampling()), make_first()
+    for head in module.mask_heads:
+        left = head.load_state_dict(plain.mask_heads[0].state_dict(), strict=False).missing_keys
+        assert left == ["from_semantic.weight", "from_f_sem.weight"]
+    boxes, features, _ = make_inputs(module)
+    alone, _, _ = make_inputs(plain)
+    masks, logits = module.predict(boxes, features, first)
+    expected_masks, expected = plain.predict(alone, features, first)
+    assert logits.equal(expected)
+    torch.testing.assert_close(masks, expected_masks, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("exchange", ["paper", "balanced"])
+@pytest.mark.parametrize("routes", [[], ["f_sem"], ["p_sem"], ["canvas"], ["f_sem", "canvas"]])
+def test_routes_that_are_closed_change_nothing(routes, exchange):
+    module = make_ibpp(iterations=2, routes=routes, exchange=exchange).eval()
+    boxes, features, logits = make_inputs(module)
+    other = torch.randn_like(logits)
+    masks = module.instance_step(1, boxes, logits)
+    assert masks.equal(module.instance_step(1, boxes, other)) == ("p_sem" not in routes)
+    projected = module.semantic_head(1).from_features(features)
+    refined = module.semantic_step(1, boxes, torch.sigmoid(masks), projected)
+    emptied = module.semantic_step(1, boxes, torch.zeros_like(masks), projected)
+    assert refined.equal(emptied) == ("canvas" not in routes)
+    alone, _, _ = make_inputs(make_ibpp(iterations=0))
+    assert torch.equal(boxes.appearance, alone.features) == ("f_sem" not in routes)
+    every_step = unroll(module, boxes, features, logits, 2)
+    assert module.predict(boxes, features, make_first())[0].shape == every_step[0][0].shape
+
+
 def test_without_iterations_semantics_stay_and_masks_see_only_instance_features():
     module = make_ibpp(iterations=0)
     boxes, features, _ = make_inputs(module)

@@ -202,8 +202,36 @@ def test_weights_of_the_losses():
     assert model._instance_weight(1, box=True) == 1
     cascade = PanopticModel(tiny(3, box_head=CASCADE), THINGS, CLASSES)
     assert [cascade._instance_weight(t, box=True) for t in (1, 2, 3)] == [1, 0.5, 0.25]
+    detectron2 = PanopticModel(
+        tiny(0, box_head=CASCADE, losses=LossConfig(cascade="gradient")), THINGS, CLASSES
+    )
+    assert [detectron2._instance_weight(t, box=True) for t in (1, 2, 3)] == [1, 1, 1]
     given = PanopticModel(tiny(3, losses=LossConfig(instance=[1.0, 2.0])), THINGS, CLASSES)
     assert [given._instance_weight(t, box=False) for t in (1, 2, 3)] == [1, 2, 2]
+
+
+@pytest.mark.parametrize(("cascade", "into_pyramid"), [("loss", [1, 0.5, 0.25]), ("gradient", [1 / 3] * 3)])
+def test_stages_of_a_cascade_are_weighted_down_once(cascade, into_pyramid):
+    """Either their losses count less, as in BCC-Net, or their gradients into the pyramid, as in detectron2."""
+    torch.manual_seed(0)
+    model = PanopticModel(tiny(0, box_head=CASCADE, losses=LossConfig(cascade=cascade)), THINGS, CLASSES)
+    image, targets = scene()
+    batch = model.image_batch([image])
+    pyramid = [level.detach().requires_grad_(True) for level in model.pyramid(batch)]
+    proposals = model.rpn.propose(model.rpn(pyramid), batch.sizes, training=True)
+    samples = model.box_heads.sample(proposals, [targets])
+    for t, expected in zip((1, 2, 3), into_pyramid, strict=True):
+        weight = model._instance_weight(t, box=True)
+        losses, _, following = model.box_heads.stage_loss(t - 1, pyramid[:4], samples, [targets])
+        model.box_heads.share_gradient = False
+        plain, _, _ = model.box_heads.stage_loss(t - 1, pyramid[:4], samples, [targets])
+        model.box_heads.share_gradient = cascade == "gradient"
+        gradients = torch.autograd.grad(weight * losses[f"loss_cls_{t}"], pyramid[:4], allow_unused=True)
+        whole = torch.autograd.grad(plain[f"loss_cls_{t}"], pyramid[:4], allow_unused=True)
+        for part, all_of_it in zip(gradients, whole, strict=True):
+            if all_of_it is not None:
+                torch.testing.assert_close(part, expected * all_of_it)
+        samples = following
 
 
 @pytest.mark.parametrize(
