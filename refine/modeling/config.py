@@ -170,7 +170,7 @@ class IBPPConfig:
     """
 
     iterations: int = 3
-    exchange: Literal["paper", "balanced", "norm"] = "paper"
+    exchange: Literal["paper", "balanced"] = "paper"
     routes: list[Route] = field(default_factory=lambda: ["f_sem", "p_sem", "canvas"])
     shared: bool = False
     sem_convs: int = 2

@@ -141,9 +141,7 @@ class IBPP(nn.Module):
             p_sem = align(source, boxes.rois, self.pool_size, self.sampling, STRIDE)
             if predictor is not None:
                 p_sem = predictor(p_sem)  # N×L×S×S
-            if self.config.exchange == "norm":
-                p_sem = torch.nn.functional.layer_norm(p_sem.movedim(1, -1), p_sem.shape[1:2]).movedim(-1, 1)
-            elif self.balanced:
+            if self.balanced:
                 p_sem = self.gain * p_sem.softmax(1)
         return head(projected, boxes.labels, p_sem)
 
