@@ -19,7 +19,9 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         epilog="Further arguments change fields of the config, such as --optim.max_steps 500.",
     )
     parser.add_argument(
-        "table", nargs="+", help="table1 … table6, rules, ibpp, exchange, settings, or YAML files of rows; one after another"
+        "table",
+        nargs="+",
+        help="table1 … table6, rules, ibpp, exchange, settings, or YAML files of rows; one after another",
     )
     parser.add_argument(
         "--data",
@@ -30,8 +32,8 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser.add_argument(
         "--paper-schedule",
         action="store_true",
-        help="train each row from the beginning for all updates of the config, and heads of fusion for three epochs, "
-        "as the paper does; without, rows go on from a start that they share",
+        help="train every row for all updates of the config, and the heads of fusion for three epochs, as the "
+        "paper does; without, rows go on from a start that they share",
     )
     parser.add_argument("--seeds", type=count_from(1), default=3, help="runs per row (3)")
     parser.add_argument("--first-seed", type=count_from(0), default=0, help="0; others for runs side by side")

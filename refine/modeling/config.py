@@ -154,9 +154,9 @@ class IBPPConfig:
 
     Attributes:
         iterations: T; 0 is Panoptic-FPN.
-        exchange: how the refining heads take their inputs. "paper" sums f_ins + f_sem, and feeds p_sem as logits and
-            the canvas as probabilities [P; BCC]. "balanced" gives f_sem and p_sem convolutions of their own that
-            start at zero, so that H̃_ins starts as the H_ins of T = 0, and feeds p_sem and the canvas as
+        exchange: how the refining heads take their inputs. "paper" sums f_ins + f_sem, and feeds p_sem as logits
+            and the canvas as probabilities [P; BCC]. "balanced" gives f_sem and p_sem convolutions of their own
+            that start at zero, so that H̃_ins starts as the H_ins of T = 0, and feeds p_sem and the canvas as
             probabilities × √C, the scale of a vector of C features [C].
         routes: which inputs the refining heads have besides f_ins and F_sem: f_sem and p_sem in H̃_ins, the canvas
             in H̃_sem; all of them in the paper.
@@ -203,12 +203,12 @@ class LossConfig:
 
     Attributes:
         semantic_last, semantic_other: CE of P_sem^(T) and of P_sem^(t), t < T [C; .5 from Panoptic-FPN].
-        instance: box and mask weights a_t per stage, the last one for all that follow; empty: masks 1/T each, boxes
-            1; in a cascade as `cascade` says.
+        instance: box and mask weights a_t per stage, the last one for all that follow; empty: masks 1/T each,
+            boxes 1; in a cascade as `cascade` says.
         mask: multiplies the mask losses.
-        cascade: how the stages of a cascade share the pyramid. "loss": boxes and masks of the stages count 1, .5 and
-            .25 [BCC]. "gradient": each counts 1, and what flows from the boxes into the pyramid is divided by the
-            number of stages [d2].
+        cascade: how the stages of a cascade share the pyramid. "loss": boxes and masks of the stages count 1, .5
+            and .25 [BCC]. "gradient": boxes count 1 each, masks 1/T, and what flows from the boxes into the
+            pyramid is divided by the number of stages [d2].
     """
 
     semantic_last: float = 0.5

@@ -69,7 +69,7 @@ class MaskHead(nn.Module):
         nn.init.zeros_(self.predictor.bias)  # type: ignore[arg-type]
 
     def project(self, features: Tensor, f_sem: Tensor | None = None) -> Tensor:
-        """The part of the first convolution over the features: Tensor[N, C, S, S] each -> Tensor[N, width, S, S]."""
+        """First convolution over the features: Tensor[N, C, S, S] each -> Tensor[N, width, S, S]."""
         x = self.from_features(features)
         return x if f_sem is None or self.from_f_sem is None else x + self.from_f_sem(f_sem)
 

@@ -202,9 +202,7 @@ def test_weights_of_the_losses():
     assert model._instance_weight(1, box=True) == 1
     cascade = PanopticModel(tiny(3, box_head=CASCADE), THINGS, CLASSES)
     assert [cascade._instance_weight(t, box=True) for t in (1, 2, 3)] == [1, 0.5, 0.25]
-    detectron2 = PanopticModel(
-        tiny(0, box_head=CASCADE, losses=LossConfig(cascade="gradient")), THINGS, CLASSES
-    )
+    detectron2 = PanopticModel(tiny(0, box_head=CASCADE, losses=LossConfig(cascade="gradient")), THINGS, CLASSES)
     assert [detectron2._instance_weight(t, box=True) for t in (1, 2, 3)] == [1, 1, 1]
     given = PanopticModel(tiny(3, losses=LossConfig(instance=[1.0, 2.0])), THINGS, CLASSES)
     assert [given._instance_weight(t, box=False) for t in (1, 2, 3)] == [1, 2, 2]
