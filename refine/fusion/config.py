@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields, replace
+from numbers import Real
+from typing import Any, Literal, get_args
 
 from refine.errors import RefineError
 
@@ -11,7 +13,29 @@ Method = Literal["heuristic", "shr", "srm", "ocfusion", "strong", "soe"]
 """Rules that decide which of two overlapping instances lies in front (see `refine.fusion.fuse`)."""
 
 Resolve = Literal["steal", "wins"]
-"""How pairwise decisions become one picture (see `refine.fusion.merge`)."""
+"""How pairwise decisions become one panoptic map (see `refine.fusion.merge`)."""
+
+Head = Literal["occlusion", "ranking"]
+"""Learned heads: argument of `refine.fuse`, and part of the model, of this name."""
+
+HEADS: dict[str, Head] = {
+    "srm": "ranking",
+    "ocfusion": "occlusion",
+    "strong": "occlusion",
+    "soe": "occlusion",
+}
+"""Head that each learned rule needs; the other rules need none."""
+
+
+def check_known(method: str) -> None:
+    """Raise RefineError if there is no such rule of fusion."""
+    if method not in get_args(Method):
+        raise RefineError(f"method {method!r}: unknown; give one of {', '.join(get_args(Method))}")
+
+
+def methods_with(heads: Collection[str]) -> list[Method]:
+    """The rules that can be applied with these learned heads, in the order of `Method`."""
+    return [method for method in get_args(Method) if method not in HEADS or HEADS[method] in heads]
 
 
 @dataclass
@@ -52,14 +76,33 @@ class FusionConfig:
 
     def __post_init__(self) -> None:
         for name in ("score_threshold", "overlap_threshold", "pair_overlap", "ue_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise RefineError(f"fusion.{name} is {getattr(self, name)}; give a number from 0 to 1")
+            value = getattr(self, name)
+            if not (_is_number(value) and 0 <= value <= 1):
+                raise RefineError(f"fusion.{name} is {value!r}; give a number from 0 to 1")
         for name in ("stuff_area", "ue_radius"):
-            if getattr(self, name) < 0:
-                raise RefineError(f"fusion.{name} is {getattr(self, name)}; give 0 or more pixels")
-        if not 0 < self.sigma < float("inf"):
-            raise RefineError(f"fusion.sigma is {self.sigma}; give a number above 0 (the paper's is 2.5)")
+            value = getattr(self, name)
+            if not (_is_number(value) and 0 <= value < float("inf")):
+                raise RefineError(f"fusion.{name} is {value!r}; give 0 or more pixels")
+        for name in ("recheck", "unknown_erasing"):
+            if not isinstance(getattr(self, name), bool):
+                raise RefineError(f"fusion.{name} is {getattr(self, name)!r}; give true or false")
+        if self.resolve not in get_args(Resolve):
+            raise RefineError(f"fusion.resolve is {self.resolve!r}; give one of {', '.join(get_args(Resolve))}")
+        if not (_is_number(self.sigma) and 0 < self.sigma < float("inf")):
+            raise RefineError(f"fusion.sigma is {self.sigma!r}; give a number above 0 (the paper's is 2.5)")
+
+    def changed(self, changes: Mapping[str, Any]) -> FusionConfig:
+        """Copy with some fields changed, by name; raises RefineError for an unknown field or a wrong value."""
+        known = [field.name for field in fields(self)]
+        for name in changes:
+            if name not in known:
+                raise RefineError(f"fusion.{name}: unknown field; give some of {', '.join(known)}")
+        return replace(self, **changes)
 
     def radius_at(self, size: tuple[int, int]) -> int:
         """`ue_radius` for an image of (height, width)."""
         return round(self.ue_radius * min(size) / 800)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -183,7 +183,7 @@ def explain(
         RefineError: a head that a rule asks is missing, or an occlusion outside 0-1.
         ValueError: shapes that do not agree.
     """
-    kept, runs, places = prepare(raw.instances, config.score_threshold)
+    kept, runs, places, _ = prepare(raw.instances, config.score_threshold)
     cells = cells_of(runs)
     shared = cells.intersections()
     asked = overlapping(shared, config.pair_overlap)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import get_args
+from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from refine.errors import RefineError
-from refine.fusion.config import FusionConfig, Method
+from refine.fusion.checks import ArrayLike, check, convert
+from refine.fusion.config import FusionConfig, Method, check_known
 from refine.fusion.merge import merge
 from refine.fusion.rules import OcclusionFn, check_shape, decide
 from refine.fusion.segments import assemble
 from refine.ops.cells import Cells, cells_of
 from refine.ops.masks import MaskRuns, dense_runs, overlapping, paste_runs
-from refine.structures import VOID, Categories, Instances, PanopticResult
+from refine.structures import Categories, Instances, PanopticResult
+from refine.structures.arrays import as_tensor
 
 RankingFn = Callable[[Instances], Tensor]
 """N instances -> Tensor[N], SRM's spatial ranking score of each."""
@@ -24,13 +28,13 @@ RankingFn = Callable[[Instances], Tensor]
 
 def fuse(
     instances: Instances,
-    sem_seg: Tensor,
+    sem_seg: ArrayLike | None,
     *,
     categories: Categories,
     method: Method = "heuristic",
-    sem_confidence: Tensor | None = None,
-    occlusion: Tensor | OcclusionFn | None = None,
-    ranking: Tensor | RankingFn | None = None,
+    sem_confidence: ArrayLike | None = None,
+    occlusion: ArrayLike | OcclusionFn | None = None,
+    ranking: ArrayLike | RankingFn | None = None,
     config: FusionConfig | None = None,
 ) -> PanopticResult:
     """Turn instances that may overlap and a semantic map into one panoptic map.
@@ -46,19 +50,23 @@ def fuse(
     - "soe" (REFINE): pairwise, Õ(i, j) > Õ(j, i), equation 7: O weighted by the confidence.
 
     Pairwise rules decide the pairs that overlap by `config.pair_overlap`; all others keep score order. How
-    decisions become a picture is said in `refine.fusion.merge`. The result does not depend on the order of
-    the instances: equal scores are ordered by area, class and pixels.
+    decisions become a panoptic map is said in `refine.fusion.merge`.
+
+    The result does not depend on the order of the instances: equal scores are ordered by area, class, pixels
+    and box. Instances that are equal in all of these count once, as one instance with the mean of their
+    `occlusion` and `ranking`.
 
     Args:
         instances: any number; masks from `masks`, or else from `roi_masks` pasted at .5; all on one device.
-        sem_seg: Tensor[H, W] integer, contiguous class or `VOID`, at `instances.image_size`.
-        categories: of all labels.
+        sem_seg: Tensor or array [H, W] of integers, contiguous class or `VOID`, at `instances.image_size`; None
+            fuses things alone, and pixels without an instance become void.
+        categories: categories of all labels.
         method: the rule.
-        sem_confidence: Tensor[H, W] float, 0-1, of the class in `sem_seg`: needed for Unknown Erasing, and
-            gives stuff segments their score.
-        occlusion: of the learned pairwise rules: O of the given instances, Tensor[N, N] in 0-1, of which
-            only overlapping pairs are read, or a function that computes it (see `OcclusionFn`).
-        ranking: of "srm": Tensor[N], of the given instances, or a function that computes it.
+        sem_confidence: Tensor or array [H, W] of floats, 0-1, confidence of the class in `sem_seg`: needed for
+            Unknown Erasing, and gives stuff segments their score.
+        occlusion: for the learned pairwise rules: O of the given instances, Tensor or array [N, N] in 0-1, of
+            which only overlapping pairs are read, or a function that computes it (see `OcclusionFn`).
+        ranking: for "srm": Tensor or array [N], score of the given instances, or a function that computes it.
         config: thresholds; the defaults if None.
 
     Returns:
@@ -67,31 +75,34 @@ def fuse(
 
     Raises:
         RefineError: an unknown method, what the method or the configuration needs is missing, labels that
-            `categories` does not have, masks that are not bool, or scores or an occlusion outside 0-1.
+            `categories` does not have, or masks, scores or an occlusion that hold other values than expected.
         ValueError: shapes that do not agree.
+        TypeError: an argument of another type.
     """
     config = config or FusionConfig()
-    _check(instances, sem_seg, sem_confidence, categories, config)
-    if method not in get_args(Method):
-        raise RefineError(f"method {method!r}: unknown; give one of {', '.join(get_args(Method))}")
+    check_known(method)
+    instances, sem_seg, sem_confidence = convert(instances, sem_seg, sem_confidence)
+    check(instances, sem_seg, sem_confidence, categories, config)
     count = len(instances)
-    instances, runs, chosen = prepare(instances, config.score_threshold)
-    if isinstance(occlusion, Tensor):
-        occlusion = check_shape("occlusion", occlusion, (count, count))[chosen][:, chosen]
-    if isinstance(ranking, Tensor):
-        ranking = check_shape("ranking", ranking, (count,))[chosen]
+    instances, runs, chosen, copies = prepare(instances, config.score_threshold)
+    if occlusion is not None and not callable(occlusion):
+        occlusion = check_shape("occlusion", as_tensor("occlusion", occlusion).detach(), (count, count))
+        occlusion = _of_copies(_of_copies(occlusion, chosen, copies).T, chosen, copies).T
+    if ranking is not None and not callable(ranking):
+        ranking = check_shape("ranking", as_tensor("ranking", ranking).detach(), (count,))
+        ranking = _of_copies(ranking, chosen, copies)
     cells = cells_of(runs)
     order, front = arrange(method, instances, cells, occlusion, ranking, config)
     owner = merge(_to_cpu(cells), runs.areas().cpu(), order, front, config)
     return assemble(instances, chosen, cells, owner, sem_seg, sem_confidence, categories, config)
 
 
-def prepare(instances: Instances, score_threshold: float) -> tuple[Instances, MaskRuns, Tensor]:
-    """Drop low scores and empty masks, and sort: what every rule begins with.
+def prepare(instances: Instances, score_threshold: float) -> tuple[Instances, MaskRuns, Tensor, list[list[int]]]:
+    """Drop low scores, empty masks and copies, and sort: what every rule begins with.
 
     Returns:
-        The instances by falling score, the runs of their masks, and Tensor[n] int64: where in the input
-        each of them was.
+        The n instances by falling score, the runs of their masks, Tensor[n] int64: the place of each in the
+        input, and the places of all its copies there, its own first.
 
     Raises:
         RefineError: instances without any mask.
@@ -106,8 +117,11 @@ def prepare(instances: Instances, score_threshold: float) -> tuple[Instances, Ma
         raise RefineError("instances: neither `masks` nor `roi_masks` is given; fusion needs one of them")
     else:
         runs = dense_runs(torch.zeros(0, *instances.image_size, dtype=torch.bool, device=chosen.device))
-    order = torch.tensor(_content_order(instances, runs), dtype=torch.int64, device=chosen.device)
-    return instances[order], runs[order], chosen[order]
+    groups = _content_order(instances, runs)
+    order = torch.tensor([group[0] for group in groups], dtype=torch.int64, device=chosen.device)
+    places = chosen.tolist()
+    copies = [[places[n] for n in group] for group in groups]
+    return instances[order], runs[order], chosen[order], copies
 
 
 def arrange(
@@ -141,15 +155,34 @@ def arrange(
     return order, decide(method, instances, pairs, occlusion, config.sigma).cpu()
 
 
-def _content_order(instances: Instances, runs: MaskRuns) -> list[int]:
-    """Masks with pixels by falling score; ties by area, class and then pixels, never by place."""
+def _content_order(instances: Instances, runs: MaskRuns) -> list[list[int]]:
+    """Masks with pixels by falling score; ties by area, class, pixels and box, never by place.
+
+    Returns:
+        Groups of instances that are equal in all of these, mostly of one instance; rising within a group.
+    """
     areas = runs.areas().tolist()
     keys = list(zip((-instances.scores).tolist(), [-a for a in areas], instances.labels.tolist(), strict=True))
-    order = sorted((n for n in range(len(keys)) if areas[n]), key=lambda n: keys[n])
-    if len(set(keys)) == len(keys):
-        return order
-    pixels = [torch.stack([runs.start, runs.end])[:, runs.mask == n].T.tolist() for n in range(len(keys))]
-    return sorted(order, key=lambda n: (keys[n], pixels[n]))
+    ties = Counter(keys)
+    if len(ties) == len(keys):
+        return [[n] for n in sorted(range(len(keys)), key=lambda n: keys[n]) if areas[n]]
+    # Pixels and boxes are compared only where everything else is equal.
+    details: list[Any] = [None] * len(keys)
+    edges, counts = torch.stack([runs.start, runs.end], 1), torch.bincount(runs.mask, minlength=len(keys)).tolist()
+    for n, (edge, box) in enumerate(zip(torch.split(edges, counts), instances.boxes.tolist(), strict=True)):
+        if ties[keys[n]] > 1:
+            details[n] = (edge.tolist(), box)
+    order = sorted((n for n in range(len(keys)) if areas[n]), key=lambda n: (keys[n], details[n]))
+    return [list(group) for _, group in groupby(order, key=lambda n: (keys[n], details[n]))]
+
+
+def _of_copies(values: Tensor, chosen: Tensor, copies: Sequence[Sequence[int]]) -> Tensor:
+    """Values of the instances chosen, Tensor[N, ...] -> Tensor[n, ...]; where there are copies, their mean."""
+    picked = values[chosen.to(values.device)]
+    for n, group in enumerate(copies):
+        if len(group) > 1:
+            picked[n] = values[list(group)].double().mean(0).to(values.dtype)
+    return picked
 
 
 def _by_ranking(instances: Instances, ranking: Tensor | RankingFn | None) -> list[int]:
@@ -167,39 +200,3 @@ def _by_ranking(instances: Instances, ranking: Tensor | RankingFn | None) -> lis
 
 def _to_cpu(cells: Cells) -> Cells:
     return replace(cells, words=cells.words.cpu(), areas=cells.areas.cpu())
-
-
-def _check(
-    instances: Instances,
-    sem_seg: Tensor,
-    sem_confidence: Tensor | None,
-    categories: Categories,
-    config: FusionConfig,
-) -> None:
-    """Raise if the arguments of `fuse` do not fit together."""
-    size = tuple(instances.image_size)
-    check_shape("sem_seg", sem_seg, size)
-    if instances.masks is not None and instances.masks.dtype != torch.bool:
-        raise RefineError(f"instances.masks: are {instances.masks.dtype}, expected torch.bool; give `masks > 0.5`")
-    if not bool(((instances.scores >= 0) & (instances.scores <= 1)).all()):
-        raise RefineError("instances.scores: not all are within 0-1; give probabilities")
-    if sem_confidence is not None:
-        check_shape("sem_confidence", sem_confidence, size)
-    if config.unknown_erasing and sem_confidence is None:
-        raise RefineError(
-            "fusion.unknown_erasing needs the confidence of the semantic map; give `sem_confidence`, or "
-            "set fusion.unknown_erasing to false"
-        )
-    for name, values, low, high in (
-        ("sem_seg", sem_seg, VOID, len(categories)),
-        ("instances.labels", instances.labels, 0, categories.num_things),
-    ):
-        if values.numel():
-            if values.is_floating_point() or values.is_complex():
-                raise RefineError(f"{name}: is {values.dtype}, expected integers; give contiguous classes")
-            smallest, largest = (int(v) for v in values.aminmax())
-            if smallest < low or largest >= high:
-                raise RefineError(
-                    f"{name}: has labels {smallest}..{largest}, but {categories!r} allows {low}..{high - 1}; "
-                    "map them to contiguous indices first"
-                )

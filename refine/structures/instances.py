@@ -8,10 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from refine.structures.arrays import as_masks, as_tensor
+
 
 @dataclass
 class Instances:
     """N predicted instances of one image, all in the pixel frame of `image_size`.
+
+    NumPy arrays are converted to tensors, and masks of 0 and 1 in any type to bool.
 
     Attributes:
         image_size: (height, width) in pixels of the frame that boxes and masks live in.
@@ -25,7 +29,9 @@ class Instances:
             the occlusion head.
 
     Raises:
+        TypeError: a field is no array.
         ValueError: fields of unequal length or wrong shape.
+        RefineError: masks that hold other values than 0 and 1.
     """
 
     image_size: tuple[int, int]
@@ -37,16 +43,37 @@ class Instances:
     features: Tensor | None = None
 
     def __post_init__(self) -> None:
+        self._convert()
         n = len(self.boxes)
         if self.boxes.ndim != 2 or self.boxes.shape[1] != 4:
             raise ValueError(f"Instances.boxes: expected shape (N, 4), got {tuple(self.boxes.shape)}")
         for name, value in self._tensors().items():
             if len(value) != n:
                 raise ValueError(f"Instances.{name}: expected {n} entries as in boxes, got {len(value)}")
-        if self.masks is not None and tuple(self.masks.shape[1:]) != tuple(self.image_size):
+        if self.masks is not None and tuple(self.masks.shape[1:]) != self.image_size:
             raise ValueError(
                 f"Instances.masks: expected {n} masks of {self.image_size}, got {tuple(self.masks.shape)}"
             )
+        for name, shape in (("scores", "N"), ("labels", "N"), ("roi_masks", "N, M, M")):
+            value = getattr(self, name)
+            if value is not None and value.ndim != len(shape.split()):
+                raise ValueError(f"Instances.{name}: expected shape ({shape}), got {tuple(value.shape)}")
+
+    def _convert(self) -> None:
+        """Make tensors of arrays, of the types that the attributes state."""
+        self.image_size = (int(self.image_size[0]), int(self.image_size[1]))
+        for name in ("boxes", "scores", "labels"):
+            setattr(self, name, as_tensor(f"Instances.{name}", getattr(self, name)))
+        for name in ("roi_masks", "features"):
+            if getattr(self, name) is not None:
+                setattr(self, name, as_tensor(f"Instances.{name}", getattr(self, name)))
+        if self.masks is not None:
+            self.masks = as_masks("Instances.masks", self.masks)
+        for name in ("boxes", "scores"):
+            if not getattr(self, name).is_floating_point():
+                setattr(self, name, getattr(self, name).float())
+        if self.labels.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
+            self.labels = self.labels.long()
 
     def _tensors(self) -> dict[str, Tensor]:
         return {

@@ -2,11 +2,14 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from helpers.scenes import SMALL, THINGS, scene
+from helpers.scenes import CATEGORIES, SMALL, THINGS, scene
 
 from refine.errors import RefineError
+from refine.fusion import FusionConfig, fuse
+from refine.structures import VOID, Instances
 
 LEARNED = ("ocfusion", "strong", "soe")
 
@@ -71,7 +74,12 @@ def test_labels_that_are_not_contiguous_classes():
 @pytest.mark.parametrize(
     ("field", "change", "words"),
     [
-        ("masks", lambda v: v.float(), r"instances\.masks.*expected torch\.bool; give `masks > 0\.5`"),
+        (
+            "masks",
+            lambda v: v.float() * 0.7,
+            r"Instances\.masks: expected 0 and 1, got torch\.float32.*0\.7; threshold",
+        ),
+        ("masks", lambda v: v.int() * 2, r"Instances\.masks: expected 0 and 1, got torch\.int32.*first 2"),
         ("labels", lambda v: v.float(), r"instances\.labels.*expected integers"),
         ("scores", lambda v: v * 9, r"instances\.scores.*0-1"),
         ("scores", lambda v: v * torch.nan, r"instances\.scores.*0-1"),
@@ -84,6 +92,110 @@ def test_values_of_another_kind(field, change, words):
     setattr(owner, field, change(getattr(owner, field)))
     with pytest.raises(RefineError, match=words):
         case.fuse("heuristic")
+
+
+@pytest.mark.parametrize(
+    "confidence", [torch.full((16, 20), 200, dtype=torch.uint8), torch.full((16, 20), torch.nan)]
+)
+def test_confidence_is_a_probability(confidence):
+    with pytest.raises(RefineError, match="sem_confidence: expected floats 0-1"):
+        scene(0).fuse("heuristic", sem_confidence=confidence)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.uint16, np.float32, np.float64])
+@pytest.mark.parametrize("method", ["heuristic", "srm", "soe"])
+def test_arrays_are_as_good_as_tensors(method, dtype):
+    case = scene(7)
+    some = case.instances
+    mirrored = some.masks.numpy()[:, :, ::-1].astype(dtype)[:, :, ::-1]  # of negative strides
+    result = fuse(
+        Instances(
+            list(some.image_size),
+            some.boxes.double().numpy(),
+            some.scores.tolist(),
+            some.labels.numpy().astype(np.int32),
+            masks=mirrored,
+        ),
+        case.sem_seg.numpy().astype(np.int16),
+        categories=CATEGORIES,
+        method=method,
+        sem_confidence=case.confidence.numpy(),
+        occlusion=case.occlusion.numpy(),
+        ranking=case.ranking.tolist(),
+        config=SMALL,
+    )
+    expected = case.fuse(method)
+    assert torch.equal(result.segment_ids, expected.segment_ids)
+    assert [s.area for s in result.segments] == [s.area for s in expected.segments]
+
+
+def test_masks_of_0_and_255_are_masks():
+    some = scene(7).instances
+    grey = Instances(
+        some.image_size, some.boxes, some.scores, some.labels, masks=some.masks.numpy() * np.uint8(255)
+    )
+    assert torch.equal(grey.masks, some.masks)
+
+
+def test_gradients_do_no_harm():
+    case = scene(7)
+    case.instances.scores.requires_grad_()
+    result = case.fuse(
+        "soe", occlusion=case.occlusion.requires_grad_(), sem_confidence=case.confidence.requires_grad_()
+    )
+    assert torch.equal(result.segment_ids, scene(7).fuse("soe").segment_ids)
+
+
+def test_things_alone():
+    case = scene(7)
+    alone = fuse(case.instances, None, categories=CATEGORIES, config=SMALL)
+    assert alone.segments
+    assert all(segment.isthing for segment in alone.segments)
+    expected = fuse(case.instances, torch.full_like(case.sem_seg, VOID), categories=CATEGORIES, config=SMALL)
+    assert torch.equal(alone.segment_ids, expected.segment_ids)
+    with pytest.raises(RefineError, match="sem_confidence: is given without `sem_seg`"):
+        fuse(case.instances, None, categories=CATEGORIES, sem_confidence=case.confidence)
+    with pytest.raises(RefineError, match="unknown_erasing needs"):
+        fuse(case.instances, None, categories=CATEGORIES, config=replace(SMALL, unknown_erasing=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"instances": {"boxes": [], "scores": []}},
+            r"instances: expected refine\.Instances, got dict; .*adapters",
+        ),
+        ({"sem_seg": "map.png"}, "sem_seg: expected an array or a tensor, got str"),
+        ({"categories": ["cat"]}, r"categories: expected refine\.Categories, got list"),
+        ({"occlusion": "head", "method": "soe"}, "occlusion: expected an array or a tensor, got str"),
+    ],
+)
+def test_arguments_of_another_type(changes, words):
+    case = scene(0)
+    given = {"instances": case.instances, "sem_seg": case.sem_seg, "categories": CATEGORIES} | changes
+    with pytest.raises(TypeError, match=words):
+        fuse(given.pop("instances"), given.pop("sem_seg"), **given)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"boxes": None}, TypeError, "Instances.boxes: expected an array or a tensor, got NoneType"),
+        ({"scores": torch.ones(2, 1)}, ValueError, r"Instances.scores: expected shape \(N\), got \(2, 1\)"),
+        (
+            {"roi_masks": torch.ones(2, 1, 7, 7)},
+            ValueError,
+            r"roi_masks: expected shape \(N, M, M\), got \(2, 1, 7, 7\)",
+        ),
+        ({"masks": np.zeros((2, 1, 8, 8))}, ValueError, r"masks: expected 2 masks of \(8, 8\), got \(2, 1, 8, 8\)"),
+        ({"labels": ["cat", "dog"]}, TypeError, "Instances.labels: expected an array"),
+    ],
+)
+def test_instances_that_cannot_be(changes, error, words):
+    fields = {"image_size": (8, 8), "boxes": np.zeros((2, 4)), "scores": np.ones(2), "labels": np.zeros(2, int)}
+    with pytest.raises(error, match=words):
+        Instances(**(fields | changes))
 
 
 def test_instances_without_masks():
@@ -113,3 +225,25 @@ def test_shapes_that_do_not_agree(method, changes):
 def test_occlusion_is_a_probability(method):
     with pytest.raises(RefineError, match=r"occlusion.*0 to 1"):
         scene(0).fuse(method, occlusion=torch.randn(8, 8) * 5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"score_treshold": 0.3}, "fusion.score_treshold: unknown field; give some of score_threshold"),
+        ({"score_threshold": "0.3"}, "fusion.score_threshold is '0.3'; give a number from 0 to 1"),
+        ({"stuff_area": float("inf")}, "fusion.stuff_area is inf"),
+        ({"unknown_erasing": 1}, "fusion.unknown_erasing is 1; give true or false"),
+        ({"resolve": "take"}, "fusion.resolve is 'take'; give one of steal, wins"),
+        ({"sigma": True}, "fusion.sigma is True"),
+    ],
+)
+def test_thresholds_that_cannot_be(changes, words):
+    with pytest.raises(RefineError, match=words):
+        FusionConfig().changed(changes)
+
+
+def test_changed_thresholds_leave_the_others():
+    config = FusionConfig(stuff_area=7)
+    assert config.changed({"sigma": np.float32(0.5)}) == FusionConfig(stuff_area=7, sigma=0.5)
+    assert config == FusionConfig(stuff_area=7)

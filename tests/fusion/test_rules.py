@@ -89,6 +89,45 @@ def test_order_of_the_instances_does_not_matter(method, seed, equal):
 
 @pytest.mark.parametrize("method", METHODS)
 @settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), boxes=st.booleans())
+def test_copies_do_not_make_the_order_matter(method, seed, boxes):
+    """Instances of equal mask, class and score, with or without the same box, whose O and rank differ."""
+    case = scene(seed)
+    twice = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 2, 5, 5])
+    g = torch.Generator().manual_seed(seed)
+    some = case.instances[twice]
+    if not boxes:
+        some.boxes[8:] += torch.rand(3, 4, generator=g)
+    doubled = replace(
+        case, instances=some, occlusion=torch.rand(11, 11, generator=g), ranking=torch.rand(11, generator=g)
+    )
+    result = doubled.fuse(method)
+    order = torch.randperm(11, generator=g)
+    shuffled = replace(
+        doubled,
+        instances=some[order],
+        occlusion=doubled.occlusion[order][:, order],
+        ranking=doubled.ranking[order],
+    ).fuse(method)
+    assert torch.equal(shuffled.segment_ids, result.segment_ids)
+    same = {8: 2, 9: 5, 10: 5} if boxes else {}
+    places = [None if s.instance is None else int(order[s.instance]) for s in shuffled.segments]
+    assert [same.get(p, p) for p in places] == [same.get(s.instance, s.instance) for s in result.segments]
+
+
+def test_copies_count_once_with_the_mean_of_their_occlusion():
+    masks = drawn("####.. ####.. ####.. ####..", "####.. ####.. ####.. ####..", "..#### ..#### ..#### ..####")
+    instances = of_masks(masks, [0.8, 0.8, 0.9])
+    occlusion = torch.tensor([[0.5, 0.5, 0.9], [0.5, 0.5, 0.3], [0.1, 0.8, 0.5]])  # first in front, second behind
+    result = fuse(instances, None, categories=CATEGORIES, method="strong", occlusion=occlusion, config=SMALL)
+    assert (shown(result)[:, 2:4] == 0).all()  # (.9 + .3) / 2 > (.1 + .8) / 2
+    occlusion[2, 0] = 0.5
+    result = fuse(instances, None, categories=CATEGORIES, method="strong", occlusion=occlusion, config=SMALL)
+    assert (shown(result)[:, 2:4] == 2).all()  # (.9 + .3) / 2 < (.5 + .8) / 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+@settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000), count=st.integers(0, 20), overlap=st.sampled_from([0.2, 0.5, 0.9]))
 def test_what_holds_of_every_result(method, seed, count, overlap):
     case = scene(seed, count)

@@ -1,0 +1,85 @@
+"""Input of `fuse`: what is accepted, and what is refused with which words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from refine.errors import RefineError
+from refine.fusion.config import FusionConfig
+from refine.fusion.rules import check_shape
+from refine.structures import VOID, Categories, Instances
+from refine.structures.arrays import as_tensor
+
+ArrayLike = Tensor | NDArray[Any]
+
+
+def convert(
+    instances: Instances, sem_seg: ArrayLike | None, sem_confidence: ArrayLike | None
+) -> tuple[Instances, Tensor, Tensor | None]:
+    """Make tensors of the arguments of `fuse`; without a semantic map, everything is `VOID`.
+
+    Raises:
+        TypeError: an argument of another type.
+        RefineError: a confidence without a map, or masks that hold other values than 0 and 1.
+    """
+    if not isinstance(instances, Instances):
+        raise TypeError(
+            f"instances: expected refine.Instances, got {type(instances).__name__}; the functions of "
+            "refine.adapters convert predictions of other libraries"
+        )
+    instances = replace(instances)  # its fields may have been assigned since it was checked
+    if sem_seg is None:
+        if sem_confidence is not None:
+            raise RefineError("sem_confidence: is given without `sem_seg`; give both or neither")
+        return instances, torch.full(instances.image_size, VOID, device=instances.boxes.device), None
+    confidence = None if sem_confidence is None else as_tensor("sem_confidence", sem_confidence).detach()
+    return instances, as_tensor("sem_seg", sem_seg), confidence
+
+
+def check(
+    instances: Instances,
+    sem_seg: Tensor,
+    sem_confidence: Tensor | None,
+    categories: Categories,
+    config: FusionConfig,
+) -> None:
+    """Raise if the arguments of `fuse` do not fit together; see there."""
+    if not isinstance(categories, Categories):
+        raise TypeError(f"categories: expected refine.Categories, got {type(categories).__name__}")
+    check_shape("sem_seg", sem_seg, instances.image_size)
+    if not bool(((instances.scores >= 0) & (instances.scores <= 1)).all()):
+        raise RefineError("instances.scores: not all are within 0-1; give probabilities")
+    if sem_confidence is not None:
+        check_shape("sem_confidence", sem_confidence, instances.image_size)
+        low, high = (float(v) for v in sem_confidence.aminmax()) if sem_confidence.numel() else (0.0, 0.0)
+        if not sem_confidence.is_floating_point() or not (low >= 0 and high <= 1.0001):  # half precision rounds
+            raise RefineError(
+                f"sem_confidence: expected floats 0-1, got {sem_confidence.dtype} {low:.4g}..{high:.4g}; give the "
+                "probability of the class in `sem_seg`"
+            )
+    if config.unknown_erasing and sem_confidence is None:
+        raise RefineError(
+            "fusion.unknown_erasing needs the confidence of the semantic map; give `sem_confidence`, or "
+            "set fusion.unknown_erasing to false"
+        )
+    _check_labels("sem_seg", sem_seg, VOID, len(categories), categories)
+    _check_labels("instances.labels", instances.labels, 0, categories.num_things, categories)
+
+
+def _check_labels(name: str, labels: Tensor, low: int, high: int, categories: Categories) -> None:
+    """Refuse labels outside low..high-1."""
+    if not labels.numel():
+        return
+    if labels.is_floating_point() or labels.is_complex():
+        raise RefineError(f"{name}: is {labels.dtype}, expected integers; give contiguous classes")
+    smallest, largest = (int(v) for v in labels.aminmax())
+    if smallest < low or largest >= high:
+        raise RefineError(
+            f"{name}: has labels {smallest}..{largest}, but {categories!r} allows {low}..{high - 1}; "
+            "map them to contiguous indices first"
+        )
