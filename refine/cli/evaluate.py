@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from refine.cli.options import FUSION, add_fusion, count_from, fusion_config, refuse_overwriting
+from refine.cli.options import FUSION, add_fusion, count_from, fusion_changes, refuse_overwriting
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
@@ -90,8 +90,9 @@ def _model(options: argparse.Namespace) -> None:
     if options.cityscapes:
         data = DatasetConfig(kind="cityscapes", root=options.cityscapes, split=options.split)
     dataset = build_dataset(data)
-    predictor = Predictor(options.checkpoint, device=options.device, method=options.method)
-    predictor.fusion = fusion_config(options, predictor.fusion)
+    predictor = Predictor(
+        options.checkpoint, device=options.device, method=options.method, fusion=fusion_changes(options)
+    )
     evaluation = evaluate(predictor, dataset, average_precision=True, max_images=options.max_images)
     evaluation.write(options.out)
     Console().print(*evaluation.report.tables())

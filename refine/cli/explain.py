@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from refine.cli.options import fusion_config
+from refine.cli.options import fusion_changes
 from refine.cli.pictures import add_arguments, finish, for_each
 from refine.errors import RefineError
-from refine.fusion.config import Method
+from refine.fusion.config import HEADS, Method
 
 if TYPE_CHECKING:
     from refine.fusion.explain import Explanation
@@ -29,8 +29,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     from refine.inference.predictor import Predictor, possible_methods
 
     files = list_images(options.source)
-    predictor = Predictor(options.checkpoint, device=options.device)
-    predictor.fusion = fusion_config(options, predictor.fusion)
+    predictor = Predictor(options.checkpoint, device=options.device, fusion=fusion_changes(options))
     methods = possible_methods(predictor.model)
     if len(methods) < len(get_args(Method)):
         print(_left_out(methods))
@@ -56,7 +55,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
 def _left_out(methods: Sequence[Method]) -> str:
     """The rules that a model cannot follow, and how it learns to."""
     left_out = ", ".join(method for method in get_args(Method) if method not in methods)
-    parts = [part for part, method in (("ranking", "srm"), ("occlusion", "soe")) if method not in methods]
+    parts = dict.fromkeys(HEADS[method] for method in get_args(Method) if method not in methods)
     heads = {"ranking": "--model.ranking true", "occlusion": "--model.occlusion '{}'"}
     return (
         f"left out: {left_out}, for the model has no {' and no '.join(parts)} head; to train it, give its config "

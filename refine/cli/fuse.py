@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from refine.cli.options import add_fusion, fusion_config, refuse_overwriting
+from refine.cli.options import add_fusion, fusion_changes, refuse_overwriting
 from refine.errors import RefineError
-from refine.fusion.config import FusionConfig, Method
+from refine.fusion.config import HEADS, FusionConfig, Method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +48,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
 
     if options.unknown_erasing and not options.confidence:
         raise RefineError("--unknown-erasing: needs --confidence; give the folder, or leave erasing out")
-    config = fusion_config(options, FusionConfig())
+    config = FusionConfig(**fusion_changes(options))
     out = Path(options.out)
     given = [options.instances, options.categories, options.semantic, options.confidence]
     refuse_overwriting("--out: its", [out / "panoptic.json", out / "panoptic"], given)
@@ -159,7 +159,7 @@ def _gray(path: Path, size: tuple[int, int], most: int) -> Any:
 
 def _learned(method: str, checkpoint: str | None, categories: Categories) -> dict[str, Any]:
     """What a learned rule asks, from a checkpoint's head that looks at masks and classes alone."""
-    name = {"srm": "ranking", "ocfusion": "occlusion", "strong": "occlusion", "soe": "occlusion"}.get(method)
+    name = HEADS.get(method)
     if name is None:
         if checkpoint:
             raise RefineError(f"--checkpoint: method {method!r} learns nothing; leave it out")
@@ -170,6 +170,7 @@ def _learned(method: str, checkpoint: str | None, categories: Categories) -> dic
 
     from refine.checkpoint.folder import load_model
     from refine.formats.adapters import add_roi_masks
+    from refine.inference.predictor import fusion_heads
 
     saved = load_model(checkpoint)
     head = getattr(saved.model, name)
@@ -182,6 +183,7 @@ def _learned(method: str, checkpoint: str | None, categories: Categories) -> dic
         )
     if [c.id for c in saved.categories if c.isthing] != [c.id for c in categories if c.isthing]:
         raise RefineError(f"--checkpoint {checkpoint}: its things differ from those of --categories; use its own")
+    predict = fusion_heads(saved.model, saved.test_size)[name]
     if name == "ranking":
-        return {"ranking": head.predict}
-    return {"occlusion": lambda instances, pairs: head.predict(add_roi_masks(instances), pairs)}
+        return {name: predict}
+    return {name: lambda instances, pairs: predict(add_roi_masks(instances), pairs)}

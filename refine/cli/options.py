@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +62,6 @@ def add_fusion(parser: Any, default: FusionConfig | None = None) -> None:
     add("ue_threshold", "mean confidence below which they do, 0-1", type=float)
 
 
-def fusion_config(options: argparse.Namespace, default: FusionConfig) -> FusionConfig:
-    """The default with what was given; raises RefineError where that is out of range."""
-    given = {name: getattr(options, name) for name in FUSION if getattr(options, name) is not None}
-    return replace(default, **given)
+def fusion_changes(options: argparse.Namespace) -> dict[str, Any]:
+    """The thresholds of fusion that were given, by name."""
+    return {name: getattr(options, name) for name in FUSION if getattr(options, name) is not None}

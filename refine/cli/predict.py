@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from refine.cli.options import fusion_config, refuse_overwriting
+from refine.cli.options import fusion_changes, refuse_overwriting
 from refine.cli.pictures import add_arguments, finish, for_each
 
 
@@ -25,8 +25,9 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     files = list_images(options.source)
     refuse_overwriting("--out: its", (_overlay(options.out, path) for path in files), files)
     refuse_overwriting("--out: its", (Path(options.out) / "panoptic" / f"{path.stem}.png" for path in files), files)
-    predictor = Predictor(options.checkpoint, device=options.device, method=options.method)
-    predictor.fusion = fusion_config(options, predictor.fusion)
+    predictor = Predictor(
+        options.checkpoint, device=options.device, method=options.method, fusion=fusion_changes(options)
+    )
     numbers = {path: number for number, path in enumerate(files, 1)}
     with PredictionWriter(options.out, predictor.categories) as writer:
 

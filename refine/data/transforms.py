@@ -125,10 +125,15 @@ def fit_scale(size: tuple[int, int], short: int, long: int) -> float:
     return min(short / min(size), long / max(size))
 
 
+def network_size(size: tuple[int, int], short: int, long: int) -> tuple[int, int]:
+    """(height, width) that an image of `size` (height, width) has for the network at test, in pixels."""
+    scale = fit_scale(size, short, long)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
 def resize_for_test(image: Tensor, short: int, long: int) -> Tensor:
     """Tensor[3, H, W] uint8 -> the same with its short side `short`, at most `long` on the other."""
-    scale = fit_scale((image.shape[1], image.shape[2]), short, long)
-    return resize(image, (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[2] * scale))))
+    return resize(image, network_size((image.shape[1], image.shape[2]), short, long))
 
 
 def resize(image: Tensor, size: tuple[int, int]) -> Tensor:

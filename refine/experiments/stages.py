@@ -7,15 +7,16 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from refine.fusion.config import Head
 from refine.modeling.model import PanopticModel
 
-ASKED = ("occlusion", "ranking")
-"""Heads that fusion asks, which are stages of their own."""
+ASKED = get_args(Head)
+"""Heads that fusion uses, which are stages of their own."""
 
 
 @dataclass

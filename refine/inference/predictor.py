@@ -2,52 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, overload
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from refine.checkpoint.folder import SavedModel, load_model
-from refine.data.transforms import resize_for_test
+from refine.data.transforms import network_size, resize_for_test
 from refine.errors import RefineError
-from refine.formats.images import from_pil, read_image
+from refine.formats.image_like import ImageLike, to_tensor
 from refine.fusion import FusionConfig, Method, fuse
+from refine.fusion.config import HEADS, Head, check_known, methods_with
 from refine.modeling.model import NetworkOutput, PanopticModel
 from refine.ops.semantic import semantic_map
 from refine.runtime import find_device
-from refine.structures import Categories, PanopticResult, Prediction
+from refine.structures import Categories, Instances, PanopticResult, Prediction
+from refine.structures.images import padded_size
 
-ImageLike = str | Path | Image.Image | np.ndarray | Tensor
-
-HEADS = {
-    "srm": "ranking",
-    "ocfusion": "occlusion",
-    "strong": "occlusion",
-    "soe": "occlusion",
-}
-"""Head of the model that a learned rule of fusion asks."""
+GPU_BATCH = 8
+"""Images of a list that go through the network together on a GPU; on a CPU a batch only costs memory."""
 
 
 class Predictor:
     """Loads a model once and turns images into panoptic results.
 
+    An image's result does not depend on the others in its list: only images that are padded to the same size
+    share a batch, since the statistics of normalisation layers include the padding. On a CPU results are equal to
+    the bit; on a GPU kernels may sum in another order for another batch size, which changes scores by some 1e-5.
+
     Args:
         checkpoint: name of a shipped model (`refine models` lists them), the folder of a trained one, or
-            a model at hand.
-        device: "cpu", "cuda", …; the GPU if there is one.
+            a model at hand. The latter keeps its mode (training or evaluation) and its device.
+        device: "cpu", "cuda", …; None takes the GPU if there is one, or the device of a model at hand. A model at
+            hand on another device is copied.
         method: rule of fusion; the checkpoint's own if None.
-        fusion: its thresholds; the checkpoint's own if None.
+        fusion: its thresholds: all of them, or a mapping of those that differ from the checkpoint's own.
         precision: "bf16" or "fp16" runs the network under autocast.
-        compiled: compile backbone and pyramid with torch.compile, again for every size of image.
+        compiled: compile backbone and pyramid with torch.compile, in place, again for every size of image.
 
     Raises:
-        RefineError: no such checkpoint or device, a broken one, or one without the head that the method asks.
+        RefineError: no such checkpoint or device, a broken one, one without the head that the method needs, or
+            a threshold that does not exist or is out of range.
     """
 
     def __init__(
@@ -56,34 +56,52 @@ class Predictor:
         *,
         device: str | torch.device | None = None,
         method: Method | None = None,
-        fusion: FusionConfig | None = None,
+        fusion: FusionConfig | Mapping[str, Any] | None = None,
         precision: Literal["32", "bf16", "fp16"] = "32",
         compiled: bool = False,
     ) -> None:
-        self.device = find_device(device)
         saved = checkpoint if isinstance(checkpoint, SavedModel) else load_model(checkpoint)
-        self.model: PanopticModel = saved.model.to(self.device).eval()
+        self.model: PanopticModel = _placed(saved.model, device, held=saved is checkpoint)
+        self.device = self.model.pixel_mean.device
         self.categories: Categories = saved.categories
         self.test_size = saved.test_size
         self.method: Method = method or saved.method
-        self.fusion = fusion or saved.fusion
+        self.fusion = fusion if isinstance(fusion, FusionConfig) else saved.fusion.changed(fusion or {})
         check_method(self.method, self.model)
         if compiled:
             self.model.backbone.compile()
             self.model.fpn.compile()
         self.autocast = {"32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
-    def __call__(self, image: ImageLike) -> PanopticResult:
-        """Panoptic result of one image, at its own size.
+    @overload
+    def __call__(self, image: ImageLike) -> PanopticResult: ...
+
+    @overload
+    def __call__(self, image: list[ImageLike]) -> list[PanopticResult]: ...
+
+    def __call__(self, image: ImageLike | list[ImageLike]) -> PanopticResult | list[PanopticResult]:
+        """Predict one image, or each image of a list, at its own size.
 
         Args:
-            image: path, PIL image, uint8 array [H, W, 3] RGB or [H, W] grey, or Tensor[3, H, W] uint8 RGB.
+            image: path, encoded bytes, Pillow image, array [H, W, 3] or [H, W], or Tensor[3, H, W], uint8 or
+                floats 0-1 (see `refine.formats.image_like.to_tensor`); or a list of these, which is read and
+                predicted a few images at a time.
 
         Raises:
-            RefineError: the file cannot be read.
+            RefineError: a file cannot be read.
             ValueError: an array or tensor of another shape or type.
+            TypeError: something else than an image.
         """
-        return self.fuse(self.predict_raw([to_tensor(image)], self.fusion.score_threshold)[0])
+        if not isinstance(image, list | tuple):
+            return self._predict([to_tensor(image)])[0]
+        at_once = GPU_BATCH if self.device.type == "cuda" else 1
+        results = []
+        for start in range(0, len(image), at_once):
+            results += self._predict([_nth(image, n) for n in range(start, min(start + at_once, len(image)))])
+        return results
+
+    def _predict(self, images: Sequence[Tensor]) -> list[PanopticResult]:
+        return [self.fuse(raw) for raw in self.predict_raw(images, self.fusion.score_threshold)]
 
     @torch.inference_mode()
     def fuse(
@@ -100,29 +118,88 @@ class Predictor:
             **self.fusion_heads(),
         )
 
-    def fusion_heads(self) -> dict[str, Any]:
-        """`occlusion` and `ranking` of `refine.fuse`: the model's heads, or None."""
-        heads = {name: getattr(self.model, name) for name in ("occlusion", "ranking")}
-        return {name: None if head is None else head.predict for name, head in heads.items()}
+    def fusion_heads(self) -> dict[Head, Any]:
+        """`occlusion` and `ranking` for `refine.fuse`: functions of the model's heads, or None."""
+        return fusion_heads(self.model, self.test_size)
 
     @torch.inference_mode()
     def predict_raw(self, images: Sequence[Tensor], min_score: float = 0.0) -> list[Prediction]:
-        """Run the network on a batch.
-
-        Smaller images are padded to the largest, which the convolutions see near the right and lower border:
-        there results differ a little from those of one image at a time.
+        """Run the network on images, those in one batch that are padded to the same size.
 
         Args:
             images: Tensor[3, H, W] uint8 RGB each, of any sizes.
             min_score: lowest score of the detections that will be used, 0-1; see `PanopticModel.predict`.
+
+        Returns:
+            The predictions in the order of the images.
         """
         resized = [resize_for_test(image.to(self.device), *self.test_size) for image in images]
-        with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
-            predictions = self.model.predict(self.model.image_batch(resized), min_score)
+        batches: dict[tuple[int, int], list[int]] = {}
+        for n, image in enumerate(resized):
+            frame = padded_size((image.shape[1], image.shape[2]), self.model.config.divisor)
+            batches.setdefault(frame, []).append(n)
+        outputs: dict[int, NetworkOutput] = {}
+        for places in batches.values():
+            batch = self.model.image_batch([resized[n] for n in places])
+            with _evaluation_mode(self.model), self._precision():
+                outputs |= zip(places, self.model.predict(batch, min_score), strict=True)
         return [
-            rescale(p, (i.shape[1], i.shape[2]), self.model.semantic_classes)
-            for p, i in zip(predictions, images, strict=True)
+            rescale(outputs[n], (image.shape[1], image.shape[2]), self.model.semantic_classes)
+            for n, image in enumerate(images)
         ]
+
+    def _precision(self) -> AbstractContextManager[None]:
+        return torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()
+
+
+def _placed(model: PanopticModel, device: str | torch.device | None, held: bool) -> PanopticModel:
+    """The model on the device; a copy if it would have to move while somebody else holds it."""
+    here = model.pixel_mean.device
+    wanted = here if held and device is None else torch.empty(0, device=find_device(device)).device
+    if wanted == here:
+        return model
+    return (copy.deepcopy(model) if held else model).to(wanted)
+
+
+@contextmanager
+def _evaluation_mode(model: PanopticModel) -> Iterator[None]:
+    """Evaluation mode inside the context; every module has its own mode back after it."""
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _nth(images: Sequence[ImageLike], n: int) -> Tensor:
+    """One image of a list; errors say which."""
+    try:
+        return to_tensor(images[n])
+    except (RefineError, ValueError, TypeError) as error:
+        raise type(error)(f"images[{n}]: {error}") from error
+
+
+def fusion_heads(model: PanopticModel, test_size: tuple[int, int]) -> dict[Head, Any]:
+    """`occlusion` and `ranking` for `refine.fuse`: functions of a model's heads, or None.
+
+    The ranking is computed in the frame that the network sees, in which it was trained.
+
+    Args:
+        model: the network.
+        test_size: (short, long) side in pixels that images are resized to.
+    """
+
+    def ranking(instances: Instances) -> Tensor:
+        assert model.ranking is not None
+        return model.ranking.predict(instances, network_size(instances.image_size, *test_size))
+
+    return {
+        "occlusion": None if model.occlusion is None else model.occlusion.predict,
+        "ranking": None if model.ranking is None else ranking,
+    }
 
 
 def rescale(prediction: NetworkOutput, size: tuple[int, int], semantic_classes: Tensor) -> Prediction:
@@ -141,9 +218,8 @@ def rescale(prediction: NetworkOutput, size: tuple[int, int], semantic_classes: 
 
 
 def check_method(method: str, model: PanopticModel) -> None:
-    """Raise RefineError if there is no such rule of fusion, or the model lacks the head that it asks."""
-    if method not in get_args(Method):
-        raise RefineError(f"method {method!r}: unknown; give one of {', '.join(get_args(Method))}")
+    """Raise RefineError if there is no such rule of fusion, or the model lacks the head that it needs."""
+    check_known(method)
     if method not in possible_methods(model):
         raise RefineError(
             f"method {method!r}: the model has no {HEADS[method]} head; train one on it "
@@ -153,21 +229,4 @@ def check_method(method: str, model: PanopticModel) -> None:
 
 def possible_methods(model: PanopticModel) -> list[Method]:
     """The rules of fusion whose heads a model has."""
-    return [m for m in get_args(Method) if m not in HEADS or getattr(model, HEADS[m]) is not None]
-
-
-def to_tensor(image: ImageLike) -> Tensor:
-    """Any kind of image -> Tensor[3, H, W] uint8 RGB."""
-    if isinstance(image, str | Path):
-        return read_image(Path(image))
-    if isinstance(image, Image.Image):
-        return from_pil(image)
-    tensor = torch.from_numpy(image) if isinstance(image, np.ndarray) else image
-    if isinstance(image, np.ndarray):
-        tensor = tensor[None].expand(3, -1, -1) if tensor.ndim == 2 else tensor.movedim(-1, 0)
-    if tensor.ndim != 3 or tensor.shape[0] != 3 or tensor.dtype != torch.uint8 or 0 in tensor.shape:
-        raise ValueError(
-            f"image: expected uint8 RGB, array (H, W, 3) or tensor (3, H, W); got {image.dtype} "
-            f"{tuple(image.shape)}"
-        )
-    return tensor
+    return methods_with([name for name in get_args(Head) if getattr(model, name) is not None])

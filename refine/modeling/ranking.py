@@ -14,6 +14,9 @@ from refine.structures import Instances, Targets
 
 # Shape letters: N instances, K thing classes, H × W pixels.
 
+AT_ONCE = 16
+"""Full masks that are resized together; bounds the memory."""
+
 
 class SpatialRanking(nn.Module):
     """Says from the masks alone which class is seen where masks of several classes overlap.
@@ -42,13 +45,18 @@ class SpatialRanking(nn.Module):
         return canvas.index_add_(0, labels, masks.to(canvas.dtype)).clamp_(max=1)
 
     @torch.no_grad()
-    def predict(self, instances: Instances) -> Tensor:
-        """Scores Tensor[N] float32, 0-1: what `refine.fuse(ranking=…)` calls.
+    def predict(self, instances: Instances, size: tuple[int, int] | None = None) -> Tensor:
+        """Compute the ranking scores that `refine.fuse(ranking=…)` takes.
 
         Args:
             instances: N of them, with `masks` or `roi_masks`.
+            size: (height, width) in pixels of the image as the network sees it. The kernels are 7 pixels of that
+                frame, in which the module is trained, so the masks are resized to it; None if they are in it.
+
+        Returns:
+            Tensor[N] float32, 0-1.
         """
-        masks = _masks(instances)
+        masks = _masks(instances, size)
         if not len(masks):
             return instances.scores.new_zeros(0, dtype=torch.float32)
         canvas = self.canvas(masks, instances.labels)
@@ -83,9 +91,18 @@ def ranking_loss(head: SpatialRanking, instances: Sequence[Instances], targets: 
     return total / mean_over_processes(pixels)
 
 
-def _masks(instances: Instances) -> Tensor:
-    """Tensor[N, H, W] bool, pasted where they are not given."""
-    if instances.masks is not None:
+def _masks(instances: Instances, size: tuple[int, int] | None = None) -> Tensor:
+    """Masks in a frame of another size, or in their own: Tensor[N, H, W] bool."""
+    own = instances.image_size
+    size = size or own
+    if instances.masks is None:
+        assert instances.roi_masks is not None, "fusion refuses instances without any mask"
+        scale = instances.boxes.new_tensor([size[1] / own[1], size[0] / own[0]] * 2)
+        return paste_masks(instances.roi_masks.float(), instances.boxes * scale, size)
+    if size == own or not len(instances):
         return instances.masks
-    assert instances.roi_masks is not None, "fusion refuses instances without any mask"
-    return paste_masks(instances.roi_masks.float(), instances.boxes, instances.image_size)
+    resized = [
+        F.interpolate(some[None].float(), size, mode="bilinear", antialias=True)[0] >= 0.5
+        for some in torch.split(instances.masks, AT_ONCE)
+    ]
+    return torch.cat(resized)

@@ -23,6 +23,7 @@ from refine.formats.images import read_image
 from refine.formats.writer import PredictionWriter
 from refine.fusion.config import FusionConfig, Method
 from refine.inference.predictor import Predictor
+from refine.runtime import find_device
 from refine.structures import PanopticResult, Prediction
 from refine.structures.panoptic import id_to_rgb
 
@@ -77,7 +78,8 @@ class Models:
         """A model, with its own rule of fusion and thresholds."""
         with self._lock:
             if name not in self._loaded:
-                self._loaded[name] = load_model(name)
+                saved = self._loaded[name] = load_model(name)
+                saved.model.to(find_device(self.device))
             return self._loaded[name]
 
     def look(self, path: str | Path, name: str) -> Upload:
@@ -100,7 +102,7 @@ class Models:
         with self._lock:
             start = time.perf_counter()
             try:
-                raw = Predictor(saved, device=self.device).predict_raw([image])[0]
+                raw = Predictor(saved).predict_raw([image])[0]
             except torch.OutOfMemoryError as error:
                 raise RefineError(f"{path.name}: is too large for the GPU; start with --device cpu") from error
             return Upload(name, path.name, image, raw, time.perf_counter() - start)
@@ -113,7 +115,7 @@ class Models:
         """
         saved = self.load(look.model)
         with self._lock:
-            return Predictor(saved, device=self.device, method=method, fusion=fusion).fuse(look.raw)
+            return Predictor(saved, method=method, fusion=fusion).fuse(look.raw)
 
 
 def view(look: Upload, result: PanopticResult) -> dict[str, Any]:

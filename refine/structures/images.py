@@ -50,11 +50,15 @@ class ImageBatch:
             if image.ndim != 3 or image.shape[0] != 3:
                 raise ValueError(f"ImageBatch: image {n}: expected shape (3, h, w), got {tuple(image.shape)}")
         sizes = [(int(i.shape[1]), int(i.shape[2])) for i in images]
-        height = -(-max(s[0] for s in sizes) // divisor) * divisor
-        width = -(-max(s[1] for s in sizes) // divisor) * divisor
-        tensor = mean.new_zeros(len(images), 3, height, width)
+        frame = padded_size((max(s[0] for s in sizes), max(s[1] for s in sizes)), divisor)
+        tensor = mean.new_zeros(len(images), 3, *frame)
         mean, std = mean.view(3, 1, 1), std.view(3, 1, 1)
         for n, image in enumerate(images):
             image = image.flip(0) if flip_channels else image
             tensor[n, :, : sizes[n][0], : sizes[n][1]] = (image.to(mean) - mean) / std
         return cls(tensor, sizes)
+
+
+def padded_size(size: tuple[int, int], divisor: int) -> tuple[int, int]:
+    """(height, width) in pixels, each rounded up to a multiple of `divisor`."""
+    return -(-size[0] // divisor) * divisor, -(-size[1] // divisor) * divisor

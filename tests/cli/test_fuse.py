@@ -11,6 +11,7 @@ from PIL import Image
 from refine import fuse
 from refine.checkpoint.folder import SavedModel, load_model, save_model
 from refine.cli.main import main
+from refine.data.transforms import network_size
 from refine.formats.adapters import add_roi_masks, from_coco
 from refine.fusion import FusionConfig
 from refine.modeling.config import OcclusionConfig
@@ -103,7 +104,7 @@ def test_learned_rules_ask_the_checkpoints_head(files, checkpoint, method, capsy
     assert (occlusion[0, 1] - 0.5).abs() > 0  # it was asked
     expected = fuse(
         instances, torch.full(SIZE, -1), categories=categories, method=method,
-        occlusion=occlusion, ranking=model.ranking.predict(instances),
+        occlusion=occlusion, ranking=model.ranking.predict(instances, network_size(SIZE, 64, 96)),
     )  # fmt: skip
     ids = rgb_to_id(np.asarray(Image.open(files / "out/panoptic/a.png")))
     assert np.array_equal(np.where(ids <= 2, ids, 0), expected.segment_ids.numpy())

@@ -9,7 +9,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from refine.checkpoint.folder import SavedModel
 from refine.experiments.cost import measure_cost, random_model
 from refine.experiments.stages import Stage, profile_stages
-from refine.fusion import FusionConfig
 from refine.inference.predictor import Predictor
 from refine.modeling.config import (
     BackboneConfig,
@@ -56,8 +55,8 @@ def test_stages_add_up_to_the_whole(iterations, shared):
 
 def test_heads_that_fusion_asks_are_stages():
     config = replace(tiny(0), occlusion=OcclusionConfig(conv_channels=8, fc_channels=8), ranking=True)
-    predictor = Predictor(SavedModel(random_model(config, 3, 5), CATEGORIES, test_size=SIZE), device="cpu")
-    predictor.fusion = FusionConfig(score_threshold=0.0, pair_overlap=0.0)
+    saved = SavedModel(random_model(config, 3, 5), CATEGORIES, test_size=SIZE)
+    predictor = Predictor(saved, fusion={"score_threshold": 0.0, "pair_overlap": 0.0})
     image = torch.randint(0, 255, (3, *SIZE), dtype=torch.uint8)
     with profile_stages(predictor.model) as stages:
         (raw,) = predictor.predict_raw([image])

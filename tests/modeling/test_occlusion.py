@@ -10,6 +10,7 @@ from refine.errors import RefineError
 from refine.modeling.config import OcclusionConfig
 from refine.modeling.occlusion import OcclusionHead, contested_pairs, match_detections, occlusion_loss
 from refine.modeling.ranking import SpatialRanking, ranking_loss
+from refine.ops.masks import paste_masks
 from refine.structures import VOID, Instances, Targets
 
 SIZE, THINGS, CHANNELS = (40, 40), 3, 5
@@ -201,6 +202,27 @@ def test_ranking_by_hand():
     expected = torch.stack([shared[0], shared[1], shared[1], torch.tensor(0.0)])
     torch.testing.assert_close(head.predict(instances), expected)
     assert head.predict(make_instances([], [])).shape == (0,)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_ranking_is_asked_in_the_frame_that_it_was_trained_in(full):
+    """The same instances of an image of 0.6 times or twice the size get the same scores."""
+    torch.manual_seed(0)
+    head = SpatialRanking(THINGS)
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    boxes = torch.tensor([[4.0, 4, 34, 34], [20, 20, 52, 48], [10, 24, 44, 58]])
+
+    def instances(scale):
+        size = (round(60 * scale), round(60 * scale))
+        some = Instances(size, boxes * scale, torch.ones(3), torch.arange(3), roi_masks=torch.ones(3, 28, 28))
+        masks = paste_masks(some.roi_masks, some.boxes, size)
+        return replace(some, roi_masks=None, masks=masks) if full else some
+
+    trained = head.predict(instances(1))
+    for scale in (0.6, 2):
+        torch.testing.assert_close(head.predict(instances(scale), (60, 60)), trained, atol=0.02, rtol=0)
+        assert (head.predict(instances(scale)) - trained).abs().max() > 0.02
 
 
 def test_ranking_learns_the_class_in_front():

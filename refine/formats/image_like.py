@@ -1,0 +1,88 @@
+"""Images as people hold them in Python, as 8-bit RGB tensors."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from refine.errors import RefineError
+from refine.formats.images import from_pil, read_image
+from refine.structures.arrays import as_tensor
+
+ImageLike = str | Path | bytes | Image.Image | NDArray[Any] | Tensor
+
+
+def to_tensor(image: ImageLike) -> Tensor:
+    """Convert any kind of image to Tensor[3, H, W] uint8 RGB.
+
+    Args:
+        image: path of a file; bytes of an encoded file; Pillow image of any mode; array [H, W], [H, W, 1],
+            [H, W, 3] or [H, W, 4], or Tensor[C, H, W] with as many channels: grey, RGB or RGBA. Arrays and tensors
+            hold uint8 0-255, floats 0-1, or bool. Transparent pixels are laid over white.
+
+    Raises:
+        RefineError: the file or the bytes cannot be read.
+        ValueError: an array or tensor of another shape, type or range, or an image without pixels.
+        TypeError: something else than an image.
+    """
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    if isinstance(image, bytes | bytearray):
+        return _decode(bytes(image))
+    if isinstance(image, Image.Image):
+        if 0 in image.size:
+            raise ValueError(f"image: has no pixels ({image.width} × {image.height})")
+        return from_pil(image)
+    if not isinstance(image, np.ndarray | Tensor):
+        raise TypeError(
+            f"image: expected a path, bytes, a Pillow image, an array or a tensor, got {type(image).__name__}"
+        )
+    tensor = as_tensor("image", image)
+    if tensor.ndim == 2:
+        tensor = tensor[None]
+    elif tensor.ndim == 3 and isinstance(image, np.ndarray):
+        tensor = tensor.movedim(-1, 0)
+    if tensor.ndim != 3 or tensor.shape[0] not in (1, 3, 4) or 0 in tensor.shape:
+        raise ValueError(
+            "image: expected an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or a tensor (C, H, W); got "
+            f"{type(image).__name__} {tuple(image.shape)}"
+        )
+    tensor = _to_bytes(tensor)
+    if tensor.shape[0] == 4:
+        return from_pil(Image.fromarray(np.ascontiguousarray(tensor.movedim(0, -1).cpu().numpy()), "RGBA"))
+    return tensor.expand(3, -1, -1)
+
+
+def _to_bytes(values: Tensor) -> Tensor:
+    """Values of the types that `to_tensor` takes -> uint8 0-255."""
+    if values.dtype == torch.uint8:
+        return values
+    if values.dtype == torch.bool:
+        return values.to(torch.uint8) * 255
+    low, high = (v.item() for v in values.detach().aminmax())
+    if values.is_floating_point() and low >= 0 and high <= 1:
+        return (values.detach().float() * 255).round().to(torch.uint8)
+    if not values.is_floating_point() and low >= 0 and high <= 255:
+        return values.to(torch.uint8)
+    raise ValueError(
+        f"image: expected uint8 0-255 or floats 0-1, got {values.dtype} {low:g} to {high:g}; scale it, for example "
+        "`(255 * (image - low) / (high - low)).astype('uint8')`"
+    )
+
+
+def _decode(data: bytes) -> Tensor:
+    """Read the bytes of an image file as if they lay in one."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "image"
+        path.write_bytes(data)
+        try:
+            return read_image(path)
+        except RefineError as error:
+            raise RefineError(str(error).replace(str(path), f"image ({len(data)} bytes)")) from error
