@@ -8,32 +8,41 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
+from refine.checkpoint.find import find_model
 from refine.config import from_mapping, to_mapping
 from refine.errors import RefineError
-from refine.files import read_json, write_bytes, write_error, write_json
+from refine.files import read_json, write_error, write_json
 from refine.fusion.config import FusionConfig, Method
 from refine.modeling.config import ModelConfig
 from refine.modeling.model import PanopticModel
 from refine.structures import Categories
+from refine.tensors import (
+    Shapes,
+    check_kinds,
+    check_shapes,
+    first_line,
+    load_weights,
+    read_shapes,
+    read_weights,
+    write_weights,
+)
 
 FORMAT = 1
-"""Of config.json; a reader refuses newer ones."""
+"""Version of config.json; a reader refuses newer ones."""
 
-SHIPPED = Path(__file__).resolve().parents[1] / "weights"
-"""Folder of the models that come with the package, one folder each."""
+MAX_SIDE = 16384
+"""Largest side in pixels that a model may want images resized to."""
 
 
 @dataclass
@@ -71,15 +80,6 @@ def save_model(folder: str | Path, saved: SavedModel, half: bool = False) -> Non
         write_description(temporary / "config.json", saved)
 
 
-def write_weights(path: Path, weights: Mapping[str, Tensor], half: bool = False) -> None:
-    """Write a state dict as safetensors; `half` stores its floats as float16."""
-    tensors = {
-        name: (t.half() if half and t.is_floating_point() else t).detach().cpu().contiguous().clone()
-        for name, t in weights.items()
-    }
-    write_bytes(path, save(tensors))
-
-
 def write_description(path: Path, saved: SavedModel) -> None:
     """Write the config.json that `load_model` reads."""
     description = {
@@ -96,12 +96,10 @@ def write_description(path: Path, saved: SavedModel) -> None:
 
 
 def load_model(source: str | Path) -> SavedModel:
-    """Load a model from a shipped name, an exported folder, or a training run or checkpoint.
+    """Load a model by name, from a folder, or from a file of weights that `refine convert` knows.
 
     Args:
-        source: name of a shipped model; or a folder with config.json and weights (`ema.safetensors`, where a
-            checkpoint has it, goes before `model.safetensors`); or a run's folder, whose best checkpoint is
-            taken, or its last if none was measured; or "hf://OWNER/NAME" for one on the Hugging Face Hub.
+        source: see `find_model`. Of a checkpoint's two files, `ema.safetensors` goes before `model.safetensors`.
 
     Returns:
         The model on the CPU, in evaluation mode, float32.
@@ -110,8 +108,23 @@ def load_model(source: str | Path) -> SavedModel:
         RefineError: no such model, a damaged file, or weights that do not fit the config.
     """
     folder = find_model(source)
-    path = folder / "config.json"
-    description = read_json(path)
+    config, saved = _read_description(folder / "config.json")
+    weights = _weights_file(folder)
+    model = build_model(
+        config, saved["categories"], read_shapes(weights), weights, f"{folder / 'config.json'}: model"
+    )
+    load_weights(model, weights)
+    return SavedModel(model.eval(), **saved)
+
+
+def _weights_file(folder: Path) -> Path:
+    ema = folder / "ema.safetensors"
+    return ema if ema.exists() else folder / "model.safetensors"
+
+
+def _read_description(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """Config of the network, and the other fields of `SavedModel`, from a config.json."""
+    description: Any = read_json(path)
     if not isinstance(description, dict) or not isinstance(description.get("format"), int):
         raise RefineError(f"{path}: has no `format`; give the folder of a model written by refine")
     if description["format"] > FORMAT:
@@ -119,101 +132,79 @@ def load_model(source: str | Path) -> SavedModel:
     missing = {"model", "categories", "test_size", "method", "fusion"} - set(description)
     if missing:
         raise RefineError(f"{path}: field {sorted(missing)[0]!r} is missing; export the model again")
-    for name in ("model", "fusion"):
-        if not isinstance(description[name], dict):
-            raise RefineError(f"{path}: {name} is no mapping; export the model again")
-    match description["test_size"]:
-        case [int() as short, int() as long] if min(short, long) > 0:
-            pass
-        case size:
-            raise RefineError(f"{path}: test_size is {size!r}, expected [short, long] in pixels; correct it")
-    config = from_mapping(ModelConfig, description["model"], f"{path}: model")
-    categories = Categories.from_json(description["categories"], str(path))
-    # All weights follow, so none are fetched for the backbone.
-    without = replace(config, backbone=replace(config.backbone, weights=None))
+    description |= {name: description.get(name, default) for name, default in (("data", ""), ("metrics", {}))}
+    for name, kind in (("model", dict), ("fusion", dict), ("metrics", dict), ("method", str), ("data", str)):
+        if not isinstance(description[name], kind):
+            expected = {dict: "a mapping", str: "a text"}[kind]
+            raise RefineError(f"{path}: {name} is {description[name]!r:.40}, expected {expected}; correct it")
+    size = description["test_size"]
+    sides = size if isinstance(size, list) else []
+    if len(sides) != 2 or not all(type(side) is int and 0 < side <= MAX_SIDE for side in sides):
+        raise RefineError(
+            f"{path}: test_size is {size!r:.60}, expected [short, long] in pixels, 1 to {MAX_SIDE}; correct it"
+        )
     try:
-        model = PanopticModel(without, categories.num_things, len(categories))
-    except RefineError as error:
-        raise RefineError(f"{path}: model: {error}") from error
-    model.config = config
-    ema = folder / "ema.safetensors"
-    load_weights(model, ema if ema.exists() else folder / "model.safetensors")
-    return SavedModel(
-        model.eval(),
-        categories,
-        test_size=(short, long),
-        method=description["method"],
-        fusion=from_mapping(FusionConfig, description["fusion"], f"{path}: fusion"),
-        data=description.get("data", ""),
-        metrics=description.get("metrics", {}),
-    )
+        config = from_mapping(ModelConfig, description["model"], f"{path}: model")
+        fusion = from_mapping(FusionConfig, description["fusion"], f"{path}: fusion")
+    except (RecursionError, OverflowError) as error:
+        raise RefineError(f"{path}: model or fusion: {first_line(error)}; export the model again") from error
+    if not all(map(isfinite, config.pixel_mean)):
+        raise RefineError(f"{path}: model.pixel_mean is {config.pixel_mean}, expected finite numbers; correct it")
+    if not all(isfinite(std) and std > 0 for std in config.pixel_std):
+        raise RefineError(f"{path}: model.pixel_std is {config.pixel_std}, expected numbers above 0; correct it")
+    return config, {
+        "categories": Categories.from_json(description["categories"], str(path)),
+        "test_size": (sides[0], sides[1]),
+        "method": description["method"],
+        "fusion": fusion,
+        "data": description["data"],
+        "metrics": description["metrics"],
+    }
 
 
-def find_model(source: str | Path) -> Path:
-    """Folder of a model that `load_model` can name; raises RefineError if there is none."""
-    if str(source).startswith("hf://"):
-        return _from_hub(str(source).removeprefix("hf://"))
-    for folder in (Path(source), SHIPPED / str(source)):
-        if (folder / "config.json").is_file():
-            return folder
-        for pointer in (folder / "best", folder / "last"):
-            if pointer.is_file():
-                return folder / "checkpoints" / pointer.read_text(encoding="utf-8").strip()
-    raise RefineError(
-        f"{source}: no such model; give a folder with config.json, a run's folder, or one of the shipped "
-        f"models ({', '.join(shipped_models()) or 'none installed'})"
-    )
+def build_model(
+    config: ModelConfig,
+    categories: Categories,
+    shapes: Shapes,
+    weights: object,
+    source: str,
+    optional: Iterable[str] = (),
+) -> PanopticModel:
+    """Build a network for given weights, after making sure, without allocating it, that they fit.
 
+    Args:
+        config: network, possibly of impossible sizes.
+        categories: classes that it tells apart.
+        shapes: of the weights, by name.
+        weights: where they come from, for messages.
+        source: file and field of the config, for messages.
+        optional: parts of names of weights that may be missing, see `fit_weights`.
 
-def shipped_models() -> list[str]:
-    """Names of the models that come with the package."""
-    return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
-
-
-def push_model(source: str | Path, repository: str, private: bool = False) -> None:
-    """Upload a model to the Hugging Face Hub as OWNER/NAME; `load_model("hf://OWNER/NAME")` gets it back."""
-    from huggingface_hub import HfApi
-
-    saved = load_model(source)
-    api = HfApi()
-    api.create_repo(repository, private=private, exist_ok=True)
-    with tempfile.TemporaryDirectory() as temporary:
-        save_model(Path(temporary) / "model", saved)
-        api.upload_folder(repo_id=repository, folder_path=Path(temporary) / "model")
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, on the CPU; raises RefineError if it is absent or damaged."""
-    if not path.is_file():
-        raise RefineError(f"{path}: no such file; give the folder of a whole model")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise RefineError(f"{path}: is damaged ({error}); copy or export the model again") from error
-
-
-def load_weights(model: torch.nn.Module, path: Path) -> None:
-    """Fill a model from a safetensors file; all of it or nothing.
+    Returns:
+        The network with random weights.
 
     Raises:
-        RefineError: the file lacks a tensor, has one too many, or one of another shape; names the first of
-            each.
+        RefineError: there is no such network, or it has other weights.
     """
-    weights, own = read_weights(path), model.state_dict()
-    problems = []
-    if missing := [k for k in own if k not in weights]:
-        problems.append(f"{len(missing)} tensors are missing, first {missing[0]}")
-    if unexpected := [k for k in weights if k not in own]:
-        problems.append(f"{len(unexpected)} do not belong to the model, first {unexpected[0]}")
-    if reshaped := [k for k in own if k in weights and own[k].shape != weights[k].shape]:
-        first = reshaped[0]
-        problems.append(
-            f"{len(reshaped)} have another shape, first {first}: {tuple(weights[first].shape)} in the file, "
-            f"{tuple(own[first].shape)} in the model"
+    things, classes, parts = categories.num_things, len(categories), config.ibpp
+    layers = len(config.box_head.ious) * (config.box_head.num_convs + config.box_head.num_fcs)
+    heads = 1 if parts.shared else max(parts.iterations, 1)
+    layers += config.rpn.num_convs + heads * config.mask_head.num_convs
+    layers += heads * parts.sem_convs if parts.iterations else 0
+    if layers > len(shapes):
+        raise RefineError(
+            f"{source}: asks for {layers} layers, but {weights} holds {len(shapes)} tensors; use the model's own "
+            f"config"
         )
-    if problems:
-        raise RefineError(f"{path}: does not fit the config: {'; '.join(problems)}; use the model's own config")
-    model.load_state_dict({k: v.to(own[k].dtype) for k, v in weights.items()})
+    try:
+        with torch.device("meta"):
+            planned = PanopticModel(config, things, classes)
+    except RefineError as error:
+        raise RefineError(f"{source}: {error}") from error
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise RefineError(f"{source}: no such network can be built ({first_line(error)}); correct it") from error
+    check_shapes({k: v.shape for k, v in planned.state_dict().items()}, shapes, weights, optional)
+    return PanopticModel(config, things, classes)
 
 
 def load_matching(model: torch.nn.Module, folder: Path) -> list[str]:
@@ -232,11 +223,11 @@ def load_matching(model: torch.nn.Module, folder: Path) -> list[str]:
     Raises:
         RefineError: not a single tensor fits.
     """
-    ema = folder / "ema.safetensors"
-    path = ema if ema.exists() else folder / "model.safetensors"
+    path = _weights_file(folder)
     weights, own = read_weights(path), model.state_dict()
     weights |= _later_heads(weights, own)
-    fitting = {k: v.to(own[k].dtype) for k, v in weights.items() if k in own and own[k].shape == v.shape}
+    fitting = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
+    check_kinds(fitting, own, path)
     if not fitting:
         raise RefineError(f"init: no tensor of {path} fits the model; start from one of the same architecture")
     model.load_state_dict(fitting, strict=False)
@@ -282,13 +273,3 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
         raise write_error(folder, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _from_hub(repository: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(snapshot_download(repository, allow_patterns=["config.json", "model.safetensors"]))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise RefineError(f"hf://{repository}: cannot be fetched ({error}); check the name and access") from error

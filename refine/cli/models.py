@@ -12,7 +12,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from refine.checkpoint.folder import find_model, shipped_models
+    from refine.checkpoint.find import find_model, shipped_models
     from refine.files import read_json
 
     table = Table("model", "data", "classes", "measured")

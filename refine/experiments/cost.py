@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import resource
 import statistics
 import time
@@ -112,8 +111,6 @@ def random_model(config: ModelConfig, num_things: int, num_classes: int) -> Pano
     exchange have as much to do as on a full image. Residual branches start small, because fixed statistics
     do not keep maps from growing block by block.
     """
-    config = copy.deepcopy(config)
-    config.backbone.weights = None
     model = PanopticModel(config, num_things, num_classes).eval()
     with torch.no_grad():
         for stage in model.box_heads.stages:

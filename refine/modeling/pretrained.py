@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models import get_model_weights
 
 from refine.errors import RefineError, missing_extra
 from refine.modeling.backbones import RESNETS, Backbone, TimmBackbone
 from refine.modeling.config import BackboneConfig
+from refine.tensors import first_line, fit_weights, read_weights
 
 LITE_PIXEL_MEAN = (127.0, 127.0, 127.0)
 LITE_PIXEL_STD = (128.0, 128.0, 128.0)
@@ -46,46 +45,15 @@ def load_pretrained(backbone: Backbone, config: BackboneConfig) -> None:
     """
     if config.weights is None:
         return
+    source = f"ImageNet weights of {config.name}"
     if config.weights != "imagenet":
-        load_exactly(backbone, _from_file(Path(config.weights), backbone), config.weights)
+        state, source = _from_file(Path(config.weights), backbone), config.weights
     elif config.name in RESNETS:
-        load_exactly(backbone, _imagenet_resnet(config), f"ImageNet weights of {config.name}")
+        state = _imagenet_resnet(config)
     else:
-        load_exactly(backbone, _imagenet_timm(config, backbone), f"ImageNet weights of {config.name}")
-
-
-def load_exactly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load a state dict if its names and shapes are those of the module; otherwise leave the module alone.
-
-    Two differences are meant: the counter `num_batches_tracked` says nothing, and offset convolutions of
-    deformable layers may be absent from the weights of a plain network.
-
-    Raises:
-        RefineError: names the first weights that are missing, left over or of other shape.
-    """
-    own = {k: tuple(v.shape) for k, v in module.state_dict().items() if not _counter(k)}
-    given = {k: tuple(v.shape) for k, v in state.items() if not _counter(k)}
-    optional = set() if any(".offset." in k for k in given) else {k for k in own if ".offset." in k}
-    differences = {
-        "missing": [f"{k} {own[k]}" for k in own if k not in given and k not in optional],
-        "left over": [f"{k} {given[k]}" for k in given if k not in own],
-        "other shape": [f"{k} {given[k]}, not {own[k]}" for k in own if given.get(k, own[k]) != own[k]],
-    }
-    problems = [
-        f"{kind}: {', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
-        for kind, names in differences.items()
-        if names
-    ]
-    if problems:
-        raise RefineError(
-            f"{source}: does not fit the model ({'; '.join(problems)}); choose weights and a configuration "
-            f"of the same architecture"
-        )
-    module.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
-
-
-def _counter(name: str) -> bool:
-    return name.endswith("num_batches_tracked")
+        state = _imagenet_timm(config, backbone)
+    # Weights of a plain network fit a deformable one, whose offsets start at zero.
+    fit_weights(backbone, state, source, optional=(".offset.",))
 
 
 def _imagenet_resnet(config: BackboneConfig) -> dict[str, Tensor]:
@@ -137,46 +105,19 @@ def _timm_state(name: str, features_only: bool) -> dict[str, Tensor]:
     try:
         return timm.create_model(name, pretrained=True, features_only=features_only).state_dict()
     except (OSError, RuntimeError) as error:  # no network; no published weights
-        reason = _first_line(error)
+        reason = first_line(error)
         raise RefineError(f"backbone.weights: cannot get timm's {name} ({reason}); {_OFFLINE}") from error
 
 
 def _from_file(path: Path, backbone: Backbone) -> dict[str, Tensor]:
     """Weights of a classifier or of its body, in a file, under the backbone's names and without the head."""
-    state = read_state(path)
+    state = read_weights(path)
     if "_conv_stem.weight" in state:
         state = lite_to_timm(state)
     if isinstance(backbone, TimmBackbone):
         state = _prefixed(state)
     own = backbone.state_dict()
     return {k: v for k, v in state.items() if k in own or not k.removeprefix("body.").startswith(_HEADS)}
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors or .pth file; a .pth may hold them under "state_dict" or "model".
-
-    Raises:
-        RefineError: no such file, or not a file of tensors.
-    """
-    if path.suffix == ".pkl":
-        raise RefineError(f"{path}: convert pickled weights first: refine convert {path} -o FILE.safetensors")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the readers raise all kinds on a foreign or damaged file
-        reason = _first_line(error)
-        raise RefineError(f"{path}: cannot be read as weights ({reason}); check backbone.weights") from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise RefineError(f"{path}: holds no weights by name; give a state dict")
-    return content
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _prefixed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -47,7 +47,7 @@ class RegionProposals(nn.Module):
         strides: of its levels, in pixels.
 
     Raises:
-        ValueError: not one anchor size per level.
+        RefineError: not one anchor size per level.
     """
 
     cells: Tensor

@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from refine.checkpoint.folder import SavedModel, load_model, shipped_models
+from refine.checkpoint.find import shipped_models
+from refine.checkpoint.folder import SavedModel, load_model
 from refine.drawing.overlay import overlay, segment_colors, write_picture
 from refine.errors import RefineError
 from refine.formats.images import read_image

@@ -23,17 +23,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from refine.checkpoint.folder import (
-    SavedModel,
-    atomic_folder,
-    load_weights,
-    read_weights,
-    write_description,
-    write_weights,
-)
+from refine.checkpoint.folder import SavedModel, atomic_folder, write_description
 from refine.config import from_mapping, to_mapping
 from refine.errors import RefineError
 from refine.files import read_json, write_json, write_text
+from refine.tensors import load_weights, read_weights, write_weights
 from refine.training.config import RunConfig
 
 FIXED = ("model", "augment", "seed")

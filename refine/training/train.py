@@ -17,7 +17,8 @@ from types import FrameType
 import torch
 from torch import Tensor
 
-from refine.checkpoint.folder import SavedModel, find_model, load_matching
+from refine.checkpoint.find import find_model
+from refine.checkpoint.folder import SavedModel, load_matching
 from refine.data.build import build_dataset
 from refine.errors import RefineError
 from refine.files import read_json

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,58 @@ def test_what_is_no_weights_is_refused(tmp_path, content):
         read_checkpoint(path)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"Nr\xff\xff\xff\x7f.",  # 7 bytes; the unpickler in C allocates 2^31 entries of its memo
+        b"\x80\x05\x96" + (2**33).to_bytes(8, "little") + b".",
+        b"\x8e" + (2**40).to_bytes(8, "little") + b".",
+        b"(lp0\n" + b"".join(b"(lp%d\ng%dg%da" % (n, n - 1, n - 1) for n in range(1, 60)) + b".",
+        b"(" * 100_000 + b".",
+        b"]" + b"]a" * 50_000 + b".",
+    ],
+)
+def test_pickles_that_ask_for_more_memory_than_they_have_bytes(tmp_path, content):
+    (tmp_path / "model.pkl").write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(RefineError, match=r"model\.pkl"):
+            read_checkpoint(tmp_path / "model.pkl")
+        assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_arrays_that_share_their_bytes_are_refused(tmp_path):
+    """A small file of a thousand arrays, each of the same million bytes."""
+    data, dtype = bytes(2**20), np.dtype("u1")
+    state = {n: _Frombuffer(data, dtype, (2**20,)) for n in range(1000)}
+    path = write(tmp_path / "model.pkl", {"model": state})
+    assert path.stat().st_size < 2 * 2**20
+    with pytest.raises(RefineError, match="larger than the file"):
+        read_checkpoint(path)
+
+
+class _Frombuffer:
+    def __init__(self, *arguments) -> None:
+        self.arguments = arguments
+
+    def __reduce__(self):
+        return np._core.numeric._frombuffer, (*self.arguments, "C")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e5m2, torch.float32])
+def test_pth_files_as_people_have_them(tmp_path, dtype):
+    """Parameters with gradients, small floats, averaged weights beside the others."""
+    state = {k: torch.nn.Parameter(torch.from_numpy(v).to(dtype)) for k, v in detectron2_state().items()}
+    torch.save({"model": {"w": torch.zeros(1)}, "ema": {"module": state}}, tmp_path / "model.pth")
+    write_json(tmp_path / "data.json", CATEGORIES)
+    convert_file(tmp_path / "model.pth", tmp_path / "out", tmp_path / "data.json")
+    model = load_model(tmp_path / "out").model
+    expected = state["backbone.bottom_up.stem.conv1.weight"].detach().float()
+    assert torch.equal(model.backbone.conv1.weight, expected)
+
+
 def test_pickles_of_every_protocol_and_of_python_2(tmp_path):
     arrays = {"a": np.arange(6, dtype=">f4").reshape(2, 3).T, "b": np.array(2.5), "c": np.arange(3)}
     for protocol in range(6):
@@ -135,7 +188,7 @@ def test_pickles_of_every_protocol_and_of_python_2(tmp_path):
 
 def test_weights_that_are_not_finite_are_refused(tmp_path):
     path = write(tmp_path / "model.pkl", {"model": {"w": np.float32([1, np.nan])}})
-    with pytest.raises(RefineError, match="not finite, first w"):
+    with pytest.raises(RefineError, match="NaN or infinite values, first w"):
         read_checkpoint(path)
 
 

@@ -1,6 +1,7 @@
 """Models on disk come back equal, or not at all."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from helpers.tiny_run import CATEGORIES, tiny_model
 from safetensors.torch import load_file, save_file
 
-from refine.checkpoint import folder as checkpoint
+from refine.checkpoint import find
 from refine.checkpoint.folder import (
     SavedModel,
     atomic_folder,
@@ -81,7 +82,7 @@ def test_weights_of_another_config_name_what_differs(saved: SavedModel, tmp_path
     description["model"]["box_head"]["fc_channels"] = 128
     description["model"]["ibpp"]["iterations"] = 2
     path.write_text(json.dumps(description))
-    with pytest.raises(RefineError, match=r"missing, first ibpp\.\S+.*another shape, first box_heads\S+: \(64"):
+    with pytest.raises(RefineError, match=r"missing: ibpp\.\S+.*other shape: box_heads\S+ \(64"):
         load_model(tmp_path / "model")
 
 
@@ -89,7 +90,7 @@ def test_surplus_weights_are_refused(saved: SavedModel, tmp_path: Path) -> None:
     save_model(tmp_path / "model", saved)
     path = tmp_path / "model" / "model.safetensors"
     save_file(load_file(path) | {"stray": torch.zeros(1)}, path)
-    with pytest.raises(RefineError, match="1 do not belong to the model, first stray"):
+    with pytest.raises(RefineError, match="1 left over: stray"):
         load_model(tmp_path / "model")
 
 
@@ -101,7 +102,15 @@ def test_surplus_weights_are_refused(saved: SavedModel, tmp_path: Path) -> None:
         ({"test_size": None}, "test_size"),
         ({"test_size": "x"}, "test_size is 'x', expected"),
         ({"test_size": [0, 5]}, r"test_size is \[0, 5\]"),
-        ({"fusion": "wide"}, "fusion is no mapping"),
+        ({"fusion": "wide"}, "fusion is 'wide', expected a mapping"),
+        ({"test_size": [64, 10**9]}, "1 to 16384"),
+        ({"test_size": [True, 5]}, "test_size"),
+        ({"metrics": 3}, "metrics is 3, expected a mapping"),
+        ({"data": [1]}, "data is"),
+        ({"method": {}}, "method is {}, expected a text"),
+        ({"model": {"pixel_std": [1, 0, 1]}}, r"config\.json: model\.pixel_std is \(1\.0, 0\.0, 1\.0\)"),
+        ({"model": {"pixel_mean": [1, float("inf"), 1]}}, r"model\.pixel_mean is"),
+        ({"model": {"pixel_mean": [10**400, 1, 1]}}, r"config\.json: model"),
         ({"model": {"fpn_chanels": 3}}, r"config\.json: model: fpn_chanels"),
         ({"fusion": {"sigma": "wide"}}, r"fusion: sigma"),
     ],
@@ -113,6 +122,74 @@ def test_broken_descriptions(saved: SavedModel, tmp_path: Path, change: dict, na
     path.write_text(json.dumps(description))
     with pytest.raises(RefineError, match=named):
         load_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        (None, {"fpn_channels": 10**6}),
+        (None, {"fpn_channels": 10**12}),
+        (None, {"fpn_channels": 10**30}),
+        (None, {"fpn_channels": 0}),
+        (None, {"fpn_channels": -1}),
+        ("backbone", {"stem_width": 10**7}),
+        ("backbone", {"res2_channels": 10**9}),
+        ("rpn", {"num_convs": 10**9}),
+        ("rpn", {"aspect_ratios": []}),
+        ("box_head", {"num_convs": 10**9}),
+        ("box_head", {"num_fcs": 10**9}),
+        ("box_head", {"fc_channels": 10**10}),
+        ("box_head", {"pool_size": 10**6}),
+        ("box_head", {"ious": []}),
+        ("mask_head", {"num_convs": 10**9}),
+        ("mask_head", {"channels": 10**8}),
+        ("semantic_head", {"channels": 10**10}),
+        ("ibpp", {"iterations": 10**9}),
+        ("ibpp", {"sem_convs": 10**9}),
+        ("occlusion", {"conv_channels": 10**10}),
+    ],
+)
+def test_impossible_networks_are_refused_before_they_are_built(
+    saved: SavedModel, tmp_path: Path, part: str | None, change: dict
+) -> None:
+    save_model(tmp_path / "model", saved)
+    path = tmp_path / "model" / "config.json"
+    description = json.loads(path.read_text())
+    if part == "occlusion":
+        description["model"]["occlusion"] = {}
+    (description["model"][part] if part else description["model"]).update(change)
+    path.write_text(json.dumps(description))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(RefineError, match=r"(config\.json|model\.safetensors): ") as caught:
+        load_model(tmp_path / "model")
+    assert len(str(caught.value).splitlines()) == 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"format": 1, "model": ' + '{"a":' * 900 + "1" + "}" * 901])
+def test_deep_descriptions(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(RefineError, match=r"config\.json"):
+        load_model(tmp_path)
+
+
+def test_weights_that_cannot_work_are_named(saved: SavedModel, tmp_path: Path) -> None:
+    save_model(tmp_path / "model", saved)
+    path = tmp_path / "model" / "model.safetensors"
+    whole = load_file(path)
+    for name, value, message in (
+        ("rpn.conv.bias", torch.full_like(whole["rpn.conv.bias"], torch.nan), "NaN or infinite"),
+        ("fpn.levels.inner_blocks.0.0.weight", whole["fpn.levels.inner_blocks.0.0.weight"] / 0, "NaN or infinite"),
+        ("backbone.conv1.weight", whole["backbone.conv1.weight"].to(torch.int8), "int8, expected torch.float32"),
+        ("backbone.conv1.weight", torch.zeros_like(whole["backbone.conv1.weight"]), "all zero"),
+    ):
+        save_file(whole | {name: value}, path)
+        with pytest.raises(RefineError, match=rf"model\.safetensors: .*{name}.*|.*{message}") as caught:
+            load_model(tmp_path / "model")
+        assert name in str(caught.value)
+        assert message in str(caught.value)
+        with pytest.raises(RefineError, match=message):
+            load_matching(PanopticModel(tiny_model(), 2, 3), tmp_path / "model")
 
 
 def test_damaged_or_absent_weights(saved: SavedModel, tmp_path: Path) -> None:
@@ -129,9 +206,9 @@ def test_damaged_or_absent_weights(saved: SavedModel, tmp_path: Path) -> None:
 
 
 def test_shipped_models_go_by_name(saved: SavedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path)
+    monkeypatch.setattr(find, "SHIPPED", tmp_path)
     save_model(tmp_path / "cells", saved)
-    assert checkpoint.shipped_models() == ["cells"]
+    assert find.shipped_models() == ["cells"]
     assert load_model("cells").data == "rectangles"
     with pytest.raises(RefineError, match="shipped models \\(cells\\)"):
         load_model("cats")

@@ -20,8 +20,8 @@ from refine.modeling.pretrained import (
     LITE_PIXEL_STD,
     lite_to_timm,
     load_pretrained,
-    read_state,
 )
+from refine.tensors import read_weights
 
 # Classes of ImageNet-1k by index.
 CATS = {281, 282, 283, 284, 285}  # tabby, tiger cat, Persian, Siamese, Egyptian
@@ -39,7 +39,7 @@ def lite_file(name: str) -> Path:
 def classifier(request: pytest.FixtureRequest) -> torch.nn.Module:
     """timm's whole network with the packaged weights under timm's names."""
     model = timm.create_model(request.param)
-    model.load_state_dict(lite_to_timm(read_state(lite_file(request.param))))
+    model.load_state_dict(lite_to_timm(read_weights(lite_file(request.param))))
     return model.eval()
 
 
@@ -81,7 +81,7 @@ def test_lite_recognises_coco(classifier: torch.nn.Module, shared_dir: Path, nam
 def test_lite_backbone_computes_what_the_classifier_does(norm) -> None:
     name = "tf_efficientnet_lite0"
     whole = timm.create_model(name)
-    whole.load_state_dict(lite_to_timm(read_state(lite_file(name))))
+    whole.load_state_dict(lite_to_timm(read_weights(lite_file(name))))
     config = BackboneConfig(name=f"timm/{name}", norm=norm)
     backbone = build_backbone(config)
     load_pretrained(backbone, config)
@@ -206,6 +206,6 @@ def test_files_that_hold_no_weights(tmp_path: Path, content: bytes, suffix: str)
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(content)
     with pytest.raises(RefineError, match=str(path)):
-        read_state(path)
-    with pytest.raises(RefineError, match="cannot be read"):
-        read_state(tmp_path / f"absent{suffix}")
+        read_weights(path)
+    with pytest.raises(RefineError, match="no such file"):
+        read_weights(tmp_path / f"absent{suffix}")

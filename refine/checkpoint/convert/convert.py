@@ -15,7 +15,7 @@ from refine.checkpoint.convert.infer import infer_config
 from refine.checkpoint.convert.names import SOURCES, Renamed, apply_customs, rename
 from refine.checkpoint.convert.settings import Settings, read_settings
 from refine.checkpoint.convert.unpickle import load_arrays
-from refine.checkpoint.folder import SavedModel, read_weights, save_model, write_weights
+from refine.checkpoint.folder import SavedModel, build_model, save_model
 from refine.config import to_mapping
 from refine.errors import RefineError
 from refine.files import read_json
@@ -23,8 +23,8 @@ from refine.fusion.config import FusionConfig
 from refine.modeling.backbones import build_backbone
 from refine.modeling.config import ModelConfig
 from refine.modeling.model import PanopticModel
-from refine.modeling.pretrained import load_exactly
 from refine.structures import Categories
+from refine.tensors import check_finite, find_state, fit_weights, read_weights, write_weights
 
 COCO = Path(__file__).with_name("coco_categories.json")
 """The 133 categories of COCO panoptic."""
@@ -86,36 +86,26 @@ def _pixels(described: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
-    """Arrays by name from detectron2's or Caffe2's .pkl, or a .pth or .safetensors, without running foreign code.
+    """Read arrays by name from detectron2's or Caffe2's .pkl, a .pth or .safetensors, without running its code.
+
+    Returns:
+        Arrays; what NumPy has no kind for (bfloat16, eight-bit floats) as float32.
 
     Raises:
-        RefineError: no such file, or one that holds anything but arrays, numbers and texts.
+        RefineError: no such file, or one that holds anything but arrays, numbers and texts; see `read_weights`.
     """
     path = Path(path)
-    content: Any
-    if path.suffix == ".pkl":
-        content = load_arrays(path)
-    elif path.suffix == ".safetensors":
-        content = read_weights(path)
-    else:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged file fails in every possible way
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise RefineError(
-                f"{path}: cannot be read as weights ({reason}); give a .pth or detectron2's .pkl"
-            ) from error
-    for key in ("model", "state_dict", "blobs"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict):
-        raise RefineError(f"{path}: holds a {type(content).__name__}, not weights by name; give a state dict")
-    arrays = {str(k): v.numpy() if isinstance(v, Tensor) else v for k, v in content.items()}
-    arrays = {k: v for k, v in arrays.items() if isinstance(v, np.ndarray)}
-    broken = [k for k, v in arrays.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
-    if broken:
-        raise RefineError(f"{path}: {len(broken)} weights are not finite, first {broken[0]}; get the file again")
+    if path.suffix != ".pkl":
+        return {name: _array(tensor) for name, tensor in read_weights(path).items()}
+    arrays = find_state(load_arrays(path), path)
+    floats = {name: torch.from_numpy(array) for name, array in arrays.items() if array.dtype.kind == "f"}
+    check_finite(floats, path)
     return arrays
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    known = tensor.dtype in (torch.float16, torch.float32, torch.float64) or not tensor.is_floating_point()
+    return (tensor if known else tensor.float()).numpy()
 
 
 def convert(
@@ -236,15 +226,13 @@ def to_model(conversion: Conversion, categories: Categories) -> PanopticModel:
             f"categories: {categories.num_things} things and {categories.num_stuff} stuff classes, but the "
             f"weights have {things} and {stuff}; give the panoptic JSON of the data that they were trained on"
         )
-    try:
-        model = PanopticModel(conversion.config, things, len(categories))
-    except ValueError as error:
-        raise RefineError(f"config: {error}") from error
-    absent = {}
+    shapes = {name: tensor.shape for name, tensor in conversion.state.items()}
+    # A detector without a semantic head gets one that finds no stuff.
+    optional = [f"{part}." for part in conversion.absent]
+    model = build_model(conversion.config, categories, shapes, conversion.source, "config", optional)
     if conversion.absent:
         _say_no_stuff(model)
-        absent = {k: v for k, v in model.state_dict().items() if k.startswith("semantic_head.")}
-    load_exactly(model, conversion.state | absent, conversion.source)
+    fit_weights(model, conversion.state, conversion.source, optional)
     return model.eval()
 
 
@@ -290,7 +278,7 @@ def convert_file(
         if destination.suffix != ".safetensors":
             raise RefineError(f"{source}: holds a backbone alone; name FILE.safetensors instead of {destination}")
         state = {k.removeprefix("backbone."): v for k, v in conversion.state.items()}
-        load_exactly(build_backbone(conversion.config.backbone), state, str(source))
+        fit_weights(build_backbone(conversion.config.backbone), state, source)
         write_weights(destination, state)
         return conversion
     if destination.is_file():
