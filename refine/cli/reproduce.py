@@ -37,10 +37,14 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     )
     parser.add_argument("--seeds", type=count_from(1), default=3, help="runs per row (3)")
     parser.add_argument("--first-seed", type=count_from(0), default=0, help="0; others for runs side by side")
+    parser.add_argument("--checkpoint", nargs="+", metavar="RUN", help="for routes: runs with several seeds")
     parser.add_argument("--budget", type=float, help="minutes after which to stop; call again to go on")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
     parser.add_argument("--out", default="runs/tables", help="folder of models and tables (runs/tables)")
     options, overrides = parser.parse_known_args(arguments)
+    if "routes" in options.table:
+        make_routes(find_config(options.data), options, overrides, command=f"{prog} {shlex.join(arguments)}")
+        return
     make_tables(find_config(options.data), options, overrides, command=f"{prog} {shlex.join(arguments)}")
 
 
@@ -85,3 +89,27 @@ def make_tables(base: Path, options: argparse.Namespace, overrides: Sequence[str
             Markdown(write_table(table, results, path, command))
         )
         print(f"written to {path}.md, .json and .png")
+
+
+def make_routes(base: Path, options: argparse.Namespace, overrides: Sequence[str], command: str) -> None:
+    """Measure each route of trained networks and print it; written to OUT/routes_DATA.{md,json,png}."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from refine.data.build import build_dataset
+    from refine.experiments.render import write_table
+    from refine.experiments.routes import measure_routes
+    from refine.training.config import load_run
+
+    if options.table != ["routes"] or not options.checkpoint:
+        raise RefineError("routes: give it alone, with --checkpoint RUN [RUN …]")
+    config = load_run(base, overrides)
+    if config.data.val is None:
+        raise RefineError(f"{base}: data.val is not given; routes are measured on it")
+    out = Path(options.out)
+    dataset = build_dataset(config.data.val, "data.val")
+    table, results, flow = measure_routes(options.checkpoint, dataset, out, config.eval.max_images, options.device)
+    path = out / f"routes_{base.stem}"
+    text = write_table(table, results, path, command, notes=flow)
+    Console(width=None if sys.stdout.isatty() else 160).print(Markdown(text))
+    print(f"written to {path}.md, .json and .png")

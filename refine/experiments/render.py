@@ -17,7 +17,7 @@ Results = Mapping[str, Sequence[Mapping[str, Any]]]
 """By row: one result per seed."""
 
 
-def write_table(table: Table, results: Results, path: Path, command: str) -> str:
+def write_table(table: Table, results: Results, path: Path, command: str, notes: Sequence[str] = ()) -> str:
     """Write PATH.md, PATH.json and PATH.png.
 
     Args:
@@ -25,11 +25,16 @@ def write_table(table: Table, results: Results, path: Path, command: str) -> str
         results: of `run_table`; rows may lack seeds.
         path: without a suffix.
         command: that makes the table, to be written beside it.
+        notes: lines of Markdown that follow.
 
     Returns:
         The Markdown.
     """
-    text = to_markdown(table, results, command)
+    text = (
+        "\n".join([to_markdown(table, results, command), *notes, ""])
+        if notes
+        else to_markdown(table, results, command)
+    )
     write_text(path.with_suffix(".md"), text)
     rows = {name: [{k: v for k, v in r.items() if k != "counts"} for r in runs] for name, runs in results.items()}
     content = {"title": table.title, "command": command, "rows": rows}

@@ -160,7 +160,7 @@ def evaluate_rules(
             before = part.quality.state()
             part.quality.update(
                 truth.index.numpy() + 1,
-                _segments_info(truth, categories),
+                segments_info(truth, categories),
                 result.segment_ids.cpu().numpy(),
                 result.segments,
                 image_id=image_id,
@@ -274,7 +274,7 @@ def to_result(truth: SegmentMap, categories: Categories) -> PanopticResult:
     return PanopticResult(ids.int(), segments, categories)
 
 
-def _segments_info(truth: SegmentMap, categories: Categories) -> list[dict[str, Any]]:
+def segments_info(truth: SegmentMap, categories: Categories) -> list[dict[str, Any]]:
     """COCO's `segments_info` with the ids of `to_result`."""
     return [
         {"id": k + 1, "category_id": categories[int(truth.labels[k])].id, "iscrowd": int(truth.iscrowd[k])}

@@ -1,0 +1,303 @@
+"""What a trained network uses of the exchange: each route emptied, shuffled, or given the truth, and its gradients.
+
+    measure_routes(["runs/seed0", "runs/seed1"], dataset, Path("runs/routes"))
+
+Boxes, scores and features stay as they are; a single input of the refining heads changes, in every iteration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from refine.data.loader import PanopticDataset
+from refine.data.transforms import resize_for_test, resize_map
+from refine.errors import RefineError
+from refine.evaluation.interval import Counts, write_counts
+from refine.evaluation.pq import PanopticQuality
+from refine.experiments.machine import describe_machine
+from refine.experiments.tables import Row, Table
+from refine.inference.evaluate import segments_info
+from refine.inference.predictor import Predictor, rescale
+from refine.modeling.ibpp import STRIDE
+from refine.modeling.model import PanopticModel
+from refine.modeling.semantic_head import pad_labels
+from refine.ops.roi import align, to_rois
+from refine.structures import VOID, ImageBatch, Instances, Targets
+
+Change = Literal["empty", "shuffled", "oracle"]
+
+CHANGES: tuple[tuple[str, Change], ...] = (
+    ("f_sem", "empty"),
+    ("p_sem", "empty"),
+    ("p_sem", "shuffled"),
+    ("p_sem", "oracle"),
+    ("canvas", "empty"),
+    ("canvas", "shuffled"),
+    ("canvas", "oracle"),
+)
+
+
+@dataclass
+class Truth:
+    """What the routes would carry if the predictions were right.
+
+    Attributes:
+        p_sem: Tensor[N, L, S, S], what H̃_ins would read inside the boxes.
+        canvas: Tensor[1, K, h, w], what H̃_sem would read.
+    """
+
+    p_sem: Tensor
+    canvas: Tensor
+
+
+def route_table(model: PanopticModel) -> Table:
+    """The rows that this network's routes allow; the first one is the network as it is."""
+    routes = model.config.ibpp.routes if model.config.ibpp.iterations else []
+    rows = [Row("as it is", train={})]
+    rows += [Row(f"{route} {change}", train={}) for route, change in CHANGES if route in routes]
+    return Table("What the exchange carries", ["PQ", "PQ_things", "PQ_stuff"], rows)
+
+
+def measure_routes(
+    checkpoints: Sequence[str],
+    dataset: PanopticDataset,
+    out: Path,
+    max_images: int | None = None,
+    device: str = "auto",
+) -> tuple[Table, dict[str, list[dict[str, Any]]], list[str]]:
+    """Measure networks of one config that were trained with several seeds.
+
+    Args:
+        checkpoints: see `load_model`.
+        dataset: with their categories.
+        out: folder for what each image adds to PQ.
+        max_images: only the first so many.
+        device: "cpu", "cuda" or "auto".
+
+    Returns:
+        The table, its results for `refine.experiments.render.write_table`, and lines on the gradients.
+
+    Raises:
+        RefineError: no such checkpoint, or one without iterations.
+    """
+    results: dict[str, list[dict[str, Any]]] = {}
+    flows = []
+    for seed, checkpoint in enumerate(checkpoints):
+        predictor = Predictor(checkpoint, device=None if device == "auto" else device)
+        if not predictor.model.config.ibpp.iterations:
+            raise RefineError(f"{checkpoint}: has no iterations (T = 0), so nothing is exchanged; name another")
+        table = route_table(predictor.model)
+        count = min(max_images or len(dataset), len(dataset))
+        for name, (metrics, counts) in _measure(predictor, dataset, table, count).items():
+            path = out / "routes" / f"{seed}_{name.replace(' ', '_')}.npz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_counts(path, counts)
+            results.setdefault(name, []).append(
+                {
+                    "seed": seed,
+                    "checkpoint": str(checkpoint),
+                    "metrics": metrics,
+                    "counts": path,
+                    "images": count,
+                    "training_minutes": 0.0,
+                    "machine": describe_machine(predictor.device),
+                }
+            )
+        flows.append(_mean_flow(predictor, dataset, min(count, 32)))
+    return table, results, describe_flow(flows)
+
+
+def _measure(
+    predictor: Predictor, dataset: PanopticDataset, table: Table, count: int
+) -> dict[str, tuple[dict[str, float], Counts]]:
+    """Metrics and counts of each row."""
+    categories, model = predictor.categories, predictor.model
+    quality = {row.name: PanopticQuality(categories) for row in table.rows}
+    states: dict[str, list[np.ndarray]] = {row.name: [] for row in table.rows}
+    for n in range(count):
+        image, segments = dataset[n]
+        batch, targets = _at_network_size(predictor, image, segments, n)
+        outputs = _altered_outputs(model, batch, targets, predictor.fusion.score_threshold)
+        for name, output in outputs:
+            size = (image.shape[1], image.shape[2])
+            result = predictor.fuse(rescale(output, size, model.semantic_classes))
+            before = quality[name].state()
+            quality[name].update(
+                segments.index.numpy() + 1,
+                segments_info(segments, categories),
+                result.segment_ids.cpu().numpy(),
+                result.segments,
+            )
+            states[name].append(quality[name].state() - before)
+    measured = {}
+    for name, part in quality.items():
+        report = part.compute()
+        groups = {"PQ": None, "PQ_things": True, "PQ_stuff": False}
+        metrics = {key: float(report.group(isthing)["pq"]) for key, isthing in groups.items()}
+        measured[name] = (metrics, Counts.of(categories, states[name]))
+    return measured
+
+
+def _at_network_size(predictor: Predictor, image: Tensor, segments: Any, n: int) -> tuple[ImageBatch, Targets]:
+    """The image as the network takes it, and its truth at that size, things that vanish left out."""
+    resized = resize_for_test(image, *predictor.test_size)
+    size = (resized.shape[1], resized.shape[2])
+    moved = segments.moved(lambda maps: resize_map(maps, size))
+    num_things = predictor.categories.num_things
+    targets = moved.without_small_things(num_things, 1).targets(num_things, n, str(n))
+    return predictor.model.image_batch([resized]), targets.to(predictor.device)
+
+
+@torch.inference_mode()
+def _altered_outputs(
+    model: PanopticModel, batch: ImageBatch, targets: Targets, min_score: float
+) -> Iterator[tuple[str, Any]]:
+    """The network's output as it is, then under each change of a route."""
+    pyramid = model.pyramid(batch)
+    features = model.semantic_head.features(pyramid[:4])
+    (plain,) = model._detect(batch, pyramid, features, min_score)
+    yield "as it is", plain
+    truth = true_inputs(model, batch, targets, plain.instances, model.semantic_head(features))
+    for route, change in CHANGES:
+        if route in model.config.ibpp.routes:
+            with altered(model, route, change, truth):
+                (output,) = model._segment(batch, pyramid, features, [plain.instances])
+            yield f"{route} {change}", output
+
+
+def true_inputs(
+    model: PanopticModel, batch: ImageBatch, targets: Targets, instances: Instances, logits: Tensor
+) -> Truth:
+    """The truth in the form in which the refining heads read predictions.
+
+    Args:
+        model: the network.
+        batch: one image.
+        targets: of it, at its size.
+        instances: N detections.
+        logits: P_sem^(0), Tensor[1, L, h, w]; logits of the truth get its mean and range.
+    """
+    height, width = batch.tensor.shape[-2:]
+    labels = pad_labels([targets.sem_seg], (height, width))
+    share = F.one_hot(labels.clamp(min=0), logits.shape[1]).movedim(-1, 1) * (labels != VOID)[:, None]
+    share = F.avg_pool2d(share.float(), STRIDE)
+    ibpp = model.ibpp
+    if ibpp.balanced:
+        read = ibpp.gain * share
+    else:
+        reach = logits.amax(1).mean() - logits.amin(1).mean()
+        read = (share - 1 / share.shape[1]) * reach + logits.mean()
+    p_sem = align(read, to_rois([instances.boxes]), ibpp.pool_size, ibpp.sampling, STRIDE)
+    canvas = torch.zeros(1, model.num_things, height, width, device=logits.device)
+    for mask, label in zip(targets.masks, targets.labels, strict=True):
+        canvas[0, label, : mask.shape[0], : mask.shape[1]].clamp_(min=mask.float())
+    return Truth(p_sem, ibpp.gain * F.avg_pool2d(canvas, STRIDE))
+
+
+@contextmanager
+def altered(model: PanopticModel, route: str, change: Change, truth: Truth) -> Iterator[None]:
+    """Within the block, a route of every iteration carries something else.
+
+    "empty": f_sem is left out, p_sem is its mean over boxes and bins, the canvas is zero. "shuffled": p_sem of
+    another box, the canvas moved by half the image. "oracle": the truth.
+    """
+
+    def mask_input(_: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        projected, labels, p_sem = arguments
+        return projected, labels, _changed(p_sem, change, truth.p_sem, lambda x: x.roll(1, 0))
+
+    def canvas_input(_: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        canvas, projected, present = arguments
+        if change == "oracle":
+            return truth.canvas, projected, None
+        moved = lambda x: x.roll((x.shape[-2] // 2, x.shape[-1] // 2), (-2, -1))  # noqa: E731
+        return _changed(canvas, change, canvas, moved, empty=0.0), projected, present
+
+    config, routes = model.ibpp.config, model.ibpp.config.routes
+    heads, hook = (
+        (model.ibpp.mask_heads, mask_input) if route == "p_sem" else (model.ibpp.semantic_heads, canvas_input)
+    )
+    handles = [] if route == "f_sem" else [head.register_forward_pre_hook(hook) for head in heads]
+    if route == "f_sem":
+        config.routes = [r for r in routes if r != "f_sem"]
+    try:
+        yield
+    finally:
+        config.routes = routes
+        for handle in handles:
+            handle.remove()
+
+
+def _changed(
+    x: Tensor, change: Change, truth: Tensor, shuffle: Callable[[Tensor], Tensor], empty: float | None = None
+) -> Tensor:
+    if change == "oracle":
+        return truth
+    if change == "shuffled":
+        return shuffle(x)
+    if empty is not None:
+        return torch.full_like(x, empty)
+    return x.mean((0, 2, 3), keepdim=True).expand_as(x) if len(x) else x
+
+
+def gradient_flow(model: PanopticModel, batch: ImageBatch, targets: Sequence[Targets]) -> dict[str, float]:
+    """How much of each prediction's gradient comes from the other branch, in evaluation mode.
+
+    Returns:
+        By name of the prediction (P_sem^(0), m^(1), …): norm of the gradient from the other branch's losses over
+        the sum of both norms, 0-1.
+    """
+    semantics: list[Tensor] = []
+    masks: list[Tensor] = []
+
+    def keep(into: list[Tensor]) -> Callable[..., None]:
+        return lambda module, arguments, output: into.append(output) if output.requires_grad else None
+
+    refining = [head.get_submodule("predictor") for head in model.ibpp.semantic_heads]
+    of_semantics = [model.semantic_head, *refining]
+    handles = [part.register_forward_hook(keep(semantics)) for part in of_semantics]
+    handles += [head.register_forward_hook(keep(masks)) for head in model.ibpp.mask_heads]
+    try:
+        losses = model.loss(batch, targets)
+    finally:
+        for handle in handles:
+            handle.remove()
+    norms = {}
+    for kind in ("sem", "mask"):
+        total = torch.stack([v for k, v in losses.items() if k.startswith(f"loss_{kind}_")]).sum()
+        gradients = torch.autograd.grad(total, [*semantics, *masks], retain_graph=True, allow_unused=True)
+        norms[kind] = [0.0 if g is None else float(g.norm()) for g in gradients]
+    names = [f"P_sem^({t})" for t in range(len(semantics))] + [f"m^({t + 1})" for t in range(len(masks))]
+    return {
+        name: (of_mask if name.startswith("P") else of_sem) / max(of_sem + of_mask, 1e-12)
+        for name, of_sem, of_mask in zip(names, norms["sem"], norms["mask"], strict=True)
+    }
+
+
+def _mean_flow(predictor: Predictor, dataset: PanopticDataset, count: int) -> dict[str, float]:
+    """`gradient_flow`, mean over the first images that hold things."""
+    flows = []
+    torch.manual_seed(0)  # of the sampled boxes
+    for n in range(count):
+        batch, targets = _at_network_size(predictor, *dataset[n], n)
+        if len(targets):
+            flows.append(gradient_flow(predictor.model, batch, [targets]))
+    return {name: float(np.mean([flow[name] for flow in flows])) for name in flows[0]} if flows else {}
+
+
+def describe_flow(flows: Sequence[dict[str, float]]) -> list[str]:
+    """Markdown of `gradient_flow`, mean over the checkpoints."""
+    lines = ["| prediction | gradient from | share of it, % |", "|-|-|-|"]
+    for name in flows[0]:
+        other = "mask losses, through p_sem" if name.startswith("P") else "semantic losses, through the canvas"
+        lines.append(f"| {name} | {other} | {100 * np.mean([flow[name] for flow in flows]):.1f} |")
+    return lines
