@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from refine.cli.options import fusion_changes
+from refine.cli.options import add_image_options, fusion_changes, image_options
 from refine.cli.pictures import add_arguments, finish, for_each
 from refine.errors import RefineError
 from refine.fusion.config import HEADS, Method
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser = argparse.ArgumentParser(prog, description=description)
     add_arguments(parser, "folder for NAME.png and NAME.json of each picture")
+    add_image_options(parser)
     options = parser.parse_args(arguments)
 
     from refine.drawing.explanation import explanation_sheet
@@ -28,6 +29,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     from refine.fusion.explain import explain
     from refine.inference.predictor import Predictor, possible_methods
 
+    reading = image_options(options)
     files = list_images(options.source)
     predictor = Predictor(options.checkpoint, device=options.device, fusion=fusion_changes(options))
     methods = possible_methods(predictor.model)
@@ -37,7 +39,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
 
     def explain_one(path: Path) -> str:
         target = _target(path, Path(options.out), targets, files)
-        image = read_image(path)
+        image = read_image(path, options=reading, tell=print)
         told = explain(
             predictor.predict_raw([image])[0],
             categories=predictor.categories,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refine.errors import RefineError
 
-if TYPE_CHECKING:  # its package imports torch, which would delay every --help
+if TYPE_CHECKING:  # their packages import torch, which would delay every --help
+    from refine.formats.raw import ImageOptions
     from refine.fusion.config import FusionConfig
 
 FUSION = ("score_threshold", "overlap_threshold", "stuff_area", "sigma", "unknown_erasing", "ue_threshold")
@@ -65,3 +67,33 @@ def add_fusion(parser: Any, default: FusionConfig | None = None) -> None:
 def fusion_changes(options: argparse.Namespace) -> dict[str, Any]:
     """The thresholds of fusion that were given, by name."""
     return {name: getattr(options, name) for name in FUSION if getattr(options, name) is not None}
+
+
+def add_image_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what to read of stacks, channels and images of more than 8 bits."""
+    group = parser.add_argument_group("images of several pages or channels, or of more than 8 bits")
+    group.add_argument("--page", type=count_from(1), help="page of a stack or frame of an animation, from 1")
+    group.add_argument("--channel", type=count_from(1), help="channel to read as grey, from 1")
+    group.add_argument(
+        "--range",
+        nargs="+",
+        metavar=("LOW|full", "HIGH"),
+        help="values that become black and white, or `full` for all that the data type can hold (default: the "
+        "significant bits that the file states, or else percentiles of each image)",
+    )
+
+
+def image_options(options: argparse.Namespace) -> ImageOptions:
+    """Return what `add_image_options` asked for; raises RefineError for a range that is none."""
+    from refine.formats.raw import ImageOptions
+
+    words = options.range
+    if words is None or words == ["full"]:
+        return ImageOptions(options.page, options.channel, words and "full")
+    try:
+        low, high = (float(word) for word in words)
+    except ValueError:
+        low = high = 0.0
+    if not low < high < math.inf or low == -math.inf:
+        raise RefineError(f"--range {' '.join(words)}: expected two rising numbers or `full`, after all images")
+    return ImageOptions(options.page, options.channel, (low, high))

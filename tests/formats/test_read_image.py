@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import os
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import EpsImagePlugin, Image, ImageFile
 
 from refine.errors import RefineError
 from refine.formats.id_png import Runs, png_size, read_gray, read_ids
@@ -52,18 +54,6 @@ def test_rgb_grey_palette_and_bilevel(tmp_path: Path) -> None:
         assert _pixels(read_image(tmp_path / f"p.{suffix}")) == [[[9, 8, 7], [200, 100, 50]]]
     Image.fromarray(np.array([[True, False]])).save(path)
     assert _pixels(read_image(path)) == [[[255] * 3, [0] * 3]]
-
-
-def test_sixteen_bits_and_floats_are_scaled(tmp_path: Path) -> None:
-    for suffix in ("png", "tif"):
-        path = tmp_path / f"a.{suffix}"
-        Image.fromarray(np.array([[0, 257, 32768, 65535]], np.uint16)).save(path)
-        assert read_image(path)[0].tolist() == [[0, 1, 127, 255]]
-        Image.fromarray(np.array([[0, 100, 255]], np.uint16)).save(path)  # 8 bits in a wider file
-        assert read_image(path)[0].tolist() == [[0, 100, 255]]
-    for values in ([[0, 0.5, 1]], [[0, 127, 255]]):
-        Image.fromarray(np.array(values, np.float32)).save(tmp_path / "f.tif")
-        assert read_image(tmp_path / "f.tif")[0].tolist() == [[0, 127, 255]]
 
 
 def test_cmyk_jpeg_has_its_colours(tmp_path: Path) -> None:
@@ -126,11 +116,11 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     Image.fromarray(noise).save(jpeg, "JPEG")
     Image.fromarray(noise).save(png, "PNG")
     fails("a.jpg", b"", "the file is empty; copy it again")
-    fails("b.jpg", b"not a picture", "is not a picture that can be read; convert it to PNG or JPEG")
+    fails("b.jpg", b"not a picture", "is not an image that can be read; convert it to PNG, JPEG or TIFF")
     fails("c.jpg", jpeg.getvalue()[:2000], "is damaged or cut off (")
     fails("d.png", png.getvalue()[:2000], "is damaged or cut off (")
     fails("d.png", _png(50, 50), "is damaged or cut off (")
-    fails("e.png", _png(0, 5), "is not a picture that can be read")
+    fails("e.png", _png(0, 5), "is not an image that can be read")
     fails("f.png", _png(100_000, 100_000), f"has more than {MAX_PIXELS} pixels; tile it")
     fails("g.png", _png(12_000, 12_000), f"has more than {MAX_PIXELS} pixels; tile it")
     values = io.BytesIO()
@@ -140,6 +130,62 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
         read_image(tmp_path / "h.png")
     with pytest.raises(RefineError, match=r"cannot be read \(Is a directory\); check the path"):
         read_image(tmp_path)
+
+
+def test_only_the_promised_formats_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostScript would run Ghostscript, whatever the file's suffix; other plugins are as old and as little used."""
+    monkeypatch.setattr(EpsImagePlugin.EpsImageFile, "load", lambda self: pytest.fail("PostScript was run"))
+    path = tmp_path / "a.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with Image.open(path) as image:
+        assert image.format == "EPS"  # as Pillow alone would take it
+    with pytest.raises(RefineError, match=r"a\.png: is not an image that can be read"):
+        read_image(path)
+    for kind in ("TGA", "ICNS", "PCX", "SGI", "IM", "JPEG2000"):
+        Image.new("RGB", (16, 16)).save(path, kind)
+        with pytest.raises(RefineError, match=r"a\.png: is not an image that can be read"):
+            read_image(path)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "GIF", "BMP", "WEBP", "PPM"])
+def test_every_promised_format_is_opened(tmp_path: Path, kind: str) -> None:
+    Image.new("RGB", (16, 9), (200, 0, 0)).save(tmp_path / "a", kind)
+    image = read_image(tmp_path / "a")
+    assert image.shape == (3, 9, 16)
+    assert image.float().mean((1, 2)).tolist() == pytest.approx([200, 0, 0], abs=3)
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", Path("/dev/zero")):
+        with pytest.raises(RefineError, match="is not a regular file"):
+            read_image(path)
+
+
+def test_size_is_checked_before_pixels_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in ("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"):
+        Image.new("RGB", (40, 30)).save(tmp_path / kind, kind)
+    assert read_image(tmp_path / "PNG", max_pixels=1200).shape == (3, 30, 40)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("pixels are decoded"))
+    for path in sorted(tmp_path.iterdir()):
+        with pytest.raises(RefineError, match=rf"{path.name}: has more than 1199 pixels; tile it"):
+            read_image(path, max_pixels=1199)
+
+
+def test_a_small_file_of_many_pixels_takes_little_memory(tmp_path: Path) -> None:
+    """A GIF of 43 bytes: one transparent pixel on a canvas that the header makes as large as it likes."""
+    content = io.BytesIO()
+    Image.new("P", (1, 1)).save(content, "GIF", transparency=0)
+    gif = bytearray(content.getvalue())
+    gif[6:10] = struct.pack("<HH", 3000, 3000)
+    (tmp_path / "a.gif").write_bytes(gif)
+    tracemalloc.start()
+    image = read_image(tmp_path / "a.gif")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert image.shape == (3, 3000, 3000)
+    assert (image == 255).all()
+    assert peak < 4 * 3000 * 3000  # NumPy's: the result, and a band
 
 
 @settings(deadline=None, max_examples=150)
@@ -182,7 +228,7 @@ def test_list_images_takes_files_folders_and_patterns(tmp_path: Path) -> None:
     names = [p.name for p in list_images([str(tmp_path / "b.JPG"), str(tmp_path), f"{tmp_path}/**/*"])]
     assert names == ["b.JPG", "a.png", "c.webp"]
     for nothing in (tmp_path / "none.png", tmp_path / "*.bmp"):
-        with pytest.raises(RefineError, match="no picture there"):
+        with pytest.raises(RefineError, match="no image there"):
             list_images([str(nothing)])
 
 

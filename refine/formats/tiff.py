@@ -1,0 +1,175 @@
+"""Pages and channels of TIFF files: what a file holds, and the pixels that Pillow cannot decode."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tifffile import PHOTOMETRIC, TiffFile, TiffFrame, TiffPage, TiffPageSeries
+
+from refine.errors import RefineError
+from refine.formats.raw import Range, RawImage, check_channel, check_page
+
+WORDS = {"Z": "slices", "T": "time points"}
+"""tifffile's letters of axes that pages are counted along; all others are just pages."""
+GREY = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK)
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it logs of damaged files is raised here
+
+
+def open_page(
+    path: Path, page: int | None, channel: int | None, max_pixels: int
+) -> tuple[RawImage | int, int | None]:
+    """Find the page that is asked for, and decode it unless Pillow can.
+
+    Pages are counted through all axes but rows, columns, samples and channels, in the order of the file. Reduced
+    copies (thumbnails, levels of a pyramid) do not count.
+
+    Args:
+        path: a TIFF.
+        page, channel: as in `ImageOptions`.
+        max_pixels: limit on height × width.
+
+    Returns:
+        The pixels, or the number, from 0, of the page for Pillow to decode; and the channel that is still to be
+        picked from them.
+
+    Raises:
+        RefineError: damaged, too large, of a kind that cannot be read, or without the page or channel.
+        OSError: the file cannot be read.
+    """
+    try:
+        # What OME files name as their other parts is not opened.
+        with TiffFile(path, _multifile=False) as file:
+            return _read(file, path, page, channel, max_pixels)
+    except (RefineError, OSError):
+        raise
+    except Exception as error:  # tifffile lets every kind of exception through where a header is damaged
+        raise RefineError(f"{path}: is damaged or cut off ({error}); copy or export it again") from error
+
+
+def _read(
+    file: TiffFile, path: Path, page: int | None, channel: int | None, max_pixels: int
+) -> tuple[RawImage | int, int | None]:
+    series, place = _find(file, path, page)
+    if "C" in series.axes:
+        place["C"], channel = check_channel(path, channel, series.shape[series.axes.index("C")]), None
+    key = series.keyframe
+    height, width = (series.shape[series.axes.index(axis)] for axis in "YX")
+    if height * width > max_pixels or math.prod(key.shape) > 8 * max_pixels:
+        raise RefineError(f"{path}: has more than {max_pixels} pixels; tile it")
+    lead = _leading_axes(series)
+    if lead is None:  # one header for many pages, as ImageJ writes large stacks
+        kind = np.dtype(series.dtype).newbyteorder(file.byteorder)
+        values: np.ndarray = np.memmap(path, kind, "r", series.dataoffset or 0, series.shape)
+        axes, orientation = series.axes, _orientation(key)
+    else:
+        at = tuple(place[axis] for axis in series.axes[:lead])
+        found = series.pages[int(np.ravel_multi_index(at, series.shape[:lead])) if lead else 0]
+        if found is None:
+            raise RefineError(f"{path}: the page is not in this file; export the pages into one file")
+        axes = series.axes[lead:]
+        if set(axes) <= set("YXS") and _is_plain(key):
+            return int(found.index), channel
+        _check_kind(key, path)
+        values, orientation = _decode(found, key, path)
+        values = values.reshape(series.shape[lead:])
+    values = values[tuple(slice(None) if axis in "YXS" else place[axis] for axis in axes)]
+    axes = "".join(axis for axis in axes if axis in "YXS")
+    values = np.ascontiguousarray(values.transpose([axes.index(axis) for axis in "YXS" if axis in axes]))
+    raw = RawImage(
+        values,
+        stated=_stated_range(file, key),
+        is_rgb=key.photometric == PHOTOMETRIC.RGB,
+        has_alpha=_has_alpha(key),
+        inverted=key.photometric == PHOTOMETRIC.MINISWHITE,
+        orientation=orientation,
+    )
+    return raw, channel
+
+
+def _find(file: TiffFile, path: Path, page: int | None) -> tuple[TiffPageSeries, dict[str, int]]:
+    """The series that holds a page, and the page's place along each of the axes that pages are counted along."""
+    stacks = [s for s in file.series if not s.keyframe.is_reduced] or list(file.series)
+    counted = [[(axis, n) for axis, n in zip(s.axes, s.shape, strict=True) if axis not in "YXSC"] for s in stacks]
+    counts = [math.prod(n for _, n in axes) for axes in counted]
+    pages = sum(counts)
+    what = f"{pages} pages"
+    if len(stacks) == 1 and all(axis in WORDS for axis, _ in counted[0]):
+        what = " × ".join(f"{n} {WORDS[axis]}" for axis, n in counted[0])
+    if "C" in stacks[0].axes:
+        what += f" of {stacks[0].shape[stacks[0].axes.index('C')]} channels"
+    number = check_page(path, page, pages, what)
+    for series, axes, count in zip(stacks, counted, counts, strict=True):
+        if number < count:
+            place = np.unravel_index(number, [n for _, n in axes]) if axes else ()
+            return series, {axis: int(n) for (axis, _), n in zip(axes, place, strict=True)}
+        number -= count
+    raise RefineError(f"{path}: holds no image; export it again")
+
+
+def _leading_axes(series: TiffPageSeries) -> int | None:
+    """How many axes of a series its pages are counted along, or None if pages have no headers of their own."""
+    for lead in range(len(series.shape)):
+        if math.prod(series.shape[:lead]) == len(series.pages):
+            return lead if math.prod(series.shape[lead:]) == math.prod(series.keyframe.shape) else None
+    return None
+
+
+def _has_alpha(page: TiffPage) -> bool:
+    return page.samplesperpixel in (2, 4) and bool(page.extrasamples) and page.extrasamples[-1] in (1, 2)
+
+
+def _is_plain(page: TiffPage) -> bool:
+    """Whether Pillow decodes a page and keeps all of it: at most 8 bits, grey or a colour space."""
+    if page.dtype not in (np.uint8, np.bool_):
+        return False
+    return page.samplesperpixel - _has_alpha(page) == 1 if page.photometric in GREY else page.samplesperpixel <= 4
+
+
+def _check_kind(page: TiffPage, path: Path) -> None:
+    if page.dtype is None or page.photometric not in (*GREY, PHOTOMETRIC.RGB):
+        kind = getattr(page.photometric, "name", page.photometric)
+        raise RefineError(
+            f"{path}: is a TIFF of kind {kind} with {page.bitspersample} bits, which is not supported; convert it "
+            f"to grey or RGB"
+        )
+
+
+def _decode(page: TiffPage | TiffFrame, key: TiffPage, path: Path) -> tuple[np.ndarray, int]:
+    """Decode a page whose header is `key`; returns its pixels and the EXIF orientation that they still have."""
+    try:
+        return page.asarray(), _orientation(key)
+    except ValueError as error:
+        if "imagecodecs" not in str(error):
+            raise
+        # tifffile's own codecs do not include LZW and JPEG; Pillow has both, for one sample of 16 bits or more.
+        if key.samplesperpixel == 1:
+            with Image.open(path, formats=["TIFF"]) as image:
+                image.seek(int(page.index))
+                values = np.asarray(image)  # turned upright
+            if values.dtype == key.dtype:
+                return values, 1
+        compression = getattr(key.compression, "name", key.compression)
+        raise RefineError(
+            f"{path}: its {compression} compression needs the package imagecodecs; install the extra `tiff`, or "
+            f"save the image without compression"
+        ) from error
+
+
+def _orientation(page: TiffPage) -> int:
+    tag = page.tags.get("Orientation")
+    return int(tag.value) if tag is not None and tag.value in range(1, 9) else 1
+
+
+def _stated_range(file: TiffFile, page: TiffPage) -> Range | None:
+    """From 0 to the largest value of the significant bits, where the file states fewer than it stores."""
+    bits = page.bitspersample
+    if file.is_ome and (found := re.search(r'SignificantBits="(\d{1,2})"', file.ome_metadata or "")):
+        bits = int(found[1])
+    elif (tag := page.tags.get("MaxSampleValue")) is not None:
+        bits = int(np.max(tag.value)).bit_length()
+    return (0, 2**bits - 1) if 0 < bits < np.dtype(page.dtype).itemsize * 8 else None
