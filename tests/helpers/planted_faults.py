@@ -146,7 +146,7 @@ FAULTS: dict[str, tuple[Callable[[Files], Any], list[str]]] = {
     ),
     "picture is a text": (
         lambda f: (f.images / "0.png").write_text("hello"),
-        ["picture: is not a picture that can be read; convert it to PNG or JPEG"],
+        ["picture: is not an image that can be read; convert it to PNG or JPEG"],
     ),
     "PNG missing": (
         lambda f: (f.segments / "0_ids.png").unlink(),
