@@ -1,8 +1,18 @@
-"""The error that a user can fix."""
+"""The error that a user can fix, and how foreign text appears in messages."""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from typing import Any
+
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_VALUES = reprlib.Repr()
+_VALUES.maxstring = _VALUES.maxother = _VALUES.maxlong = 60
 
 
 class RefineError(Exception):
-    """Bad input: the message names the file, the field and the fix.
+    """Bad input. The message names the file, the field and the fix.
 
     The command line prints the message alone and exits with 1; library callers may catch it.
     Programming errors stay `ValueError`/`TypeError`/`AssertionError`, with their traceback.
@@ -21,3 +31,20 @@ def missing_extra(what: str, extra: str) -> RefineError:
         extra: name of the extra in pyproject.toml that brings it.
     """
     return RefineError(f"{what}; install it in the checkout of refine: pip install -e '.[{extra}]'")
+
+
+def printable(text: str, most: int | None = None) -> str:
+    """Return text as a terminal can show it: control characters escaped, on one line.
+
+    Args:
+        text: any string, such as a category name from a file.
+        most: longest result in characters; the rest is replaced by "…".
+    """
+    if most is not None and len(text) > most:
+        text = text[: most - 1] + "…"
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def shown(value: Any) -> str:
+    """Return the `repr` of a value from a file, shortened to fit a message."""
+    return _VALUES.repr(value)

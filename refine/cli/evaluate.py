@@ -62,13 +62,16 @@ def _check_out(out: str, inputs: Sequence[str | None]) -> None:
 def _files(options: argparse.Namespace) -> None:
     from rich.console import Console
 
+    from refine.errors import printable
     from refine.evaluation.panoptic_files import evaluate_files
 
     report = evaluate_files(options.gt, options.gt_dir, options.pred, options.pred_dir, workers=options.workers)
     report.write(options.out)
     Console().print(*report.tables())
+    for note in report.notes:
+        print(f"note: {note}")
     for image in report.worst(options.worst):
-        print(f"worst: {image.file_name} (image {image.image_id}): PQ {100 * image.pq:.1f}")
+        print(f"worst: {printable(image.file_name)} (image {image.image_id}): PQ {100 * image.pq:.1f}")
     print(f"written to {options.out}")
 
 

@@ -15,6 +15,7 @@ from refine.fusion.config import HEADS, FusionConfig, Method
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from refine.formats.panoptic_json import ImageEntry
     from refine.structures import Categories
 
 
@@ -40,11 +41,10 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
 
     import torch
 
-    from refine.data.coco_panoptic import read_panoptic_json
     from refine.formats.adapters import from_coco
+    from refine.formats.panoptic_json import PanopticJson
     from refine.formats.writer import PredictionWriter
     from refine.fusion import fuse
-    from refine.structures import Categories
 
     if options.unknown_erasing and not options.confidence:
         raise RefineError("--unknown-erasing: needs --confidence; give the folder, or leave erasing out")
@@ -52,9 +52,9 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     out = Path(options.out)
     given = [options.instances, options.categories, options.semantic, options.confidence]
     refuse_overwriting("--out: its", [out / "panoptic.json", out / "panoptic"], given)
-    content = read_panoptic_json(options.categories, ("images", "categories"))
-    categories = Categories.from_json(content["categories"], options.categories)
-    images = _images(content["images"], options.categories)
+    content = PanopticJson(options.categories, needs=("images", "categories"))
+    categories = content.categories
+    images = {image_id: _named(image) for image_id, image in content.images.items()}
     by_image = _by_image(options.instances, images)
     learned = _learned(options.method, options.checkpoint, categories)
     with PredictionWriter(options.out, categories) as writer:
@@ -80,32 +80,17 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     print(f"{len(images)} pictures fused by {options.method!r}: {options.out}/panoptic.json")
 
 
-def _images(entries: Sequence[Any], source: str) -> dict[int | str, tuple[str, int, int]]:
-    """(file name, height, width) by image id."""
-    images: dict[int | str, tuple[str, int, int]] = {}
-    for n, entry in enumerate(entries):
-        match entry:
-            case {
-                "id": int() | str() as image_id,
-                "file_name": str() as name,
-                "height": int() as h,
-                "width": int() as w,
-            }:
-                if min(h, w) < 1:
-                    raise RefineError(f"{source}: images[{n}]: is {w} × {h} pixels; correct it")
-            case _:
-                raise RefineError(f"{source}: images[{n}]: needs id, file_name, height and width; correct it")
-        if image_id in images:
-            raise RefineError(f"{source}: images[{n}]: id {image_id} is used twice; make ids unique")
-        images[image_id] = (name, h, w)
-    if not images:
-        raise RefineError(f"{source}: images: the list is empty; name at least one picture")
-    return images
+def _named(image: ImageEntry) -> tuple[str, int, int]:
+    """(file name, height, width), which the reader has made sure of."""
+    assert image.file_name is not None
+    assert image.size is not None
+    return (image.file_name, *image.size)
 
 
 def _by_image(path: str, images: Mapping[int | str, Any]) -> dict[int | str, list[dict[str, Any]]]:
     """Results by image id."""
     from refine.files import read_json
+    from refine.formats.panoptic_json import is_id
 
     results = read_json(path)
     if not isinstance(results, list) or not all(isinstance(entry, dict) for entry in results):
@@ -113,7 +98,7 @@ def _by_image(path: str, images: Mapping[int | str, Any]) -> dict[int | str, lis
     by_image: dict[int | str, list[dict[str, Any]]] = defaultdict(list)
     for n, entry in enumerate(results):
         image_id = entry.get("image_id")
-        if not isinstance(image_id, int | str) or image_id not in images:
+        if not is_id(image_id) or image_id not in images:
             raise RefineError(f"{path}: entry {n}: image_id {image_id!r:.40} is not in `images`; add it")
         by_image[image_id].append(entry)
     return by_image
@@ -181,7 +166,7 @@ def _learned(method: str, checkpoint: str | None, categories: Categories) -> dic
             f"--checkpoint {checkpoint}: its occlusion head sees {', '.join(head.config.cues)}, and files have no "
             "features; train one with --model.occlusion.cues '[mask, label]'"
         )
-    if [c.id for c in saved.categories if c.isthing] != [c.id for c in categories if c.isthing]:
+    if [c for c in saved.categories if c.isthing] != [c for c in categories if c.isthing]:
         raise RefineError(f"--checkpoint {checkpoint}: its things differ from those of --categories; use its own")
     predict = fusion_heads(saved.model, saved.test_size)[name]
     if name == "ranking":

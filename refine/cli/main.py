@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from refine import __version__
-from refine.errors import RefineError
+from refine.errors import RefineError, printable
 
 COMMANDS = {
     "predict": "panoptic results of pictures: PNG + JSON as COCO has them, and overlays to look at",
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         module.run(arguments[1:], f"refine {name}", COMMANDS[name])
     except RefineError as error:
-        print(f"refine: error: {error}", file=sys.stderr)
+        print(f"refine: error: {printable(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from refine.data.segments import SegmentMap
 from refine.errors import RefineError
-from refine.formats.id_png import Runs, png_size, read_gray
+from refine.formats.id_png import read_gray
 from refine.formats.images import read_image
+from refine.formats.png import png_size
+from refine.formats.runs import Runs
 from refine.structures import VOID, Categories, Category
 
 _IMAGE, _IDS = "_leftImg8bit.png", "_gtFine_instanceIds.png"
@@ -91,7 +93,7 @@ class Cityscapes:
                 f"{image_file}: {image.shape[2]} × {image.shape[1]} pixels, but {ids_file} has "
                 f"{values.shape[1]} × {values.shape[0]}; copy both again"
             )
-        runs = Runs.of(values)
+        runs = Runs.from_map(values)
         found = np.unique(runs.ids)
         unknown = unknown_values(found)
         if unknown.size:

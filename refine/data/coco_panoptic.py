@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +13,13 @@ from torch import Tensor
 from refine.data.remap import read_remap
 from refine.data.segments import InstanceMasks, SegmentMap, match_segments
 from refine.errors import RefineError
-from refine.files import read_json
-from refine.formats.id_png import Runs, read_ids
+from refine.formats.id_png import read_runs
 from refine.formats.images import read_image
 from refine.formats.instances_json import InstanceFile
-from refine.structures import VOID, Categories
+from refine.formats.panoptic_json import PanopticJson
+from refine.formats.runs import Runs
+from refine.formats.segments_info import CLASS, CROWD, ID
+from refine.structures import VOID
 
 
 @dataclass(frozen=True)
@@ -75,88 +76,39 @@ class CocoPanoptic:
         instances: str | Path | None = None,
     ) -> None:
         self.images, self.json, self.segments = Path(images), Path(json), Path(segments)
-        content = read_panoptic_json(json)
-        source = Categories.from_json(content["categories"], str(json))
-        labels = {category.id: source.index(category.id) for category in source}
-        self.categories = source
+        content = PanopticJson(json)
+        source = self.categories = content.categories
+        labels = np.arange(len(source), dtype=np.int32)
         self._merge_stuff = remap is not None
         if remap is not None:
             changes = read_remap(remap, source)
             self.categories = changes.categories
-            labels = {category.id: changes.label(category.id) for category in source}
-        self._parse(content["images"], content["annotations"], labels)
+            labels = np.array([changes.label(category.id) for category in source], np.int32)
+        self._keep(content, labels)
         self._instances: InstanceFile | None = None
         if instances is not None:
             # Objects of a class that the remap makes stuff are objects no more.
             objects = {
-                i: VOID if source[source.index(i)].isthing and label >= self.categories.num_things else label
-                for i, label in labels.items()
+                category.id: VOID if category.isthing and label >= self.categories.num_things else label
+                for category, label in zip(source, labels.tolist(), strict=True)
             }
-            self._instances = InstanceFile(
-                instances, self._image_ids, self.sizes, objects, self.categories.num_things
-            )
+            annotated = {a.image_id: content.images[a.image_id] for a in content.annotations}
+            self._instances = InstanceFile(instances, annotated, source, objects, self.categories.num_things)
 
-    def _parse(self, images: Sequence[Mapping], annotations: Sequence[Mapping], labels: Mapping[int, int]) -> None:
-        """Check the entries and keep what is needed of them."""
-        by_id: dict[Any, tuple[str, int, int]] = {}
-        for n, image in enumerate(images):
-            where = f"{self.json}: images[{n}]"
-            image_id, name, height, width = (
-                _field(image, field, kind, where)
-                for field, kind in (("id", (int, str)), ("file_name", str), ("height", int), ("width", int))
-            )
-            if image_id in by_id:
-                raise RefineError(f"{where}: id {image_id} is used twice; make ids unique")
-            by_id[image_id] = (name, height, width)
-        self._image_ids: list[int | str] = []
-        names, pngs, sizes, counts, ids, classes, crowd = [], [], [], [], [], [], []
-        for n, annotation in enumerate(annotations):
-            where = f"{self.json}: annotations[{n}]"
-            image_id = _field(annotation, "image_id", (int, str), where)
-            if image_id not in by_id:
-                raise RefineError(f"{where}: image {image_id} is not in `images`; add it, or drop this")
-            infos = _field(annotation, "segments_info", list, where)
-            try:
-                ids += [info["id"] for info in infos]
-                classes += [labels[info["category_id"]] for info in infos]
-                crowd += [bool(info.get("iscrowd", 0)) for info in infos]
-            except (KeyError, TypeError, AttributeError):
-                raise _bad_segment(infos, labels, where) from None
-            self._image_ids.append(image_id)
-            name, height, width = by_id[image_id]
-            names.append(name)
-            pngs.append(_field(annotation, "file_name", str, where))
-            sizes.append((height, width))
-            counts.append(len(infos))
-        if not names:
-            raise RefineError(f"{self.json}: annotations: the list is empty; annotate at least one picture")
-        if len(set(self._image_ids)) < len(names):
-            twice = next(i for i in self._image_ids if self._image_ids.count(i) > 1)
-            raise RefineError(f"{self.json}: annotations: image {twice} is annotated twice; keep one")
-        self._names, self._pngs = np.array(names), np.array(pngs)
-        self._sizes = np.array(sizes, np.int32)
-        self._first = np.cumsum([0, *counts])
-        self._check_ids(ids)
-        self._ids = np.array(ids, np.int32)
-        self._labels, self._crowd = np.array(classes, np.int16), np.array(crowd, bool)
+    def _keep(self, content: PanopticJson, labels: np.ndarray) -> None:
+        """Keep what is needed of the JSON; `labels` gives the class of each of its categories, [C] int32."""
+        annotations = content.annotations
+        images = [content.images[annotation.image_id] for annotation in annotations]
+        self._image_ids = [annotation.image_id for annotation in annotations]
+        self._names = np.array([image.file_name for image in images])
+        self._pngs = np.array([annotation.file_name for annotation in annotations])
+        self._sizes = np.array([image.size for image in images], np.int32)
+        self._first = np.array([0] + [annotation.rows.stop for annotation in annotations])
+        self._ids = content.table[:, ID].astype(np.int32)
+        self._labels = labels[content.table[:, CLASS]]
+        self._crowd = content.table[:, CROWD].astype(bool)
         if self._merge_stuff:
             self._crowd &= self._labels < self.categories.num_things  # a crowd that becomes stuff is stuff
-
-    def _check_ids(self, ids: list[Any]) -> None:
-        """Ids are integers from 1 to 2^24 - 1, each once in its image."""
-        if not all(type(i) is int and 0 < i < 1 << 24 for i in ids):
-            n = next(n for n, i in enumerate(ids) if type(i) is not int or not 0 < i < 1 << 24)
-            problem = f"segment id {ids[n]!r} is not an integer from 1 to 16777215"
-        else:
-            images = np.repeat(np.arange(len(self._names)), np.diff(self._first))
-            keys = images << 24 | np.array(ids, np.int64)
-            _, first = np.unique(keys, return_index=True)
-            if len(first) == len(ids):
-                return
-            n = int(np.setdiff1d(np.arange(len(ids)), first)[0])
-            problem = f"segment id {ids[n]} is used twice"
-        image_id = self._image_ids[int(np.searchsorted(self._first, n, side="right")) - 1]
-        raise RefineError(f"{self.json}: annotations of image {image_id}: {problem}; correct it")
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -193,27 +145,21 @@ class CocoPanoptic:
             RefineError: a file is missing or damaged, sizes differ, or ids of PNG and JSON differ.
         """
         record = self.record(index)
-        ids = read_ids(record.segments)
-        if ids.shape != record.size:
-            raise RefineError(
-                f"{record.segments}: {_pixels(ids.shape)}, but {self.json} says {_pixels(record.size)}; "
-                f"correct `height` and `width`, or the PNG"
-            )
+        runs = read_runs(record.segments, record.size)
         image = read_image(record.image, record.size)
         if tuple(image.shape[1:]) != record.size:
             raise RefineError(
                 f"{record.image}: {_pixels(image.shape[1:])}, but {record.segments} has "
                 f"{_pixels(record.size)}; make them equal"
             )
-        segments = self._segment_map(ids, record)
+        segments = self._segment_map(runs, record)
         if self._instances is not None:
             masks, labels, iscrowd = self._instances.read(index)
             match = match_segments(segments, masks, labels, iscrowd)
             segments.instances = InstanceMasks(masks, labels, iscrowd, match)
         return image, segments
 
-    def _segment_map(self, ids: np.ndarray, record: Record) -> SegmentMap:
-        runs = Runs.of(ids)
+    def _segment_map(self, runs: Runs, record: Record) -> SegmentMap:
         place = runs.find(record.ids)
         unknown = runs.ids[(place < 0) & (runs.ids != 0)]
         if unknown.size:
@@ -243,42 +189,6 @@ class CocoPanoptic:
             target[stuff] = stuff[first[group]]
             target[record.labels == VOID] = -1
         return target
-
-
-def read_panoptic_json(
-    path: str | Path, fields: Sequence[str] = ("images", "annotations", "categories")
-) -> dict[str, Any]:
-    """Read a panoptic JSON with these lists, entries unchecked.
-
-    Raises:
-        RefineError: not a JSON with these lists.
-    """
-    content = read_json(path)
-    for field in fields:
-        if not isinstance(content, dict) or not isinstance(content.get(field), list):
-            raise RefineError(f"{path}: has no list `{field}`; give a COCO panoptic JSON")
-    return content
-
-
-def _field(entry: Mapping[str, Any], field: str, kind: type | tuple[type, ...], where: str) -> Any:
-    value = entry.get(field) if isinstance(entry, dict) else None
-    if not isinstance(value, kind):
-        raise RefineError(f"{where}.{field} is {value!r}; give it as COCO panoptic JSON has it")
-    return value
-
-
-def _bad_segment(infos: Sequence[Any], labels: Mapping[int, int], where: str) -> RefineError:
-    """What is wrong with the first bad entry of `segments_info`."""
-    for k, info in enumerate(infos):
-        entry = f"{where}.segments_info[{k}]"
-        for field in ("id", "category_id"):
-            if not isinstance(info, dict) or not isinstance(info.get(field), int):
-                return RefineError(f"{entry}: has no integer `{field}`; give it")
-        if info["category_id"] not in labels:
-            return RefineError(
-                f"{entry}: unknown category_id {info['category_id']}; add it to `categories` or correct it"
-            )
-    raise AssertionError(f"{where}: no bad segment")
 
 
 def _pixels(size: Sequence[int]) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refine.errors import RefineError
+from refine.errors import RefineError, shown
 from refine.files import read_json
 from refine.structures import VOID, Categories
 
@@ -59,8 +59,8 @@ def read_remap(path: str | Path, source: Categories) -> Remap:
                 f"{path}: map: category {category.id} ({category.name}) is missing; map it or null it"
             )
         new = content["map"][str(category.id)]
-        if new is not None and new not in categories:
-            raise RefineError(f"{path}: map: {category.id} -> {new}: no such id in `categories`")
+        if new is not None and (type(new) is not int or new not in categories):
+            raise RefineError(f"{path}: map: {category.id} -> {shown(new)}: no such id in `categories`")
         if new is not None and not category.isthing and categories[categories.index(new)].isthing:
             raise RefineError(f"{path}: map: {category.name} is stuff and cannot become the thing {new}")
         target[category.id] = new

@@ -12,15 +12,10 @@ from refine.compiled import compiled
 from refine.errors import RefineError
 from refine.evaluation.overlaps import overlaps
 from refine.formats.runs import Runs
+from refine.formats.segments_info import AREA, CLASS, CROWD, ID, UNSTATED, segment_rows
 
 if TYPE_CHECKING:
     from refine.structures import Segment
-
-UNSTATED = -(2**62)
-"""Area of a segment whose area is not stated."""
-
-ID, LABEL, CROWD, AREA = range(4)
-"""Columns of a segment table."""
 
 VOID_ROW = (0, -1, 0, UNSTATED)
 """Row of pixels that belong to no segment."""
@@ -45,7 +40,7 @@ class Side:
 
     Attributes:
         runs: its map.
-        table: [1 + S, 4] int64, ID, LABEL (contiguous class), CROWD and AREA (as stated, or `UNSTATED`) of its
+        table: [1 + S, 4] int64, ID, CLASS (contiguous class), CROWD and AREA (as stated, or `UNSTATED`) of its
             segments, by rising id; row 0 is void.
         where: opens messages.
     """
@@ -55,34 +50,36 @@ class Side:
     where: str
 
     @classmethod
+    def of(cls, runs: Runs, rows: np.ndarray, where: str) -> Side:
+        """Sort checked segments, [S, 4] int64 in the file's order."""
+        table = np.concatenate([[VOID_ROW], rows[np.argsort(rows[:, ID])]])
+        if table[:, CROWD].any():
+            crowds = rows[rows[:, CROWD] != 0, :2].tolist()
+            forgiving = list({label: number for number, label in crowds}.values())
+            table[:, CROWD] = np.where(np.isin(table[:, ID], forgiving), FORGIVES, table[:, CROWD] != 0)
+        return cls(runs, table, where)
+
+    @classmethod
     def checked(
         cls, runs: Runs, segments: Sequence[Mapping[str, Any] | Segment], index: Mapping[int, int], where: str
     ) -> Side:
         """Check and sort segments.
 
         Args:
+            runs: the map.
             segments: entries of `segments_info`, or `Segment`s.
             index: contiguous class of each category id.
+            where: opens messages.
 
         Raises:
-            RefineError: a field is missing or no integer, a category unknown, an id used twice or out of range.
+            RefineError: a field is missing or has a wrong value, a category is unknown, an id is used twice.
         """
-        entries = [segment if isinstance(segment, Mapping) else vars(segment) for segment in segments]
-        try:
-            rows = [
-                (entry["id"], index[entry["category_id"]], entry.get("iscrowd", 0), entry.get("area", UNSTATED))
-                for entry in entries
-            ]
-            table = np.array([VOID_ROW, *sorted(rows)])
-        except (KeyError, TypeError, ValueError, OverflowError):
-            raise _fault(entries, index, where) from None
-        ids = table[:, ID]
-        if table.dtype != np.int64 or (ids[1:] <= ids[:-1]).any() or ids[-1] >= 2**24:
-            raise _fault(entries, index, where)
-        if table[:, CROWD].any():
-            forgiving = list({label: number for number, label, crowd, _ in rows if crowd}.values())
-            table[:, CROWD] = np.where(np.isin(ids, forgiving), FORGIVES, table[:, CROWD] != 0)
-        return cls(runs, table, where)
+
+        def fault(message: str) -> None:
+            raise RefineError(f"{where}: {message}")
+
+        entries = [dict(segment) if isinstance(segment, Mapping) else vars(segment) for segment in segments]
+        return cls.of(runs, np.array(segment_rows(entries, index, fault), np.int64).reshape(-1, 4), where)
 
     def contradiction(self, kind: int, place: int, pixels: int) -> RefineError:
         """What `_count` found."""
@@ -157,8 +154,8 @@ def _count(
     forgiven = ignored.copy()
     for n in range(shared.size):
         i, j = rows[0, n], rows[1, n]
-        label = gt[i, LABEL]
-        if not i or not j or label != pred[j, LABEL]:
+        label = gt[i, CLASS]
+        if not i or not j or label != pred[j, CLASS]:
             continue
         if gt[i, CROWD]:
             forgiven[j] += shared[n] if gt[i, CROWD] == FORGIVES else 0
@@ -172,10 +169,10 @@ def _count(
             gt_matched[i] = pred_matched[j] = True
     for i in range(1, len(gt)):
         if not gt[i, CROWD] and not gt_matched[i]:
-            counts[FN, gt[i, LABEL]] += 1
+            counts[FN, gt[i, CLASS]] += 1
     for j in range(1, len(pred)):
         if not pred_matched[j] and 2 * forgiven[j] <= areas[1, j]:
-            counts[FP, pred[j, LABEL]] += 1
+            counts[FP, pred[j, CLASS]] += 1
 
     total, shown = 0.0, 0
     for label in range(classes):
@@ -184,34 +181,3 @@ def _count(
             total += 2 * (counts[IOU_HIGH, label] * LOW_UNITS + counts[IOU_LOW, label]) / UNITS / twice
             shown += 1
     return counts, total / shown if shown else 1.0, 0, 0, 0, 0
-
-
-def _fault(entries: Sequence[Mapping[str, Any]], index: Mapping[int, int], where: str) -> RefineError:
-    """What is wrong with segments that make no table."""
-    seen: set[int] = set()
-    for entry in entries:
-        number, category = entry.get("id"), entry.get("category_id")
-        for field, value in (
-            ("id", number),
-            ("category_id", category),
-            ("iscrowd", entry.get("iscrowd", 0)),
-            ("area", entry.get("area", 0)),
-        ):
-            if not isinstance(value, int) or not -(2**62) < value < 2**62:
-                return RefineError(
-                    f"{where}: segment {number!r}: {field} is {value!r}, expected an integer; correct segments_info"
-                )
-        assert isinstance(number, int)
-        if category not in index:
-            return RefineError(
-                f"{where}: segment {number}: unknown category_id {category}; use an id of the ground truth's "
-                f"`categories`"
-            )
-        if not 0 < number < 2**24:
-            return RefineError(
-                f"{where}: a segment has id {number}; number segments from 1 to 2^24 - 1 (0 is void)"
-            )
-        if number in seen:
-            return RefineError(f"{where}: segment id {number} is used twice; make ids unique in an image")
-        seen.add(number)
-    raise AssertionError("nothing is wrong with these segments")

@@ -46,7 +46,6 @@ class PanopticQuality:
         *,
         image_id: int | str = 0,
         file_name: str = "",
-        sources: tuple[str, str] | None = None,
     ) -> ImagePQ:
         """Add one image.
 
@@ -55,7 +54,6 @@ class PanopticQuality:
             gt_segments, pred_segments: entries of `segments_info`, or `Segment`s; `area` is checked
                 against the pixels where it is given.
             image_id, file_name: for messages and the list of worst images.
-            sources: what messages about the ground truth and the prediction open with, such as their files.
 
         Returns:
             The image's own PQ (mean over the classes that it shows).
@@ -65,13 +63,16 @@ class PanopticQuality:
                 is used twice; a stated area is wrong.
         """
         name = f"{file_name or 'image'} (image {image_id}): "
-        gt_where, pred_where = sources or (name + "ground truth", name + "prediction")
-        gt = Side.checked(_runs(gt_ids), gt_segments, self._index, gt_where)
-        pred = Side.checked(_runs(pred_ids), pred_segments, self._index, pred_where)
+        gt = Side.checked(_runs(gt_ids), gt_segments, self._index, name + "ground truth")
+        pred = Side.checked(_runs(pred_ids), pred_segments, self._index, name + "prediction")
+        return self.add(gt, pred, image_id, file_name)
+
+    def add(self, gt: Side, pred: Side, image_id: int | str, file_name: str) -> ImagePQ:
+        """Add one image whose segments are checked; see `update`."""
         if gt.runs.shape != pred.runs.shape:
             (height, width), (right_height, right_width) = pred.runs.shape, gt.runs.shape
             raise RefineError(
-                f"{pred_where}: has {width} × {height} pixels, the ground truth {right_width} × {right_height}; "
+                f"{pred.where}: has {width} × {height} pixels, the ground truth {right_width} × {right_height}; "
                 f"predict at the image's own size"
             )
         counts, pq = match(gt, pred, len(self.categories))

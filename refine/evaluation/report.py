@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
+from refine.errors import printable
 from refine.files import write_json
 from refine.structures import Category
 
@@ -50,11 +52,15 @@ class PQReport:
     Args:
         classes: by contiguous index.
         images: in the order in which they were measured.
+
+    Attributes:
+        notes: sentences about how ground truth and predictions were joined, where that was not by ids.
     """
 
     def __init__(self, classes: Sequence[ClassPQ], images: Sequence[ImagePQ]) -> None:
         self.classes = list(classes)
         self.images = list(images)
+        self.notes: list[str] = []
 
     def group(self, isthing: bool | None = None) -> dict[str, float]:
         """Means over the classes present: pq, sq, rq (0-1) and their number n; zeros if there is none."""
@@ -77,8 +83,9 @@ class PQReport:
         return sorted(self.images, key=lambda image: (image.pq, str(image.image_id)))[:count]
 
     def to_json(self) -> dict[str, Any]:
-        """`All`, `Things`, `Stuff`, and `per_class` by category id."""
-        return {
+        """Return `All`, `Things`, `Stuff`, and `per_class` by category id; `notes` if there are any."""
+        notes = {"notes": self.notes} if self.notes else {}
+        return notes | {
             "All": self.group(),
             "Things": self.group(True),
             "Stuff": self.group(False),
@@ -111,7 +118,7 @@ class PQReport:
         detail = Table("class", "kind", "PQ", "SQ", "RQ", "TP", "FP", "FN")
         for c in sorted((c for c in self.classes if c.present), key=lambda c: (not c.category.isthing, -c.pq)):
             detail.add_row(
-                c.category.name,
+                Text(printable(c.category.name, 40)),  # never read as markup
                 "thing" if c.category.isthing else "stuff",
                 *(f"{100 * v:.1f}" for v in (c.pq, c.sq, c.rq)),
                 *(str(v) for v in (c.tp, c.fp, c.fn)),

@@ -14,13 +14,12 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from refine.errors import RefineError
+from refine.files import MAX_PIXELS
 from refine.formats.raw import ImageOptions, RawImage, check_channel, check_page
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that Pillow may open; among its others is PostScript, which it hands to Ghostscript."""
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
-MAX_PIXELS = 1 << 27
-"""Limit on height × width. Reading takes at most 12 bytes per pixel, the tensor's 3 included."""
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of TIFF and BigTIFF."""
 BAND = 32

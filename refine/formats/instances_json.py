@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,11 @@ import torch
 from hotcoco import mask as rle
 from torch import Tensor
 
-from refine.errors import RefineError
+from refine.errors import RefineError, shown
 from refine.files import read_json
+from refine.formats.panoptic_json import ImageEntry, OnError, is_id, same_image
 from refine.formats.rle import compressed
-from refine.structures import VOID
-
-
-def _raise(error: RefineError) -> None:
-    raise error
+from refine.structures import VOID, Categories
 
 
 class InstanceFile:
@@ -27,40 +24,46 @@ class InstanceFile:
     Args:
         path: COCO instances JSON; segmentations are polygons or run lengths. Annotations of other images
             are left out, and so are those without a pixel.
-        image_ids: images of the data set, in its order.
-        sizes: their (height, width).
+        images: image id -> entry of the panoptic JSON, in the data set's order. Where the two files name an
+            image differently, its id means two things: an error. Annotations of images without a size are
+            left out.
+        categories: of the panoptic JSON; a category of another name by the same id is an error, too.
         labels: category id -> contiguous class; VOID leaves the annotation out.
         num_things: classes below it are things.
-        on_error: is given every error below but that of an unreadable file; if it returns, the annotation
-            is left out.
+        on_error: collects faults of entries; what is faulty is left out. None raises.
 
     Raises:
-        RefineError: a field is missing, a category is unknown or stuff, a segmentation cannot be drawn, or
-            no annotation is of these images.
+        RefineError: a field is missing, a category is unknown or stuff, a segmentation cannot be drawn, the
+            files name an id differently, or no annotation is of these images.
     """
 
     def __init__(
         self,
         path: str | Path,
-        image_ids: Sequence[int | str],
-        sizes: Sequence[tuple[int, int]],
+        images: Mapping[int | str, ImageEntry],
+        categories: Categories,
         labels: Mapping[int, int],
         num_things: int,
-        on_error: Callable[[RefineError], None] = _raise,
+        on_error: OnError | None = None,
     ) -> None:
         self.path = Path(path)
+        self._fault = on_error or self._raise
         content = read_json(path)
         if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
             raise RefineError(f"{path}: has no list `annotations`; give a COCO instances JSON")
-        place = {image_id: n for n, image_id in enumerate(image_ids)}
+        self._check_names(content, images, categories)
+        place = {image_id: n for n, image_id in enumerate(images)}
+        self._sizes = [entry.size for entry in images.values()]
         rows: list[tuple[int, int, bool, bytes]] = []
         known = False
         for n, annotation in enumerate(content["annotations"]):
             try:
-                image = place.get(annotation["image_id"])
-                if image is not None:
+                image_id = annotation["image_id"]
+                if not is_id(image_id):
+                    raise RefineError(f"image_id is {shown(image_id)}; expected an integer or a string")
+                if image_id in place:
                     known = True
-                    rows += self._row(annotation, image, sizes[image], labels, num_things)
+                    rows += self._row(annotation, place[image_id], labels, num_things)
             except KeyError as error:
                 problem = f"has no `{error.args[0]}`; give a COCO instances JSON"
             except TypeError as error:
@@ -69,41 +72,68 @@ class InstanceFile:
                 problem = str(error)
             else:
                 continue
-            on_error(RefineError(f"{path}: annotations[{n}]: {problem}"))
+            self._fault("instance", f"annotations[{n}]: {problem}")
         if not known:
-            on_error(RefineError(f"{path}: annotations: none is of an image of the data set; check the two files"))
+            self._fault("instance", "annotations: none is of an image of the data set; check the two files")
         rows.sort(key=lambda row: row[0])
-        images = np.array([row[0] for row in rows])
-        self._first = np.searchsorted(images, np.arange(len(image_ids) + 1))
-        self._labels = np.array([row[1] for row in rows], np.int16)
+        self._first = np.searchsorted(np.array([row[0] for row in rows]), np.arange(len(images) + 1))
+        self._labels = np.array([row[1] for row in rows], np.int32)
         self._crowd = np.array([row[2] for row in rows], bool)
         self._end = np.cumsum([0] + [len(row[3]) for row in rows])
         self._codes = b"".join(row[3] for row in rows)
-        self._sizes = sizes
 
-    @staticmethod
+    def _raise(self, kind: str, message: str) -> None:
+        raise RefineError(f"{self.path}: {message}")
+
+    def _check_names(
+        self, content: Mapping[str, Any], images: Mapping[int | str, ImageEntry], categories: Categories
+    ) -> None:
+        names: tuple[tuple[str, dict[int | str, str | None]], ...] = (
+            ("images", {image_id: image.file_name for image_id, image in images.items()}),
+            ("categories", {category.id: category.name for category in categories}),
+        )
+        for field, expected in names:
+            entries = content.get(field)
+            for n, entry in enumerate(entries if isinstance(entries, list) else []):
+                number = entry.get("id") if isinstance(entry, dict) else None
+                if not is_id(number) or number not in expected:
+                    continue
+                name, other = entry.get("file_name" if field == "images" else "name"), expected[number]
+                same = same_image(number, name, other) if field == "images" else name in (None, other)
+                if not same:
+                    self._fault(
+                        "instance",
+                        f"{field}[{n}]: id {number} is {shown(name)}, but {shown(other)} in the panoptic JSON; use "
+                        f"the same ids in both files",
+                    )
+
     def _row(
-        annotation: Mapping[str, Any],
-        image: int,
-        size: tuple[int, int],
-        labels: Mapping[int, int],
-        num_things: int,
+        self, annotation: Mapping[str, Any], image: int, labels: Mapping[int, int], num_things: int
     ) -> list[tuple[int, int, bool, bytes]]:
-        """(place of the image, label, iscrowd, run lengths) of an annotation that is wanted."""
-        category = annotation["category_id"]
-        segmentation, crowd = annotation["segmentation"], bool(annotation.get("iscrowd", 0))
-        label = labels.get(category)
+        """Return (place of the image, label, iscrowd, run lengths) of an annotation, if it is wanted."""
+        category, crowd = annotation["category_id"], annotation.get("iscrowd", 0)
+        segmentation, size = annotation["segmentation"], self._sizes[image]
+        label = labels.get(category) if type(category) is int else None
         if label is None:
-            raise RefineError(f"category_id {category} is not among the panoptic categories; add it there")
+            raise RefineError(f"category_id {shown(category)} is not among the panoptic categories; add it there")
         if not VOID <= label < num_things:
             raise RefineError(f"category_id {category} is stuff; instances are things")
+        if crowd not in (0, 1):
+            raise RefineError(f"iscrowd is {shown(crowd)}; expected 0 or 1")
+        if size is None:
+            return []
         code = _encode(segmentation, size)
-        return [(image, label, crowd, code["counts"])] if label != VOID and rle.area(code) else []
+        return [(image, label, bool(crowd), code["counts"])] if label != VOID and rle.area(code) else []
 
     def read(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Masks Tensor[M, H, W] bool, labels Tensor[M] int64, iscrowd Tensor[M] bool of an image."""
+        """Return masks Tensor[M, H, W] bool, labels Tensor[M] int64, iscrowd Tensor[M] bool of an image.
+
+        Args:
+            index: its place in `images`; it must have a size.
+        """
         part = range(self._first[index], self._first[index + 1])
         size = self._sizes[index]
+        assert size is not None, "the image has no size"
         masks = torch.zeros(len(part), *size, dtype=torch.bool)
         for m, k in enumerate(part):
             counts = self._codes[self._end[k] : self._end[k + 1]]
@@ -114,12 +144,12 @@ class InstanceFile:
 
 
 def _encode(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
-    """Polygons or run lengths of any kind -> compressed run lengths."""
+    """Convert polygons or run lengths of any kind to compressed run lengths."""
     try:
         if not segmentation:
             raise ValueError("it is empty")
         if isinstance(segmentation, list) and any(len(part) < 6 for part in segmentation):
             raise ValueError("a polygon needs three corners")
         return compressed(segmentation, size)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise RefineError(f"segmentation cannot be drawn ({error}); correct or drop it") from error

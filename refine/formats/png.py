@@ -1,4 +1,4 @@
-"""The PNG container: what an id-PNG must be, and what is wrong with one that is not."""
+"""The PNG container: what every PNG of labels must be before its pixels are decoded."""
 
 from __future__ import annotations
 
@@ -8,47 +8,55 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refine.errors import RefineError
+from refine.files import MAX_PIXELS, read_bytes
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-MODES = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
-"""Names of PNG's colour types."""
+GRAY, RGB, PALETTE, RGBA = 0, 2, 3, 6
+"""PNG's colour types that hold labels."""
 
-MAX_PIXELS = 2**28
+_TYPES = {GRAY: "grey", RGB: "RGB", PALETTE: "palette", 4: "grey with alpha", RGBA: "RGB with alpha"}
 
 
 @dataclass(frozen=True)
 class PngData:
-    """An id-PNG in memory, complete and of a mode that holds ids; its pixels are not yet decoded.
+    """A complete PNG in memory; its pixels are not yet decoded.
 
     Attributes:
         data: the whole file.
         idat: its compressed pixels (a zlib stream).
-        width, height: in pixels.
-        plain: 8-bit RGB in one pass, as all but exotic writers make it; else palette or interlaced.
+        size: (height, width) in pixels.
+        depth: bits per channel.
+        color: PNG's colour type.
+        interlaced: its rows come in several passes.
     """
 
     data: bytes
     idat: bytes
-    width: int
-    height: int
-    plain: bool
+    size: tuple[int, int]
+    depth: int
+    color: int
+    interlaced: bool
+
+    @property
+    def mode(self) -> str:
+        """Depth and colour type, for messages."""
+        return f"{self.depth}-bit {_TYPES.get(self.color, 'unknown')}"
 
 
-def read_container(path: str | Path) -> PngData:
-    """Read a PNG and check it as far as possible without decoding pixels.
+def read_container(path: str | Path, size: tuple[int, int] | None = None) -> PngData:
+    """Read a PNG and check all of it but its pixels. Bytes after its end are ignored, as all decoders do.
+
+    Args:
+        path: the file.
+        size: expected (height, width), or None for any.
 
     Raises:
-        RefineError: missing; not a PNG; cut off; a checksum is wrong; or not 8-bit RGB (or a palette of
-            RGB colours), so that its colours are no ids.
+        RefineError: missing; not a PNG; cut off; a checksum is wrong; of another size, or over `MAX_PIXELS`.
     """
-    try:
-        with open(path, "rb", buffering=0) as file:
-            data = file.read()
-    except OSError as error:
-        raise RefineError(f"{path}: cannot be read ({error.strerror}); check the folder of PNGs") from error
-    if not data.startswith(SIGNATURE):
-        raise RefineError(f"{path}: is no PNG; write segment ids as an RGB PNG")
+    data = read_bytes(path)
     header, idat, position = b"", [], len(SIGNATURE)
+    if not data.startswith(SIGNATURE):
+        raise RefineError(f"{path}: is not a PNG; write labels as PNG")
     while True:
         if position + 12 > len(data):
             raise RefineError(f"{path}: is damaged (cut off after {len(data)} bytes); write it again")
@@ -69,10 +77,26 @@ def read_container(path: str | Path) -> PngData:
         raise RefineError(f"{path}: is damaged (no header or no pixels); write it again")
     width, height, depth, color, _, _, interlaced = struct.unpack(">IIBBBBB", header)
     if not 0 < width * height <= MAX_PIXELS:
-        raise RefineError(f"{path}: claims {width} × {height} pixels; write it again")
-    if color != 3 and (color, depth) != (2, 8):
+        raise RefineError(f"{path}: claims {width} × {height} pixels, expected at most {MAX_PIXELS:,} in all")
+    if size is not None and (height, width) != size:
         raise RefineError(
-            f"{path}: is a {depth}-bit {MODES.get(color, 'unknown')} PNG, expected 8-bit RGB; write "
-            f"id = R + 256 G + 65536 B"
+            f"{path}: has {width} × {height} pixels, expected {size[1]} × {size[0]}; correct the PNG or the size"
         )
-    return PngData(data, b"".join(idat), width, height, plain=color == 2 and not interlaced)
+    return PngData(data, b"".join(idat), (height, width), depth, color, bool(interlaced))
+
+
+def png_size(path: str | Path) -> tuple[int, int]:
+    """Return the (height, width) that the header of a PNG claims; nothing else is read.
+
+    Raises:
+        RefineError: missing, or not a PNG.
+    """
+    try:
+        with open(path, "rb") as file:
+            header = file.read(24)
+    except OSError as error:
+        raise RefineError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    if len(header) < 24 or not header.startswith(SIGNATURE):
+        raise RefineError(f"{path}: is not a PNG, or cut off; write it again")
+    width, height = struct.unpack_from(">II", header, 16)
+    return height, width

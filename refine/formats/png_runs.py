@@ -9,40 +9,29 @@ one run.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import deflate
 import numpy as np
 
 from refine.compiled import compiled
-from refine.errors import RefineError
-from refine.formats.png import read_container
+from refine.formats.png import PngData
 from refine.formats.runs import Runs
-from refine.formats.writer import decode
 
 NONE, SUB, UP, AVERAGE, PAETH = range(5)
 
 
-def read_runs(path: str | Path) -> Runs:
-    """Runs of an id-PNG; equal to `Runs.from_map(read_png(path))` but for cuts at the ends of rows.
+def decode(png: PngData) -> Runs:
+    """Return the runs of an 8-bit RGB PNG in one pass.
 
     Raises:
-        RefineError: as `read_png`.
+        ValueError, deflate.DeflateError: its pixels are damaged.
     """
-    png = read_container(path)
-    if not png.plain:
-        return Runs.from_map(decode(png, path))
-    stride = 3 * png.width + 1
-    try:
-        rows = np.frombuffer(deflate.zlib_decompress(png.idat, png.height * stride), np.uint8)
-    except deflate.DeflateError as error:
-        raise RefineError(f"{path}: is damaged (its pixels cannot be decompressed); write it again") from error
-    if rows.size != png.height * stride or rows[::stride].max() > PAETH:
-        raise RefineError(f"{path}: is damaged (its pixels do not fill its rows); write it again")
-    starts, ids = _unfilter(
-        rows, rows[: rows.size // 64 * 64].view(np.uint64).reshape(-1, 8), png.height, png.width
-    )
-    return Runs(starts, ids, (png.height, png.width))
+    height, width = png.size
+    stride = 3 * width + 1
+    rows = np.frombuffer(deflate.zlib_decompress(png.idat, height * stride), np.uint8)
+    if rows.size != height * stride or rows[::stride].max() > PAETH:
+        raise ValueError("its pixels do not fill its rows")
+    starts, ids = _unfilter(rows, rows[: rows.size // 64 * 64].view(np.uint64).reshape(-1, 8), height, width)
+    return Runs(starts, ids, png.size)
 
 
 @compiled

@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Runs:
-    """A map of segment ids in raster order, cut where the id changes (and perhaps at other places).
+    """A map of segment ids as horizontal runs in raster order; every run ends with its row at the latest.
 
     Attributes:
         starts: [R] int64, index of each run's first pixel, rising from 0.
@@ -23,20 +23,33 @@ class Runs:
 
     @classmethod
     def from_map(cls, ids: np.ndarray) -> Runs:
-        """Cut a map [H, W] of integers."""
-        flat = ids.ravel()
-        starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
-        return cls(starts, flat[starts].astype(np.int64), (ids.shape[0], ids.shape[1]))
+        """Return the runs of a map [H, W] of integers."""
+        begins = np.ones(ids.shape, bool)
+        np.not_equal(ids[:, 1:], ids[:, :-1], out=begins[:, 1:])
+        starts = np.flatnonzero(begins)
+        return cls(starts, ids.reshape(-1)[starts].astype(np.int64), (ids.shape[0], ids.shape[1]))
 
     def to_map(self) -> np.ndarray:
-        """The map [H, W] int32."""
-        return np.repeat(self.ids.astype(np.int32), self.lengths()).reshape(self.shape)
+        """Return the map [H, W] int32."""
+        return self.spread(self.ids.astype(np.int32))
+
+    def spread(self, values: np.ndarray) -> np.ndarray:
+        """Give every pixel the value of its run: [R] -> [H, W]."""
+        return np.repeat(values, self.lengths()).reshape(self.shape)
 
     def lengths(self) -> np.ndarray:
-        """[R] int64, pixels of each run."""
+        """Return [R] int64, pixels of each run."""
         return np.diff(self.starts, append=self.shape[0] * self.shape[1])
 
     def areas(self) -> tuple[np.ndarray, np.ndarray]:
-        """The ids that occur, rising [S] int64, and the pixels of each [S] int64."""
+        """Return the ids that occur, rising [S] int64, and the pixels of each [S] int64."""
         ids, place = np.unique(self.ids, return_inverse=True)
         return ids, np.bincount(place, weights=self.lengths()).astype(np.int64)
+
+    def find(self, known: np.ndarray) -> np.ndarray:
+        """Return the place of each run's id in `known` ([S], unique): [R] int64, -1 where it is absent."""
+        if not len(known):
+            return np.full(len(self.ids), -1)
+        order = np.argsort(known)
+        place = order[np.searchsorted(known[order], self.ids).clip(max=len(known) - 1)]
+        return np.where(known[place] == self.ids, place, -1)

@@ -11,7 +11,6 @@ import numpy as np
 
 from refine.errors import RefineError
 from refine.files import write_bytes, write_json
-from refine.formats.png import PngData, read_container
 from refine.formats.runs import Runs
 
 if TYPE_CHECKING:
@@ -33,25 +32,6 @@ def write_png(path: str | Path, segment_ids: np.ndarray) -> None:
     # OpenCV's own setting (fast compression) writes a 640 x 480 map in 2 ms; the smallest takes ten times it.
     _, data = cv2.imencode(".png", cv2.cvtColor(rgb0, cv2.COLOR_RGBA2BGR))
     write_bytes(path, data.data)
-
-
-def read_png(path: str | Path) -> np.ndarray:
-    """Segment ids [H, W] int32 of an id-PNG.
-
-    Raises:
-        RefineError: missing, damaged, or not an 8-bit RGB (or palette) PNG; names the file.
-    """
-    return decode(read_container(path), path)
-
-
-def decode(png: PngData, path: str | Path) -> np.ndarray:
-    """Segment ids [H, W] int32; `path` is for messages."""
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    bgr = cv2.imdecode(np.frombuffer(png.data, np.uint8), flags)
-    if bgr is None or bgr.shape[:2] != (png.height, png.width):
-        raise RefineError(f"{path}: is damaged (its pixels cannot be decoded); write it again")
-    # Four bytes R, G, B, 255 are the id and 255 · 2^24, little-endian: one conversion and one mask.
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGBA).view("<i4")[..., 0] & 0xFFFFFF
 
 
 class PredictionWriter:

@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, Dataset
 from refine.data.loader import PanopticDataset
 from refine.data.segments import SegmentMap
 from refine.drawing.overlay import difference, overlay, write_picture
-from refine.errors import RefineError
 from refine.evaluation.average_precision import AveragePrecision
 from refine.evaluation.interval import Counts
 from refine.evaluation.pq import PanopticQuality
@@ -137,7 +136,7 @@ def evaluate_rules(
     Raises:
         RefineError: as `evaluate`.
     """
-    _check_categories(predictor.categories, dataset.categories)
+    predictor.categories.check_equal(dataset.categories, "the model", "the data set")
     categories = dataset.categories
     precision = AveragePrecision(categories)
     sums = [_Sums(PanopticQuality(categories)) for _ in rules]
@@ -299,14 +298,3 @@ def _read(
     dataset: PanopticDataset, indices: Iterable[int], workers: int
 ) -> Iterator[tuple[int, Tensor, SegmentMap]]:
     yield from DataLoader(_Indexed(dataset, indices), batch_size=None, num_workers=workers)
-
-
-def _check_categories(of_model: Categories, of_data: Categories) -> None:
-    for n in range(max(len(of_model), len(of_data))):
-        ours, theirs = (c[n] if n < len(c) else None for c in (of_model, of_data))
-        if ours is None or theirs is None or (ours.id, ours.isthing) != (theirs.id, theirs.isthing):
-            name = [c.name if c else "nothing" for c in (ours, theirs)]
-            raise RefineError(
-                f"categories: the model's number {n} is {name[0]!r}, the data set's {name[1]!r}; evaluate on "
-                f"data with the model's categories, or remap them"
-            )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from refine.errors import RefineError
+from refine.errors import RefineError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -20,19 +21,24 @@ VOID = -1
 class Category:
     """One category of a data set, as COCO panoptic JSON describes it.
 
+    Two categories are equal if id, name and kind are: colour and supercategory change no result.
+
     Attributes:
-        id: the data set's own id, any positive integer.
+        id: the data set's own id, 0 to 2^31 - 1.
         name: what people call it.
         isthing: countable (thing) or amorphous (stuff).
-        color: RGB, 0-255, for pictures.
+        color: RGB, 0-255, for drawing.
         supercategory: name of the coarse group, or "".
     """
 
     id: int
     name: str
     isthing: bool
-    color: tuple[int, int, int]
-    supercategory: str = ""
+    color: tuple[int, int, int] = field(compare=False)
+    supercategory: str = field(default="", compare=False)
+
+    def __str__(self) -> str:
+        return f"{shown(self.name)} ({'thing' if self.isthing else 'stuff'})"
 
 
 class Categories:
@@ -52,50 +58,51 @@ class Categories:
         self._categories = sorted(categories, key=lambda c: (not c.isthing, c.id))
         if not self._categories:
             raise RefineError("categories: the list is empty; give at least one category")
-        for field in ("id", "name"):
-            seen = [getattr(c, field) for c in self._categories]
-            twice = sorted({v for v in seen if seen.count(v) > 1}, key=str)
-            if twice:
-                raise RefineError(f"categories: {field} {twice[0]!r} is used twice; make each {field} unique")
+        for attribute in ("id", "name"):
+            counts = Counter(getattr(c, attribute) for c in self._categories)
+            value, count = counts.most_common(1)[0]
+            if count > 1:
+                raise RefineError(f"categories: {attribute} {shown(value)} is used twice; make each one unique")
         self._index = {c.id: i for i, c in enumerate(self._categories)}
         self.num_things = sum(c.isthing for c in self._categories)
 
     @classmethod
-    def from_json(cls, entries: Sequence[Mapping[str, Any]], source: str = "categories") -> Categories:
-        """Read the `categories` list of a COCO panoptic JSON; missing colours are made up, evenly spread.
+    def from_json(
+        cls,
+        entries: Sequence[Mapping[str, Any]],
+        source: str = "categories",
+        on_error: Callable[[str], None] | None = None,
+    ) -> Categories:
+        """Read the `categories` list of a COCO panoptic JSON. Missing colours are made up, evenly spread.
 
         Args:
             entries: mappings with `id`, `name`, `isthing` and optionally `color`, `supercategory`.
             source: file name for error messages.
+            on_error: called with every fault of an entry, without `source`. If it returns, a default takes
+                the place of the faulty value; entries without a usable id are left out. None raises.
 
         Raises:
-            RefineError: a field is missing or has the wrong type.
+            RefineError: not a list; a field is missing or has the wrong type; an id or name is used twice;
+                no entry is left.
         """
-        categories = []
-        if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
-            raise RefineError(f"{source}: categories is no list of mappings; give id, name and isthing of each")
+
+        def fault(message: str) -> None:
+            if on_error is None:
+                raise RefineError(f"{source}: {message}")
+            on_error(message)
+
+        if not isinstance(entries, list):
+            raise RefineError(f"{source}: categories is not a list; give id, name and isthing of each category")
+        found: dict[int, Category] = {}
+        names: dict[str, int] = {}
         for n, entry in enumerate(entries):
-            for field, kind in (("id", int), ("name", str), ("isthing", (int, bool))):
-                if not isinstance(entry.get(field), kind):
-                    raise RefineError(
-                        f"{source}: categories[{n}].{field} is {entry.get(field)!r}; "
-                        f"every category needs id (integer), name (text) and isthing (0 or 1)"
-                    )
-            color = entry.get("color") or _spread_color(n)
-            if not (isinstance(color, list | tuple) and len(color) == 3 and all(_is_byte(c) for c in color)):
-                raise RefineError(
-                    f"{source}: categories[{n}].color is {color!r}; give three numbers 0-255, or leave it out"
-                )
-            categories.append(
-                Category(
-                    id=int(entry["id"]),
-                    name=entry["name"],
-                    isthing=bool(entry["isthing"]),
-                    color=(int(color[0]), int(color[1]), int(color[2])),
-                    supercategory=str(entry.get("supercategory", "")),
-                )
-            )
-        return cls(categories)
+            category = _category(entry, n, found, names, fault)
+            if category is not None:
+                found[category.id] = category
+                names[category.name] = category.id
+        if not found:
+            raise RefineError(f"{source}: categories: the list is empty; give at least one category")
+        return cls(found.values())
 
     def to_json(self) -> list[dict[str, Any]]:
         """The `categories` list of a COCO panoptic JSON; `from_json` reads it back equal."""
@@ -134,6 +141,22 @@ class Categories:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Categories) and self._categories == other._categories
 
+    def check_equal(self, other: Categories, where: str, other_where: str) -> None:
+        """Raise RefineError if ids, names or kinds differ; order, colours and supercategories do not count.
+
+        Args:
+            other: expected to be the same categories.
+            where, other_where: what has these and the other categories, such as two files.
+        """
+        mine, theirs = ({c.id: c for c in categories} for categories in (self, other))
+        for number in [*theirs, *mine]:
+            got, expected = theirs.get(number), mine.get(number)
+            if got != expected:
+                raise RefineError(
+                    f"{other_where}: category {number} is {got or 'missing'}, but {expected or 'missing'} in "
+                    f"{where}; use data with the same categories, or remap them"
+                )
+
     def __repr__(self) -> str:
         return f"Categories({self.num_things} things, {self.num_stuff} stuff)"
 
@@ -144,8 +167,46 @@ class Categories:
         return torch.tensor([c.color for c in self._categories], dtype=torch.uint8)
 
 
+def _category(
+    entry: Any, n: int, found: Mapping[int, Category], names: Mapping[str, int], fault: Callable[[str], None]
+) -> Category | None:
+    """Check entry n of a list of categories against the ones before; None if its id cannot be used."""
+    entry = entry if isinstance(entry, Mapping) else {}
+    number, name, isthing = entry.get("id"), entry.get("name"), entry.get("isthing")
+    where = f"categories[{n}]"
+    if type(number) is not int or not 0 <= number < 2**31:
+        fault(f"{where}: id is {shown(number)}; expected an integer")
+        return None
+    where += f" (id {number})"
+    if number in found:
+        fault(f"{where}: id {number} is used twice; make ids unique")
+    if not isinstance(name, str):
+        fault(f"{where}: name is {shown(name)}; expected a string")
+        name = f"category {number}"
+    elif name in names:
+        fault(f"{where}: {shown(name)} is also the name of id {names[name]}; rename one")
+        name = f"{name} (id {number})"
+    if isthing not in (0, 1):
+        isthing_shown = "missing" if isthing is None else shown(isthing)
+        fault(f"{where}: isthing is {isthing_shown}; expected 1 (countable) or 0 (stuff)")
+    color = entry.get("color") or _spread_color(n)
+    if not (isinstance(color, list | tuple) and len(color) == 3 and all(_is_byte(c) for c in color)):
+        fault(f"{where}: color is {shown(color)}; expected [R, G, B] of 0-255, or none")
+        color = _spread_color(n)
+    if number in found:
+        return None
+    supercategory = entry.get("supercategory")
+    return Category(
+        id=number,
+        name=name,
+        isthing=isthing in (0, 1) and bool(isthing),
+        color=(int(color[0]), int(color[1]), int(color[2])),
+        supercategory="" if supercategory is None else str(supercategory),
+    )
+
+
 def _is_byte(value: Any) -> bool:
-    return isinstance(value, int | float) and 0 <= value <= 255
+    return type(value) in (int, float) and 0 <= value <= 255
 
 
 def _spread_color(n: int) -> tuple[int, int, int]:

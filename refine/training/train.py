@@ -70,8 +70,8 @@ class _Run:
         self.dataset = build_dataset(config.data.train, "data.train")
         self.validation = build_dataset(config.data.val, "data.val") if config.data.val else None
         self.categories: Categories = self.dataset.categories
-        if self.validation is not None and self.validation.categories != self.categories:
-            raise RefineError("data.val: its categories differ from those of data.train; make them equal")
+        if self.validation is not None:
+            self.categories.check_equal(self.validation.categories, "data.train", "data.val")
         torch.manual_seed(config.seed)
         model = PanopticModel(config.model, self.categories.num_things, len(self.categories))
         if self.validation is not None:

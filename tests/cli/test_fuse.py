@@ -145,7 +145,7 @@ def edit(path, change):
         (lambda f: edit(f / "set.json", lambda s: s["images"][0].pop("width")), [], r"set.json: images[0]"),
         (lambda f: edit(f / "set.json", lambda s: s["images"][1].update(id=4)), [], "id 4 is used twice"),
         (lambda f: (f / "semantic/b.png").unlink(), [], "b.png: cannot be read"),
-        (lambda f: Image.new("RGB", (32, 24)).save(f / "semantic/a.png"), [], "a.png: is not a PNG of one channel"),
+        (lambda f: Image.new("RGB", (32, 24)).save(f / "semantic/a.png"), [], "a.png: expected a grey PNG"),
         (lambda f: Image.new("L", (9, 9)).save(f / "semantic/a.png"), [], "a.png: 9 × 9 pixels, expected 32 × 24"),
         (lambda f: Image.new("L", (32, 24), 7).save(f / "semantic/a.png"), [], "a.png: has category id 7"),
         (lambda f: None, ["--unknown-erasing"], "--unknown-erasing: needs --confidence"),

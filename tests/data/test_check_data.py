@@ -21,6 +21,7 @@ from refine.data.check.report import Finding, Report
 from refine.data.synthetic.scenes import generate
 from refine.errors import RefineError
 from refine.files import write_json
+from refine.formats.runs import Runs
 
 
 def check(files: Files, **more: Any) -> Report:
@@ -35,9 +36,7 @@ def errors(files: Files, **more: Any) -> list[str]:
 def test_sound_data_have_no_errors_and_right_counts(tmp_path: Path) -> None:
     report = check(write_coco(tmp_path, [IDS] * 3, [SEGMENTS, SEGMENTS, SEGMENTS]))
     assert report.ok
-    assert {f.message for f in report.warnings} == {
-        f"images[{n}] (id {10 + n}): has only 6 × 4 pixels" for n in range(3)
-    }
+    assert {f.message for f in report.warnings} == {f"image {10 + n}: has only 6 × 4 pixels" for n in range(3)}
     counts = {c.name: (c.isthing, c.images, c.segments, c.crowds, c.area) for c in report.classes}
     assert counts == {
         "car": (True, 3, 3, 0, 12),
@@ -89,8 +88,8 @@ def test_what_is_usable_but_odd_is_warned_of(tmp_path: Path) -> None:
     report = check(files)
     assert report.ok, report.text()
     assert {f"{f.kind}: {f.message}" for f in report.warnings} == {
-        "image: images[0] (id 10): has only 6 × 4 pixels",
-        "image: images[1] (id extra): 0.png is also the picture of image 10",
+        "image: image 10: has only 6 × 4 pixels",
+        "image: image extra: 0.png is also the file of image 10",
         "image: image extra (0.png) has no annotation and is left out",
         "segment: annotation of image 10: segment 9: is a crowd of the stuff class 200",
         "segment: annotation of image 10: segment 7: stuff class 200 already has segment 9",
@@ -198,7 +197,7 @@ def test_cityscapes_faults(tmp_path: Path) -> None:
     report = check_cityscapes(tmp_path, "val")
     assert [(Path(f.file).name[:10], f.message) for f in report.errors] == [
         ("ulm_000000", "no such file; check the path"),
-        ("ulm_000001", "is damaged or cut off; write it again"),
+        ("ulm_000001", "is damaged (cut off after 45 bytes); write it again"),
         ("ulm_000002", "value 77 (3 pixels) is no Cityscapes label; copy it again"),
         ("ulm_000003", "9 × 9 pixels, but its segments have 50 × 40 pixels; make them equal"),
     ]
@@ -270,7 +269,7 @@ def test_command_takes_one_format(tmp_path: Path, capsys: pytest.CaptureFixture[
 @settings(deadline=None, max_examples=60)
 @given(arrays(np.int32, st.tuples(st.integers(1, 7), st.integers(1, 7)), elements=st.integers(0, 5)))
 def test_regions_measure_as_a_loop_does(ids: np.ndarray) -> None:
-    regions = Regions.of(ids)
+    regions = Regions.of(Runs.from_map(ids))
     assert regions.values.tolist() == sorted(set(ids.ravel().tolist()))
     for value, area, box in zip(regions.values, regions.area, regions.boxes.tolist(), strict=True):
         ys, xs = np.nonzero(ids == value)

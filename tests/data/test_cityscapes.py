@@ -88,10 +88,10 @@ def test_faults_are_told(tmp_path: Path) -> None:
     with pytest.raises(RefineError, match=r"5 × 3 pixels, but .* has 5 × 2"):
         Cityscapes(tmp_path, "val")[0]
     cv2.imwrite(str(ids), np.zeros((3, 5, 3), np.uint8))
-    with pytest.raises(RefineError, match="is not a PNG of one channel"):
+    with pytest.raises(RefineError, match="expected a grey PNG of 8 or 16 bits, got 8-bit RGB"):
         Cityscapes(tmp_path, "val")[0]
     ids.write_bytes(b"")
-    with pytest.raises(RefineError, match="is no PNG, or cut off"):
+    with pytest.raises(RefineError, match="is not a PNG, or cut off"):
         Cityscapes(tmp_path, "val")
 
 

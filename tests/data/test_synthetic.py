@@ -14,7 +14,7 @@ from refine.cli.main import main
 from refine.data.coco_panoptic import CocoPanoptic
 from refine.data.synthetic.scenes import CATEGORIES, MIN_VISIBLE, generate, make_scene
 from refine.errors import RefineError
-from refine.formats.id_png import read_ids
+from refine.formats.id_png import read_png
 
 NAMES = {category["id"]: category["name"] for category in CATEGORIES}
 ISTHING = {category["id"]: category["isthing"] for category in CATEGORIES}
@@ -71,7 +71,7 @@ def test_files_agree_with_each_other(tmp_path: Path) -> None:
     )
     hidden = 0
     for n, annotation in enumerate(panoptic["annotations"]):
-        ids = read_ids(tmp_path / "segments" / annotation["file_name"])
+        ids = read_png(tmp_path / "segments" / annotation["file_name"])
         things = {s["id"]: s for s in annotation["segments_info"] if "depth" in s}
         wholes = [a for a in instances["annotations"] if a["image_id"] == n]
         assert sorted(a["segment_id"] for a in wholes) == sorted(things)

@@ -12,7 +12,8 @@ from panopticapi.evaluation import pq_compute_single_core
 from refine.errors import RefineError
 from refine.evaluation.panoptic_files import evaluate_files
 from refine.evaluation.pq import PanopticQuality
-from refine.formats.writer import read_png, write_png
+from refine.formats.id_png import read_png
+from refine.formats.writer import write_png
 from refine.structures import Categories, Category
 
 CATEGORIES = Categories(
@@ -207,19 +208,20 @@ GOOD = segments((1, 4), (2, 9))
         (MAP, GOOD[:1], 1, ["has id 2", "segments_info lacks"]),
         (MAP, [*GOOD, {"id": 5, "category_id": 4}], 1, ["segment 5 has no pixel"]),
         (MAP, [GOOD[0], {"id": 2, "category_id": 77}], 1, ["unknown category_id 77"]),
-        (MAP, [GOOD[0], GOOD[0], GOOD[1]], 1, ["id 1 is used twice"]),
+        (MAP, [GOOD[0], GOOD[0], GOOD[1]], 1, ["segment 1", "both use this id"]),
         (MAP, GOOD, 5, ["no prediction", "image 1"]),
         (MAP[:, :3], GOOD, 1, ["3 × 2 pixels", "4 × 2"]),
-        (MAP, [GOOD[0] | {"area": -1}, GOOD[1]], 1, ["segment 1", "area is -1", "4 pixels"]),
-        (MAP, [GOOD[0] | {"area": 4.0}, GOOD[1]], 1, ["segment 1", "area is 4.0", "integer"]),
+        (MAP, [GOOD[0] | {"area": -1}, GOOD[1]], 1, ["segment 1", "area is -1", "whole number of pixels"]),
+        (MAP, [GOOD[0] | {"area": 4.5}, GOOD[1]], 1, ["segment 1", "area is 4.5", "whole number of pixels"]),
+        (MAP, [GOOD[0] | {"area": 3.0}, GOOD[1]], 1, ["segment 1", "area is 3 ", "4 pixels"]),
         (MAP, [GOOD[0] | {"area": 2**70}, GOOD[1]], 1, ["segment 1", "area is 1180591620717411303424"]),
-        (MAP, [GOOD[0] | {"id": "1"}, GOOD[1]], 1, ["segment '1'", "id is '1'", "integer"]),
-        (MAP, [GOOD[0] | {"id": 0}, GOOD[1]], 1, ["id 0", "from 1 to"]),
-        (MAP, [GOOD[0] | {"id": 2**24}, GOOD[1]], 1, ["id 16777216", "from 1 to"]),
-        (MAP, [GOOD[0] | {"category_id": None}, GOOD[1]], 1, ["segment 1", "category_id is None"]),
-        (MAP, [GOOD[0] | {"category_id": [4]}, GOOD[1]], 1, ["segment 1", "category_id is [4]"]),
-        (MAP, [{"category_id": 4}, GOOD[1]], 1, ["segment None", "id is None"]),
-        (MAP, [7, GOOD[1]], 1, ["annotations[0]", "segments_info"]),
+        (MAP, [GOOD[0] | {"id": "1"}, GOOD[1]], 1, ["segments_info[0]", "id is '1'", "integer"]),
+        (MAP, [GOOD[0] | {"id": 0}, GOOD[1]], 1, ["id is 0", "from 1 to"]),
+        (MAP, [GOOD[0] | {"id": 2**24}, GOOD[1]], 1, ["id is 16777216", "from 1 to"]),
+        (MAP, [GOOD[0] | {"category_id": None}, GOOD[1]], 1, ["segment 1", "category_id None"]),
+        (MAP, [GOOD[0] | {"category_id": [4]}, GOOD[1]], 1, ["segment 1", "category_id [4]"]),
+        (MAP, [{"category_id": 4}, GOOD[1]], 1, ["segments_info[0]", "id is None"]),
+        (MAP, [7, GOOD[1]], 1, ["image 1", "segments_info[0]"]),
         (MAP, [], 1, ["has id 1", "segments_info lacks"]),
     ],
 )

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.drawn_data import IDS, write_coco
+from helpers.drawn_data import CATEGORIES, IDS, write_coco
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
@@ -16,9 +16,11 @@ from refine.data.segments import SegmentMap, match_segments
 from refine.errors import RefineError
 from refine.files import write_json
 from refine.formats.instances_json import InstanceFile
-from refine.structures import VOID
+from refine.formats.panoptic_json import ImageEntry
+from refine.structures import VOID, Categories
 
 SIZE = (4, 6)
+NAMES = Categories.from_json(CATEGORIES)
 LABELS = {3: 0, 17: 1, 105: 2, 200: 3, 8: VOID}
 
 
@@ -34,7 +36,8 @@ def rle(mask: np.ndarray, compressed: bool = True) -> dict[str, Any]:
 
 def opened(tmp_path: Path, annotations: list[Any], ids: tuple[int, ...] = (10,)) -> InstanceFile:
     write_json(tmp_path / "instances.json", {"annotations": annotations})
-    return InstanceFile(tmp_path / "instances.json", ids, [SIZE] * len(ids), LABELS, num_things=2)
+    images = {image_id: ImageEntry(f"{image_id}.jpg", SIZE) for image_id in ids}
+    return InstanceFile(tmp_path / "instances.json", images, NAMES, LABELS, num_things=2)
 
 
 def annotation(mask: np.ndarray, **more: Any) -> dict[str, Any]:
@@ -79,7 +82,7 @@ def test_polygons_are_drawn_as_pycocotools_draws_them(
     expected = coco_mask.decode(coco_mask.merge(parts)).astype(bool)
     path = tmp_path_factory.getbasetemp() / "instances.json"
     write_json(path, {"annotations": [{"image_id": 1, "category_id": 3, "segmentation": polygons}]})
-    masks = InstanceFile(path, [1], [size], LABELS, 2).read(0)[0]
+    masks = InstanceFile(path, {1: ImageEntry("1.jpg", size)}, NAMES, LABELS, 2).read(0)[0]
     if expected.any():
         np.testing.assert_array_equal(masks[0], expected)
     else:
@@ -106,7 +109,7 @@ def test_complaints(tmp_path: Path) -> None:
         assert str(error.value).startswith(str(tmp_path / "instances.json"))
     write_json(tmp_path / "instances.json", [])
     with pytest.raises(RefineError, match="has no list `annotations`"):
-        InstanceFile(tmp_path / "instances.json", [10], [SIZE], LABELS, 2)
+        InstanceFile(tmp_path / "instances.json", {}, NAMES, LABELS, 2)
 
 
 def test_targets_take_whole_masks_and_the_map_tells_who_is_seen(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from refine.errors import RefineError
-from refine.formats.png_runs import read_runs
+from refine.formats.id_png import read_gray, read_png, read_runs
+from refine.formats.png import png_size
 from refine.formats.runs import Runs
-from refine.formats.writer import read_png, write_png
+from refine.formats.writer import write_png
 
 
 def chunk(kind, data):
@@ -105,6 +106,24 @@ def test_a_palette_of_colours_is_ids(tmp_path, read):
 
 
 @pytest.mark.parametrize("read", [read_runs, read_png])
+def test_alpha_and_bytes_after_the_end_change_nothing(tmp_path, read):
+    ids = np.array([[7, 7, 70000], [300, 0, 2**24 - 1]])
+    alpha = np.array([[255, 0, 1], [128, 0, 0]], np.uint8)
+    Image.fromarray(np.dstack([to_bytes(ids), alpha])).save(tmp_path / "x.png")
+    with (tmp_path / "x.png").open("ab") as file:
+        file.write(b"more")
+    found = read(tmp_path / "x.png")
+    np.testing.assert_array_equal(found.to_map() if isinstance(found, Runs) else found, ids)
+
+
+@pytest.mark.parametrize("read", [read_runs, read_png])
+def test_another_size_is_refused_before_decoding(tmp_path, read):
+    (tmp_path / "x.png").write_bytes(png(4, 2, b"not pixels"))
+    with pytest.raises(RefineError, match=r"x.png: has 4 × 2 pixels, expected 2 × 4"):
+        read(tmp_path / "x.png", (4, 2))
+
+
+@pytest.mark.parametrize("read", [read_runs, read_png])
 def test_interlaced_maps_are_read(tmp_path, read):
     # Adam7's passes of a 2 × 2 image: pixel (0, 0) alone, then (0, 1) alone, then the second row.
     ids = np.array([[1, 2], [300, 70000]])
@@ -124,12 +143,13 @@ LONG = struct.pack(">IIBBBBB", 4, 2, 8, 2, 0, 0, 0)
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"", "is no PNG"),
-        (b"\xff\xd8\xff JPEG", "is no PNG"),
-        (png(4, 2, b"\0\1\2\3\4\0\1\2\3\4", color=0), "8-bit grey PNG"),
-        (png(4, 2, b"\0" * 18, color=0, depth=16), "16-bit grey PNG"),
-        (png(4, 2, b"\0" * 50, depth=16), "16-bit RGB PNG"),
-        (png(4, 2, b"\0" * 34, color=6), "8-bit RGB with alpha PNG"),
+        (b"", "is not a PNG"),
+        (b"\xff\xd8\xff JPEG", "is not a PNG"),
+        (png(4, 2, b"\0\1\2\3\4\0\1\2\3\4", color=0), "expected an 8-bit RGB PNG, got 8-bit grey"),
+        (png(4, 2, b"\0" * 18, color=0, depth=16), "expected an 8-bit RGB PNG, got 16-bit grey"),
+        (png(4, 2, b"\0" * 50, depth=16), "expected an 8-bit RGB PNG, got 16-bit RGB"),
+        (png(4, 2, b"\0" * 18, color=4), "expected an 8-bit RGB PNG, got 8-bit grey with alpha"),
+        (png(4, 2, b"\0" * 66, color=6, depth=16), "expected an 8-bit RGB PNG, got 16-bit RGB with alpha"),
         (png(0, 2, b"\0\0"), "claims 0 × 2 pixels"),
         (png(2**16, 2**16, b"\0"), "claims 65536 × 65536 pixels"),
         (png(4, 2, ROWS[:-1]), "is damaged"),
@@ -141,7 +161,7 @@ LONG = struct.pack(">IIBBBBB", 4, 2, 8, 2, 0, 0, 0)
         (b"\x89PNG\r\n\x1a\n" + chunk(b"IDAT", b"x") + chunk(b"IEND", b""), "is damaged"),
         (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", LONG) + chunk(b"IDAT", b"xxxx") + chunk(b"IEND", b""), "is damaged"),
     ],
-    ids=range(16),
+    ids=range(17),
 )
 def test_what_holds_no_ids_is_refused(tmp_path, read, data, words):
     (tmp_path / "x.png").write_bytes(data)
@@ -162,9 +182,41 @@ def test_every_cut_and_every_flipped_byte_is_noticed(tmp_path, read):
                 read(path)
 
 
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.lists(st.integers(0, (1 << 24) - 1), min_size=3, max_size=3), min_size=1, max_size=5))
+def test_runs_find_and_spread_values(rows):
+    ids = np.array(rows)
+    runs = Runs.from_map(ids)
+    np.testing.assert_array_equal(runs.spread(runs.ids), ids)
+    assert set(range(0, ids.size, 3)) <= set(runs.starts.tolist())  # every row begins a run
+    known = np.unique(ids)[::-1][::2]  # some of them, not sorted
+    place = runs.find(known)
+    expected = np.where(np.isin(runs.ids, known), runs.ids, -1)
+    np.testing.assert_array_equal(np.where(place < 0, -1, known[place]), expected)
+
+
+def test_grey_labels_of_8_and_16_bits(tmp_path):
+    path = tmp_path / "x.png"
+    for values in (np.array([[1, 255]], np.uint8), np.array([[1, 65535]], np.uint16)):
+        Image.fromarray(values).save(path)
+        np.testing.assert_array_equal(read_gray(path), values)
+        assert png_size(path) == (1, 2)
+    write_png(path, np.array([[1]]))
+    with pytest.raises(RefineError, match="expected a grey PNG of 8 or 16 bits, got 8-bit RGB"):
+        read_gray(path)
+    for content in (b"", b"hello" * 20):
+        path.write_bytes(content)
+        with pytest.raises(RefineError, match="is not a PNG"):
+            png_size(path)
+    with pytest.raises(RefineError, match="No such file"):
+        png_size(tmp_path / "none.png")
+
+
 @pytest.mark.parametrize("read", [read_runs, read_png])
 def test_missing_files_and_folders_are_told(tmp_path, read):
     with pytest.raises(RefineError, match=r"x.png: cannot be read \(No such file"):
         read(tmp_path / "x.png")
     with pytest.raises(RefineError, match=r"cannot be read \(Is a directory"):
         read(tmp_path)
+    with pytest.raises(RefineError, match="/dev/zero: is not a regular file"):
+        read("/dev/zero")

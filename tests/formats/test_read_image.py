@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image, ImageFile
 
 from refine.errors import RefineError
-from refine.formats.id_png import Runs, png_size, read_gray, read_ids
-from refine.formats.images import MAX_PIXELS, from_pil, list_images, read_image
-from refine.structures import id_to_rgb
+from refine.files import MAX_PIXELS
+from refine.formats.id_png import read_gray, read_runs
+from refine.formats.images import from_pil, list_images, read_image
+from refine.formats.png import png_size
 
 
 def _pixels(image: torch.Tensor) -> list:
@@ -209,7 +210,7 @@ def test_damaged_files_never_raise_anything_else(
             content[place] = value
     path = tmp_path_factory.getbasetemp() / "damaged"
     path.write_bytes(content)
-    for read in (read_image, read_ids, read_gray, png_size):
+    for read in (read_image, read_runs, read_gray, png_size):
         with contextlib.suppress(RefineError):
             read(path)
 
@@ -230,52 +231,3 @@ def test_list_images_takes_files_folders_and_patterns(tmp_path: Path) -> None:
     for nothing in (tmp_path / "none.png", tmp_path / "*.bmp"):
         with pytest.raises(RefineError, match="no image there"):
             list_images([str(nothing)])
-
-
-@settings(deadline=None, max_examples=40)
-@given(st.lists(st.lists(st.integers(0, (1 << 24) - 1), min_size=3, max_size=3), min_size=1, max_size=5))
-def test_ids_survive_a_png(tmp_path_factory: pytest.TempPathFactory, rows: list[list[int]]) -> None:
-    ids = np.array(rows)
-    path = tmp_path_factory.getbasetemp() / "ids.png"
-    Image.fromarray(id_to_rgb(ids)).save(path)
-    assert read_ids(path).dtype == np.int32
-    np.testing.assert_array_equal(read_ids(path), ids)
-    assert png_size(path) == ids.shape
-    runs = Runs.of(read_ids(path))
-    np.testing.assert_array_equal(runs.spread(runs.ids), ids)
-    known = np.unique(ids)[::-1][::2]  # some of them, not sorted
-    place = runs.find(known)
-    expected = np.where(np.isin(runs.ids, known), runs.ids, -1)
-    np.testing.assert_array_equal(np.where(place < 0, -1, known[place]), expected)
-
-
-def test_bad_id_pngs_are_told(tmp_path: Path) -> None:
-    path = tmp_path / "ids.png"
-    whole = _png(4, 3, b"\0" * 3 * 13)
-    path.write_bytes(whole)
-    assert read_ids(path).tolist() == [[0] * 4] * 3
-    for content, message in (
-        (b"", "is no PNG, or cut off"),
-        (b"hello" * 20, "is no PNG, or cut off"),
-        (whole[:-3], "is damaged or cut off"),
-        (_png(4, 3, b"\0" * 13), "is damaged or cut off"),
-        (_png(0, 3), "is damaged or cut off"),
-        (_png(90_000, 90_000), "claims 90000 × 90000 pixels, more than"),
-    ):
-        path.write_bytes(content)
-        with pytest.raises(RefineError, match=message):
-            read_ids(path)
-    damaged = bytearray(whole)
-    damaged[45] ^= 4
-    path.write_bytes(damaged)
-    with pytest.raises(RefineError, match="is damaged or cut off"):
-        read_ids(path)
-    path.write_bytes(whole)
-    with pytest.raises(RefineError, match="is not a PNG of one channel"):
-        read_gray(path)
-    Image.fromarray(np.array([[1, 65535]], np.uint16)).save(path)
-    assert read_gray(path).tolist() == [[1, 65535]]
-    with pytest.raises(RefineError, match="is not an RGB PNG of 8 bits"):
-        read_ids(path)
-    with pytest.raises(RefineError, match=r"cannot be read \(No such file or directory\)"):
-        png_size(tmp_path / "none.png")

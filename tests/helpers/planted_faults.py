@@ -22,15 +22,17 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:45])
 
 
-FAULTS: dict[str, tuple[Callable[[Files], Any], list[str]]] = {
+Faults = dict[str, tuple[Callable[[Files], Any], list[str]]]
+
+IN_JSON: Faults = {
     "isthing": (
         lambda f: f.content["categories"][1].pop("isthing"),
-        ["category: categories[1] (id 3): isthing is missing; give 1 (countable) or 0 (stuff)"],
+        ["category: categories[1] (id 3): isthing is missing; expected 1 (countable) or 0 (stuff)"],
     ),
     "category id": (
         lambda f: f.content["categories"][1].update(id="3"),
         [
-            "category: categories[1]: id is '3'; give an integer",
+            "category: categories[1]: id is '3'; expected an integer",
             "segment: annotation of image 10: segment 70000: unknown category_id 3; correct it or add the category",
         ],
     ),
@@ -39,18 +41,18 @@ FAULTS: dict[str, tuple[Callable[[Files], Any], list[str]]] = {
         [
             "category: categories[4] (id 3): id 3 is used twice; make ids unique",
             "category: categories[4] (id 3): 'cat' is also the name of id 17; rename one",
-            "category: categories[4] (id 3): isthing is 7; give 1 (countable) or 0 (stuff)",
-            "category: categories[4] (id 3): color is [1, 2]; give [R, G, B] of 0-255, or none",
+            "category: categories[4] (id 3): isthing is 7; expected 1 (countable) or 0 (stuff)",
+            "category: categories[4] (id 3): color is [1, 2]; expected [R, G, B] of 0-255, or none",
         ],
     ),
     "category name": (
         lambda f: f.content["categories"][0].pop("name"),
-        ["category: categories[0] (id 17): name is None; give a text"],
+        ["category: categories[0] (id 17): name is None; expected a string"],
     ),
     "image id": (
         lambda f: f.content["images"][0].pop("id"),
         [
-            "image: images[0]: id is None; give an integer or a text",
+            "image: images[0]: id is None; expected an integer or a string",
             "annotation: annotations[0]: image_id 10 is not in `images`; add it or drop this",
         ],
     ),
@@ -60,11 +62,11 @@ FAULTS: dict[str, tuple[Callable[[Files], Any], list[str]]] = {
     ),
     "image size": (
         lambda f: f.content["images"][0].update(height=0),
-        ["image: images[0] (id 10): height and width are 0 and 6; give pixels"],
+        ["image: images[0] (id 10): height and width are 0 and 6; expected pixels, at most 134,217,728 in all"],
     ),
     "image name": (
         lambda f: f.content["images"][0].update(file_name=None),
-        ["image: images[0] (id 10): file_name is None; give the picture's"],
+        ["image: images[0] (id 10): file_name is None; expected the name of a file"],
     ),
     "annotation twice": (
         lambda f: f.content["annotations"].append(f.content["annotations"][0]),
@@ -72,15 +74,15 @@ FAULTS: dict[str, tuple[Callable[[Files], Any], list[str]]] = {
     ),
     "annotation without entries": (
         lambda f: f.content["annotations"][0].pop("segments_info"),
-        ["annotation: annotation of image 10: has no list segments_info; give it"],
+        ["annotation: annotation of image 10: segments_info is None; expected a list"],
     ),
     "annotation without name": (
         lambda f: f.content["annotations"][0].pop("file_name"),
-        ["annotation: annotation of image 10: file_name is None; give the id-PNG's"],
+        ["annotation: annotation of image 10: file_name is None; expected the name of a file"],
     ),
     "no annotation": (
         lambda f: f.content["annotations"].clear(),
-        ["annotation: annotations: the list is empty; annotate at least one picture"],
+        ["annotation: annotations: the list is empty; annotate at least one image"],
     ),
     "id used by two segments": (
         lambda f: _segment(f, 1).update(id=9),
@@ -93,7 +95,8 @@ FAULTS: dict[str, tuple[Callable[[Files], Any], list[str]]] = {
     "id out of range": (
         lambda f: _segment(f, 1).update(id=1 << 24),
         [
-            "segment: annotation of image 10: segments_info[1]: id is 16777216; give 1 to 16777215",
+            "segment: annotation of image 10: segments_info[1]: id is 16777216; expected an integer from 1 to "
+            "16777215",
             "segment: id 300 (4 pixels) is not in segments_info of image 10; add it, or paint it 0",
         ],
     ),
@@ -103,8 +106,104 @@ FAULTS: dict[str, tuple[Callable[[Files], Any], list[str]]] = {
     ),
     "iscrowd": (
         lambda f: _segment(f).update(iscrowd=2),
-        ["segment: annotation of image 10: segment 9: iscrowd is 2; give 0 or 1"],
+        ["segment: annotation of image 10: segment 9: iscrowd is 2; expected 0 or 1"],
     ),
+    "id 0": (
+        lambda f: _segment(f, 1).update(id=0),
+        [
+            "segment: annotation of image 10: segments_info[1]: id is 0; expected an integer from 1 to 16777215",
+            "segment: id 300 (4 pixels) is not in segments_info of image 10; add it, or paint it 0",
+        ],
+    ),
+    "id is true": (
+        lambda f: _segment(f, 1).update(id=True),
+        [
+            "segment: annotation of image 10: segments_info[1]: id is True; expected an integer from 1 to 16777215",
+            "segment: id 300 (4 pixels) is not in segments_info of image 10; add it, or paint it 0",
+        ],
+    ),
+    "segment is a number": (
+        lambda f: f.content["annotations"][0]["segments_info"].append(4),
+        [
+            "segment: annotation of image 10: segments_info[4]: id is None; expected an integer from 1 to 16777215",
+        ],
+    ),
+    "category is a list": (
+        lambda f: _segment(f).update(category_id=[3]),
+        ["segment: annotation of image 10: segment 9: unknown category_id [3]; correct it or add the category"],
+    ),
+    "crowd is a string": (
+        lambda f: _segment(f).update(iscrowd="0"),
+        ["segment: annotation of image 10: segment 9: iscrowd is '0'; expected 0 or 1"],
+    ),
+    "area is no number": (
+        lambda f: _segment(f).update(area="4"),
+        [
+            "segment: annotation of image 10: segment 9: area is '4'; expected a whole number of pixels",
+        ],
+    ),
+    "area is not whole": (
+        lambda f: _segment(f).update(area=4.5),
+        ["segment: annotation of image 10: segment 9: area is 4.5; expected a whole number of pixels"],
+    ),
+    "area of 400 digits": (
+        lambda f: _segment(f).update(area=10**400),
+        [
+            "segment: annotation of image 10: segment 9: area is 1000000000000000000000000000...0000000000000000"
+            "0000000000000; expected a whole number of pixels",
+        ],
+    ),
+    "image is a number": (
+        lambda f: f.content["images"].append(3),
+        ["image: images[1]: id is None; expected an integer or a string"],
+    ),
+    "image id is true": (
+        lambda f: f.content["annotations"][0].update(image_id=True),
+        ["annotation: annotations[0]: image_id is True; expected an integer or a string"],
+    ),
+    "image of 10^30 pixels": (
+        lambda f: f.content["images"][0].update(height=10**15, width=10**15),
+        [
+            "image: images[0] (id 10): height and width are 1000000000000000 and 1000000000000000; expected "
+            "pixels, at most 134,217,728 in all",
+        ],
+    ),
+    "image height": (
+        lambda f: f.content["images"][0].update(height="4"),
+        ["image: images[0] (id 10): height and width are '4' and 6; expected pixels, at most 134,217,728 in all"],
+    ),
+    "way out of the folder": (
+        lambda f: f.content["annotations"][0].update(file_name="../../0.png"),
+        [
+            "annotation: annotation of image 10: file_name '../../0.png' leads out of the data set's folder; "
+            "expected a path below it"
+        ],
+    ),
+    "absolute path": (
+        lambda f: f.content["images"][0].update(file_name="/dev/zero"),
+        [
+            "image: images[0] (id 10): file_name '/dev/zero' leads out of the data set's folder; expected a path "
+            "below it"
+        ],
+    ),
+    "name with NUL": (
+        lambda f: f.content["annotations"][0].update(file_name="a\0.png"),
+        [
+            "annotation: annotation of image 10: file_name 'a\\x00.png' is not a possible name of a file; "
+            "rename it",
+        ],
+    ),
+    "name with half a character": (
+        lambda f: f.content["annotations"][0].update(file_name="\ud800.png"),
+        [
+            "annotation: annotation of image 10: file_name '\\ud800.png' is not a possible name of a file; "
+            "rename it",
+        ],
+    ),
+}
+"""Faults of the JSON alone, by name: how to plant it, and the errors that follow, each as "kind: message"."""
+
+FAULTS: Faults = IN_JSON | {
     "ids of PNG and JSON differ": (
         _shift_ids,
         [
@@ -126,7 +225,7 @@ FAULTS: dict[str, tuple[Callable[[Files], Any], list[str]]] = {
     ),
     "bbox of texts": (
         lambda f: _segment(f, 1).update(bbox="1122"),
-        ["segment: image 10: segment 300: bbox is 1122 in the JSON, [1, 1, 2, 2] in the PNG; correct it"],
+        ["segment: image 10: segment 300: bbox is '1122' in the JSON, [1, 1, 2, 2] in the PNG; correct it"],
     ),
     "size": (
         lambda f: f.content["images"][0].update(height=6, width=4),
@@ -150,15 +249,15 @@ FAULTS: dict[str, tuple[Callable[[Files], Any], list[str]]] = {
     ),
     "PNG missing": (
         lambda f: (f.segments / "0_ids.png").unlink(),
-        ["PNG: cannot be read (No such file or directory); check the folder of segments"],
+        ["PNG: cannot be read (No such file or directory); check the path"],
     ),
     "PNG cut off": (
         lambda f: cut(f.segments / "0_ids.png"),
-        ["PNG: is damaged or cut off; write it again"],
+        ["PNG: is damaged (cut off after 45 bytes); write it again"],
     ),
     "PNG grey": (
         lambda f: Image.new("L", (6, 4)).save(f.segments / "0_ids.png"),
-        ["PNG: is not an RGB PNG of 8 bits; write id = R + 256 G + 65536 B"],
+        ["PNG: expected an 8-bit RGB PNG, got 8-bit grey; write id = R + 256 G + 65536 B"],
     ),
 }
-"""By name: how to plant it, and the errors that follow, each as "kind: message"."""
+"""These, and faults of images and id-PNGs."""

@@ -28,20 +28,55 @@ def test_things_first_each_by_id():
     ("entries", "words"),
     [
         ([], "the list is empty"),
-        ({"id": 7}, "no list of mappings"),
-        ([7], "no list of mappings"),
+        ({"id": 7}, "is not a list"),
+        ([7], r"categories\[0\]: id is None"),
         ([GOOD, GOOD], "id 7 is used twice"),
-        ([GOOD, GOOD | {"id": 8}], "name 'cat' is used twice"),
-        ([{"id": 7, "name": "cat"}], r"categories\[0\]\.isthing is None"),
-        ([GOOD | {"id": "7"}], r"categories\[0\]\.id is '7'"),
-        ([GOOD | {"color": [1, 2]}], r"categories\[0\]\.color is \[1, 2\]"),
+        ([GOOD, GOOD | {"id": 8}], "'cat' is also the name of id 7"),
+        ([{"id": 7, "name": "cat"}], r"categories\[0\] \(id 7\): isthing is missing"),
+        ([GOOD | {"id": "7"}], r"categories\[0\]: id is '7'"),
+        ([GOOD | {"color": [1, 2]}], r"categories\[0\] \(id 7\): color is \[1, 2\]"),
         ([GOOD | {"color": "red"}], "color is 'red'"),
-        ([GOOD | {"color": [1, 2, 300]}], "three numbers 0-255"),
+        ([GOOD | {"color": [1, 2, 300]}], r"expected \[R, G, B\] of 0-255"),
     ],
 )
 def test_broken_lists_are_refused(entries, words):
     with pytest.raises(RefineError, match=words):
         Categories.from_json(entries, "file.json")
+
+
+CAT, DOG = GOOD, {"id": 8, "name": "dog", "isthing": 1}
+
+
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        ([DOG, CAT], None),
+        ([CAT | {"supercategory": None}, DOG], None),
+        ([CAT | {"supercategory": "animal", "color": [1, 2, 3]}, DOG], None),
+        (
+            [CAT | {"name": "dog"}, DOG | {"name": "cat"}],
+            r"b: category 7 is 'dog' \(thing\), but 'cat' \(thing\) in a",
+        ),
+        ([CAT | {"isthing": 0}, DOG], r"b: category 7 is 'cat' \(stuff\), but 'cat' \(thing\) in a"),
+        ([CAT], r"b: category 8 is missing, but 'dog' \(thing\) in a"),
+        ([CAT, DOG, {"id": 1, "name": "sky", "isthing": 0}], r"b: category 1 is 'sky' \(stuff\), but missing in a"),
+    ],
+)
+def test_categories_are_equal_by_id_name_and_kind(other, difference):
+    a, b = Categories.from_json([CAT, DOG]), Categories.from_json(other)
+    assert (a == b) is (difference is None)
+    if difference is None:
+        a.check_equal(b, "a", "b")
+    else:
+        with pytest.raises(RefineError, match=difference):
+            a.check_equal(b, "a", "b")
+
+
+def test_many_categories_are_read_at_once():
+    entries = [{"id": n, "name": f"{n}", "isthing": n % 2} for n in range(60_000)]
+    assert len(Categories.from_json(entries)) == 60_000
+    with pytest.raises(RefineError, match="id 59999 is used twice"):
+        Categories([*Categories.from_json(entries), *Categories.from_json(entries[-1:])])
 
 
 def test_files_are_evaluated_without_torch():

@@ -9,15 +9,15 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from refine.data.check.entries import Entry, EntryCheck
+from refine.data.check.entries import entries, warnings
 from refine.data.check.pixels import Frame, Instances, Meaning, check_cityscapes_frame, check_frame
 from refine.data.check.report import ClassRow, Finding, Report
 from refine.data.cityscapes import CATEGORIES, list_frames, unannotated
-from refine.data.coco_panoptic import read_panoptic_json
 from refine.data.remap import Remap, read_remap
 from refine.errors import RefineError
 from refine.formats.images import SUFFIXES
 from refine.formats.instances_json import InstanceFile
+from refine.formats.panoptic_json import PanopticJson
 from refine.structures import Categories, Category
 
 T = TypeVar("T")
@@ -47,25 +47,27 @@ def check_dataset(
     Raises:
         RefineError: the JSON cannot be read or has none of the three lists, so that nothing can be checked.
     """
-    content = read_panoptic_json(json)
     report = Report(str(json))
-    check = EntryCheck(json, report)
-    isthing = check.categories(content["categories"])
-    source = Categories.from_json(content["categories"]) if report.ok else None
-    known = check.images(content["images"])
-    pictures, pngs = Path(images), Path(segments)
-    entries = check.annotations(content["annotations"], known, isthing, pictures, pngs)
-    _unlisted(report, pictures, (pictures / name for name, _ in known.values() if name is not None), SUFFIXES)
-    _unlisted(report, pngs, (entry.png for entry in entries), {".png"})
+
+    def note(kind: str, message: str) -> None:
+        report.errors.append(Finding(kind, str(json), message))
+
+    content = PanopticJson(json, on_error=note)
+    report.warnings += [Finding(kind, str(json), message) for kind, message in warnings(content)]
+    isthing = {category.id: category.isthing for category in content.categories}
+    image_folder, pngs = Path(images), Path(segments)
+    found = entries(content, image_folder, pngs)
+    names = (image.file_name for image in content.images.values())
+    _unlisted(report, image_folder, (image_folder / name for name in names if name is not None), SUFFIXES)
+    _unlisted(report, pngs, (entry.png for entry in found), {".png"})
     meaning = Meaning(isthing, {number: number for number in isthing})
-    categories = source
-    if source is not None:
-        if remap is not None and (changes := _open_remap(report, remap, source)) is not None:
-            meaning.target, categories = changes.target, changes.categories
-        if instances is not None:
-            meaning.instances = _open_instances(report, instances, entries, source)
-    _look_at_all(report, lambda entry: check_frame(entry, meaning), entries, threads, progress)
-    _count_classes(report, categories or ())
+    categories = content.categories
+    if remap is not None and (changes := _open_remap(report, remap, categories)) is not None:
+        meaning.target, categories = changes.target, changes.categories
+    if instances is not None:
+        meaning.instances = _open_instances(report, instances, content)
+    _look_at_all(report, lambda entry: check_frame(entry, meaning), found, threads, progress)
+    _count_classes(report, categories)
     return report
 
 
@@ -94,20 +96,18 @@ def _open_remap(report: Report, path: str | Path, source: Categories) -> Remap |
         return None
 
 
-def _open_instances(
-    report: Report, path: str | Path, entries: Sequence[Entry], source: Categories
-) -> Instances | None:
-    def note(error: RefineError) -> None:
-        report.errors.append(Finding("instance", str(path), str(error).removeprefix(f"{path}: ")))
+def _open_instances(report: Report, path: str | Path, content: PanopticJson) -> Instances | None:
+    def note(kind: str, message: str) -> None:
+        report.errors.append(Finding(kind, str(path), message))
 
-    sizes = {entry.image_id: entry.size for entry in entries if entry.size is not None}
-    labels = {category.id: source.index(category.id) for category in source}
+    images = {a.image_id: content.images[a.image_id] for a in content.annotations}
+    labels = {category.id: n for n, category in enumerate(content.categories)}
     try:
-        file = InstanceFile(path, list(sizes), list(sizes.values()), labels, source.num_things, note)
+        file = InstanceFile(path, images, content.categories, labels, content.categories.num_things, note)
     except RefineError as error:
-        note(error)
+        note("instance", str(error).removeprefix(f"{path}: "))
         return None
-    return Instances(file, {image_id: n for n, image_id in enumerate(sizes)}, labels)
+    return Instances(file, {image_id: n for n, image_id in enumerate(images)}, labels)
 
 
 def _look_at_all(

@@ -1,211 +1,84 @@
-"""Faults of a panoptic JSON that can be seen without looking at a picture."""
+"""What can be said of a panoptic JSON without looking at an image."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
-from refine.data.check.report import Finding, Report
+from refine.formats.panoptic_json import Annotation, PanopticJson
+from refine.formats.segments_info import AREA, CLASS, CROWD, ID
 
 TINY = 32
-"""Pixels; a picture with a shorter side is rather a mistake."""
+"""Pixels; an image with a shorter side is rather a mistake."""
 
 
 @dataclass
 class Entry:
-    """An annotated picture, as far as its entries could be read.
+    """An annotated image, as far as its entries could be read.
 
     Attributes:
         image_id: the data set's.
-        image, png: files of the picture (None if it has no name) and of its segments.
+        image, png: files of the image (None if it has no name) and of its segments.
         size: (height, width) as the JSON says; None if it does not say.
-        segments: by segment id, entries with a known category.
-        dubious: ids in the list whose entries are faulty (and told); their pixels are not told again.
+        segments: by segment id, entries without faults.
+        areas: by segment id, pixels as the JSON says, or `UNSTATED`.
+        dubious: ids of entries whose fault is reported already; their pixels are not reported again.
     """
 
     image_id: int | str
     image: Path | None
     png: Path
     size: tuple[int, int] | None
-    segments: dict[int, dict[str, Any]]
+    segments: Mapping[int, Mapping[str, Any]]
+    areas: Mapping[int, int]
     dubious: set[int]
 
 
-class EntryCheck:
-    """Goes through the lists of a panoptic JSON and writes what is wrong into a report.
+def entries(content: PanopticJson, images: Path, segments: Path) -> list[Entry]:
+    """Return the annotated images of a JSON; `images` and `segments` are the folders of its files."""
+    return [_entry(content, annotation, images, segments) for annotation in content.annotations]
 
-    Args:
-        path: of the JSON, for messages.
-        report: to write into.
-    """
 
-    def __init__(self, path: str | Path, report: Report) -> None:
-        self.path = str(path)
-        self.report = report
+def _entry(content: PanopticJson, annotation: Annotation, images: Path, segments: Path) -> Entry:
+    name, size = content.images[annotation.image_id]
+    good = content.infos(annotation)
+    infos = content.content["annotations"][annotation.place]["segments_info"]
+    numbers = [info.get("id") for info in infos if isinstance(info, dict)]
+    dubious = {number for number in numbers if type(number) is int} - good.keys()
+    image = None if name is None else images / name
+    areas = dict(content.table[annotation.rows][:, [ID, AREA]].tolist())
+    return Entry(annotation.image_id, image, segments / annotation.file_name, size, good, areas, dubious)
 
-    def _error(self, kind: str, message: str) -> None:
-        self.report.errors.append(Finding(kind, self.path, message))
 
-    def _warn(self, kind: str, message: str) -> None:
-        self.report.warnings.append(Finding(kind, self.path, message))
-
-    def categories(self, entries: Sequence[Any]) -> dict[int, bool]:
-        """Check `categories`: id -> isthing of all that have an id (a missing isthing counts as stuff)."""
-        known: dict[int, bool] = {}
-        names: dict[str, int] = {}
-        if not entries:
-            self._error("category", "categories: the list is empty; give at least one category")
-        for n, entry in enumerate(entries):
-            where = f"categories[{n}]"
-            entry = entry if isinstance(entry, dict) else {}
-            if not _is_int(entry.get("id")):
-                self._error("category", f"{where}: id is {entry.get('id')!r}; give an integer")
-                continue
-            number, name = entry["id"], entry.get("name")
-            where += f" (id {number})"
-            if number in known:
-                self._error("category", f"{where}: id {number} is used twice; make ids unique")
-            if not isinstance(name, str):
-                self._error("category", f"{where}: name is {name!r}; give a text")
-            elif name in names:
-                self._error("category", f"{where}: {name!r} is also the name of id {names[name]}; rename one")
-            else:
-                names[name] = number
-            if entry.get("isthing") not in (0, 1):
-                missing = "missing" if "isthing" not in entry else repr(entry["isthing"])
-                self._error("category", f"{where}: isthing is {missing}; give 1 (countable) or 0 (stuff)")
-            color = entry.get("color")
-            if color and not (_are_numbers(color, 3) and all(0 <= c <= 255 for c in color)):
-                self._error("category", f"{where}: color is {color!r}; give [R, G, B] of 0-255, or none")
-            known[number] = bool(entry.get("isthing"))
-        for isthing, name in ((True, "thing"), (False, "stuff")):
-            if known and isthing not in known.values():
-                self._warn("category", f"categories: there is no {name} class")
-        return known
-
-    def images(self, entries: Sequence[Any]) -> dict[int | str, tuple[str | None, tuple[int, int] | None]]:
-        """Check `images`: id -> (file name or None, (height, width) or None) of all that have an id."""
-        known: dict[int | str, tuple[str | None, tuple[int, int] | None]] = {}
-        files: dict[str, int | str] = {}
-        for n, entry in enumerate(entries):
-            where = f"images[{n}]"
-            entry = entry if isinstance(entry, dict) else {}
-            number, name = entry.get("id"), entry.get("file_name")
-            if not _is_id(number):
-                self._error("image", f"{where}: id is {number!r}; give an integer or a text")
-                continue
-            where += f" (id {number})"
-            if number in known:
-                self._error("image", f"{where}: id {number} is used twice; make ids unique")
-                continue
-            height, width, size = entry.get("height"), entry.get("width"), None
-            if _is_int(height) and _is_int(width) and min(height, width) > 0:
-                size = height, width
-                if min(size) < TINY:
-                    self._warn("image", f"{where}: has only {width} × {height} pixels")
-            else:
-                self._error("image", f"{where}: height and width are {height!r} and {width!r}; give pixels")
-            if not isinstance(name, str) or not name:
-                self._error("image", f"{where}: file_name is {name!r}; give the picture's")
-                name = None
-            elif name in files:
-                self._warn("image", f"{where}: {name} is also the picture of image {files[name]}")
-            else:
-                files[name] = number
-            known[number] = name, size
-        return known
-
-    def annotations(
-        self,
-        entries: Sequence[Any],
-        images: Mapping[int | str, tuple[str | None, tuple[int, int] | None]],
-        categories: dict[int, bool],
-        picture_folder: Path,
-        segment_folder: Path,
-    ) -> list[Entry]:
-        """Check `annotations`; gives those whose files can be looked at."""
-        found: list[Entry] = []
-        seen: set[int | str] = set()
-        files: dict[str, int | str] = {}
-        for n, entry in enumerate(entries):
-            where = f"annotations[{n}]"
-            entry = entry if isinstance(entry, dict) else {}
-            number, name = entry.get("image_id"), entry.get("file_name")
-            if not _is_id(number) or number not in images:
-                self._error("annotation", f"{where}: image_id {number!r} is not in `images`; add it or drop this")
-                continue
-            where = f"annotation of image {number}"
-            if number in seen:
-                self._error("annotation", f"{where}: annotations[{n}] is the second one; keep one")
-                continue
-            seen.add(number)
-            if not isinstance(name, str) or not name:
-                self._error("annotation", f"{where}: file_name is {name!r}; give the id-PNG's")
-            elif name in files:
-                self._error("annotation", f"{where}: {name} is also the PNG of image {files[name]}; give its own")
-            else:
-                files[name] = number
-            infos = entry.get("segments_info")
-            if not isinstance(infos, list):
-                self._error("annotation", f"{where}: has no list segments_info; give it")
-            elif isinstance(name, str) and name:
-                segments, dubious = self._segments(infos, categories, where)
-                picture, size = images[number]
-                image = picture_folder / picture if picture is not None else None
-                found.append(Entry(number, image, segment_folder / name, size, segments, dubious))
-        for number in images:
-            if number not in seen:
-                self._warn("image", f"image {number} ({images[number][0]}) has no annotation and is left out")
-        if not entries:
-            self._error("annotation", "annotations: the list is empty; annotate at least one picture")
-        return found
-
-    def _segments(
-        self, infos: Sequence[Any], categories: dict[int, bool], where: str
-    ) -> tuple[dict[int, dict[str, Any]], set[int]]:
-        """Check `segments_info`: good entries by id, ids of the others."""
-        good: dict[int, dict[str, Any]] = {}
-        place: dict[int, int] = {}
+def warnings(content: PanopticJson) -> Iterator[tuple[str, str]]:
+    """Give (kind, message) of what can be used but is seldom meant."""
+    for isthing, name in ((True, "thing"), (False, "stuff")):
+        if not any(category.isthing is isthing for category in content.categories):
+            yield "category", f"categories: there is no {name} class"
+    annotated = {annotation.image_id for annotation in content.annotations}
+    files: dict[str, int | str] = {}
+    pngs: dict[str, int | str] = {}
+    for image_id, (file, size) in content.images.items():
+        if size is not None and min(size) < TINY:
+            yield "image", f"image {image_id}: has only {size[1]} × {size[0]} pixels"
+        if file is not None and files.setdefault(file, image_id) != image_id:
+            yield "image", f"image {image_id}: {file} is also the file of image {files[file]}"
+        if image_id not in annotated:
+            yield "image", f"image {image_id} ({file}) has no annotation and is left out"
+    for annotation in content.annotations:
+        where, png = f"annotation of image {annotation.image_id}", annotation.file_name
+        if pngs.setdefault(png, annotation.image_id) != annotation.image_id:
+            yield "annotation", f"{where}: {png} is also the PNG of image {pngs[png]}"
         stuff: dict[int, int] = {}
-        for k, info in enumerate(infos):
-            info = info if isinstance(info, dict) else {}
-            number, category = info.get("id"), info.get("category_id")
-            if not _is_int(number) or not 0 < number < 1 << 24:
-                self._error("segment", f"{where}: segments_info[{k}]: id is {number!r}; give 1 to 16777215")
+        for number, label, crowd in content.table[annotation.rows][:, [ID, CLASS, CROWD]].tolist():
+            if content.categories[label].isthing:
                 continue
-            name = f"{where}: segment {number}"
-            if number in place:
-                self._error(
-                    "segment",
-                    f"{name}: segments_info[{place[number]}] and [{k}] both use this id; paint one with another id",
-                )
-                continue
-            place[number] = k
-            if not _is_int(category) or category not in categories:
-                self._error("segment", f"{name}: unknown category_id {category!r}; correct it or add the category")
-                continue
-            crowd = info.get("iscrowd", 0)
-            if crowd not in (0, 1):
-                self._error("segment", f"{name}: iscrowd is {crowd!r}; give 0 or 1")
-            elif crowd and not categories[category]:
-                self._warn("segment", f"{name}: is a crowd of the stuff class {category}")
-            if not categories[category]:
-                if category in stuff:
-                    self._warn("segment", f"{name}: stuff class {category} already has segment {stuff[category]}")
-                stuff.setdefault(category, number)
-            good[number] = info
-        return good, place.keys() - good.keys()
-
-
-def _is_int(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_id(value: Any) -> TypeGuard[int | str]:
-    return _is_int(value) or isinstance(value, str)
-
-
-def _are_numbers(value: Any, count: int) -> bool:
-    return isinstance(value, list | tuple) and len(value) == count and all(_is_int(v) for v in value)
+            category = content.categories[label].id
+            if crowd:
+                yield "segment", f"{where}: segment {number}: is a crowd of the stuff class {category}"
+            if label in stuff:
+                text = f"segment {number}: stuff class {category} already has segment {stuff[label]}"
+                yield "segment", f"{where}: {text}"
+            stuff.setdefault(label, number)

@@ -15,10 +15,12 @@ from refine.data.check.report import Finding, Tally
 from refine.data.cityscapes import CATEGORIES, classify, unknown_values
 from refine.data.config import AugmentConfig
 from refine.data.segments import SegmentMap, match_segments
-from refine.errors import RefineError
-from refine.formats.id_png import Runs, read_gray, read_ids
+from refine.errors import RefineError, shown
+from refine.formats.id_png import read_gray, read_runs
 from refine.formats.images import read_image
 from refine.formats.instances_json import InstanceFile
+from refine.formats.runs import Runs
+from refine.formats.segments_info import UNSTATED
 from refine.structures import VOID
 
 _SMALL = AugmentConfig.min_area
@@ -48,7 +50,7 @@ class Regions:
     """The values of a map: [V] each, rising.
 
     Attributes:
-        values: they, int32.
+        values: they, int64.
         area: pixels.
         boxes: [V, 4] x, y, width, height in pixels, tight.
         runs: of the map.
@@ -62,18 +64,16 @@ class Regions:
     place: np.ndarray
 
     @classmethod
-    def of(cls, ids: np.ndarray) -> Regions:
-        """Measure a map [H, W] int32."""
-        runs = Runs.of(ids)
+    def of(cls, runs: Runs) -> Regions:
+        """Measure the regions of a map."""
         values, place = np.unique(runs.ids, return_inverse=True)
         order = np.argsort(place, kind="stable")
         first = np.searchsorted(place[order], np.arange(len(values)))
-        row, left = np.divmod(runs.start[order], ids.shape[1])
-        right = left + runs.length[order]
+        row, left = np.divmod(runs.starts[order], runs.shape[1])
+        length = runs.lengths()[order]
         x, y = np.minimum.reduceat(left, first), np.minimum.reduceat(row, first)
-        width, height = np.maximum.reduceat(right, first) - x, np.maximum.reduceat(row, first) + 1 - y
-        area = np.add.reduceat(runs.length[order], first)
-        return cls(values, area, np.stack([x, y, width, height], 1), runs, place)
+        width, height = np.maximum.reduceat(left + length, first) - x, np.maximum.reduceat(row, first) + 1 - y
+        return cls(values, np.add.reduceat(length, first), np.stack([x, y, width, height], 1), runs, place)
 
 
 @dataclass
@@ -109,24 +109,24 @@ class Meaning:
 def check_frame(entry: Entry, meaning: Meaning) -> Frame:
     """Read the files of an entry and compare them with it."""
     frame = Frame()
-    ids = None
+    runs = None
     try:
-        ids = read_ids(entry.png)
+        runs = read_runs(entry.png)
     except RefineError as error:
         frame.failed("PNG", entry.png, error)
-    if ids is not None and entry.size is not None and ids.shape != entry.size:
+    if runs is not None and entry.size is not None and runs.shape != entry.size:
         frame.error(
             "PNG",
             entry.png,
-            f"{_pixels(ids.shape)}, but the JSON says {_pixels(entry.size)} of image {entry.image_id}; "
+            f"{_pixels(runs.shape)}, but the JSON says {_pixels(entry.size)} of image {entry.image_id}; "
             f"correct `height` and `width`, or the PNG",
         )
     if entry.image is not None:
-        _check_picture(frame, entry.image, entry.size if ids is None else (ids.shape[0], ids.shape[1]))
-    if ids is not None:
-        regions = Regions.of(ids)
+        _check_picture(frame, entry.image, entry.size if runs is None else runs.shape)
+    if runs is not None:
+        regions = Regions.of(runs)
         _compare(frame, entry, regions, meaning)
-        if meaning.instances is not None and ids.shape == entry.size:
+        if meaning.instances is not None and runs.shape == entry.size:
             _compare_instances(frame, entry, regions, meaning.isthing, meaning.instances)
     return frame
 
@@ -142,7 +142,7 @@ def check_cityscapes_frame(image: Path, ids_file: Path) -> Frame:
     _check_picture(frame, image, None if values is None else (values.shape[0], values.shape[1]))
     if values is None:
         return frame
-    regions = Regions.of(values)
+    regions = Regions.of(Runs.from_map(values))
     unknown = unknown_values(regions.values)
     for value, area in zip(regions.values.tolist(), regions.area.tolist(), strict=True):
         if value in unknown:
@@ -187,7 +187,8 @@ def _compare(frame: Frame, entry: Entry, regions: Regions, meaning: Meaning) -> 
         category = meaning.target[info["category_id"]]
         if category is not None:
             counted.append((category, bool(info.get("iscrowd", 0)), area))
-        _compare_segment(frame, png, f"{image}: segment {value}", info, area, box)
+        name = f"{image}: segment {value}"
+        _compare_segment(frame, png, name, info.get("bbox"), entry.areas[value], area, box)
         if meaning.isthing[info["category_id"]] and area < _SMALL:
             frame.warn("segment", png, f"{image}: segment {value}: a thing of {area} pixels; training drops it")
     for value in entry.segments.keys() - set(regions.values.tolist()):
@@ -195,16 +196,14 @@ def _compare(frame: Frame, entry: Entry, regions: Regions, meaning: Meaning) -> 
     _count(frame, png, regions, counted)
 
 
-def _compare_segment(frame: Frame, png: Path, name: str, info: dict[str, Any], area: int, box: list[int]) -> None:
-    """Area and box, where the JSON gives them. Boxes by other conventions differ by a pixel."""
-    told = info.get("area")
-    if told is not None and told != area:
-        frame.error("segment", png, f"{name}: area is {told!r} in the JSON, {area} in the PNG; correct it")
-    told = info.get("bbox")
+def _compare_segment(frame: Frame, png: Path, name: str, told: Any, stated: int, area: int, box: list[int]) -> None:
+    """Compare area and box with the JSON's, where it gives them. Boxes by other conventions differ by a pixel."""
+    if stated not in (UNSTATED, area):
+        frame.error("segment", png, f"{name}: area is {stated} in the JSON, {area} in the PNG; correct it")
     if told is None or told == box:
         return
     numbers = isinstance(told, list) and len(told) == 4 and all(isinstance(v, int | float) for v in told)
-    message = f"{name}: bbox is {told} in the JSON, {box} in the PNG"
+    message = f"{name}: bbox is {shown(told)} in the JSON, {box} in the PNG"
     if numbers and max(abs(a - b) for a, b in zip(told, box, strict=True)) <= 1:
         frame.warn("segment", png, message)
     else:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from refine.errors import printable
+
 SHOWN = 20
 """Findings of one kind that the text names; the JSON has all."""
 
@@ -101,12 +103,13 @@ class Report:
 
     def text(self) -> str:
         """A table of the classes, then errors and warnings by kind, of each kind the first `SHOWN`."""
-        width = max([5, *(len(row.name) for row in self.classes)])
+        names = [printable(row.name, 40) for row in self.classes]
+        width = max([5, *map(len, names)])
         lines = [f"{'class':<{width}}  kind  {'pictures':>9} {'segments':>9} {'crowds':>7} {'pixels':>15}"]
-        for row in self.classes:
+        for name, row in zip(names, self.classes, strict=True):
             kind = "thing" if row.isthing else "stuff"
             numbers = f"{row.images:>9,} {row.segments:>9,} {row.crowds:>7,} {row.area:>15,}"
-            lines.append(f"{row.name:<{width}}  {kind} {numbers}")
+            lines.append(f"{name:<{width}}  {kind} {numbers}")
         tally = self.tally
         void = f"{100 * tally.void / tally.pixels:.1f}% of the pixels" if tally.pixels else "nothing"
         lines.append(f"{tally.pictures:,} pictures whose segments could be read; {void} void")
@@ -117,7 +120,7 @@ class Report:
                 groups.setdefault(finding.kind, []).append(finding)
             for kind, group in groups.items():
                 lines.append(f"  {kind} ({len(group):,})")
-                lines += [f"    {finding.file}: {finding.message}" for finding in group[:SHOWN]]
+                lines += [f"    {printable(f'{finding.file}: {finding.message}')}" for finding in group[:SHOWN]]
                 if len(group) > SHOWN:
                     lines.append(f"    … and {len(group) - SHOWN:,} more")
         return "\n".join(lines)

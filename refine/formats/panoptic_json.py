@@ -1,0 +1,206 @@
+"""COCO panoptic JSON (https://cocodataset.org/#format-data): the one reader of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path, PureWindowsPath
+from typing import Any, NamedTuple, TypeGuard
+
+import numpy as np
+
+from refine.errors import RefineError, shown
+from refine.files import MAX_PIXELS, name_problem, read_json
+from refine.formats.segments_info import segment_rows
+from refine.structures import Categories
+
+LISTS = ("images", "annotations", "categories")
+"""Lists of a data set; results may have `annotations` alone."""
+
+OnError = Callable[[str, str], None]
+"""Called with what a fault is about ("category", "image", "annotation", "segment") and the message."""
+
+
+class ImageEntry(NamedTuple):
+    """An entry of `images`: its file name, and (height, width) in pixels; None where not given or faulty."""
+
+    file_name: str | None
+    size: tuple[int, int] | None
+
+
+class Annotation(NamedTuple):
+    """An entry of `annotations`.
+
+    Attributes:
+        image_id: the annotated image.
+        file_name: the id-PNG.
+        place: index in the JSON's list.
+        rows: its segments, a slice of `PanopticJson.table`.
+    """
+
+    image_id: int | str
+    file_name: str
+    place: int
+    rows: slice
+
+
+class PanopticJson:
+    """Checked content of a COCO panoptic JSON.
+
+    Args:
+        path: the file.
+        needs: lists that it must have. Where `images` is one, every annotation needs an entry there, and
+            every entry a file name, a height and a width. Annotations are read only if needed.
+        categories: of a file that has none itself.
+        on_error: collects faults of entries; what is faulty is left out. None raises.
+
+    Attributes:
+        content: the file as parsed.
+        categories: its categories.
+        images: image id -> entry of `images`, one per id.
+        annotations: one per image, in the file's order.
+        table: [N, 4] int64, segments of all annotations; columns as in `refine.formats.segments_info`.
+
+    Raises:
+        RefineError: not a JSON with the lists; without `on_error`, also a faulty entry.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        needs: Sequence[str] = LISTS,
+        categories: Categories | None = None,
+        on_error: OnError | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self._fault = on_error or self._raise
+        self._needs = needs
+        self.content = self._read_lists()
+        if categories is None or "categories" in self.content:
+            categories = Categories.from_json(
+                self.content.get("categories", []), str(path), partial(self._fault, "category")
+            )
+        self.categories = categories
+        self.images = self._read_images(self.content.get("images", []))
+        self.annotations: list[Annotation] = []
+        self.table = np.empty((0, 4), np.int64)
+        if "annotations" in needs:
+            self._read_annotations(self.content["annotations"])
+
+    def _raise(self, kind: str, message: str) -> None:
+        raise RefineError(f"{self.path}: {message}")
+
+    def _read_lists(self) -> dict[str, Any]:
+        content = read_json(self.path)
+        if not isinstance(content, dict):
+            raise RefineError(f"{self.path}: is a {type(content).__name__}; give a COCO panoptic JSON")
+        for name in LISTS:
+            if not isinstance(content.get(name, None if name in self._needs else []), list):
+                raise RefineError(f"{self.path}: has no list `{name}`; give a COCO panoptic JSON")
+        return content
+
+    def _read_images(self, entries: Sequence[Any]) -> dict[int | str, ImageEntry]:
+        needed = "images" in self._needs
+        images: dict[int | str, ImageEntry] = {}
+        for n, entry in enumerate(entries):
+            entry = entry if isinstance(entry, dict) else {}
+            image_id, where = entry.get("id"), f"images[{n}]"
+            if not is_id(image_id):
+                self._fault("image", f"{where}: id is {shown(image_id)}; expected an integer or a string")
+                continue
+            where += f" (id {image_id})"
+            if image_id in images:
+                self._fault("image", f"{where}: id {image_id} is used twice; make ids unique")
+                continue
+            height, width = entry.get("height"), entry.get("width")
+            size = _size(height, width)
+            if size is None and (needed or height is not None or width is not None):
+                self._fault(
+                    "image",
+                    f"{where}: height and width are {shown(height)} and {shown(width)}; expected pixels, at most "
+                    f"{MAX_PIXELS:,} in all",
+                )
+            name = entry.get("file_name")
+            problem = name_problem(name) if needed or name is not None else None
+            if problem:
+                self._fault("image", f"{where}: {problem}")
+            images[image_id] = ImageEntry(None if problem else name, size)
+        if needed and not entries:
+            self._fault("image", "images: the list is empty; expected at least one image")
+        return images
+
+    def _read_annotations(self, entries: Sequence[Any]) -> None:
+        classes = {category.id: n for n, category in enumerate(self.categories)}
+        seen: set[int | str] = set()
+        rows: list[tuple[int, int, int, int]] = []
+        for n, entry in enumerate(entries):
+            entry = entry if isinstance(entry, dict) else {}
+            image_id, name, infos = (entry.get(field) for field in ("image_id", "file_name", "segments_info"))
+            if not is_id(image_id):
+                self._fault(
+                    "annotation",
+                    f"annotations[{n}]: image_id is {shown(image_id)}; expected an integer or a string",
+                )
+                continue
+            if "images" in self._needs and image_id not in self.images:
+                self._fault(
+                    "annotation",
+                    f"annotations[{n}]: image_id {shown(image_id)} is not in `images`; add it or drop this",
+                )
+                continue
+            where = f"annotation of image {image_id}"
+            if image_id in seen:
+                self._fault("annotation", f"{where}: annotations[{n}] is the second one; keep one")
+                continue
+            seen.add(image_id)
+            problem = name_problem(name)
+            if problem:
+                self._fault("annotation", f"{where}: {problem}")
+            if not isinstance(infos, list):
+                self._fault("annotation", f"{where}: segments_info is {shown(infos)}; expected a list")
+            elif isinstance(name, str) and not problem:
+                begin = len(rows)
+                rows += segment_rows(infos, classes, partial(self._segment_fault, where))
+                self.annotations.append(Annotation(image_id, name, n, slice(begin, len(rows))))
+        if not entries:
+            self._fault("annotation", "annotations: the list is empty; annotate at least one image")
+        self.table = np.array(rows, np.int64).reshape(-1, 4)
+
+    def _segment_fault(self, where: str, message: str) -> None:
+        self._fault("segment", f"{where}: {message}")
+
+    def infos(self, annotation: Annotation) -> Mapping[int, Mapping[str, Any]]:
+        """Return the entries of `segments_info` that are not faulty, by segment id, as the file has them."""
+        good = set(self.table[annotation.rows, 0].tolist())
+        infos: dict[int, Mapping[str, Any]] = {}
+        for info in self.content["annotations"][annotation.place]["segments_info"]:
+            if isinstance(info, dict) and is_id(info.get("id")) and info["id"] in good:
+                infos.setdefault(info["id"], info)
+        return infos
+
+
+def is_id(value: Any) -> TypeGuard[int | str]:
+    """Return whether a value can be an image id: an integer or a string."""
+    return type(value) is int or isinstance(value, str)
+
+
+def _size(height: Any, width: Any) -> tuple[int, int] | None:
+    good = type(height) is int and type(width) is int and min(height, width) > 0 and height * width <= MAX_PIXELS
+    return (height, width) if good else None
+
+
+def same_image(image_id: int | str, name: str | None, other: str | None) -> bool:
+    """Return whether two files may mean the same image by one id.
+
+    Numbers are often just counted, by tools that count differently, so the names must agree but for folder
+    and suffix. Missing names agree with any. Other ids than numbers are taken as they are.
+    """
+    if name is None or other is None or (isinstance(image_id, str) and not image_id.isdecimal()):
+        return True
+    return bool(_plain_names(name) & _plain_names(other))
+
+
+def _plain_names(name: str) -> set[str]:
+    path = PureWindowsPath(name)  # takes both kinds of slashes
+    return {path.name, path.stem}

@@ -1,0 +1,68 @@
+"""Entries of `segments_info`, checked once for training, checking and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from refine.errors import shown
+
+ID, CLASS, CROWD, AREA = range(4)
+"""Columns of a segment table."""
+
+UNSTATED = -1
+"""Area of a segment whose entry does not state one."""
+
+ID_LIMIT = 2**24
+"""Segment ids fill three colours of 8 bits."""
+
+
+def segment_rows(
+    infos: Iterable[Any], classes: Mapping[int, int], on_error: Callable[[str], None]
+) -> list[tuple[int, int, int, int]]:
+    """Check the segments of one image.
+
+    Args:
+        infos: entries of `segments_info`: `id`, `category_id`, and optionally `iscrowd` and `area`.
+        classes: category id -> contiguous class.
+        on_error: called with each fault; if it returns, the segment is left out, or its faulty `iscrowd` or
+            `area` counts as not given.
+
+    Returns:
+        (ID, CLASS, CROWD, AREA) of each good segment, in their order.
+    """
+    rows: list[tuple[int, int, int, int]] = []
+    place: dict[int, int] = {}
+    for k, info in enumerate(infos):
+        info = info if isinstance(info, dict) else {}
+        number, category = info.get("id"), info.get("category_id")
+        if not _is_int(number) or not 0 < number < ID_LIMIT:
+            on_error(f"segments_info[{k}]: id is {shown(number)}; expected an integer from 1 to {ID_LIMIT - 1}")
+            continue
+        if number in place:
+            on_error(
+                f"segment {number}: segments_info[{place[number]}] and [{k}] both use this id; paint one with "
+                f"another id"
+            )
+            continue
+        place[number] = k
+        if not _is_int(category) or category not in classes:
+            on_error(f"segment {number}: unknown category_id {shown(category)}; correct it or add the category")
+            continue
+        crowd, area = info.get("iscrowd", 0), info.get("area")
+        if crowd not in (0, 1):
+            on_error(f"segment {number}: iscrowd is {shown(crowd)}; expected 0 or 1")
+            crowd = 0
+        if area is None:
+            area = UNSTATED
+        elif not (_is_int(area) or (isinstance(area, float) and area.is_integer())) or not 0 <= area < 2**62:
+            on_error(f"segment {number}: area is {shown(area)}; expected a whole number of pixels")
+            area = UNSTATED
+        rows.append((number, classes[category], int(crowd), int(area)))
+    return rows
+
+
+def _is_int(value: Any) -> TypeGuard[int]:
+    return type(value) is int or isinstance(value, np.integer)
