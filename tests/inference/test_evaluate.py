@@ -109,7 +109,7 @@ def test_other_categories_are_refused(dataset: CocoPanoptic) -> None:
     oracle.categories = Categories(
         replace(c, isthing=not c.isthing) if c.name == "red" else c for c in dataset.categories
     )
-    with pytest.raises(RefineError, match="categories: the model's number 0"):
+    with pytest.raises(RefineError, match="the data set: category 3 is 'red'"):
         evaluate(oracle, dataset)
 
 
