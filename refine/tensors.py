@@ -150,8 +150,11 @@ def check_finite(tensors: Mapping[str, Tensor], source: object) -> None:
         tensors: by name, of any dtype, on any device.
         source: what they belong to: the path of a file, or of an image.
     """
-    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
-    broken = [name for name, tensor in floats.items() if not _widened(tensor).isfinite().all()]
+    floats = {
+        name: _widened(tensor).isfinite().all() for name, tensor in tensors.items() if tensor.is_floating_point()
+    }
+    finite = torch.stack(list(floats.values())).tolist() if floats else []  # one wait for the device
+    broken = [name for name, good in zip(floats, finite, strict=True) if not good]
     if broken:
         raise RefineError(
             f"{source}: {len(broken)} of {len(tensors)} tensors hold NaN or infinite values, first {broken[0]}; "

@@ -41,7 +41,8 @@ def for_each(files: Sequence[Path], work: Callable[[Path], str]) -> int:
             print(f"{path}: {work(path)}")
         except RefineError as error:  # the other pictures are still worth having
             failed += 1
-            print(f"refine: error: {error}", file=sys.stderr)
+            named = str(path) in str(error)
+            print(f"refine: error: {error if named else f'{path}: {error}'}", file=sys.stderr)
     if failed == len(files):
         raise RefineError(f"none of the {len(files)} pictures could be used; nothing is written")
     return failed

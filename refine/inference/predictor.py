@@ -143,6 +143,8 @@ class Predictor:
             batch = self.model.image_batch([resized[n] for n in places])
             with _evaluation_mode(self.model), self._precision():
                 outputs |= zip(places, self.model.predict(batch, min_score), strict=True)
+        for n, output in outputs.items():
+            output.check_finite(f"image {n + 1} of {len(images)}")
         return [
             rescale(outputs[n], (image.shape[1], image.shape[2]), self.model.semantic_classes)
             for n, image in enumerate(images)

@@ -21,6 +21,7 @@ from refine.modeling.rpn import RegionProposals
 from refine.modeling.semantic_head import SemanticHead, pad_labels, semantic_loss
 from refine.ops.roi import Sampling, to_rois
 from refine.structures import VOID, ImageBatch, Instances, Targets
+from refine.tensors import check_finite
 
 FUSION_HEADS = ("occlusion.", "ranking.")
 """Prefixes of the parameters that only fusion needs."""
@@ -40,6 +41,12 @@ class NetworkOutput:
     instances: Instances
     sem_logits: Tensor
     image_size: tuple[int, int]
+
+    def check_finite(self, image: str) -> None:
+        """Raise RefineError, which names the image, where a value is NaN or infinite."""
+        found = self.instances
+        values = {"boxes": found.boxes, "scores": found.scores, "semantic logits": self.sem_logits}
+        check_finite(values if found.roi_masks is None else values | {"masks": found.roi_masks}, image)
 
 
 class PanopticModel(nn.Module):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from refine.cli.main import COMMANDS, main
 from refine.fusion.config import FusionConfig
 from refine.modeling.model import PanopticModel
 from refine.structures import Categories, Category, rgb_to_id
+from refine.tensors import read_weights, write_weights
 
 CATEGORIES = Categories(
     [
@@ -181,8 +183,6 @@ def test_names_that_the_terminal_cannot_show(checkpoint, picture, tmp_path):
 
 
 def test_damaged_checkpoint(checkpoint, picture, tmp_path, capsys):
-    import shutil
-
     broken = tmp_path / "broken"
     shutil.copytree(checkpoint, broken)
     weights = broken / "model.safetensors"
@@ -196,6 +196,18 @@ def test_damaged_checkpoint(checkpoint, picture, tmp_path, capsys):
     shutil.copy(f"{checkpoint}/model.safetensors", weights)
     assert main(words) == 1
     assert "broken" in last_line(capsys)
+
+
+def test_outputs_that_are_not_finite_name_the_image(checkpoint, picture, tmp_path, capsys):
+    shutil.copytree(checkpoint, tmp_path / "overflowing")
+    path = tmp_path / "overflowing" / "model.safetensors"
+    write_weights(path, {k: v * 1e25 if "fpn.levels" in k else v for k, v in read_weights(path).items()})
+    out = tmp_path / "out"
+    assert main(["predict", str(picture), "-o", str(out), "--checkpoint", str(path.parent)]) == 1
+    error = capsys.readouterr().err
+    assert f"{picture}: image 1 of 1: " in error
+    assert "NaN or infinite values" in error
+    assert not list(out.glob("panoptic/*.png"))
 
 
 @pytest.mark.parametrize(
@@ -222,7 +234,7 @@ def test_help_is_instant_and_every_command_has_one(capsys):
     code = "import sys; from refine.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
     for name in ("predict", "evaluate", "check-data", "convert", "benchmark"):
         code += f"try: main(['{name}', '--help'])\nexcept SystemExit: pass\n"
-    code += "print('torch' in sys.modules)"
+    code += "main(['models'])\nprint('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("False")
     for name in COMMANDS:
