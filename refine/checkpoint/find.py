@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from refine.checkpoint.fetch import cache_folder, digest_of, fetch
+from refine.checkpoint.public import PUBLIC, PublicModel, published_digest
 from refine.errors import RefineError
+from refine.files import write_text
+
+CONVERSION = 1
+"""Version of what `refine convert` makes of a file; raise it with the result, and cached ones are made anew."""
 
 SHIPPED = Path(__file__).resolve().parents[1] / "weights"
 """Folder of the models that come with the package, one folder each."""
@@ -13,26 +21,75 @@ SHIPPED = Path(__file__).resolve().parents[1] / "weights"
 def find_model(source: str | Path) -> Path:
     """Return the folder, with config.json and weights, of the model that a `--checkpoint` names.
 
+    Weights that are fetched or converted for it are kept in `cache_folder`.
+
     Args:
-        source: name of a shipped model; or a folder with config.json and weights; or a run's folder, whose best
-            checkpoint is taken, or its last if none was measured; or "hf://OWNER/NAME" for one on the Hugging
-            Face Hub.
+        source: a folder with config.json and weights; or a run's folder, whose best checkpoint is taken, or its
+            last if none was measured; or the name of a shipped model, or of one of the public weights (`PUBLIC`),
+            which are fetched at first use; or a file of weights that `refine convert` knows (detectron2,
+            torchvision), or its http(s) address; or "hf://OWNER/NAME" for a model on the Hugging Face Hub.
 
     Raises:
-        RefineError: there is no such model, or it cannot be fetched.
+        RefineError: there is no such model, or it cannot be fetched or converted.
     """
-    if str(source).startswith("hf://"):
-        return _from_hub(str(source).removeprefix("hf://"))
-    for folder in (Path(source), SHIPPED / str(source)):
+    name = str(source)
+    if name.startswith("hf://"):
+        return _from_hub(name.removeprefix("hf://"))
+    if name.startswith(("http://", "https://")):
+        return _from_address(name)
+    for folder in (Path(source), SHIPPED / name):
         if (folder / "config.json").is_file():
             return folder
         for pointer in (folder / "best", folder / "last"):
             if pointer.is_file():
                 return folder / "checkpoints" / pointer.read_text(encoding="utf-8").strip()
+    if name in PUBLIC:
+        return _public(name, PUBLIC[name])
+    if Path(source).is_file():
+        path = Path(source)
+        return _converted(path, f"{path.stem}-{digest_of(path)[:16]}")
     raise RefineError(
-        f"{source}: no such model; give a folder with config.json, a run's folder, or one of the shipped "
-        f"models ({', '.join(shipped_models()) or 'none installed'})"
+        f"{source}: no such model; give a folder with config.json, a run's folder, a file of weights, one of the "
+        f"shipped models ({', '.join(shipped_models()) or 'none installed'}), or one that is fetched "
+        f"({', '.join(PUBLIC)})"
     )
+
+
+def is_cached(name: str) -> bool:
+    """Return whether public weights of this name are fetched and converted already."""
+    return (_cached(f"{name}-{PUBLIC[name].digest}") / "config.json").is_file()
+
+
+def _cached(name: str) -> Path:
+    return cache_folder() / "models" / f"{name}-{CONVERSION}"
+
+
+def _public(name: str, model: PublicModel) -> Path:
+    folder = _cached(f"{name}-{model.digest}")
+    if (folder / "config.json").is_file():
+        return folder
+    path = fetch(model.url, cache_folder() / "downloads" / model.file, model.digest, limit=2e6 * model.megabytes)
+    _converted(path, f"{name}-{model.digest}")
+    write_text(folder / "README.md", model.card())
+    return folder
+
+
+def _from_address(url: str) -> Path:
+    file = Path(urlsplit(url).path).name or "weights"
+    name = f"{Path(file).stem}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+    if (_cached(name) / "config.json").is_file():
+        return _cached(name)
+    return _converted(fetch(url, cache_folder() / "downloads" / name / file, published_digest(file)), name)
+
+
+def _converted(path: Path, name: str) -> Path:
+    """Folder of a file of weights of others, converted at first use."""
+    folder = _cached(name)
+    if not (folder / "config.json").is_file():
+        from refine.checkpoint.convert.convert import convert_file
+
+        convert_file(path, folder)
+    return folder
 
 
 def shipped_models() -> list[str]:

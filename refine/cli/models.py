@@ -3,21 +3,50 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
-    argparse.ArgumentParser(prog, description=description).parse_args(arguments)
+    parser = argparse.ArgumentParser(prog, description=description)
+    parser.add_argument(
+        "--fetch", metavar="NAME", help="fetch and convert public weights now, and say where they are"
+    )
+    options = parser.parse_args(arguments)
+
+    from refine.checkpoint.find import find_model
+
+    if options.fetch is not None:
+        print(find_model(options.fetch))
+        return
 
     from rich.console import Console
     from rich.table import Table
 
-    from refine.checkpoint.find import find_model, shipped_models
+    table = Table("name", "knows", "quality (%)", "MB", "licence", "where")
+    table.columns[0].no_wrap, table.columns[3].justify = True, "right"
+    for row in _rows():
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 160).print(table, markup=False)
+
+
+def _rows() -> list[tuple[str, ...]]:
+    """Cells of every model that has a name; read from descriptions, without loading a network."""
+    from refine.checkpoint.find import find_model, is_cached, shipped_models
+    from refine.checkpoint.public import PUBLIC
     from refine.files import read_json
 
-    table = Table("model", "data", "classes", "measured")
+    rows: list[tuple[str, ...]] = []
     for name in shipped_models():
-        description_ = read_json(find_model(name) / "config.json")
-        metrics = " ".join(f"{k} {100 * v:.1f}" for k, v in description_["metrics"].items())
-        table.add_row(name, description_["data"], str(len(description_["categories"])), metrics)
-    Console().print(table)
+        folder = find_model(name)
+        content = read_json(folder / "config.json")
+        things = sum(bool(category["isthing"]) for category in content["categories"])
+        knows = f"{content['data']}: {things} things, {len(content['categories']) - things} stuff"
+        quality = f"PQ {100 * content['metrics']['PQ']:.1f}" if "PQ" in content["metrics"] else ""
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        rows.append((name, knows, quality, f"{size / 1e6:.0f}", "Apache-2.0", "shipped"))
+    for name, model in PUBLIC.items():
+        where = "fetched" if is_cached(name) else "fetched at first use"
+        quality = f"{model.published} (published)"
+        rows.append((name, model.knows, quality, str(model.megabytes), model.licence, where))
+    return rows

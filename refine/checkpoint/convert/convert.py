@@ -276,7 +276,10 @@ def convert_file(
         raise RefineError(f"{source}: {error}") from error
     if conversion.backbone_only:
         if destination.suffix != ".safetensors":
-            raise RefineError(f"{source}: holds a backbone alone; name FILE.safetensors instead of {destination}")
+            raise RefineError(
+                f"{source}: holds a backbone alone, not a model; give -o FILE.safetensors, which backbone.weights "
+                f"takes"
+            )
         state = {k.removeprefix("backbone."): v for k, v in conversion.state.items()}
         fit_weights(build_backbone(conversion.config.backbone), state, source)
         write_weights(destination, state)

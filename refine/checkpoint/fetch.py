@@ -1,0 +1,149 @@
+"""Download files over http(s) into a cache, whole and checked. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import shutil
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import BinaryIO
+
+from refine.errors import RefineError
+from refine.files import write_error
+
+_ATTEMPTS = 3
+_TIMEOUT = 30.0
+"""Seconds without a byte after which a connection counts as lost."""
+_CHUNK = 1 << 20
+
+
+class _CutOffError(Exception):
+    """A connection ended before the file did; a new one can go on."""
+
+
+def cache_folder() -> Path:
+    """Return the folder for fetched and converted weights: `REFINE_CACHE`, or refine in the user's cache."""
+    if own := os.environ.get("REFINE_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "refine"
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fetch(url: str, path: Path, digest: str = "", limit: float = 16e9) -> Path:
+    """Download a file unless it is there; continue an earlier download that was cut off.
+
+    Args:
+        url: http:// or https://
+        path: where the file is to lie; until it is whole and checked it is called `path` plus ".part".
+        digest: first digits of its SHA-256 in hexadecimal; "" checks none.
+        limit: largest size in bytes.
+
+    Returns:
+        `path`.
+
+    Raises:
+        RefineError: the file cannot be fetched or written, has another size than the server says, is larger than
+            `limit`, or has another digest. Says where to put a file that was brought by hand.
+    """
+    if path.is_file():
+        _check(path, digest, f"remove it, or replace it with {url}")
+        return path
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _download(url, part, path, limit)
+        try:
+            _check(part, digest, f"{url} is not the file that was published; try again, or get it from elsewhere")
+        except RefineError:
+            part.unlink()
+            raise
+        part.replace(path)
+    except OSError as error:
+        raise write_error(path, error) from error
+    return path
+
+
+def _check(path: Path, digest: str, fix: str) -> None:
+    if digest and not (found := digest_of(path)).startswith(digest):
+        raise RefineError(f"{path}: its SHA-256 begins with {found[: len(digest)]}, expected {digest}; {fix}")
+
+
+def _download(url: str, part: Path, path: Path, limit: float) -> None:
+    for attempt in range(_ATTEMPTS):
+        before = _size(part)
+        try:
+            _continue(url, part, limit)
+            return
+        except urllib.error.HTTPError as error:
+            if error.code == 416 and before:  # the part is no beginning of what the server has
+                part.unlink()
+                continue
+            raise _unreachable(url, path, f"the server answers {error.code} {error.reason}") from error
+        except _CutOffError as error:
+            if attempt + 1 == _ATTEMPTS:
+                raise RefineError(
+                    f"{url}: cut off {_ATTEMPTS} times ({error}); run the command again to continue"
+                ) from error
+        except (urllib.error.URLError, http.client.HTTPException, ValueError) as error:
+            raise _unreachable(url, path, getattr(error, "reason", None) or error) from error
+    raise _unreachable(url, path, "the server does not send it from its beginning")
+
+
+def _unreachable(url: str, path: Path, reason: object) -> RefineError:
+    return RefineError(
+        f"{url}: cannot be fetched ({reason}); connect to the network, or download the file elsewhere and put it "
+        f"at {path}"
+    )
+
+
+def _continue(url: str, part: Path, limit: float) -> None:
+    """Make one request for what is missing of a part, and append what comes."""
+    have = _size(part)
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+        resumed = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        start = have if resumed else 0
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else None
+        if max(start, total or 0) > limit:
+            raise RefineError(f"{url}: expected at most {limit:.0f} bytes, got {total}; it is another file")
+        if total is not None and total - start > shutil.disk_usage(part.parent).free:
+            raise RefineError(f"{part}: {total} bytes do not fit on the disk; free space or set REFINE_CACHE")
+        with part.open("ab" if resumed else "wb") as file:
+            _copy(response, file, url, start, total, limit)
+
+
+def _copy(response: BinaryIO, file: BinaryIO, url: str, done: int, total: int | None, limit: float) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(url.rpartition("/")[2], total=total, completed=done)
+        while True:
+            try:
+                chunk = response.read(_CHUNK)
+            except (http.client.HTTPException, OSError) as error:  # a reset, or a time-out
+                raise _CutOffError(str(error) or type(error).__name__) from error
+            if not chunk:
+                break
+            file.write(chunk)
+            done += len(chunk)
+            if done > limit:
+                raise RefineError(f"{url}: expected at most {limit:.0f} bytes, got more; it is another file")
+            progress.update(task, completed=done)
+    if total is not None and done != total:
+        raise _CutOffError(f"{done} of {total} bytes have come")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

@@ -1,0 +1,103 @@
+"""Public weights that are known by name: where they lie and what they are. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_DETECTRON2 = "https://dl.fbaipublicfiles.com/detectron2"
+_TORCHVISION = "https://download.pytorch.org/models"
+_DIGEST = re.compile(r"(?:model_final_|-(?=\d*[a-f]))([0-9a-f]{6,64})\.\w+$")
+
+
+@dataclass(frozen=True)
+class PublicModel:
+    """Published weights of one network that `refine convert` knows.
+
+    Attributes:
+        url: of the file; its name carries the first digits of its SHA-256.
+        network: title.
+        knows: data and number of classes.
+        published: quality in percent as its authors published it, on COCO val2017.
+        megabytes: size of its tensors as float32.
+        licence: of the weights.
+    """
+
+    url: str
+    network: str
+    knows: str
+    published: str
+    megabytes: int
+    licence: str
+
+    @property
+    def file(self) -> str:
+        """Name of the file."""
+        return self.url.rpartition("/")[2]
+
+    @property
+    def digest(self) -> str:
+        """First digits of the file's SHA-256."""
+        return published_digest(self.url)
+
+    def card(self) -> str:
+        """Model card in Markdown for a folder of the converted weights."""
+        return (
+            f"# {self.network}\n\nConverted by `refine` from {self.url}.\n\n- Knows: {self.knows}\n"
+            f"- Published quality on COCO val2017, in percent: {self.published}\n- Licence of the weights: "
+            f"{self.licence}\n"
+        )
+
+
+def published_digest(url: str) -> str:
+    """Return the digits of a SHA-256 in a file's name, as detectron2 and torchvision put them; "" without any."""
+    match = _DIGEST.search(url)
+    return match[1] if match else ""
+
+
+_ZOO = ("COCO: 80 things, 53 stuff", "CC BY-SA 3.0")
+_THINGS = ("COCO: 80 things, no stuff", "as torchvision's")
+
+PUBLIC = {
+    "coco-panoptic-fpn-r50": PublicModel(
+        f"{_DETECTRON2}/COCO-PanopticSegmentation/panoptic_fpn_R_50_3x/139514569/model_final_c10459.pkl",
+        "Panoptic-FPN, ResNet-50",
+        _ZOO[0],
+        "PQ 41.5",
+        184,
+        _ZOO[1],
+    ),
+    "coco-panoptic-fpn-r101": PublicModel(
+        f"{_DETECTRON2}/COCO-PanopticSegmentation/panoptic_fpn_R_101_3x/139514519/model_final_cafdb1.pkl",
+        "Panoptic-FPN, ResNet-101",
+        _ZOO[0],
+        "PQ 43.0",
+        260,
+        _ZOO[1],
+    ),
+    "coco-panoptic-fpn-r101-dcn-cascade": PublicModel(
+        f"{_DETECTRON2}/Misc/panoptic_fpn_R_101_dconv_cascade_gn_3x/139797668/model_final_be35db.pkl",
+        "Cascade Panoptic-FPN, ResNet-101 with deformable convolutions and GroupNorm",
+        _ZOO[0],
+        "PQ 46.1",
+        376,
+        _ZOO[1],
+    ),
+    "coco-maskrcnn-r50": PublicModel(
+        f"{_TORCHVISION}/maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
+        "Mask R-CNN, ResNet-50",
+        _THINGS[0],
+        "mask AP 34.6",
+        178,
+        _THINGS[1],
+    ),
+    "coco-maskrcnn-r50-v2": PublicModel(
+        f"{_TORCHVISION}/maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
+        "Mask R-CNN v2, ResNet-50",
+        _THINGS[0],
+        "mask AP 41.8",
+        186,
+        _THINGS[1],
+    ),
+}
+"""By the name that `--checkpoint` takes."""
