@@ -2,27 +2,63 @@
 
 from __future__ import annotations
 
+import sys
+from argparse import ArgumentParser as PlainParser
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from refine.errors import RefineError
+
+if TYPE_CHECKING:  # its package is slow to import, which would delay every --help
+    from refine.training.config import RunConfig
+
+RESUMING = (
+    "--resume goes on from the last checkpoint in --out, with the config stored there unless --config gives "
+    "one; other options change it. Ctrl-C and SIGTERM end a run after the current update, with a checkpoint, and "
+    "exit with 130 and 143."
+)
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
-    from jsonargparse import ArgumentParser
-
-    from refine.training.config import add_run_arguments, parse_run
-
     words = [word for word in arguments if word != "--resume"]
+    resume = len(words) < len(arguments)
     if {"--help", "-h", "--print_config"} & {word.split("=")[0] for word in words}:
-        parser = ArgumentParser(
-            prog, description=f"{description}. `--resume` goes on from the last checkpoint in --out."
-        )
+        from jsonargparse import ArgumentParser
+
+        from refine.training.config import add_run_arguments
+
+        parser = ArgumentParser(prog, description=f"{description}. {RESUMING}")
         add_run_arguments(parser)
         parser.parse_args(words)
         return
-    config = parse_run(words)
+    config = _read_config(words, resume)
 
     from refine.runtime import is_first
+    from refine.training.run_folder import last_checkpoint
+    from refine.training.stop import stop_signals
     from refine.training.train import train
 
-    folder = train(config, resume="--resume" in arguments)
-    if is_first():
+    with stop_signals() as stop:
+        before = last_checkpoint(config.out)
+        folder = train(config, resume, stop=stop)
+    if stop.signal is not None and stop.step is not None:
+        sys.exit(128 + stop.signal)
+    if is_first() and folder != before:
         print(f"written to {folder}")
+
+
+def _read_config(words: Sequence[str], resume: bool) -> RunConfig:
+    """Parse a command line; a run that is resumed has its config in its folder."""
+    from refine.training.config import RunConfig, load_run, parse_run
+    from refine.training.run_folder import last_checkpoint
+
+    parser = PlainParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", action="append")
+    parser.add_argument("--out", default=RunConfig.out)
+    known, _ = parser.parse_known_args(words)
+    if not resume or known.config:
+        return parse_run(words)
+    last = last_checkpoint(known.out)
+    if last is None:
+        raise RefineError(f"{known.out}: holds no run to resume; check --out, or give --config to start one")
+    return load_run(last / "run.json", [*words, f"--out={known.out}"])

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from refine.data.config import AugmentConfig
 from refine.data.segments import SegmentMap
 from refine.data.transforms import Augment
+from refine.data.workers import read_in_workers
 from refine.structures import Categories, Targets
 
 
@@ -120,7 +121,7 @@ def collate(samples: Sequence[tuple[Tensor, Targets]]) -> tuple[list[Tensor], li
     return list(images), list(targets)
 
 
-def build_loader(
+def training_batches(
     dataset: PanopticDataset,
     augment: AugmentConfig,
     batch_size: int,
@@ -131,25 +132,22 @@ def build_loader(
     world_size: int = 1,
     start: int = 0,
     pin_memory: bool = False,
-) -> DataLoader:
-    """Endless training batches of this process, as `collate` gives them.
+) -> Generator[tuple[list[Tensor], list[Targets]], None, None]:
+    """Endless training batches of this process, as `collate` gives them; see `read_in_workers`.
 
     Args:
         dataset: to read from.
         augment: random changes.
-        batch_size: over all processes.
+        batch_size: number of images per batch over all processes.
         seed, rank, world_size, start: see `AspectRatioBatches`.
-        workers: loading processes.
+        workers: number of worker processes.
         pin_memory: for copies to a GPU.
+
+    Raises:
+        RefineError: an image or its annotations cannot be read, or a worker was lost.
     """
-    return DataLoader(
-        TrainingSet(dataset, augment, seed),
-        batch_sampler=AspectRatioBatches(dataset.sizes, batch_size, seed, rank, world_size, start),
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=pin_memory,
-        persistent_workers=workers > 0,
-    )
+    batches = AspectRatioBatches(dataset.sizes, batch_size, seed, rank, world_size, start)
+    return read_in_workers(TrainingSet(dataset, augment, seed), batches, collate, workers, pin_memory)
 
 
 def _mix(seed: int, epoch: int, index: int) -> int:

@@ -30,7 +30,7 @@ from refine.inference.evaluate import Evaluation, evaluate_rules
 from refine.inference.predictor import Predictor, check_method
 from refine.runtime import Processes, processes
 from refine.training.config import RunConfig, load_run
-from refine.training.state import last_checkpoint
+from refine.training.run_folder import last_checkpoint
 from refine.training.train import train
 
 IRRELEVANT = ("out", "eval", "log", "workers", "threads", "device")

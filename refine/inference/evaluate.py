@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from refine.data.loader import PanopticDataset
 from refine.data.segments import SegmentMap
+from refine.data.workers import read_in_workers
 from refine.drawing.overlay import difference, overlay, write_picture
 from refine.evaluation.average_precision import AveragePrecision
 from refine.evaluation.interval import Counts
@@ -281,20 +282,17 @@ def segments_info(truth: SegmentMap, categories: Categories) -> list[dict[str, A
     ]
 
 
-class _Indexed(Dataset):
+class _Indexed:
     """Samples of a data set with their numbers."""
 
-    def __init__(self, dataset: PanopticDataset, indices: Iterable[int]) -> None:
-        self.dataset, self.indices = dataset, list(indices)
+    def __init__(self, dataset: PanopticDataset) -> None:
+        self.dataset = dataset
 
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, n: int) -> tuple[int, Tensor, SegmentMap]:
-        return (self.indices[n], *self.dataset[self.indices[n]])
+    def __getitem__(self, index: int) -> tuple[int, Tensor, SegmentMap]:
+        return (index, *self.dataset[index])
 
 
 def _read(
     dataset: PanopticDataset, indices: Iterable[int], workers: int
 ) -> Iterator[tuple[int, Tensor, SegmentMap]]:
-    yield from DataLoader(_Indexed(dataset, indices), batch_size=None, num_workers=workers)
+    return read_in_workers(_Indexed(dataset), [[index] for index in indices], itemgetter(0), workers)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 
-from refine.data.loader import PanopticDataset, build_loader
+from refine.data.loader import PanopticDataset, training_batches
 from refine.errors import RefineError
 from refine.runtime import Processes
 from refine.training.config import RunConfig
@@ -14,7 +14,7 @@ from refine.training.update import Batch
 
 def training_parts(
     dataset: PanopticDataset, config: RunConfig, group: Processes, start: int
-) -> Iterator[list[Batch]]:
+) -> Generator[list[Batch], None, None]:
     """This process's share of every batch from update `start` on, in `optim.accumulate` parts, endlessly.
 
     The images of a batch depend on the seed and the update alone, not on processes or parts.
@@ -28,7 +28,7 @@ def training_parts(
             f"optim.batch_size is {size}, which {group.count} process(es) × optim.accumulate {parts} do not "
             f"divide evenly; give a multiple of {group.count * parts}"
         )
-    loader = build_loader(
+    batches = training_batches(
         dataset,
         config.augment,
         size,
@@ -39,13 +39,7 @@ def training_parts(
         start=start,
         pin_memory=group.device.type == "cuda",
     )
-    loader.worker_init_fn = _leave_signals
     each = size // (group.count * parts)
-    for images, targets in loader:
-        yield [(images[n : n + each], targets[n : n + each]) for n in range(0, len(images), each)]
-
-
-def _leave_signals(worker: int) -> None:
-    """A job's end or Ctrl-C is for the training process: it needs its workers to finish the update."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    with closing(batches):
+        for images, targets in batches:
+            yield [(images[n : n + each], targets[n : n + each]) for n in range(0, len(images), each)]

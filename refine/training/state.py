@@ -1,19 +1,15 @@
 """Checkpoints of a training run, from which it goes on bit for bit.
 
-OUT/last                                 name of the newest checkpoint
-OUT/best                                 name of the one with the highest PQ
 OUT/checkpoints/step_000500/
     model.safetensors, ema.safetensors   weights, and their running mean
     config.json                          makes the folder a model that `load_model` reads
     trainer.safetensors                  tensors of the optimizer, as PARAMETER/KEY
-    state.json                           step, loss scale, updates of the mean, PQ so far
+    state.json                           step, loss scale, updates of the mean, best PQ of earlier steps
     run.json                             the run's config
 """
 
 from __future__ import annotations
 
-import re
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,9 +22,10 @@ from torch.optim.swa_utils import AveragedModel
 from refine.checkpoint.folder import SavedModel, atomic_folder, write_description
 from refine.config import from_mapping, to_mapping
 from refine.errors import RefineError
-from refine.files import read_json, write_json, write_text
+from refine.files import read_json, write_json
 from refine.tensors import load_weights, read_weights, write_weights
 from refine.training.config import RunConfig
+from refine.training.run_folder import best_checkpoint, checkpoint_path, update_pointers
 
 FIXED = ("model", "augment", "seed")
 """Parts of the config that a run may not change half-way; nor data.name, optim.batch_size and optim.name. Where
@@ -76,18 +73,18 @@ class Learner:
 
 
 def save_state(config: RunConfig, learner: Learner, saved: SavedModel) -> Path:
-    """Write OUT/checkpoints/step_N atomically, point OUT/last (and OUT/best) at it, drop old ones.
+    """Write OUT/checkpoints/step_N atomically, point OUT/last at it, drop old ones.
 
     Args:
         config: of the run.
         learner: what is saved.
-        saved: describes the model (categories, test size, metrics).
+        saved: describes the model (categories, test size).
 
     Returns:
         The checkpoint's folder.
     """
-    out, progress = Path(config.out), learner.progress
-    folder = out / "checkpoints" / f"step_{progress.step:06d}"
+    progress = learner.progress
+    folder = checkpoint_path(config.out, progress.step)
     with atomic_folder(folder) as temporary:
         write_weights(temporary / "model.safetensors", learner.model.state_dict())
         if learner.ema is not None:
@@ -102,19 +99,8 @@ def save_state(config: RunConfig, learner: Learner, saved: SavedModel) -> Path:
         }
         write_json(temporary / "state.json", state, indent=1)
         write_json(temporary / "run.json", to_mapping(config), indent=1)
-    _point(out / "last", folder.name)
-    if progress.best.get("step") == progress.step:
-        _point(out / "best", folder.name)
-    _prune(out, config.log.keep)
+    update_pointers(config.out, progress.best, config.log.keep)
     return folder
-
-
-def last_checkpoint(out: str | Path) -> Path | None:
-    """The newest checkpoint of a run, or None if it has none."""
-    pointer = Path(out) / "last"
-    if not pointer.is_file():
-        return None
-    return Path(out) / "checkpoints" / pointer.read_text(encoding="utf-8").strip()
 
 
 def restore_state(folder: Path, config: RunConfig, learner: Learner) -> None:
@@ -133,13 +119,7 @@ def restore_state(folder: Path, config: RunConfig, learner: Learner) -> None:
     _load_optimizer(learner.optimizer, tensors)
     if learner.scaler.is_enabled():
         learner.scaler.load_state_dict(state["scaler"])
-    learner.progress = Progress(state["step"], state["best"])
-
-
-def clean(out: str | Path) -> None:
-    """Remove what an interrupted run left half-written."""
-    for path in (Path(out) / "checkpoints").glob(".*"):
-        shutil.rmtree(path, ignore_errors=True)
+    learner.progress = Progress(state["step"], best_checkpoint(config.out, state["best"]))
 
 
 def _optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
@@ -174,18 +154,3 @@ def _check_same_run(path: Path, config: RunConfig) -> None:
         raise RefineError(
             f"{path}: the run had another {differing[0]}; resume with its own config, or name another --out"
         )
-
-
-def _point(pointer: Path, name: str) -> None:
-    write_text(pointer, name + "\n")
-
-
-def _prune(out: Path, keep: int) -> None:
-    """Keep the newest checkpoints and the best."""
-    found = [p for p in (out / "checkpoints").iterdir() if re.fullmatch(r"step_\d+", p.name)]
-    folders = sorted(found, key=lambda p: int(p.name.removeprefix("step_")))
-    best = out / "best"
-    kept = {p.name for p in folders[-keep:]} | ({best.read_text().strip()} if best.is_file() else set())
-    for folder in folders:
-        if folder.name not in kept:
-            shutil.rmtree(folder)

@@ -6,13 +6,10 @@ torchrun --nproc_per_node 8 --nnodes 2 … -m refine.cli.main train --config con
 
 from __future__ import annotations
 
-import signal
-import threading
+import shlex
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, nullcontext
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor
@@ -20,9 +17,10 @@ from torch import Tensor
 from refine.checkpoint.find import find_model
 from refine.checkpoint.folder import SavedModel, load_matching
 from refine.data.build import build_dataset
+from refine.data.loader import PanopticDataset
+from refine.data.workers import worker_failures
 from refine.errors import RefineError
-from refine.files import read_json
-from refine.inference.evaluate import evaluate
+from refine.inference.evaluate import Evaluation, evaluate
 from refine.inference.predictor import Predictor, check_method
 from refine.modeling.model import PanopticModel
 from refine.modeling.pretrained import load_pretrained
@@ -31,11 +29,22 @@ from refine.structures import Categories
 from refine.training.batches import training_parts
 from refine.training.config import RunConfig, check_run
 from refine.training.logs import RunLog
-from refine.training.state import clean, last_checkpoint, restore_state, save_state
+from refine.training.run_folder import (
+    best_checkpoint,
+    checkpoint_path,
+    last_checkpoint,
+    read_metrics,
+    recover,
+    run_lock,
+    update_pointers,
+    write_metrics,
+)
+from refine.training.state import restore_state, save_state
+from refine.training.stop import Stop, stop_signals
 from refine.training.update import TrainingModule
 
 
-def train(config: RunConfig, resume: bool = False, deadline: float | None = None) -> Path:
+def train(config: RunConfig, resume: bool = False, deadline: float | None = None, stop: Stop | None = None) -> Path:
     """Train a model; under torchrun, together with the other processes.
 
     SIGTERM (and Ctrl-C) end the run after the current update, with a checkpoint.
@@ -44,22 +53,32 @@ def train(config: RunConfig, resume: bool = False, deadline: float | None = None
         config: of the run.
         resume: go on from the last checkpoint in `config.out`, or start if there is none yet.
         deadline: of `time.monotonic()`; the run ends after it as if told to stop.
+        stop: of `stop_signals`, to learn afterwards whether a signal ended the run; by default signals are
+            handled here.
 
     Returns:
         The last checkpoint's folder.
 
     Raises:
-        RefineError: a config or data set that cannot be used, a run in the way, or a loss that is not
-            finite.
+        RefineError: a config or data set that cannot be used, a run in the way or in progress, a loss that is
+            not finite, or an evaluation that failed; checkpoints stay.
     """
     check_run(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    last = last_checkpoint(config.out)
-    if last is not None and not resume:
-        raise RefineError(f"{config.out}: holds a run already; resume it (--resume) or name another --out")
-    with processes(config.device) as group, _stop_signals() as stop:
-        return _Run(config, group, last).run(stop, deadline)
+    with (
+        processes(config.device) as group,
+        stop_signals() if stop is None else nullcontext(stop) as told,
+        run_lock(config.out) if group.first else nullcontext(),
+        worker_failures(),
+    ):
+        if group.first:
+            recover(config.out, config.log.keep)
+        group.wait()
+        last = last_checkpoint(config.out)
+        if last is not None and not resume:
+            raise RefineError(f"{config.out}: holds a run already; resume it (--resume) or name another --out")
+        return _Run(config, group, last).run(told, deadline)
 
 
 class _Run:
@@ -86,76 +105,106 @@ class _Run:
         self.learner = self.module.learner
         if last is not None:
             restore_state(last, config, self.learner)
-        if group.first:
-            clean(config.out)
         step = self.learner.progress.step
-        self.log = RunLog(config.out, config.log, step, config.optim.max_steps, group.first)
-        self.log.message(step, self._greeting(last, fresh))
-        self.saved_step = step if last is not None else -1
-        measured = last is not None and bool(read_json(last / "config.json")["metrics"])
+        measured = last is not None and bool(read_metrics(last))
         self.measured_step = step if measured else 0
+        self.saved_step = step if last is not None else -1
+        self.log = RunLog(config.out, config.log, step, config.optim.max_steps, group.first, measured)
+        self.log.message(step, self._greeting(last, fresh))
 
-    def run(self, stop: threading.Event, deadline: float | None = None) -> Path:
+    def run(self, stop: Stop, deadline: float | None = None) -> Path:
         """Update until the end or until told to stop; returns the last checkpoint."""
         config, progress = self.config, self.learner.progress
-        parts = training_parts(self.dataset, config, self.group, progress.step)
         meter = _Meter(self.group, config.optim.batch_size)
-        with self.log:
-            self._evaluate_if_due()  # where a stop came before it
-            while progress.step < config.optim.max_steps:
+        with self.log, closing(training_parts(self.dataset, config, self.group, progress.step)) as parts:
+            if not self._evaluate_if_due() and self._finished:  # a stop may have come before it
+                self.log.message(progress.step, self._nothing_left())
+            while not self._finished:
                 began = time.perf_counter()
                 batch = next(parts)
                 loaded = time.perf_counter()
                 losses = self.module.update(batch)
                 meter.add(losses, loaded - began, time.perf_counter() - loaded)
                 self.log.advance(progress.step)
-                if progress.step % config.log.every == 0 or progress.step == config.optim.max_steps:
+                if progress.step % config.log.every == 0 or self._finished:
                     self.log.scalars(progress.step, "train", meter.take())
-                over = deadline is not None and time.monotonic() > deadline
-                (stopped,) = self.group.any(stop.is_set() or over)
-                if stopped:
-                    self.log.message(progress.step, f"told to stop at step {progress.step}: checkpoint written")
+                if self._told(stop, deadline):
                     break
-                self._evaluate_if_due()
                 if progress.step % config.log.checkpoint_every == 0:
-                    self._save({})
-            return self._save({})
+                    self._save()
+                if self._evaluate_if_due() and not self._finished and self._told(stop, deadline):
+                    break
+            return self._save()
 
-    def _evaluate_if_due(self) -> None:
-        """Measure PQ every `eval.every` updates and at the end, and save what was measured."""
-        config, progress = self.config, self.learner.progress
-        every = config.eval.every
-        due = progress.step == config.optim.max_steps or (every > 0 and progress.step % every == 0)
-        if self.validation is None or not due or self.measured_step == progress.step:
-            return
-        saved = self._describe({})
-        result = evaluate(
-            Predictor(saved, device=self.group.device, precision=config.optim.precision),
-            self.validation,
+    @property
+    def _finished(self) -> bool:
+        return self.learner.progress.step >= self.config.optim.max_steps
+
+    def _told(self, stop: Stop, deadline: float | None) -> bool:
+        """Whether any process was told to stop; then a checkpoint is written."""
+        over = deadline is not None and time.monotonic() > deadline
+        (told,) = self.group.any(stop.signal is not None or over)
+        if told:
+            self._save()
+            step = stop.step = self.learner.progress.step
+            self.log.message(step, f"stopped at step {step} of {self.config.optim.max_steps}; {self._go_on()}")
+        return told
+
+    def _go_on(self) -> str:
+        return f"continue with: refine train --resume --out {shlex.quote(self.config.out)}"
+
+    def _nothing_left(self) -> str:
+        step, most = self.learner.progress.step, self.config.optim.max_steps
+        return (
+            f"{self.config.out}: is finished at step {step} (optim.max_steps is {most}); nothing was trained. "
+            f"Give a higher --optim.max_steps to go on"
+        )
+
+    def _evaluate_if_due(self) -> bool:
+        """Measure PQ every `eval.every` updates and at the end; returns whether it was due."""
+        step, every = self.learner.progress.step, self.config.eval.every
+        due = self._finished or (every > 0 and step % every == 0)
+        if self.validation is None or not due or self.measured_step == step:
+            return False
+        folder = self._save()  # first, so that nothing is lost if the evaluation fails
+        try:
+            result = self._evaluate(self.validation)
+        except (RefineError, MemoryError, torch.OutOfMemoryError) as error:
+            reason = str(error) or type(error).__name__
+            raise RefineError(
+                f"evaluation at step {step} failed: {reason}; the checkpoint {folder} is kept: {self._go_on()}"
+            ) from error
+        self.log.scalars(step, "val", result.metrics)
+        self.log.pictures(step, result.pictures)
+        if self.group.first:
+            write_metrics(folder, result.metrics)
+            self.learner.progress.best = best_checkpoint(self.config.out, self.learner.progress.best)
+            update_pointers(self.config.out, self.learner.progress.best, self.config.log.keep)
+        self.measured_step = step
+        self.group.wait()
+        return True
+
+    def _evaluate(self, validation: PanopticDataset) -> Evaluation:
+        config = self.config
+        return evaluate(
+            Predictor(self._describe(), device=self.group.device, precision=config.optim.precision),
+            validation,
             group=self.group,
             max_images=config.eval.max_images,
             pictures=config.eval.pictures if config.log.tensorboard else 0,
             workers=config.workers,
         )
-        self.log.scalars(progress.step, "val", result.metrics)
-        self.log.pictures(progress.step, result.pictures)
-        if result.metrics["PQ"] > progress.best.get("PQ", -1.0):
-            progress.best = {"step": progress.step, "PQ": result.metrics["PQ"]}
-        self.measured_step = progress.step
-        self._save(result.metrics)
 
-    def _save(self, metrics: dict[str, float]) -> Path:
-        """Write a checkpoint of the current step, unless there is one; with metrics, in its place."""
+    def _save(self) -> Path:
+        """Write a checkpoint of the current step, unless there is one; returns its folder."""
         step = self.learner.progress.step
-        if self.group.first and (metrics or self.saved_step != step):
-            save_state(self.config, self.learner, self._describe(metrics))
+        if self.group.first and self.saved_step != step:
+            save_state(self.config, self.learner, self._describe())
         self.saved_step = step
         self.group.wait()
-        folder = last_checkpoint(self.config.out)
-        assert folder is not None, "a checkpoint was just written"
-        return folder
+        return checkpoint_path(self.config.out, step)
 
-    def _describe(self, metrics: dict[str, float]) -> SavedModel:
+    def _describe(self) -> SavedModel:
         config = self.config
         return SavedModel(
             self.learner.evaluated,  # type: ignore[arg-type]  # the same class as the model
@@ -164,7 +213,6 @@ class _Run:
             method=config.eval.method,
             fusion=config.eval.fusion,
             data=config.data.name,
-            metrics=metrics,
         )
 
     def _greeting(self, last: Path | None, fresh: list[str]) -> str:
@@ -221,26 +269,3 @@ class _Meter:
         values["compute_seconds"] = self.compute_time / self.updates
         self._clear()
         return values
-
-
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """Set an event on the first SIGTERM or Ctrl-C; a second one acts as usual."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread may handle signals
-        return
-    signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT)
-    before = {s: signal.getsignal(s) for s in signals}
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        stop.set()
-        signal.signal(number, before[signal.Signals(number)])
-
-    for s in signals:
-        signal.signal(s, handle)
-    try:
-        yield stop
-    finally:
-        for s in signals:
-            signal.signal(s, before[s])

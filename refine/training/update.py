@@ -49,6 +49,7 @@ class TrainingModule:
 
     def __init__(self, model: PanopticModel, config: RunConfig, group: Processes) -> None:
         freeze_except(model, config.optim.train_only)
+        train_mode(model)
         self.config, self.group = config, group
         scaler = torch.amp.GradScaler(group.device.type, enabled=config.optim.precision == "fp16")
         ema = build_ema(model, config.optim.ema) if config.optim.ema else None
@@ -76,7 +77,6 @@ class TrainingModule:
         """
         model, optimizer, scaler = self.learner.model, self.learner.optimizer, self.learner.scaler
         config, step = self.config.optim, self.learner.progress.step
-        train_mode(model)
         rate = set_learning_rate(optimizer, step, config)
         optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}

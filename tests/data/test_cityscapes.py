@@ -11,7 +11,7 @@ from helpers.drawn_data import write_cityscapes
 from refine.data.build import build_dataset
 from refine.data.cityscapes import CATEGORIES, Cityscapes
 from refine.data.config import DatasetConfig
-from refine.data.loader import PanopticDataset, build_loader
+from refine.data.loader import PanopticDataset, training_batches
 from refine.errors import RefineError
 from refine.structures import VOID
 
@@ -100,7 +100,7 @@ def test_config_and_loader_take_it(tmp_path: Path) -> None:
 
     write_cityscapes(tmp_path, VALUES)
     dataset = build_dataset(DatasetConfig(kind="cityscapes", root=str(tmp_path), split="val"))
-    images, targets = next(iter(build_loader(dataset, AugmentConfig(short=[6]), 1)))
+    images, targets = next(iter(training_batches(dataset, AugmentConfig(short=[6]), 1)))
     assert images[0].shape == (3, 6, 10)
     assert targets[0].file_name == "ulm_000000_000001_leftImg8bit.png"
 

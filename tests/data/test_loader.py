@@ -13,7 +13,7 @@ from torch import Tensor
 
 from refine.data.coco_panoptic import CocoPanoptic
 from refine.data.config import AugmentConfig
-from refine.data.loader import AspectRatioBatches, TrainingSet, build_loader
+from refine.data.loader import AspectRatioBatches, TrainingSet, training_batches
 from refine.structures import Targets
 
 SIZES = [(4, 6), (6, 4), (5, 5)]
@@ -97,12 +97,12 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone(tmp_path: Path) -> None:
 
 def test_workers_and_resumed_runs_see_the_same_pictures(tmp_path: Path) -> None:
     data = dataset(tmp_path)
-    alone = list(islice(build_loader(data, AUGMENT, 2, seed=1), 5))
-    workers = list(islice(build_loader(data, AUGMENT, 2, seed=1, workers=2), 5))
+    alone = list(islice(training_batches(data, AUGMENT, 2, seed=1), 5))
+    workers = list(islice(training_batches(data, AUGMENT, 2, seed=1, workers=2), 5))
     assert all(map(_same, alone, workers))
-    resumed = list(islice(build_loader(data, AUGMENT, 2, seed=1, workers=1, start=3), 2))
+    resumed = list(islice(training_batches(data, AUGMENT, 2, seed=1, workers=1, start=3), 2))
     assert all(map(_same, alone[3:], resumed))
-    parts = [list(islice(build_loader(data, AUGMENT, 2, seed=1, rank=r, world_size=2), 5)) for r in (0, 1)]
+    parts = [list(islice(training_batches(data, AUGMENT, 2, seed=1, rank=r, world_size=2), 5)) for r in (0, 1)]
     for whole, first, second in zip(alone, *parts, strict=True):
         assert _same(whole, (first[0] + second[0], first[1] + second[1]))
     images, targets = alone[0]

@@ -18,7 +18,7 @@ from refine.experiments.reproduce import _configs, run_table
 from refine.experiments.tables import EXPERIMENTS, Row, Table, load_table, only, paper_schedule
 from refine.files import read_json, write_json
 from refine.training.config import load_run
-from refine.training.state import last_checkpoint
+from refine.training.run_folder import last_checkpoint
 from refine.training.train import train
 
 CONFIGS = Path(__file__).parents[2] / "configs"

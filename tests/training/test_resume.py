@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from refine.errors import RefineError
 from refine.files import read_json, write_json
 from refine.training.logs import read_log
-from refine.training.state import last_checkpoint
+from refine.training.run_folder import last_checkpoint
 from refine.training.train import train
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "tiny_run.py"
