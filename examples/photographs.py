@@ -43,39 +43,76 @@ COARSE = {
 }
 
 
+SETS = {
+    "coco_panoptic": 16,
+    "coco_things_512": 2,
+    "coco_more_512": 2,
+    "voc_things_400": 1,
+    "ccp_persons_448": 1,
+    "camvid_480": 2,
+}
+TUNING = 5
+"""Every fifth training photograph of `coco_panoptic` is left out of training, to choose thresholds on."""
+BACKGROUND = 201
+"""Category of the sets of COCO's things: all that is no thing."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--coco", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("data/photographs"))
+    parser.add_argument("--sets", nargs="+", default=[f"{name}={times}" for name, times in SETS.items()])
     options = parser.parse_args()
+    known: set[int] = set()
+    parts: dict[str, list[tuple[dict, dict]]] = {"train": [], "tune": [], "val": []}
     categories: dict[int, dict] = {}
-    for split in ("train", "val"):
-        images, annotations = read(options.coco, "coco_panoptic", split, categories)
-        if split == "train" and (options.coco / "coco_things_512").is_dir():
-            known = {image["id"] for image in images}
-            more_images, more_annotations = read(options.coco, "coco_things_512", split, categories)
-            images += [image for image in more_images if image["id"] not in known]
-            annotations += [a for a in more_annotations if a["image_id"] not in known]
+    for entry in options.sets:
+        name, _, times = entry.partition("=")
+        pairs = read(options.coco, name, "train", categories)
+        if name == "coco_panoptic":
+            parts["val"] = read(options.coco, name, "val", categories)
+            parts["tune"] = pairs[::TUNING]
+            known = {image["id"] for image, _ in pairs}
+            pairs = [pair for n, pair in enumerate(pairs) if n % TUNING]
+        elif name.startswith("coco_"):
+            pairs = [pair for pair in pairs if pair[0]["id"] not in known]
+            known |= {image["id"] for image, _ in pairs}
+        parts["train"] += [numbered(pair, name, n) for n in range(int(times or 1)) for pair in pairs]
+    for split, pairs in parts.items():
+        images, annotations = [image for image, _ in pairs], [annotation for _, annotation in pairs]
         content = {"images": images, "annotations": annotations, "categories": list(categories.values())}
         write_json(options.out / f"{split}.json", content)
-        print(f"{options.out}/{split}.json: {len(images)} photographs")
-    target = {str(n): COARSE.get((c["supercategory"], c["isthing"])) for n, c in categories.items()}
+        print(f"{options.out}/{split}.json: {len(images)} photographs, repetitions included")
+    target: dict[str, int | str | None] = {
+        str(n): COARSE.get((c["supercategory"], c["isthing"])) for n, c in categories.items()
+    }
+    target[str(BACKGROUND)] = "stuff"
     write_json(options.out / "remap.json", {"categories": CATEGORIES, "map": target}, indent=1)
-    known = [categories[int(n)] for n, coarse in target.items() if coarse is not None]
-    same = {n: None if coarse is None else int(n) for n, coarse in target.items()}
-    write_json(options.out / "remap_133.json", {"categories": known, "map": same}, indent=1)
+    own = [categories[int(n)] for n, coarse in target.items() if isinstance(coarse, int)]
+    same = {n: int(n) if isinstance(coarse, int) else coarse for n, coarse in target.items()}
+    write_json(options.out / "remap_133.json", {"categories": own, "map": same}, indent=1)
 
 
-def read(root: Path, name: str, split: str, categories: dict[int, dict]) -> tuple[list[dict], list[dict]]:
-    """Images and annotations with paths below `root`; adds the categories that are new."""
+def read(root: Path, name: str, split: str, categories: dict[int, dict]) -> list[tuple[dict, dict]]:
+    """Images with their annotations, and paths below `root`; adds the categories that are new."""
     content = read_json(root / name / f"panoptic_{split}.json")
     for category in content["categories"]:
         categories.setdefault(category["id"], category)
+    annotations = {annotation["image_id"]: annotation for annotation in content["annotations"]}
+    pairs = []
     for image in content["images"]:
+        annotation = annotations[image["id"]]
         image["file_name"] = f"{name}/images/{split}/{image['file_name']}"
-    for annotation in content["annotations"]:
         annotation["file_name"] = f"{name}/panoptic_{split}/{annotation['file_name']}"
-    return content["images"], content["annotations"]
+        pairs.append((image, annotation))
+    return pairs
+
+
+def numbered(pair: tuple[dict, dict], name: str, repetition: int) -> tuple[dict, dict]:
+    """The same photograph under an id of its own, where sets and repetitions would share one."""
+    image, annotation = pair
+    image_id = image["id"] if name.startswith("coco_") and not repetition else f"{name}/{image['id']}/{repetition}"
+    return image | {"id": image_id}, annotation | {"image_id": image_id}
 
 
 if __name__ == "__main__":

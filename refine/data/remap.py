@@ -1,9 +1,10 @@
 """Changing the categories of a data set by a small file.
 
     {"categories": [{"id": 1, "name": "animal", "isthing": 1}, …],
-     "map": {"16": 1, "17": 1, "201": null}}
+     "map": {"16": 1, "17": 1, "184": null, "201": "stuff"}}
 
-`map` sends each id of the data set to an id of `categories`, or to null: those pixels become void.
+`map` sends each id of the data set to an id of `categories`; to null: those pixels become void, and nothing is
+learnt from them; or to "stuff": no thing is there, but which stuff is not told.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from refine.errors import RefineError, shown
 from refine.files import read_json
 from refine.structures import VOID, Categories
 
+UNNAMED_STUFF = "stuff"
+
 
 @dataclass(frozen=True)
 class Remap:
@@ -23,15 +26,17 @@ class Remap:
 
     Attributes:
         categories: the new ones.
-        target: old id -> new id, or None for void.
+        target: old id -> new id, None for void, or "stuff" for unnamed stuff.
     """
 
     categories: Categories
-    target: dict[int, int | None]
+    target: dict[int, int | str | None]
 
     def label(self, category_id: int) -> int:
-        """Contiguous index of an old id's new category, or VOID."""
+        """Contiguous index of an old id's new category, VOID, or the index after the last for unnamed stuff."""
         new = self.target[category_id]
+        if isinstance(new, str):
+            return len(self.categories)
         return VOID if new is None else self.categories.index(new)
 
 
@@ -44,7 +49,7 @@ def read_remap(path: str | Path, source: Categories) -> Remap:
 
     Raises:
         RefineError: a field is missing, an id is unknown, a category of `source` is not mapped, or a
-            stuff category would become a thing (its segments are not objects).
+            stuff category would become a thing (its segments are not objects), or the other way unnamed stuff.
     """
     content = supercategory_remap(source) if str(path) == "supercategory" else read_json(path)
     if not isinstance(content, dict):
@@ -52,13 +57,20 @@ def read_remap(path: str | Path, source: Categories) -> Remap:
     if not isinstance(content.get("categories"), list) or not isinstance(content.get("map"), dict):
         raise RefineError(f"{path}: needs `categories` (a list) and `map` (old id -> new id or null)")
     categories = Categories.from_json(content["categories"], str(path))
-    target: dict[int, int | None] = {}
+    target: dict[int, int | str | None] = {}
     for category in source:
         if str(category.id) not in content["map"]:
             raise RefineError(
                 f"{path}: map: category {category.id} ({category.name}) is missing; map it or null it"
             )
         new = content["map"][str(category.id)]
+        if new == UNNAMED_STUFF:
+            if category.isthing:
+                raise RefineError(
+                    f"{path}: map: {category.id} -> {new!r}: {category.name} is a thing; map it to one, or null it"
+                )
+            target[category.id] = new
+            continue
         if new is not None and (type(new) is not int or new not in categories):
             raise RefineError(f"{path}: map: {category.id} -> {shown(new)}: no such id in `categories`")
         if new is not None and not category.isthing and categories[categories.index(new)].isthing:

@@ -39,7 +39,7 @@ class SegmentMap:
 
     Attributes:
         index: Tensor[H, W] int32; -1 = void, k = k-th segment.
-        labels: Tensor[S] int64, contiguous class of each segment.
+        labels: Tensor[S] int64, contiguous class of each segment; the number of classes for unnamed stuff.
         iscrowd: Tensor[S] bool.
         instances: boxes, labels and masks of the targets come from these, if given, instead of the map.
     """
@@ -59,6 +59,12 @@ class SegmentMap:
         if instances is not None:
             instances = replace(instances, masks=move(instances.masks.to(torch.uint8)).bool())
         return replace(self, index=move(self.index[None])[0], instances=instances)
+
+    def named(self, num_classes: int) -> SegmentMap:
+        """Unnamed stuff becomes void, as measuring and drawing need it."""
+        lookup = torch.arange(-1, len(self.labels), dtype=torch.int32)
+        lookup[1:][self.labels == num_classes] = -1
+        return replace(self, index=lookup[self.index.long() + 1])
 
     def without_small_things(self, num_things: int, min_area: int) -> SegmentMap:
         """Things of fewer than `min_area` pixels become void: slivers that a crop has left.

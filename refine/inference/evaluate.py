@@ -144,6 +144,7 @@ def evaluate_rules(
     total = min(max_images or len(dataset), len(dataset))
     used = 0.0 if average_precision else min(config.score_threshold for _, config in rules)
     for index, image, truth in _read(dataset, range(group.rank, total, group.count), workers):
+        truth = truth.named(len(categories))
         raw = predictor.predict_raw([image], used)[0]
         image_id, file_name = dataset.name(index)
         targets = None
@@ -248,6 +249,7 @@ def write_worst(
     paths = []
     for entry in evaluation.report.worst(count):
         image, truth = dataset[index[entry.image_id]]
+        truth = truth.named(len(dataset.categories))
         truth_result, result = to_result(truth, dataset.categories), predictor(image)
         panels = [side_by_side(image, truth_result, result), difference(image, truth_result, result)]
         path = Path(out) / "worst" / f"{round(1000 * entry.pq):04d}_{Path(entry.file_name).stem}.png"

@@ -117,6 +117,31 @@ class BoxHeadConfig:
 
 
 @dataclass
+class DetectorConfig:
+    """NanoDet-G, a frozen detector of COCO's 80 things, in the place of region proposals and box heads.
+
+    Attributes:
+        weights: safetensors file to start from (`examples/nanodet.py` writes it); None where a checkpoint
+            brings them.
+        labels: thing class of the model for each of the 80, in the order of COCO's ids, -1 for none; empty:
+            the model's things are COCO's 80.
+        scale: the model's input is resized by it for the detector.
+        score_threshold: detections below are dropped.
+        nms: IoU threshold per class of the model.
+        max_detections: per image.
+        positive_iou: in training, a detection that overlaps a true box of its class by this learns its mask.
+    """
+
+    weights: str | None = None
+    labels: list[int] = field(default_factory=list)
+    scale: float = 1.0
+    score_threshold: float = 0.05
+    nms: float = 0.6
+    max_detections: int = 100
+    positive_iou: float = 0.5
+
+
+@dataclass
 class MaskHeadConfig:
     """Mask of one instance from its 14×14 features.
 
@@ -225,6 +250,8 @@ class ModelConfig:
     Attributes:
         backbone, rpn, box_head, mask_head, semantic_head, ibpp, losses: its parts.
         occlusion: the pairwise head, or None without one.
+        detector: gives boxes, scores and labels in the place of `rpn` and `box_head`, which then are not built;
+            None without one.
         ranking: with a spatial ranking module (SRM).
         fpn_channels, fpn_norm: the pyramid P2..P6.
         roi_sampling: samples per RoIAlign bin and axis; 0 chooses by the box's size [d2].
@@ -247,6 +274,7 @@ class ModelConfig:
     ibpp: IBPPConfig = field(default_factory=IBPPConfig)
     losses: LossConfig = field(default_factory=LossConfig)
     occlusion: OcclusionConfig | None = None
+    detector: DetectorConfig | None = None
     ranking: bool = False
     fpn_channels: int = 256
     fpn_norm: Norm = "gn"

@@ -12,6 +12,7 @@ from refine.errors import RefineError
 from refine.modeling.backbones import build_backbone
 from refine.modeling.box_head import BoxHeads, SampledBoxes
 from refine.modeling.config import ModelConfig
+from refine.modeling.detector import Detector
 from refine.modeling.fpn import FPN
 from refine.modeling.ibpp import IBPP, Boxes
 from refine.modeling.mask_head import mask_loss, mask_targets
@@ -89,10 +90,15 @@ class PanopticModel(nn.Module):
         num_outputs = num_classes - num_things + 1 if merged else num_classes
         self.backbone = build_backbone(config.backbone)
         self.fpn = FPN(self.backbone.channels, config.fpn_channels, config.fpn_norm)
-        self.rpn = RegionProposals(config.rpn, config.fpn_channels)
         sampling = Sampling(config.roi_sampling, config.roi_aligned, config.roi_canonical_size)
-        share_gradient = config.losses.cascade == "gradient"
-        self.box_heads = BoxHeads(config.box_head, config.fpn_channels, num_things, sampling, share_gradient)
+        self.detector: Detector | None = None
+        if config.detector is None:
+            self.rpn = RegionProposals(config.rpn, config.fpn_channels)
+            share_gradient = config.losses.cascade == "gradient"
+            self.box_heads = BoxHeads(config.box_head, config.fpn_channels, num_things, sampling, share_gradient)
+        else:
+            pixels = (config.pixel_mean, config.pixel_std, config.channels)
+            self.detector = Detector(config.detector, num_things, *pixels)
         self.semantic_head = SemanticHead(config.semantic_head, config.fpn_channels, num_outputs)
         self.ibpp = IBPP(config, num_things, num_outputs, sampling)
         self.occlusion: OcclusionHead | None = None
@@ -144,15 +150,17 @@ class PanopticModel(nn.Module):
         sem_logits = self.semantic_head(features)
         fusion_losses = self._fusion_losses(images, pyramid, features, targets)
         sem_seg = self._semantic_targets(images, targets)
-        iterations, stages = config.ibpp.iterations, len(config.box_head.ious)
-
-        rpn_output = self.rpn(pyramid)
-        losses = self.rpn.losses(rpn_output, targets)
-        proposals = self.rpn.propose(rpn_output, images.sizes, training=True)
-        losses["loss_sem_0"] = self._semantic_weight(0) * semantic_loss(sem_logits, sem_seg, iterations == 0)
-
-        samples = self.box_heads.sample(proposals, targets)
-        for t in range(1, max(iterations, stages) + 1):
+        iterations, stages = config.ibpp.iterations, 0
+        losses = {"loss_sem_0": self._semantic_loss(sem_logits, sem_seg, 0)}
+        if self.detector is not None:
+            boxes, mask_truth = self._detected_samples(images, pyramid, features, targets)
+        else:
+            stages = len(config.box_head.ious)
+            rpn_output = self.rpn(pyramid)
+            losses |= self.rpn.losses(rpn_output, targets)
+            proposals = self.rpn.propose(rpn_output, images.sizes, training=True)
+            samples = self.box_heads.sample(proposals, targets)
+        for t in range(1, max(iterations, stages, 1) + 1):
             if t <= stages:
                 stage_losses, probabilities, refined = self.box_heads.stage_loss(
                     t - 1, pyramid[:4], samples, targets
@@ -164,14 +172,12 @@ class PanopticModel(nn.Module):
             if t <= max(iterations, 1):
                 mask_logits = self.ibpp.instance_step(t, boxes, sem_logits)
                 weight = config.losses.mask * self._instance_weight(t, box=False)
-                losses[f"loss_mask_{t}"] = weight * mask_loss(mask_logits, mask_truth)
+                losses[f"loss_mask_{t}"] = weight * mask_loss(mask_logits[: len(mask_truth)], mask_truth)
             if t <= iterations:
                 head, masks = self.ibpp.semantic_head(t), torch.sigmoid(mask_logits)
                 hidden = self.ibpp.semantic_step(t, boxes, masks, head.from_features(features))
                 sem_logits = self.ibpp.next_logits(t, hidden, sem_logits)
-                losses[f"loss_sem_{t}"] = self._semantic_weight(t) * semantic_loss(
-                    sem_logits, sem_seg, t == iterations
-                )
+                losses[f"loss_sem_{t}"] = self._semantic_loss(sem_logits, sem_seg, t)
         return losses | fusion_losses
 
     @torch.enable_grad()
@@ -219,20 +225,38 @@ class PanopticModel(nn.Module):
         positives = [s.positives() for s in samples]
         labels = torch.cat([s.labels for s in positives])
         scores = torch.cat([p[s.is_positive] for p, s in zip(probabilities, samples, strict=True)])
+        rois = to_rois([s.boxes for s in positives])
+        boxes = self.ibpp.boxes(pyramid[:4], features, rois, labels, scores.gather(1, labels[:, None])[:, 0])
+        return boxes, self._mask_targets(positives, targets)
+
+    def _detected_samples(
+        self, images: ImageBatch, pyramid: Sequence[Tensor], features: Tensor, targets: Sequence[Targets]
+    ) -> tuple[Boxes, Tensor]:
+        """As `_mask_samples`, of the detector's boxes and the true ones.
+
+        False positives follow where there is a canvas: they have no true mask, but are painted as at test.
+        """
+        assert self.detector is not None
+        positives, scores, false = self.detector.sample(images, targets)
+        painted = self.config.ibpp.score_threshold if self.config.ibpp.iterations else torch.inf
+        false = [f[f.scores >= painted] for f in false]
         boxes = self.ibpp.boxes(
             pyramid[:4],
             features,
-            to_rois([s.boxes for s in positives]),
-            labels,
-            scores.gather(1, labels[:, None])[:, 0],
+            torch.cat([to_rois([s.boxes for s in positives]), to_rois([f.boxes for f in false])]),
+            torch.cat([s.labels for s in positives] + [f.labels for f in false]),
+            torch.cat(scores + [f.scores for f in false]),
         )
-        truth = mask_targets(
+        return boxes, self._mask_targets(positives, targets)
+
+    def _mask_targets(self, positives: Sequence[SampledBoxes], targets: Sequence[Targets]) -> Tensor:
+        """The true masks inside the positive samples, Tensor[N, M, M]."""
+        return mask_targets(
             [t.masks for t in targets],
             [s.boxes for s in positives],
             [s.matched for s in positives],
             2 * self.config.mask_head.pool_size,
         )
-        return boxes, truth
 
     @torch.no_grad()
     def predict(self, images: ImageBatch, min_score: float = 0.0) -> list[NetworkOutput]:
@@ -252,8 +276,11 @@ class PanopticModel(nn.Module):
         self, images: ImageBatch, pyramid: Sequence[Tensor], features: Tensor, min_score: float = 0.0
     ) -> list[NetworkOutput]:
         """`predict` from the pyramid and F_sem on."""
-        proposals = self.rpn.propose(self.rpn(pyramid), images.sizes, training=False)
-        detections = self.box_heads.predict(pyramid[:4], proposals, images.sizes)
+        if self.detector is not None:
+            detections = self.detector(images)
+        else:
+            proposals = self.rpn.propose(self.rpn(pyramid), images.sizes, training=False)
+            detections = self.box_heads.predict(pyramid[:4], proposals, images.sizes)
         if self.config.ibpp.iterations:
             min_score = min(min_score, self.config.ibpp.score_threshold)
         if min_score > 0:
@@ -294,6 +321,12 @@ class PanopticModel(nn.Module):
             merged = torch.where(sem_seg < self.num_things, 0, sem_seg - self.num_things + 1)
             sem_seg = torch.where(sem_seg == VOID, VOID, merged)
         return sem_seg
+
+    def _semantic_loss(self, logits: Tensor, sem_seg: Tensor, t: int) -> Tensor:
+        """Cross-entropy of P_sem^(t); the last one is compared at full size."""
+        stuff = 1 if self.config.semantic_head.classes == "stuff" else self.num_things
+        loss = semantic_loss(logits, sem_seg, full_size=t == self.config.ibpp.iterations, first_stuff=stuff)
+        return self._semantic_weight(t) * loss
 
     def _semantic_weight(self, t: int) -> float:
         """w_t: P_sem^(T) counts most, the earlier ones are auxiliary."""

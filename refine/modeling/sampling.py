@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 
 from refine.ops.boxes import box_iou, intersection_over_area
-from refine.structures import Targets
+from refine.structures import VOID, Targets
 
 CROWD_SHARE = 0.5
 """A box with a larger share of its area in the box of a crowd region is no background."""
+
+VOID_SHARE = 0.5
+"""Nor is one with a larger share of its pixels void: evaluation ignores a prediction there, too."""
 
 
 def match(
@@ -17,8 +20,8 @@ def match(
 ) -> tuple[Tensor, Tensor]:
     """Match each box to the instance that it overlaps most.
 
-    Crowd regions are matched to nothing. What would be background but lies mostly in one is neither
-    positive nor negative, for there may be objects in it that nobody drew.
+    Crowd regions are matched to nothing. What would be background but lies mostly in one, or on void, is
+    neither positive nor negative, for there may be objects in it that nobody drew.
 
     Args:
         boxes: Tensor[N, 4] in pixels.
@@ -47,7 +50,27 @@ def match(
     if len(crowd) and len(boxes):
         inside = intersection_over_area(boxes, crowd).amax(1) > CROWD_SHARE
         labels[inside & (labels == 0)] = -1
+    labels[(labels == 0) & (void_share(boxes, target.sem_seg) > VOID_SHARE)] = -1
     return labels, matched
+
+
+def void_share(boxes: Tensor, sem_seg: Tensor) -> Tensor:
+    """Share of void among the pixels of each box.
+
+    Args:
+        boxes: Tensor[N, 4] in pixels; rounded to whole ones, and cut to the image.
+        sem_seg: Tensor[H, W] int64.
+
+    Returns:
+        Tensor[N], 0-1; 0 for a box without a pixel.
+    """
+    height, width = sem_seg.shape
+    sums = torch.nn.functional.pad((sem_seg == VOID).long().cumsum(0).cumsum(1), (1, 0, 1, 0))  # H+1 × W+1
+    x1, y1, x2, y2 = boxes.round().long().unbind(1)
+    x1, x2 = x1.clamp(0, width), x2.clamp(0, width)
+    y1, y2 = y1.clamp(0, height), y2.clamp(0, height)
+    void = sums[y2, x2] - sums[y1, x2] - sums[y2, x1] + sums[y1, x1]
+    return void / ((x2 - x1) * (y2 - y1)).clamp(min=1)
 
 
 def sample(labels: Tensor, count: int, positive_fraction: float) -> tuple[Tensor, Tensor]:

@@ -116,21 +116,29 @@ class RefiningSemanticHead(nn.Module):
         return self.convs(F.relu(self.norm(x)))
 
 
-def semantic_loss(logits: Tensor, sem_seg: Tensor, full_size: bool) -> Tensor:
+def semantic_loss(logits: Tensor, sem_seg: Tensor, full_size: bool, first_stuff: int | None = None) -> Tensor:
     """Cross-entropy averaged over the labelled pixels of all images.
+
+    A pixel of unnamed stuff, which any of the stuff classes may be, costs -log of their summed probability.
 
     Args:
         logits: Tensor[B, L, h, w] at stride 4.
-        sem_seg: Tensor[B, 4h, 4w] int64, `VOID` where unlabelled or padded.
+        sem_seg: Tensor[B, 4h, 4w] int64, channels; `VOID` where unlabelled or padded, L for unnamed stuff.
         full_size: compare at full size (logits ×4, bilinear); else at stride 4 with the label at each
             cell's centre, which needs a sixteenth of the memory.
+        first_stuff: channel from which on all are stuff; None where no stuff is unnamed.
     """
     if full_size:
         logits = F.interpolate(logits, scale_factor=4.0, mode="bilinear", align_corners=False)
     else:
         sem_seg = sem_seg[:, 2::4, 2::4]
-    total = F.cross_entropy(logits.float(), sem_seg, ignore_index=VOID, reduction="sum")
-    return total / mean_over_processes((sem_seg != VOID).sum())
+    count = mean_over_processes((sem_seg != VOID).sum())
+    unnamed = sem_seg == logits.shape[1]
+    total = F.cross_entropy(logits.float(), sem_seg.masked_fill(unnamed, VOID), ignore_index=VOID, reduction="sum")
+    if first_stuff is not None:
+        of_unnamed = logits.float().movedim(1, -1)[unnamed]  # n×L
+        total = total + (of_unnamed.logsumexp(1) - of_unnamed[:, first_stuff:].logsumexp(1)).sum()
+    return total / count
 
 
 def pad_labels(labels: Sequence[Tensor], size: tuple[int, int]) -> Tensor:

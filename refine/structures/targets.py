@@ -19,7 +19,8 @@ class Targets:
         labels: Tensor[N] int64, 0..num_things-1.
         masks: Tensor[N, H, W] bool; they overlap only where instance annotations do.
         iscrowd: Tensor[N] bool; crowd regions are never positives, and their area is ignored.
-        sem_seg: Tensor[H, W] int64, 0..num_classes-1 or `VOID`; things included, from the panoptic map.
+        sem_seg: Tensor[H, W] int64, 0..num_classes-1, `VOID` where nothing is known, or num_classes for stuff of
+            unnamed class; things included, from the panoptic map.
         owner: Tensor[H, W] int64, index into the N instances of the one that the panoptic map shows at
             the pixel, -1 where none: the occlusion labels come from it.
         image_id: the data set's id of the image.

@@ -22,10 +22,12 @@ from refine.data.workers import worker_failures
 from refine.errors import RefineError
 from refine.inference.evaluate import Evaluation, evaluate
 from refine.inference.predictor import Predictor, check_method
+from refine.modeling.detector import Detector
 from refine.modeling.model import PanopticModel
 from refine.modeling.pretrained import load_pretrained
 from refine.runtime import Processes, processes
 from refine.structures import Categories
+from refine.tensors import load_weights
 from refine.training.batches import training_parts
 from refine.training.config import RunConfig, check_run
 from refine.training.logs import RunLog
@@ -100,7 +102,9 @@ class _Run:
         fresh: list[str] = []
         if config.init is not None and last is None:
             fresh = load_matching(model, find_model(config.init))
-            _check_frozen(fresh, config)
+        if model.detector is not None and last is None:
+            fresh = _load_detector(model.detector, fresh, config.init is not None)
+        _check_frozen(fresh, config)
         self.module = TrainingModule(model.to(group.device), config, group)
         self.learner = self.module.learner
         if last is not None:
@@ -227,6 +231,19 @@ class _Run:
             f"{parameters / 1e6:.1f} M parameters, {len(self.dataset)} images, {self.categories}, "
             f"{self.group.count} process(es) on {self.group.device.type}; {start}"
         )
+
+
+def _load_detector(detector: Detector, fresh: list[str], initialised: bool) -> list[str]:
+    """Load the weights of a detector, unless `init` gave them; returns those of `fresh` that are still so."""
+    others = [name for name in fresh if not name.startswith("detector.")]
+    if detector.config.weights is not None:
+        load_weights(detector.network, detector.config.weights)
+    elif not initialised or len(others) < len(fresh):
+        raise RefineError(
+            "model.detector.weights is not given, and `init` brings no detector, which would stay at random "
+            "numbers; name the file that examples/nanodet.py writes"
+        )
+    return others
 
 
 def _check_frozen(fresh: list[str], config: RunConfig) -> None:

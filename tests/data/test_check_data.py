@@ -138,6 +138,13 @@ def test_remap_counts_what_training_sees(tmp_path: Path) -> None:
         ("ground", 1, 2, 13),
     ]
     assert report.tally.void == 3 + 4
+    unnamed = {"17": 2, "3": None, "200": "stuff", "105": 1}
+    write_json(path, {"categories": [ground, animal, vehicle], "map": unnamed})
+    assert [(c.name, c.images) for c in check(files, remap=path).classes] == [
+        ("animal", 1),
+        ("vehicle", 0),
+        ("ground", 1),
+    ]
     write_json(path, {"categories": [ground], "map": {"17": 1}})
     assert errors(files, remap=path) == ["remap: map: category 3 (car) is missing; map it or null it"]
 

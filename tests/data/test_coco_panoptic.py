@@ -100,7 +100,7 @@ def test_turned_pictures_follow_their_annotation(tmp_path: Path) -> None:
     np.testing.assert_array_equal(image.permute(1, 2, 0), picture)
 
 
-def _remap(tmp_path: Path, target: dict[str, int | None]) -> Path:
+def _remap(tmp_path: Path, target: dict[str, int | str | None]) -> Path:
     path = tmp_path / "remap.json"
     categories = [
         {"id": 1, "name": "object", "isthing": 1},
@@ -127,6 +127,22 @@ def test_remap_joins_stuff_keeps_things_apart_and_drops(tmp_path: Path) -> None:
     assert classes(segments) == [[new[c] for c in row] for row in CLASSES]
 
 
+def test_remap_to_unnamed_stuff(tmp_path: Path) -> None:
+    """No thing is there, but no class either: an index after the last for training, void for measuring."""
+    files = write_coco(tmp_path)
+    dataset = load(files, remap=_remap(tmp_path, {"17": 1, "3": None, "200": "stuff", "105": 2}))
+    _, segments = dataset[0]
+    unnamed = len(dataset.categories)
+    new = {CAR: VOID, CAT: 0, GRASS: 1, ROAD: unnamed, VOID: VOID}
+    assert classes(segments) == [[new[c] for c in row] for row in CLASSES]
+    targets = segments.targets(1, 0, "")
+    assert targets.labels.tolist() == [0]
+    assert targets.sem_seg.tolist() == classes(segments)
+    assert segments.without_small_things(1, 100).index.max() >= 0  # it is no thing
+    measured = new | {ROAD: VOID}
+    assert classes(segments.named(unnamed)) == [[measured[c] for c in row] for row in CLASSES]
+
+
 def test_things_that_become_stuff_are_no_crowds(tmp_path: Path) -> None:
     """A crowd of things would otherwise hide the whole region from the metric."""
     files = write_coco(tmp_path)
@@ -145,6 +161,7 @@ def test_remap_complaints(tmp_path: Path) -> None:
         (missing, r"map: category 3 \(car\) is missing; map it or null it"),
         (good | {"3": 9}, "map: 3 -> 9: no such id in `categories`"),
         (good | {"200": 1}, "map: road is stuff and cannot become the thing 1"),
+        (good | {"3": "stuff"}, r"map: 3 -> 'stuff': car is a thing; map it to one, or null it"),
     ):
         with pytest.raises(RefineError, match=message):
             load(files, remap=_remap(tmp_path, target))

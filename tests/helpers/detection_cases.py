@@ -12,7 +12,7 @@ FIXTURES = ["panoptic_fpn_R_50", "panoptic_fpn_R_50_dconv_cascade_gn"]
 
 
 def make_targets(boxes=(), labels=None, iscrowd=None, size=(128, 160)) -> Targets:
-    """Boxes alone: the detector looks at neither masks nor the semantic map."""
+    """Boxes alone, on an image without void."""
     boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     n = len(boxes)
     return Targets(
@@ -20,7 +20,7 @@ def make_targets(boxes=(), labels=None, iscrowd=None, size=(128, 160)) -> Target
         labels=torch.tensor(labels if labels is not None else [0] * n, dtype=torch.int64),
         masks=torch.zeros(n, *size, dtype=torch.bool),
         iscrowd=torch.tensor(iscrowd if iscrowd is not None else [False] * n, dtype=torch.bool),
-        sem_seg=torch.full(size, -1),
+        sem_seg=torch.zeros(size, dtype=torch.int64),
         owner=torch.full(size, -1),
     )
 

@@ -307,6 +307,35 @@ def test_semantic_loss_is_the_mean_over_labelled_pixels():
     assert semantic_loss(logits, torch.full_like(labels, VOID), full_size=True) == 0
 
 
+@pytest.mark.parametrize("full_size", [True, False])
+def test_unnamed_stuff_may_be_any_stuff(full_size):
+    logits = torch.randn(1, CLASSES, 2, 3, requires_grad=True)
+    labels = torch.randint(0, CLASSES, (1, 8, 12))
+    labels[0, 4:] = CLASSES
+    labels[0, :, :2] = VOID
+    scaled, at = (
+        (F.interpolate(logits, scale_factor=4, mode="bilinear"), labels)
+        if full_size
+        else (
+            logits,
+            labels[:, 2::4, 2::4],
+        )
+    )
+    probability = scaled.softmax(1)
+    first = CLASSES - 2
+    terms = [
+        -(probability[0, first:, y, x].sum() if at[0, y, x] == CLASSES else probability[0, at[0, y, x], y, x]).log()
+        for y, x in torch.nonzero(at[0] != VOID).tolist()
+    ]
+    loss = semantic_loss(logits, labels, full_size, first)
+    torch.testing.assert_close(loss, torch.stack(terms).mean())
+    (gradient,) = torch.autograd.grad(
+        semantic_loss(logits, torch.full_like(labels, CLASSES), full_size, first), logits
+    )
+    assert (gradient[:, :first] > 0).all()  # things are pushed down, all stuff up
+    assert (gradient[:, first:] < 0).all()
+
+
 def test_pad_labels_marks_padding_as_void():
     padded = pad_labels([torch.zeros(2, 3, dtype=torch.int64), torch.ones(4, 2, dtype=torch.int64)], (4, 4))
     assert padded[0].tolist() == [[0, 0, 0, -1], [0, 0, 0, -1], [-1] * 4, [-1] * 4]

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
-from refine.modeling.sampling import match, sample
+from refine.modeling.sampling import match, sample, void_share
+from refine.structures import VOID
 
 
 @settings(max_examples=40, deadline=None)
@@ -53,6 +54,33 @@ def test_crowds_are_matched_to_nothing_and_hide_negatives():
     assert matched[3] == 1  # counted among all instances, crowds included
     only_crowd = make_targets([[0, 0, 80, 128]], iscrowd=[True])
     assert match(boxes, only_crowd, 0.5, 0.5)[0].tolist() == [-1, -1, 0, -1, 0]
+
+
+def test_void_hides_negatives():
+    # The left half is void, but for unnamed stuff above. Boxes: void; two fifths void; unnamed stuff; an object on
+    # void; outside the image; of no area.
+    target = make_targets([[10, 60, 40, 100]], labels=[5])
+    target.sem_seg[:, :80] = VOID
+    target.sem_seg[:30, :80] = 9
+    boxes = torch.tensor(
+        [[0, 40, 70, 60], [60, 40, 110, 60], [0, 0, 70, 30], [10, 60, 40, 100], [-50, 40, -20, 60], [5, 50, 5, 60]]
+    ).float()
+    labels, matched = match(boxes, target, 0.3, 0.5)
+    assert labels.tolist() == [-1, 0, 0, 1, 0, 0]
+    assert matched[3] == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 999))
+def test_void_share_by_counting(seed):
+    generator = torch.Generator().manual_seed(seed)
+    sem_seg = torch.randint(-1, 2, (20, 30), generator=generator)
+    boxes = random_boxes(8, size=(30, 40), seed=seed) - 5
+    share = void_share(boxes, sem_seg)
+    for (x1, y1, x2, y2), value in zip(boxes.round().long().clamp(min=0).tolist(), share, strict=True):
+        inside = sem_seg[y1:y2, x1:x2]
+        expected = (inside == VOID).float().mean() if inside.numel() else 0.0
+        assert value == pytest.approx(float(expected))
 
 
 def test_no_instance_and_no_box():

@@ -21,7 +21,7 @@ FILES = sorted(
     if path not in STAGES and path.stem != "base" and path.parent.name != "models"
 )
 FULL_SIZE = [path for path in FILES if path.parent.name == "coco"]
-CLASSES = {"coco": (80, 133), "cityscapes": (8, 19), "configs": (7, 12)}
+CLASSES = {"coco": (80, 133), "cityscapes": (8, 19), "configs": (8, 14)}
 
 
 def name(path: Path) -> str:

@@ -97,12 +97,12 @@ class Meaning:
 
     Attributes:
         isthing: by category id.
-        target: category id -> the one it is counted as, None = void.
+        target: category id -> the one it is counted as, None or "stuff" = none.
         instances: None if there are no instance masks.
     """
 
     isthing: Mapping[int, bool]
-    target: Mapping[int, int | None]
+    target: Mapping[int, int | str | None]
     instances: Instances | None = None
 
 
@@ -185,7 +185,7 @@ def _compare(frame: Frame, entry: Entry, regions: Regions, meaning: Meaning) -> 
                 )
             continue
         category = meaning.target[info["category_id"]]
-        if category is not None:
+        if isinstance(category, int):
             counted.append((category, bool(info.get("iscrowd", 0)), area))
         name = f"{image}: segment {value}"
         _compare_segment(frame, png, name, info.get("bbox"), entry.areas[value], area, box)

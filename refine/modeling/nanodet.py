@@ -1,0 +1,118 @@
+"""NanoDet-G, a one-stage detector (https://github.com/RangiLyu/nanodet, Apache-2.0): backbone, neck and head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+STRIDES = (8, 16, 32)
+"""Input pixels per cell of the three output maps."""
+
+NUM_CLASSES = 80
+"""COCO's things, in the order of their ids."""
+
+BINS = 11
+"""The distance from a cell's centre to each side of a box is the mean of a distribution over 0..10 strides."""
+
+BGR_MEAN = (103.53, 116.28, 123.675)
+BGR_STD = (57.375, 57.12, 58.395)
+"""The network takes BGR images on a 0-255 scale, normalised by these."""
+
+
+class Conv(nn.Module):
+    """A convolution whose BatchNorm is folded into weight and bias, then a leaky ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(self.conv(x), 0.1, inplace=True)
+
+
+class Stage(nn.Module):
+    """Halve the resolution and double the channels by a chain of half-width convolutions beside a shortcut."""
+
+    def __init__(self, channels: int, pairs: int, stride: int) -> None:
+        super().__init__()
+        self.enter = Conv(channels, channels, stride)
+        half = channels // 2
+        self.pairs = nn.ModuleList(nn.Sequential(Conv(channels, half), Conv(half, half)) for _ in range(pairs))
+        self.leave = Conv(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x = self.enter(x)
+        for pair in self.pairs:
+            x = pair[0](x)  # type: ignore[index]
+            x = torch.cat([pair[1](x), x], 1)  # type: ignore[index]
+        return torch.cat([self.leave(x), shortcut], 1)
+
+
+class NanoDet(nn.Module):
+    """Tensor[B, 3, H, W], normalised BGR -> class logits and side distributions of every cell.
+
+    H and W are multiples of 32; the published weights were trained at 416 × 416.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = Conv(3, 32, stride=2)
+        self.stages = nn.ModuleList([Stage(32, 1, 1), Stage(64, 2, 2), Stage(128, 2, 2), Stage(256, 3, 2)])
+        self.laterals = nn.ModuleList(nn.Conv2d(channels, 128, 1) for channels in (128, 256, 512))
+        self.towers = nn.ModuleList(Conv(128, 128) for _ in STRIDES)
+        self.predictors = nn.ModuleList(nn.Conv2d(128, NUM_CLASSES + 4 * BINS, 1) for _ in STRIDES)
+
+    def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Raw answers of each level, cells row by row.
+
+        Returns:
+            Class logits Tensor[B, h·w, 80] and side logits Tensor[B, h·w, 4, 11] (left, top, right, bottom).
+        """
+        classes, sides = [], []
+        for level, tower, predictor in zip(self._pyramid(x), self.towers, self.predictors, strict=True):
+            answer = predictor(tower(level)).flatten(2).transpose(1, 2)  # B×h·w×124
+            classes.append(answer[..., :NUM_CLASSES])
+            sides.append(answer[..., NUM_CLASSES:].unflatten(2, (4, BINS)))
+        return classes, sides
+
+    def _pyramid(self, x: Tensor) -> list[Tensor]:
+        """Backbone and path-aggregating neck: Tensor[B, 128, H/s, W/s] for s in `STRIDES`."""
+        x = F.max_pool2d(self.stem(x), 3, 2, 1)
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        levels = [lateral(m) for lateral, m in zip(self.laterals, maps[1:], strict=True)]
+        for n in (1, 0):
+            levels[n] = levels[n] + _resize(levels[n + 1], levels[n])
+        for n in (1, 2):
+            levels[n] = levels[n] + _resize(levels[n - 1], levels[n])
+        return levels
+
+
+def decode(sides: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Boxes of all cells.
+
+    Args:
+        sides: of `NanoDet`, Tensor[B, h·w, 4, 11] per level.
+        sizes: (h, w) of each level.
+
+    Returns:
+        Tensor[B, R, 4] in pixels of the detector's input, levels one after another.
+    """
+    boxes = []
+    for logits, (height, width), stride in zip(sides, sizes, STRIDES, strict=True):
+        distance = logits.float().softmax(-1) @ torch.arange(float(BINS), device=logits.device) * stride
+        y = (torch.arange(height, device=logits.device) + 0.5) * stride
+        x = (torch.arange(width, device=logits.device) + 0.5) * stride
+        y, x = torch.meshgrid(y, x, indexing="ij")
+        centre = torch.stack([x, y], -1).flatten(0, 1)  # h·w×2
+        boxes.append(torch.cat([centre - distance[..., :2], centre + distance[..., 2:]], -1))
+    return torch.cat(boxes, 1)
+
+
+def _resize(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=False)

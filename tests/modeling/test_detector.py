@@ -1,0 +1,195 @@
+"""The frozen detector: its network against the published graph, its boxes and its samples by hand."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.detection_cases import make_targets
+from helpers.tiny_network import tiny_config
+
+from refine.errors import RefineError
+from refine.modeling.config import DetectorConfig
+from refine.modeling.detector import Detector
+from refine.modeling.model import PanopticModel
+from refine.modeling.nanodet import BGR_MEAN, BGR_STD, BINS, NUM_CLASSES, STRIDES, decode
+from refine.structures import ImageBatch, Instances, Targets
+from refine.tensors import load_weights
+from refine.training.config import OptimConfig
+from refine.training.optim import parameter_groups
+from refine.training.update import train_mode
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+COARSE = [n % 3 for n in range(NUM_CLASSES)]
+MEAN, STD = (127.0, 120.0, 110.0), (128.0, 64.0, 32.0)
+
+
+@pytest.fixture(scope="module")
+def published(shared_dir, tmp_path_factory):
+    """The published graph's folder, and the file that the example converts it to."""
+    folder = shared_dir / "data" / "weights" / "nanodet_g"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}")
+    out = tmp_path_factory.mktemp("nanodet") / "nanodet_g.safetensors"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["nanodet.py", str(folder / "nanodet.json"), "-o", str(out)])
+        runpy.run_path(str(REPOSITORY / "examples" / "nanodet.py"), run_name="__main__")
+    return folder, out
+
+
+def test_equals_the_published_graph(published, monkeypatch):
+    folder, file = published
+    monkeypatch.syspath_prepend(str(folder))
+    from tfjs_graph import Graph
+
+    detector = Detector(DetectorConfig(weights=str(file)), NUM_CLASSES, MEAN, STD, "RGB")
+    load_weights(detector.network, file)
+    x = torch.randn(1, 3, 416, 416, generator=torch.Generator().manual_seed(3))
+    graph = Graph(folder / "nanodet.json")
+    theirs = graph.run({"input_1": x}, ["Identity:0", "Identity_1:0", "Identity_2:0"])
+    sides = graph.run({"input_1": x}, ["Identity_3:0", "Identity_4:0", "Identity_5:0"])
+    with torch.no_grad():
+        classes, ours = detector.network(x)
+    for a, b, c, d in zip(classes, theirs, ours, sides, strict=True):
+        torch.testing.assert_close(a.sigmoid(), b, atol=1e-4, rtol=0)
+        torch.testing.assert_close(c, d.reshape(c.shape), atol=1e-4, rtol=0)
+
+
+def detector(num_things=3, **fields) -> Detector:
+    return Detector(DetectorConfig(**({"labels": COARSE} | fields)), num_things, MEAN, STD, "RGB")
+
+
+def test_boxes_decode_by_hand():
+    sides = torch.full((1, 6, 4, BINS), -100.0)  # a map of 2 × 3 cells
+    sides[..., 0] = 0.0  # no extent ...
+    sides[0, 4, :, :] = -100.0
+    sides[0, 4, 0, 2], sides[0, 4, 1, 1], sides[0, 4, 2, 10], sides[0, 4, 3, [0, 1]] = 0.0, 0.0, 0.0, 0.0
+    others = [torch.zeros(1, 0, 4, BINS)] * 2
+    boxes = decode([sides, *others], [(2, 3), (0, 0), (0, 0)])
+    # ... but for the middle cell of the second row: centre (12, 12); 2, 1, 10 and half a stride of 8 pixels.
+    assert boxes[0, 4].tolist() == pytest.approx([12 - 16, 12 - 8, 12 + 80, 12 + 4], abs=1e-4)
+    assert boxes[0, 2].tolist() == pytest.approx([20, 4, 20, 4], abs=1e-4)
+    assert STRIDES[0] == 8
+
+
+def answering(found: Detector, cells: dict[int, tuple[int, float]], monkeypatch) -> None:
+    """Let the network answer class and probability in cells of the coarsest level, one stride to each side."""
+
+    def network(x):
+        classes, sides = [], []
+        for stride in STRIDES:
+            count = (x.shape[2] // stride) * (x.shape[3] // stride)
+            classes.append(torch.full((len(x), count, NUM_CLASSES), -50.0))
+            sides.append(torch.full((len(x), count, 4, BINS), -50.0))
+            sides[-1][..., 1] = 50.0
+        for cell, (label, probability) in cells.items():
+            classes[2][:, cell, label] = torch.logit(torch.tensor(probability))
+        return classes, sides
+
+    monkeypatch.setattr(found.network, "forward", network)
+
+
+def test_scores_labels_and_clipping(monkeypatch):
+    # COCO's class n is thing n % 3 here; cell 0 of 4 × 4 has its centre at (16, 16).
+    labels = [*COARSE[:-1], -1]
+    found = detector(labels=labels, score_threshold=0.3)
+    images = ImageBatch(torch.zeros(1, 3, 128, 128), [(100, 40)])
+    answers = {0: (4, 0.6), 1: (5, 0.9), 5: (3, 0.2), 9: (79, 0.9)}
+    answering(found, answers, monkeypatch)
+    (result,) = found(images)
+    assert result.labels.tolist() == [2, 1]
+    assert result.scores.tolist() == pytest.approx([0.9, 0.6])
+    assert result.boxes[0].tolist() == pytest.approx([16, 0, 40, 48])  # cut to the image: 80 -> 40, -16 -> 0
+    assert result.boxes[1].tolist() == pytest.approx([0, 0, 40, 48])
+    assert result.image_size == (100, 40)
+    # Twice the scale: the network sees 256 × 256, and its boxes come back halved.
+    twice = detector(labels=labels, scale=2.0)
+    answering(twice, {0: (4, 0.6)}, monkeypatch)
+    (result,) = twice(images)
+    assert result.boxes[0].tolist() == pytest.approx([0, 0, 24, 24])
+
+
+@pytest.mark.parametrize("channels", ["RGB", "BGR"])
+def test_input_is_normalised_as_the_detector_was_trained(channels):
+    found = Detector(DetectorConfig(labels=COARSE), 3, MEAN, STD, channels)
+    rgb = torch.randint(0, 256, (3, 32, 64)).float()
+    order = rgb if channels == "RGB" else rgb.flip(0)
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    x, scale = found._input(((order - mean) / std)[None])
+    expected = (rgb.flip(0) - torch.tensor(BGR_MEAN).view(3, 1, 1)) / torch.tensor(BGR_STD).view(3, 1, 1)
+    torch.testing.assert_close(x[0], expected, atol=1e-4, rtol=1e-4)
+    assert scale.tolist() == [1, 1, 1, 1]
+
+
+def test_samples(monkeypatch):
+    # Two true boxes and a crowd. Detections: near the first, near it with another class, near the second but under
+    # the threshold, in the crowd.
+    target = make_targets([[0, 0, 20, 20], [40, 40, 80, 80], [90, 0, 120, 60]], [1, 2, 0], [False, False, True])
+    boxes = torch.tensor([[0, 0, 20, 18], [0, 0, 20, 19], [40, 40, 80, 59], [90, 0, 120, 60]]).float()
+    found = detector()
+    answer = Instances((128, 160), boxes, torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.tensor([1, 0, 2, 0]))
+    monkeypatch.setattr(Detector, "forward", lambda self, images: [answer, answer[:0]])
+    images = ImageBatch(torch.zeros(2, 3, 128, 160), [(128, 160)] * 2)
+    positives, scores, false = found.sample(images, [target, make_targets()])
+    assert positives[0].boxes.tolist() == [boxes[0].tolist(), [0, 0, 20, 20], [40, 40, 80, 80]]
+    assert positives[0].labels.tolist() == [1, 1, 2]
+    assert positives[0].matched.tolist() == [0, 0, 1]
+    assert scores[0].tolist() == pytest.approx([0.9, 0, 0])
+    assert false[0].scores.tolist() == pytest.approx([0.8, 0.7, 0.6])
+    assert (len(positives[1].boxes), len(scores[1]), len(false[1])) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("iterations", [0, 2])
+def test_model_trains_and_predicts_with_a_detector(iterations, monkeypatch):
+    config = tiny_config(iterations, {}, detector=DetectorConfig(labels=COARSE))
+    model = PanopticModel(config, 3, 5)
+    assert not any(name.startswith(("rpn", "box_heads")) for name, _ in model.named_modules())
+    index = torch.zeros(64, 96, dtype=torch.int32)
+    index[4:40, 4:44] = 1
+    target = Targets.from_panoptic(index, torch.tensor([3, 1]), torch.zeros(2, dtype=torch.bool), 3)
+    boxes = torch.tensor([[4, 4, 44, 36], [50, 20, 90, 60]]).float()
+    answer = Instances((64, 96), boxes, torch.tensor([0.9, 0.8]), torch.tensor([1, 2]))
+    monkeypatch.setattr(Detector, "forward", lambda self, images: [answer] * len(images))
+    train_mode(model)
+    before = {name: value.clone() for name, value in model.detector.state_dict().items()}
+    losses = model.loss(model.image_batch([torch.zeros(3, 64, 96, dtype=torch.uint8)] * 2), [target] * 2)
+    assert set(losses) == {f"loss_sem_{t}" for t in range(iterations + 1)} | {
+        f"loss_mask_{t}" for t in range(1, max(iterations, 1) + 1)
+    }
+    sum(losses.values()).backward()
+    trained = [name for group in parameter_groups(model, OptimConfig()) for name in group["names"]]
+    assert not [n for n in trained if n.startswith("detector.")]
+    assert all(model.get_parameter(name).grad is not None for name in trained)
+    assert not model.detector.training
+    assert all(torch.equal(before[name], value) for name, value in model.detector.state_dict().items())
+    (result,) = model.eval().predict(model.image_batch([torch.zeros(3, 64, 96, dtype=torch.uint8)]))
+    assert result.instances.boxes.tolist() == boxes.tolist()
+    assert result.instances.roi_masks.shape == (2, 28, 28)
+
+
+def test_false_positives_reach_the_canvas_but_not_the_mask_loss(monkeypatch):
+    model = PanopticModel(tiny_config(1, {}, detector=DetectorConfig(labels=COARSE)), 3, 5)
+    index = torch.zeros(64, 96, dtype=torch.int32)
+    index[4:40, 4:44] = 1
+    target = Targets.from_panoptic(index, torch.tensor([3, 1]), torch.zeros(2, dtype=torch.bool), 3)
+    boxes = torch.tensor([[4, 4, 44, 36], [50, 20, 90, 60], [50, 20, 90, 61]]).float()
+    answer = Instances((64, 96), boxes, torch.tensor([0.9, 0.8, 0.01]), torch.tensor([1, 2, 2]))
+    monkeypatch.setattr(Detector, "forward", lambda self, images: [answer])
+    images = model.image_batch([torch.zeros(3, 64, 96, dtype=torch.uint8)])
+    pyramid = model.pyramid(images)
+    features = model.semantic_head.features(pyramid[:4])
+    painted, truth = model._detected_samples(images, pyramid, features, [target])
+    assert painted.rois[:, 1:].tolist() == [boxes[0].tolist(), [4, 4, 44, 40], boxes[1].tolist()]
+    assert painted.scores.tolist() == pytest.approx([0.9, 0, 0.8])  # under ibpp.score_threshold none is painted
+    assert painted.labels.tolist() == [1, 1, 2]
+    assert len(truth) == 2
+
+
+def test_complaints():
+    with pytest.raises(RefineError, match=r"detector\.labels: expected 80 indices of the 3 thing classes"):
+        detector(labels=[0, 1])
+    with pytest.raises(RefineError, match=r"detector\.labels"):
+        detector(labels=[3] * NUM_CLASSES)
+    with pytest.raises(RefineError, match=r"detector\.labels.*got none"):
+        detector(labels=[])
