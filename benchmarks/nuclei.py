@@ -37,11 +37,12 @@ from refine.data.loader import PanopticDataset
 from refine.data.segments import SegmentMap
 from refine.drawing.overlay import contact_sheet, write_picture
 from refine.errors import RefineError
-from refine.evaluation.interval import Counts, paired_interval, read_counts, write_counts
-from refine.evaluation.pq import PanopticQuality
+from refine.evaluation.interval import paired_interval, read_counts, write_counts
 from refine.experiments.machine import describe_machine, name_machine
 from refine.files import read_json, write_json, write_text
-from refine.inference.evaluate import Evaluation, side_by_side, to_result
+from refine.inference.evaluate import Evaluation
+from refine.inference.measures import Quality
+from refine.inference.pictures import side_by_side, to_result
 from refine.inference.predictor import Predictor
 from refine.modeling.model import PanopticModel
 from refine.modeling.pretrained import load_pretrained
@@ -156,16 +157,17 @@ def by_watershed(
     return to_panoptic(chosen(model.probabilities(image, size)), image.shape[1:], categories)
 
 
-def measure(predict: Predict, dataset: PanopticDataset, limit: int | None) -> Evaluation:
-    """PQ on the first `limit` pictures (None: on all), of which a few, evenly spread, are drawn."""
+def measure(predict: Predict, dataset: PanopticDataset, limit: int | None) -> tuple[Evaluation, dict[str, Tensor]]:
+    """PQ on the first `limit` images (None: on all), of which a few, evenly spread, are drawn, by file name."""
     categories, count = dataset.categories, min(limit or len(dataset), len(dataset))
-    quality, counts, drawn = PanopticQuality(categories), [], {}
+    measured, drawn = Quality(), {}
+    measured.reset(categories)
     for n in range(count):
         image, segments = dataset[n]
         truth, result = to_result(segments, categories), predict(image)
         image_id, name = dataset.name(n)
-        before = quality.state()
-        quality.update(
+        before = measured.quality.state()
+        measured.quality.update(
             truth.segment_ids.numpy(),
             truth.segments,
             result.segment_ids.cpu().numpy(),
@@ -173,10 +175,10 @@ def measure(predict: Predict, dataset: PanopticDataset, limit: int | None) -> Ev
             image_id=image_id,
             file_name=name,
         )
-        counts.append(quality.state() - before)
+        measured.counts.append(measured.quality.state() - before)
         if n % -(-count // PICTURES) == 0:
             drawn[name] = side_by_side(image, truth, result)
-    return Evaluation(quality.compute(), Counts.of(categories, counts), pictures=drawn)
+    return Evaluation([measured]), drawn
 
 
 def run(name: str, options: argparse.Namespace, settings: dict[str, Any]) -> None:
@@ -191,9 +193,9 @@ def run(name: str, options: argparse.Namespace, settings: dict[str, Any]) -> Non
     print(f"{METHODS[name]}: {parameters(model) / 1e6:.1f} M parameters, {len(trained)} pictures", flush=True)
     model, spent = train(model, config, trained, options.minutes)
     predict, chosen = predictor(name, model, config, held_back)
-    evaluation = measure(predict, validation, options.max_images)
+    evaluation, drawn = measure(predict, validation, options.max_images)
     write_counts(options.out / f"{name}.npz", evaluation.counts)
-    sheet = contact_sheet(list(evaluation.pictures.values()), list(evaluation.pictures), columns=1, width=1200)
+    sheet = contact_sheet(list(drawn.values()), list(drawn), columns=1, width=1200)
     write_picture(options.out / f"{name}.png", sheet)
     result = {
         "settings": settings,

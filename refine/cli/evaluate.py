@@ -29,6 +29,11 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     model.add_argument("--device", help="cpu, cuda, …")
     model.add_argument("--method", help="rule of fusion (default: the checkpoint's)")
     add_fusion(model)
+    model.add_argument(
+        "--ap-detections",
+        type=count_from(1),
+        help="detections per image that AP counts; COCO's AP counts 100 (default: all that the model gives)",
+    )
     model.add_argument("--max-images", type=count_from(1), help="only the first so many")
     parser.add_argument("--out", required=True, help="JSON to write")
     parser.add_argument("--worst", type=count_from(0), default=5, help="how many worst images to list or draw (5)")
@@ -80,7 +85,9 @@ def _model(options: argparse.Namespace) -> None:
 
     from refine.data.build import build_dataset
     from refine.data.config import DatasetConfig
-    from refine.inference.evaluate import evaluate, write_worst
+    from refine.inference.evaluate import evaluate
+    from refine.inference.measures import BoxAndMaskAP, Quality
+    from refine.inference.pictures import write_worst
     from refine.inference.predictor import Predictor
 
     data = DatasetConfig(
@@ -96,11 +103,13 @@ def _model(options: argparse.Namespace) -> None:
     predictor = Predictor(
         options.checkpoint, device=options.device, method=options.method, fusion=fusion_changes(options)
     )
-    evaluation = evaluate(predictor, dataset, average_precision=True, max_images=options.max_images)
+    measures = [Quality(), BoxAndMaskAP(options.ap_detections)]
+    evaluation = evaluate(predictor, dataset, measures=measures, max_images=options.max_images)
     evaluation.write(options.out)
     Console().print(*evaluation.report.tables())
+    limit = evaluation[BoxAndMaskAP].precision.limit
     for name in ("AP_box", "AP_mask"):
-        print(f"{name}: {100 * evaluation.metrics[name]:.1f}")
-    for path in write_worst(evaluation, predictor, dataset, Path(options.out).parent, options.worst):
+        print(f"{name}: {100 * evaluation.metrics[name]:.1f} (at most {limit} detections per image)")
+    for path in write_worst(evaluation.report, predictor, dataset, Path(options.out).parent, options.worst):
         print(f"worst: {path}")
     print(f"written to {options.out}")

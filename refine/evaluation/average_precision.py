@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,8 @@ from torch import Tensor
 
 from refine.structures import Categories, Instances, Targets
 
-NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-"""COCO's twelve numbers, in its order."""
+COCO_LIMIT = 100
+"""Most detections of an image that COCO's AP counts."""
 
 
 class AveragePrecision:
@@ -21,10 +23,12 @@ class AveragePrecision:
 
     Args:
         categories: things are measured.
+        max_detections: most detections of an image that count, the best ones; `COCO_LIMIT` makes it COCO's own
+            AP, None counts all.
     """
 
-    def __init__(self, categories: Categories) -> None:
-        self.categories = categories
+    def __init__(self, categories: Categories, max_detections: int | None = None) -> None:
+        self.categories, self.max_detections = categories, max_detections
         self._images: list[dict[str, Any]] = []
         self._truth: list[dict[str, Any]] = []
         self._detections: list[dict[str, Any]] = []
@@ -57,10 +61,10 @@ class AveragePrecision:
         """Add the images of another process or shard.
 
         Raises:
-            ValueError: the categories differ.
+            ValueError: the categories or limits of detections differ.
         """
-        if other.categories != self.categories:
-            raise ValueError("AveragePrecision.merge: the categories differ")
+        if (other.categories, other.max_detections) != (self.categories, self.max_detections):
+            raise ValueError("AveragePrecision.merge: the categories or limits of detections differ")
         images, truth = len(self._images), len(self._truth)
         self._images += [entry | {"id": entry["id"] + images} for entry in other._images]
         more = [entry | {"image_id": entry["image_id"] + images} for entry in other._truth]
@@ -76,23 +80,37 @@ class AveragePrecision:
             for box, label, m in zip(sides.tolist(), labels.tolist(), masks.cpu().numpy(), strict=True)
         ]
 
+    @property
+    def limit(self) -> int:
+        """Most detections of an image that count: as chosen, or those of the fullest image, but COCO's at least."""
+        if self.max_detections is not None:
+            return self.max_detections
+        return max(COCO_LIMIT, *Counter(entry["image_id"] for entry in self._detections).values(), 0)
+
+    def names(self) -> list[str]:
+        """COCO's twelve numbers, in its order; the ninth is AR of `limit` detections."""
+        largest = f"AR{self.limit}"
+        return ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", largest, "ARs", "ARm", "ARl"]
+
     def compute(self) -> dict[str, dict[str, float]]:
-        """`bbox` and `segm`, each with COCO's twelve numbers in 0-1; -1 where nothing could be measured."""
+        """`bbox` and `segm`, each with the numbers of `names` in 0-1; -1 where nothing could be measured."""
         categories = [{"id": c.id, "name": c.name} for c in self.categories if c.isthing]
         truth = COCO({"images": self._images, "annotations": self._truth, "categories": categories})
         if not self._detections:
             nothing = 0.0 if self._truth else -1.0
-            return {kind: dict.fromkeys(NAMES, nothing) for kind in ("bbox", "segm")}
+            return {kind: dict.fromkeys(self.names(), nothing) for kind in ("bbox", "segm")}
         results = truth.load_res(self._detections)
         return {kind: self._evaluate(truth, results, kind) for kind in ("bbox", "segm")}
 
     def _evaluate(self, truth: COCO, results: COCO, kind: str) -> dict[str, float]:
         evaluation = COCOeval(truth, results, kind)
+        evaluation.params.max_dets = [1, 10, self.limit]
         evaluation.evaluate()
         evaluation.accumulate()
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints a table
-            evaluation.summarize()
-        return dict(zip(NAMES, map(float, evaluation.stats), strict=True))
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that another limit than COCO's was chosen
+            evaluation.summarize()  # prints a table
+        return dict(zip(self.names(), map(float, evaluation.stats), strict=True))
 
 
 def encode(binary: np.ndarray) -> dict[str, Any]:

@@ -22,11 +22,13 @@ import torch
 from refine.config import to_mapping
 from refine.data.build import build_dataset
 from refine.errors import RefineError
+from refine.evaluation.average_precision import COCO_LIMIT
 from refine.evaluation.interval import write_counts
 from refine.experiments.machine import describe_machine
 from refine.experiments.tables import Row, Table
 from refine.files import read_json, write_json
-from refine.inference.evaluate import Evaluation, evaluate_rules
+from refine.inference.evaluate import Evaluation, evaluate
+from refine.inference.measures import BoxAndMaskAP, Measure, OrderAccuracy, Quality
 from refine.inference.predictor import Predictor, check_method
 from refine.runtime import Processes, processes
 from refine.training.config import RunConfig, load_run
@@ -201,12 +203,14 @@ def _measure(rows: Sequence[Row], config: RunConfig, seed: int, average_precisio
     predictor = Predictor(last, device=group.device)
     for row in rows:
         check_method(row.method, predictor.model)
-    evaluations = evaluate_rules(
+    measures: list[Measure] = [Quality(), OrderAccuracy()]
+    if average_precision:
+        measures.append(BoxAndMaskAP(COCO_LIMIT))
+    evaluations = evaluate(
         predictor,
         build_dataset(config.data.val, "data.val"),
-        [(row.method, replace(config.eval.fusion, **row.fusion)) for row in rows],
-        average_precision=average_precision,
-        occlusion_accuracy=True,
+        rules=[(row.method, replace(config.eval.fusion, **row.fusion)) for row in rows],
+        measures=measures,
         max_images=config.eval.max_images,
         workers=config.workers,
         group=group,
@@ -225,14 +229,14 @@ def _write_results(
     minutes: float,
 ) -> None:
     for row, evaluation in zip(rows, evaluations, strict=True):
-        path = _result_path(row, config, evaluation.average_precision is not None)
+        path = _result_path(row, config, BoxAndMaskAP in evaluation)
         write_counts(path.with_suffix(".npz"), evaluation.counts)
         result = {
             "row": row.name,
             "seed": seed,
             "metrics": evaluation.metrics,
             "images": len(evaluation.report.images),
-            "pairs": evaluation.pairs,
+            "pairs": evaluation[OrderAccuracy].totals,
             "training_minutes": _training_minutes(Path(config.out)),
             "evaluation_minutes": minutes,
             "steps": config.optim.max_steps,

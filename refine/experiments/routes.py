@@ -25,7 +25,7 @@ from refine.evaluation.interval import Counts, write_counts
 from refine.evaluation.pq import PanopticQuality
 from refine.experiments.machine import describe_machine
 from refine.experiments.tables import Row, Table
-from refine.inference.evaluate import segments_info
+from refine.inference.measures import segments_info
 from refine.inference.predictor import Predictor, rescale
 from refine.modeling.ibpp import STRIDE
 from refine.modeling.model import PanopticModel

@@ -9,6 +9,7 @@ Labels become contiguous indices by way of the data set's category ids, which ea
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from refine.errors import RefineError
 from refine.formats.rle import compressed
 from refine.ops.roi import Sampling, align
 from refine.structures import Categories, Instances
+from refine.structures.arrays import ArrayLike, as_masks, as_tensor
 from refine.structures.targets import mask_boxes
 
 
@@ -40,7 +42,10 @@ def from_torchvision(
     missing = [name for name in ("boxes", "labels", "scores", "masks") if name not in output]
     if missing:
         raise RefineError(f"output: has no {missing[0]!r}; give what torchvision's Mask R-CNN returns of one image")
-    masks = output["masks"][:, 0] >= 0.5
+    masks = as_tensor("output['masks']", output["masks"])
+    if masks.ndim != 4 or masks.shape[1] != 1:
+        raise RefineError(f"output['masks']: expected shape (N, 1, H, W), got {tuple(masks.shape)}")
+    masks = masks[:, 0] >= 0.5
     labels = _labels(output["labels"], category_ids, categories)
     return Instances(_size(masks), output["boxes"], output["scores"], labels, masks=masks)
 
@@ -68,7 +73,7 @@ def from_detectron2(instances: Any, categories: Categories, category_ids: Sequen
         instances.pred_boxes.tensor,
         instances.scores,
         _labels(instances.pred_classes, category_ids, categories),
-        masks=instances.pred_masks.bool(),
+        masks=instances.pred_masks,
     )
 
 
@@ -87,9 +92,12 @@ def from_huggingface(
         RefineError: an entry is missing, or a label is not in `categories`.
     """
     segmentation, infos = result.get("segmentation"), result.get("segments_info")
-    if not isinstance(segmentation, Tensor) or infos is None:
-        raise RefineError("result: needs `segmentation`, a tensor, and `segments_info`; give one image's result")
-    masks, labels, scores = [], [], []
+    if segmentation is None or infos is None:
+        raise RefineError("result: needs `segmentation` and `segments_info`; give one image's result")
+    segmentation = as_tensor("segmentation", segmentation)
+    masks: list[Tensor] = []
+    labels: list[int] = []
+    scores: list[float] = []
     for n, info in enumerate(infos):
         missing = [name for name in ("id", "label_id", "score") if name not in info]
         if missing:
@@ -144,17 +152,25 @@ def from_coco(
     return from_masks(masks, torch.tensor(labels, dtype=torch.int64), torch.tensor(scores))
 
 
-def from_masks(masks: Tensor, labels: Tensor, scores: Tensor) -> Instances:
-    """Full masks, with tight boxes around them; empty masks are left out.
+def from_masks(masks: ArrayLike, labels: ArrayLike, scores: ArrayLike) -> Instances:
+    """Instances of full masks, with tight boxes around them; empty masks are left out.
 
     Args:
-        masks: Tensor[N, H, W] bool.
-        labels: Tensor[N] int64, contiguous thing index.
-        scores: Tensor[N] float, 0-1.
+        masks: Tensor or array [N, H, W] of 0 and 1, in any type.
+        labels: Tensor or array [N] of integers, contiguous thing index.
+        scores: Tensor or array [N] of floats, 0-1.
+
+    Raises:
+        ValueError: shapes that do not agree.
+        RefineError: masks that hold other values than 0 and 1.
     """
-    shown = masks.flatten(1).any(1)
-    masks = masks[shown]
-    return Instances(_size(masks), mask_boxes(masks), scores[shown], labels[shown], masks=masks)
+    full = as_masks("masks", masks)
+    if full.ndim != 3:
+        raise ValueError(f"masks: expected shape (N, H, W), got {tuple(full.shape)}")
+    boxes = torch.zeros(len(full), 4, device=full.device)
+    instances = Instances(_size(full), boxes, as_tensor("scores", scores), as_tensor("labels", labels), masks=full)
+    shown = full.flatten(1).any(1)
+    return replace(instances[shown], boxes=mask_boxes(full[shown]))
 
 
 def add_roi_masks(instances: Instances, bins: int = 28) -> Instances:
@@ -171,24 +187,16 @@ def add_roi_masks(instances: Instances, bins: int = 28) -> Instances:
     index = torch.arange(len(instances), device=instances.boxes.device, dtype=instances.boxes.dtype)
     rois = torch.cat([index[:, None], instances.boxes], 1)
     roi_masks = align(instances.masks[:, None].float(), rois, bins, Sampling(0), 1)[:, 0]
-    return Instances(
-        instances.image_size,
-        instances.boxes,
-        instances.scores,
-        instances.labels,
-        roi_masks,
-        instances.masks,
-        instances.features,
-    )
+    return replace(instances, roi_masks=roi_masks)
 
 
 def _size(masks: Tensor) -> tuple[int, int]:
     return int(masks.shape[-2]), int(masks.shape[-1])
 
 
-def _labels(labels: Tensor, category_ids: Sequence[int] | None, categories: Categories) -> Tensor:
+def _labels(labels: ArrayLike, category_ids: Sequence[int] | None, categories: Categories) -> Tensor:
     """Labels of another codebase -> contiguous thing indices."""
-    found = []
+    found, labels = [], as_tensor("labels", labels)
     for label in labels.tolist():
         category_id = _category_id(label, category_ids, "labels")
         if category_id not in categories or not categories[categories.index(category_id)].isthing:

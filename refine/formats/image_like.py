@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from refine.errors import RefineError
 from refine.formats.images import from_pil, read_image
-from refine.structures.arrays import as_tensor
+from refine.structures.arrays import ArrayLike, as_tensor
 
-ImageLike = str | Path | bytes | Image.Image | NDArray[Any] | Tensor
+ImageLike = str | Path | bytes | Image.Image | ArrayLike
 
 
 def to_tensor(image: ImageLike) -> Tensor:

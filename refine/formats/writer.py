@@ -77,13 +77,7 @@ class PredictionWriter:
         self._names.add(name)
         self._ids.add(image_id)
         self._images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
-        self._annotations.append(
-            {
-                "image_id": image_id,
-                "file_name": name,
-                "segments_info": [segment.to_json() for segment in result.segments],
-            }
-        )
+        self._annotations.append(result.to_coco(image_id, name))
         return path
 
     def close(self) -> Path:

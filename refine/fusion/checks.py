@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from refine.errors import RefineError
 from refine.fusion.config import FusionConfig
 from refine.fusion.rules import check_shape
 from refine.structures import VOID, Categories, Instances
-from refine.structures.arrays import as_tensor
-
-ArrayLike = Tensor | NDArray[Any]
+from refine.structures.arrays import ArrayLike, as_tensor
 
 
 def convert(

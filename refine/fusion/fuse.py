@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from refine.errors import RefineError
-from refine.fusion.checks import ArrayLike, check, convert
+from refine.fusion.checks import check, convert
 from refine.fusion.config import FusionConfig, Method, check_known
 from refine.fusion.merge import merge
 from refine.fusion.rules import OcclusionFn, check_shape, decide
@@ -20,7 +20,7 @@ from refine.fusion.segments import assemble
 from refine.ops.cells import Cells, cells_of
 from refine.ops.masks import MaskRuns, dense_runs, overlapping, paste_runs
 from refine.structures import Categories, Instances, PanopticResult
-from refine.structures.arrays import as_tensor
+from refine.structures.arrays import ArrayLike, as_tensor
 
 RankingFn = Callable[[Instances], Tensor]
 """N instances -> Tensor[N], SRM's spatial ranking score of each."""

@@ -11,13 +11,11 @@ from torch import Tensor, nn
 from refine.errors import RefineError
 from refine.modeling.config import OcclusionConfig
 from refine.ops.distributed import mean_over_processes
-from refine.ops.masks import overlapping, paste_masks
+from refine.ops.masks import paste_masks
+from refine.ops.order import match_masks, ordered_pairs
 from refine.structures import VOID, Instances, Targets
 
 # Shape letters: N instances, P ordered pairs, C feature channels, S = 14, K thing classes.
-
-MATCHED_IOU = 0.5
-"""Mask IoU from which a detection stands for an object of its class."""
 
 AT_ONCE = 128
 """Pairs that go through the convolutions together at test; bounds the memory."""
@@ -125,17 +123,14 @@ class OcclusionHead(nn.Module):
 
 
 def contested_pairs(instances: Instances, targets: Targets, pair_overlap: float, limit: int = 128) -> Tensor:
-    """Pairs of detections of which the panoptic ground truth says who lies in front.
+    """Training pairs: overlapping detections whose order the panoptic ground truth decides.
 
-    Detections that stand for two different objects are a pair if they share `pair_overlap` of either mask
-    (ρ); the one whose object owns more of the shared pixels is in front. Pairs are left out where others
-    own at least half of the labelled shared pixels, for then the truth says nothing of the two. (OCFusion
-    learns from predictions, too; BCC-Net from overlapping instance annotations.)
+    OCFusion learns from predictions, too; BCC-Net from overlapping instance annotations.
 
     Args:
         instances: detections with `roi_masks`, in the pixels of the targets.
-        targets: of the image.
-        pair_overlap: ρ.
+        targets: ground truth of the image.
+        pair_overlap: ρ, share of either mask (see `refine.ops.order.ordered_pairs`).
         limit: most pairs; a random choice if there are more [OCFusion: 128].
 
     Returns:
@@ -144,14 +139,7 @@ def contested_pairs(instances: Instances, targets: Targets, pair_overlap: float,
     assert instances.roi_masks is not None
     masks = paste_masks(instances.roi_masks.float(), instances.boxes, targets.size).flatten(1)
     matched = match_detections(masks, instances.labels, targets)
-    chosen = torch.nonzero(matched >= 0).squeeze(1)
-    masks, matched = masks[chosen], matched[chosen]
-    shared = _common_pixels(masks, masks)
-    owned = _common_pixels(masks & (targets.owner.flatten() == matched[:, None]), masks)
-    labelled = _common_pixels(masks & (targets.sem_seg.flatten() != VOID), masks)
-    known = 2 * (owned + owned.T) > labelled
-    front = overlapping(shared, pair_overlap) & known & (owned > owned.T) & (matched[:, None] != matched)
-    pairs = chosen[torch.nonzero(front)]
+    pairs = ordered_pairs(masks, matched, targets.owner.flatten(), targets.sem_seg.flatten() != VOID, pair_overlap)
     if len(pairs) > limit:
         pairs = pairs[torch.randperm(len(pairs), device=pairs.device)[:limit]]
     return pairs
@@ -159,23 +147,7 @@ def contested_pairs(instances: Instances, targets: Targets, pair_overlap: float,
 
 def match_detections(masks: Tensor, labels: Tensor, targets: Targets) -> Tensor:
     """Object that each detection stands for, or -1: Tensor[N, H·W] bool, Tensor[N] int64 -> Tensor[N] int64."""
-    if not len(targets) or not len(masks):
-        return torch.full((len(masks),), -1, device=masks.device)
-    truth = targets.masks.flatten(1)
-    common = _common_pixels(masks, truth)
-    iou = common / (masks.sum(1)[:, None] + truth.sum(1) - common).clamp(min=1)
-    iou[(labels[:, None] != targets.labels) | targets.iscrowd] = 0
-    best, index = iou.max(1)
-    return torch.where(best >= MATCHED_IOU, index, -1)
-
-
-def _common_pixels(masks: Tensor, others: Tensor) -> Tensor:
-    """Pixels that masks share: Tensor[N, H·W] bool, Tensor[M, H·W] bool -> Tensor[N, M] float32.
-
-    Exact below 2^24; autocast, under which networks train, would make it half precision.
-    """
-    with torch.autocast(masks.device.type, enabled=False):
-        return masks.float() @ others.float().T
+    return match_masks(masks, labels, targets.masks.flatten(1), targets.labels, targets.iscrowd)
 
 
 def occlusion_loss(head: OcclusionHead, instances: Sequence[Instances], pairs: Sequence[Tensor]) -> Tensor:

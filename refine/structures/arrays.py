@@ -6,9 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from refine.errors import RefineError
+
+ArrayLike = Tensor | NDArray[Any]
 
 
 def as_tensor(name: str, value: Any) -> Tensor:

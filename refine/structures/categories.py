@@ -27,15 +27,19 @@ class Category:
         id: the data set's own id, 0 to 2^31 - 1.
         name: what people call it.
         isthing: countable (thing) or amorphous (stuff).
-        color: RGB, 0-255, for drawing.
+        color: RGB, 0-255, for drawing; one of the id's own if left out.
         supercategory: name of the coarse group, or "".
     """
 
     id: int
     name: str
     isthing: bool
-    color: tuple[int, int, int] = field(compare=False)
+    color: tuple[int, int, int] = field(default=(), compare=False)  # type: ignore[assignment]
     supercategory: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.color:
+            object.__setattr__(self, "color", _spread_color(self.id))
 
     def __str__(self) -> str:
         return f"{shown(self.name)} ({'thing' if self.isthing else 'stuff'})"

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from refine.structures.categories import Categories
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from refine.formats.image_like import ImageLike
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,9 @@ class Segment:
 class PanopticResult:
     """Every pixel's segment, and every segment's class.
 
+    Notebooks show it drawn. `save` and `overlay` import what writes and draws when they are called: the record
+    itself depends on neither.
+
     Attributes:
         segment_ids: Tensor[H, W] int32, 0 = void/unknown.
         segments: the segments, in the order of their ids; each id occurs in `segment_ids`.
@@ -77,6 +88,60 @@ class PanopticResult:
         """The category's name."""
         return self.categories[self.categories.index(segment.category_id)].name
 
+    def to_coco(self, image_id: int | str = 1, file_name: str = "image.png") -> dict[str, Any]:
+        """Entry of `annotations` in a COCO panoptic JSON.
+
+        Args:
+            image_id: id of the image.
+            file_name: name of the id-PNG that shows the segments.
+        """
+        infos = [segment.to_json() for segment in self.segments]
+        return {"image_id": image_id, "file_name": file_name, "segments_info": infos}
+
+    def save(self, path: str | Path, *, file_name: str = "image.png", image_id: int | str = 1) -> Path:
+        """Write the result in COCO panoptic format: segment ids as the colours of a PNG, and a JSON.
+
+        Args:
+            path: PATH.png, beside which PATH.json is written; or a folder for panoptic.json and
+                panoptic/NAME.png, as `refine predict` writes them.
+            file_name: name of the image, for the JSON.
+            image_id: id of the image, for the JSON.
+
+        Returns:
+            Path of the JSON.
+
+        Raises:
+            RefineError: the files cannot be written.
+        """
+        from refine.formats.save import save_result
+
+        return save_result(self, path, file_name, image_id)
+
+    def overlay(self, image: ImageLike, *, labels: bool = True) -> Image.Image:
+        """Draw the segments over their image, as a Pillow image.
+
+        Args:
+            image: the image, of any kind that `Predictor` takes, in the size of the result.
+            labels: write the names of the categories.
+
+        Raises:
+            ValueError: the image has another size.
+        """
+        from PIL import Image
+
+        from refine.drawing.overlay import overlay
+        from refine.formats.image_like import to_tensor
+
+        drawn = overlay(to_tensor(image), self, labels=labels)
+        return Image.fromarray(drawn.permute(1, 2, 0).cpu().numpy())
+
+    def _repr_png_(self) -> bytes:
+        """PNG that notebooks show: the segments over white."""
+        content = io.BytesIO()
+        white = torch.full((3, *self.segment_ids.shape), 255, dtype=torch.uint8)
+        self.overlay(white).save(content, "PNG")
+        return content.getvalue()
+
     def summary(self) -> str:
         """How many things and classes of stuff, in words."""
         things = sum(segment.isthing for segment in self.segments)
@@ -99,4 +164,5 @@ def id_to_rgb(ids: np.ndarray) -> np.ndarray:
 def rgb_to_id(rgb: np.ndarray) -> np.ndarray:
     """Inverse of `id_to_rgb`: [H, W, 3] uint8 -> [H, W] int32."""
     rgb = rgb.astype(np.int32)
-    return rgb[..., 0] + (rgb[..., 1] << 8) + (rgb[..., 2] << 16)
+    ids: np.ndarray = rgb[..., 0] + (rgb[..., 1] << 8) + (rgb[..., 2] << 16)
+    return ids

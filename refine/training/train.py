@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from refine.data.loader import PanopticDataset
 from refine.data.workers import worker_failures
 from refine.errors import RefineError
 from refine.inference.evaluate import Evaluation, evaluate
+from refine.inference.measures import Quality
+from refine.inference.pictures import Pictures
 from refine.inference.predictor import Predictor, check_method
 from refine.modeling.detector import Detector
 from refine.modeling.model import PanopticModel
@@ -29,7 +32,7 @@ from refine.runtime import Processes, processes
 from refine.structures import Categories
 from refine.tensors import load_weights
 from refine.training.batches import training_parts
-from refine.training.config import RunConfig, check_run
+from refine.training.config import RunConfig, check_run, load_run
 from refine.training.logs import RunLog
 from refine.training.run_folder import (
     best_checkpoint,
@@ -46,17 +49,24 @@ from refine.training.stop import Stop, stop_signals
 from refine.training.update import TrainingModule
 
 
-def train(config: RunConfig, resume: bool = False, deadline: float | None = None, stop: Stop | None = None) -> Path:
+def train(
+    config: RunConfig | str | Path,
+    resume: bool = False,
+    deadline: float | None = None,
+    stop: Stop | None = None,
+    overrides: Sequence[str] = (),
+) -> Path:
     """Train a model; under torchrun, together with the other processes.
 
     SIGTERM (and Ctrl-C) end the run after the current update, with a checkpoint.
 
     Args:
-        config: of the run.
+        config: config of the run, or its YAML file.
         resume: go on from the last checkpoint in `config.out`, or start if there is none yet.
         deadline: of `time.monotonic()`; the run ends after it as if told to stop.
         stop: of `stop_signals`, to learn afterwards whether a signal ended the run; by default signals are
             handled here.
+        overrides: changes of the fields of a YAML file, such as "--data.val=null".
 
     Returns:
         The last checkpoint's folder.
@@ -65,6 +75,8 @@ def train(config: RunConfig, resume: bool = False, deadline: float | None = None
         RefineError: a config or data set that cannot be used, a run in the way or in progress, a loss that is
             not finite, or an evaluation that failed; checkpoints stay.
     """
+    if not isinstance(config, RunConfig):
+        config = load_run(config, overrides)
     check_run(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -179,7 +191,7 @@ class _Run:
                 f"evaluation at step {step} failed: {reason}; the checkpoint {folder} is kept: {self._go_on()}"
             ) from error
         self.log.scalars(step, "val", result.metrics)
-        self.log.pictures(step, result.pictures)
+        self.log.pictures(step, result[Pictures].drawn)
         if self.group.first:
             write_metrics(folder, result.metrics)
             self.learner.progress.best = best_checkpoint(self.config.out, self.learner.progress.best)
@@ -193,9 +205,9 @@ class _Run:
         return evaluate(
             Predictor(self._describe(), device=self.group.device, precision=config.optim.precision),
             validation,
+            measures=[Quality(), Pictures(config.eval.pictures if config.log.tensorboard else 0)],
             group=self.group,
             max_images=config.eval.max_images,
-            pictures=config.eval.pictures if config.log.tensorboard else 0,
             workers=config.workers,
         )
 

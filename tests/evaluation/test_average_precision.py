@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from refine.evaluation.average_precision import NAMES, AveragePrecision
+from refine.evaluation.average_precision import COCO_LIMIT, AveragePrecision
 from refine.structures import Categories, Category, Instances, Targets
 from refine.structures.targets import mask_boxes
 
@@ -95,9 +95,29 @@ def test_equals_pycocotools(kind):
     for targets, instances in scenes:
         ap.update(targets, instances)
     ours = ap.compute()[kind]
-    theirs = dict(zip(NAMES, by_pycocotools(scenes, kind), strict=True))
+    theirs = dict(zip(ap.names(), by_pycocotools(scenes, kind), strict=True))
+    assert "AR100" in theirs
     assert ours == pytest.approx(theirs, abs=1e-9)
     assert 0.05 < ours["AP"] < 0.95  # neither trivial end
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(None, 1.0), (COCO_LIMIT, 0.5), (30, 0.15)])
+def test_more_detections_than_cocos_limit(limit, expected):
+    """200 cells, all found perfectly: COCO's AP counts half of them (precision 1 up to recall 1/2)."""
+    masks = torch.zeros(200, 80, 200, dtype=torch.bool)
+    for k in range(200):
+        y, x = divmod(k, 20)
+        masks[k, y * 8 : y * 8 + 6, x * 10 : x * 10 + 8] = True
+    boxes, labels, void = mask_boxes(masks), torch.zeros(200, dtype=torch.int64), torch.full((80, 200), -1)
+    ap = AveragePrecision(CATEGORIES, limit)
+    ap.update(
+        Targets(boxes, labels, masks, torch.zeros(200, dtype=torch.bool), void, void),
+        Instances((80, 200), boxes, torch.linspace(0.5, 1, 200), labels, masks=masks),
+    )
+    assert ap.limit == (limit or 200)
+    found = ap.compute()["segm"]
+    assert found["AP"] == pytest.approx(expected, abs=0.01)
+    assert found[f"AR{ap.limit}"] == pytest.approx(ap.limit / 200)
 
 
 def test_no_detection_is_zero():
@@ -135,5 +155,7 @@ def test_shards_merge_to_the_whole():
     merged.merge(second)
     assert merged.compute() == whole.compute()
     assert merged.compute() != first.compute()
-    with pytest.raises(ValueError, match="categories differ"):
+    with pytest.raises(ValueError, match="limits of detections differ"):
+        merged.merge(AveragePrecision(CATEGORIES, COCO_LIMIT))
+    with pytest.raises(ValueError, match="categories or limits"):
         merged.merge(AveragePrecision(Categories([Category(1, "other", True, (0, 0, 0))])))

@@ -1,6 +1,7 @@
 """Evaluation while training and after, against results put together by hand."""
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from refine.drawing.overlay import overlay
 from refine.errors import RefineError
 from refine.evaluation.pq import PanopticQuality
 from refine.fusion import FusionConfig
-from refine.inference.evaluate import evaluate, evaluate_rules, to_result, write_worst
+from refine.inference.evaluate import Evaluation, evaluate, gathered
+from refine.inference.measures import BoxAndMaskAP, Measure, OrderAccuracy, Quality
+from refine.inference.pictures import Pictures, to_result, write_worst
 from refine.inference.predictor import Predictor
 from refine.modeling.model import PanopticModel
 from refine.runtime import Processes
@@ -55,7 +58,7 @@ def dataset(tmp_path: Path) -> CocoPanoptic:
 
 
 def test_oracle_misses_one_thing_per_image(dataset: CocoPanoptic, tmp_path: Path) -> None:
-    evaluation = evaluate(Oracle(dataset), dataset, average_precision=True)
+    evaluation = evaluate(Oracle(dataset), dataset, measures=[Quality(), BoxAndMaskAP()])
     # 6 images of 2 or 3 things, one missed in each: every IoU is 1, so PQ is RQ.
     rows = {c.category.name: (c.tp, c.fp, c.fn) for c in evaluation.report.classes}
     assert rows["ground"] == (6, 0, 0)
@@ -84,15 +87,46 @@ def test_shards_sum_to_the_whole(dataset: CocoPanoptic) -> None:
         assert (a.tp, a.fn) == (b.tp + c.tp, b.fn + c.fn)
 
 
+def test_measures_of_shards_merge_to_the_whole(dataset: CocoPanoptic) -> None:
+    def measures() -> list[Measure]:
+        return [Quality(), BoxAndMaskAP(100), OrderAccuracy(), Pictures(3)]
+
+    whole, parts = evaluate(Oracle(dataset), dataset, measures=measures()), []
+    for rank in range(2):
+        group = Processes(rank, 2, torch.device("cpu"))
+        object.__setattr__(group, "gather", lambda value: [pickle.loads(pickle.dumps(value))])
+        parts.append(evaluate(Oracle(dataset), dataset, measures=measures(), group=group))
+    group = Processes(0, 2, torch.device("cpu"))
+    others = [part[kind] for part in parts for kind in (Quality, BoxAndMaskAP, OrderAccuracy, Pictures)]
+    object.__setattr__(group, "gather", lambda value: [others[: len(value)], others[len(value) :]])
+    merged = Evaluation(gathered(others[:4], dataset.categories, group))
+    assert merged.metrics == pytest.approx(whole.metrics)
+    assert merged.report.to_json() == whole.report.to_json()
+    assert merged[Pictures].drawn.keys() == whole[Pictures].drawn.keys()
+    assert merged[OrderAccuracy].totals == whole[OrderAccuracy].totals
+
+
+def test_a_data_set_by_its_fields(dataset: CocoPanoptic, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    fields = {"images": folder / "images", "json": folder / "panoptic.json", "segments": folder / "segments"}
+    named = evaluate(Oracle(dataset), {name: str(path) for name, path in fields.items()})
+    assert named.metrics == evaluate(Oracle(dataset), dataset).metrics
+    with pytest.raises(RefineError, match=r"dataset: .*image: unknown field"):
+        evaluate(Oracle(dataset), {"image": "x"})
+    with pytest.raises(KeyError):
+        named[BoxAndMaskAP]
+
+
 def test_pictures(dataset: CocoPanoptic, tmp_path: Path) -> None:
     oracle = Oracle(dataset)
-    evaluation = evaluate(oracle, dataset, pictures=2)
-    assert sorted(evaluation.pictures) == ["000.png", "001.png"]
-    picture, (image, truth) = evaluation.pictures["001.png"], dataset[1]
+    evaluation = evaluate(oracle, dataset, measures=[Quality(), Pictures(2)])
+    drawn = evaluation[Pictures].drawn
+    assert sorted(drawn) == ["000.png", "001.png"]
+    picture, (image, truth) = drawn["001.png"], dataset[1]
     assert picture.shape == (3, 64, 3 * 96)
     assert torch.equal(picture[:, :, :96], image)
     assert torch.equal(picture[:, :, 96:192], overlay(image, to_result(truth, dataset.categories)))
-    worst = write_worst(evaluation, oracle, dataset, tmp_path, 3)
+    worst = write_worst(evaluation.report, oracle, dataset, tmp_path, 3)
     assert len(worst) == len(list((tmp_path / "worst").iterdir())) == 3
     assert [int(path.name[:4]) for path in worst] == [
         round(1000 * entry.pq) for entry in evaluation.report.worst(3)
@@ -115,7 +149,7 @@ def test_other_categories_are_refused(dataset: CocoPanoptic) -> None:
 
 def test_untrained_network_is_measurable(dataset: CocoPanoptic) -> None:
     saved = SavedModel(PanopticModel(tiny_model(), 2, 3), dataset.categories, test_size=(64, 96))
-    metrics = evaluate(Predictor(saved, device="cpu"), dataset, average_precision=True).metrics
+    metrics = evaluate(Predictor(saved), dataset, measures=[BoxAndMaskAP(), Quality()]).metrics
     assert 0 <= metrics["PQ"] < 0.5
 
 
@@ -132,17 +166,17 @@ def test_rules_share_the_network_and_are_each_as_alone(dataset: CocoPanoptic) ->
     configs = [FusionConfig(score_threshold=s, stuff_area=a) for s, a in ((0.0, 64), (0.3, 64), (0.0, 4000))]
     predictor = Counting(saved, device="cpu")
     rules = [("heuristic", configs[0]), ("shr", configs[1]), ("heuristic", configs[2])]
-    together = evaluate_rules(predictor, dataset, rules, occlusion_accuracy=True)
+    measures = [Quality(), BoxAndMaskAP(), OrderAccuracy()]
+    together = evaluate(predictor, dataset, rules=rules, measures=measures)
     assert predictor.calls == len(dataset)
     for (method, config), evaluation in zip(rules, together, strict=True):
-        alone = evaluate(
-            Predictor(saved, device="cpu", method=method, fusion=config), dataset, occlusion_accuracy=True
-        )
+        alone = evaluate(Predictor(saved, method=method, fusion=config), dataset, measures=measures)
         assert evaluation.report.to_json() == alone.report.to_json()
-        assert evaluation.pairs == alone.pairs
+        assert evaluation[OrderAccuracy].totals == alone[OrderAccuracy].totals
+        assert evaluation.metrics == alone.metrics
         sums = PanopticQuality.from_state(dataset.categories, evaluation.counts.pq.sum(0)).compute()
         assert sums.to_json() == alone.report.to_json()
-        assert tuple(evaluation.counts.pairs.sum(0)) == alone.pairs
+        assert tuple(evaluation.counts.pairs.sum(0)) == alone[OrderAccuracy].totals
     assert together[0].report.to_json() != together[2].report.to_json()
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from refine.errors import RefineError
-from refine.structures import Categories
+from refine.structures import Categories, Category
 
 GOOD = {"id": 7, "name": "cat", "isthing": 1}
 
@@ -77,6 +77,14 @@ def test_many_categories_are_read_at_once():
     assert len(Categories.from_json(entries)) == 60_000
     with pytest.raises(RefineError, match="id 59999 is used twice"):
         Categories([*Categories.from_json(entries), *Categories.from_json(entries[-1:])])
+
+
+def test_a_category_without_a_colour_gets_one():
+    first, second, again = Category(1, "cat", True), Category(2, "dog", True), Category(1, "cat", True)
+    assert first.color == again.color != second.color
+    assert all(0 <= value <= 255 for value in first.color)
+    assert Categories([first, second]).palette().shape == (2, 3)
+    assert Category(1, "cat", True, (1, 2, 3)).color == (1, 2, 3)
 
 
 def test_files_are_evaluated_without_torch():

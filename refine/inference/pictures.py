@@ -1,0 +1,93 @@
+"""Ground truth and results of a data set, drawn side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from refine.data.loader import PanopticDataset
+from refine.data.segments import SegmentMap
+from refine.drawing.overlay import difference, overlay, write_picture
+from refine.evaluation.report import PQReport
+from refine.inference.measures import Example, Fused, Measure
+from refine.inference.predictor import Predictor
+from refine.structures import Categories, PanopticResult, Segment
+
+
+@dataclass
+class Pictures(Measure):
+    """Image, ground truth and result of the first images of a data set.
+
+    Args:
+        count: number of images.
+
+    Attributes:
+        drawn: by file name, Tensor[3, H, 3 W] uint8 RGB.
+    """
+
+    count: int
+    drawn: dict[str, Tensor] = field(init=False, default_factory=dict)
+
+    def reset(self, categories: Categories) -> None:
+        self.drawn = {}
+
+    def update(self, example: Example, fused: Fused) -> None:
+        if example.number < self.count:
+            truth = to_result(example.truth, example.categories)
+            self.drawn[example.file_name] = side_by_side(example.image, truth, fused.result)
+
+    def merge(self, other: Self) -> None:
+        self.drawn |= other.drawn
+
+    def compute(self) -> dict[str, float]:
+        """Nothing: images are no numbers."""
+        return {}
+
+
+def write_worst(
+    report: PQReport, predictor: Predictor, dataset: PanopticDataset, out: str | Path, count: int
+) -> list[Path]:
+    """Draw the images of lowest PQ: OUT/worst/PQ_NAME.png, with image, truth, prediction and difference.
+
+    Args:
+        report: PQ of the images.
+        predictor, dataset: what was measured.
+        out: folder.
+        count: number of images.
+
+    Returns:
+        The files, the worst first.
+    """
+    index = {dataset.name(n)[0]: n for n in range(len(dataset))}
+    paths = []
+    for entry in report.worst(count):
+        image, truth = dataset[index[entry.image_id]]
+        truth = truth.named(len(dataset.categories))
+        truth_result, result = to_result(truth, dataset.categories), predictor(image)
+        panels = [side_by_side(image, truth_result, result), difference(image, truth_result, result)]
+        path = Path(out) / "worst" / f"{round(1000 * entry.pq):04d}_{Path(entry.file_name).stem}.png"
+        write_picture(path, torch.cat(panels, 2))
+        paths.append(path)
+    return paths
+
+
+def side_by_side(image: Tensor, truth: PanopticResult, result: PanopticResult) -> Tensor:
+    """Image, ground truth and result: Tensor[3, H, W] uint8 -> Tensor[3, H, 3 W] uint8."""
+    return torch.cat([image, overlay(image, truth), overlay(image, result)], 2)
+
+
+def to_result(truth: SegmentMap, categories: Categories) -> PanopticResult:
+    """Ground truth as a result, to be drawn and compared: segment k has id k + 1, void 0."""
+    ids = truth.index + 1
+    segments = []
+    for number in torch.unique(ids[ids > 0]).tolist():
+        ys, xs = torch.nonzero(ids == number, as_tuple=True)
+        x, y = int(xs.min()), int(ys.min())
+        category = categories[int(truth.labels[number - 1])]
+        box = (x, y, int(xs.max()) - x + 1, int(ys.max()) - y + 1)
+        segments.append(Segment(number, category.id, category.isthing, None, len(xs), box))
+    return PanopticResult(ids.int(), segments, categories)

@@ -1,0 +1,67 @@
+"""A result saves, draws and describes itself."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from refine.drawing.overlay import overlay
+from refine.errors import RefineError
+from refine.evaluation.panoptic_files import evaluate_files
+from refine.structures import Categories, Category, PanopticResult, Segment, rgb_to_id
+
+CATEGORIES = Categories([Category(7, "cat", True, (200, 40, 40)), Category(9, "sky", False, (70, 130, 180))])
+
+
+@pytest.fixture
+def result() -> PanopticResult:
+    ids = torch.zeros(6, 8, dtype=torch.int32)
+    ids[1:4, 2:7], ids[4:] = 1, 2
+    segments = [Segment(1, 7, True, 0.9, 15, (2, 1, 5, 3), 0), Segment(2, 9, False, None, 16, (0, 4, 8, 2))]
+    return PanopticResult(ids, segments, CATEGORIES)
+
+
+@pytest.mark.parametrize("name", ["found.png", "out"])
+def test_saved_files_are_the_result(result: PanopticResult, name: str, tmp_path) -> None:
+    path = result.save(tmp_path / name, file_name="street.jpg", image_id=5)
+    folder = tmp_path / name / "panoptic" if name == "out" else tmp_path
+    assert path == (tmp_path / "out/panoptic.json" if name == "out" else tmp_path / "found.json")
+    content = json.loads(path.read_text())
+    assert content["images"] == [{"id": 5, "file_name": "street.jpg", "height": 6, "width": 8}]
+    assert content["categories"] == CATEGORIES.to_json()
+    (annotation,) = content["annotations"]
+    assert annotation == result.to_coco(5, "street.png" if name == "out" else "found.png")
+    assert annotation["segments_info"][0] == {
+        "id": 1, "category_id": 7, "isthing": True, "score": 0.9, "area": 15, "bbox": [2, 1, 5, 3], "iscrowd": 0,
+    }  # fmt: skip
+    png = np.asarray(Image.open(folder / annotation["file_name"]))
+    assert np.array_equal(rgb_to_id(png), result.segment_ids.numpy())
+    assert evaluate_files(path, folder, path, folder).pq == 1
+
+
+def test_what_cannot_be_saved(result: PanopticResult, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RefineError, match="file"):
+        result.save(tmp_path / "file" / "out")
+    with pytest.raises(RefineError, match="file"):
+        result.save(tmp_path / "file" / "found.png")
+
+
+def test_drawn_over_any_kind_of_image(result: PanopticResult, tmp_path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "image.png")
+    tensor = torch.from_numpy(image).permute(2, 0, 1)
+    expected = overlay(tensor, result).permute(1, 2, 0).numpy()
+    for kind in (image, tensor, Image.fromarray(image), tmp_path / "image.png"):
+        assert np.array_equal(np.asarray(result.overlay(kind)), expected)
+    with pytest.raises(ValueError, match="overlay: image"):
+        result.overlay(image[1:])
+
+
+def test_a_notebook_shows_the_segments(result: PanopticResult) -> None:
+    shown = Image.open(io.BytesIO(result._repr_png_()))
+    assert (shown.format, shown.size) == ("PNG", (8, 6))
+    assert len(np.unique(np.asarray(shown).reshape(-1, 3), axis=0)) > 2
