@@ -13,9 +13,9 @@ import torch
 from refine.checkpoint.folder import write_weights
 from refine.data.synthetic.scenes import _write
 from refine.drawing.overlay import write_picture
-from refine.errors import WriteError
+from refine.errors import RefineError, WriteError
 from refine.evaluation.interval import Counts, write_counts
-from refine.files import write_bytes, write_json, write_text
+from refine.files import read_json, write_bytes, write_json, write_text
 from refine.formats.writer import write_png
 
 RNG = np.random.default_rng(0)
@@ -99,3 +99,35 @@ def test_everything_is_written_by_one_function():
         if DIRECT.search(line) and str(path.relative_to(package)) not in APPENDS
     }
     assert not found
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, "1" * 5000, "", "nul"])
+def test_json_that_cannot_be_read_is_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(RefineError, match=r"x.json: is (not valid JSON|nested too deeply)") as error:
+        read_json(tmp_path / "x.json")
+    assert "\n" not in str(error.value)
+
+
+def test_only_regular_files_within_the_limit_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "x.json").write_text("[1]")
+    for path, message in (
+        ("/dev/zero", "is not a regular file"),
+        (tmp_path / "pipe", "is not a regular file"),
+        (tmp_path, "Is a directory"),
+        ("a\0b", "cannot be read"),
+        ("a" * 5000, "File name too long"),
+    ):
+        with pytest.raises(RefineError, match=message):
+            read_json(path)
+    assert read_json(tmp_path / "x.json") == [1]
+    monkeypatch.setattr("refine.files.MAX_BYTES", 2)
+    with pytest.raises(RefineError, match="has 3 bytes, expected at most 2"):
+        read_json(tmp_path / "x.json")
+
+
+def test_json_of_other_encodings(tmp_path: Path) -> None:
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "x.json").write_text('["é"]', encoding=encoding)
+        assert read_json(tmp_path / "x.json") == ["é"]

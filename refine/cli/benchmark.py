@@ -73,7 +73,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         for column in table.columns[1:]:
             column.justify = "right"
     # A file or a pipe has no width to keep to.
-    Console(width=None if sys.stdout.isatty() else 120).print(*tables, summary)
+    Console(width=None if sys.stdout.isatty() else 120, markup=False, emoji=False).print(*tables, summary)
     machine = cost.machine
     print(f"per image of {options.size[0]} × {options.size[1]} pixels, batch {options.batch}")
     print(f"{name_machine(machine)}, torch {machine['torch']}, commit {machine['commit']}, {machine['date']}")

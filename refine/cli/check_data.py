@@ -17,6 +17,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     coco.add_argument("--segments", help="folder of its PNGs")
     coco.add_argument("--remap", help="file of category changes")
     coco.add_argument("--instances", help="instances JSON whose masks may overlap")
+    coco.add_argument("--exif", choices=["shown", "stored"], help="how images with an EXIF turn were annotated")
     cityscapes = parser.add_argument_group("Cityscapes as it is downloaded")
     cityscapes.add_argument("--cityscapes", metavar="ROOT", help="folder with leftImg8bit/ and gtFine/")
     cityscapes.add_argument("--split", help="train, val or test")
@@ -25,7 +26,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     options = parser.parse_args(arguments)
     coco_options = (options.images, options.json, options.segments)
     if options.cityscapes:
-        if not options.split or any((*coco_options, options.remap, options.instances)):
+        if not options.split or any((*coco_options, options.remap, options.instances, options.exif)):
             parser.error("--cityscapes takes --split, and none of the options of COCO's format")
     elif options.split or not all(coco_options):
         parser.error("give --images, --json and --segments, or --cityscapes and --split")
@@ -40,7 +41,12 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         report = check_cityscapes(options.cityscapes, options.split, threads=options.threads, progress=progress)
     else:
         report = check_dataset(
-            *coco_options, options.remap, options.instances, threads=options.threads, progress=progress
+            *coco_options,
+            options.remap,
+            options.instances,
+            exif=options.exif,
+            threads=options.threads,
+            progress=progress,
         )
     print(report.text())
     if options.out:

@@ -24,6 +24,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     model.add_argument("--segments", help="folder of its PNGs")
     model.add_argument("--remap", help="file of category changes")
     model.add_argument("--instances", help="instances JSON, whose masks may overlap, for AP")
+    model.add_argument("--exif", choices=["shown", "stored"], help="how images with an EXIF turn were annotated")
     model.add_argument("--cityscapes", metavar="ROOT", help="raw Cityscapes, instead of these three")
     model.add_argument("--split", default="val", help="of Cityscapes (val)")
     model.add_argument("--device", help="cpu, cuda, …")
@@ -42,7 +43,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     of_files = [options.gt, options.gt_dir, options.pred, options.pred_dir]
     coco = [options.images, options.json, options.segments]
     of_model = [options.checkpoint, *([options.cityscapes] if options.cityscapes else coco)]
-    coco_only = [*coco, options.remap, options.instances]
+    coco_only = [*coco, options.remap, options.instances, options.exif]
     _check_out(options.out, [options.gt, options.pred, options.json, options.remap, options.instances])
     if all(of_files) and not any([*of_model, *coco_only]) and all(value is None for value in rule):
         _files(options)
@@ -96,6 +97,7 @@ def _model(options: argparse.Namespace) -> None:
         segments=options.segments,
         remap=options.remap,
         instances=options.instances,
+        exif=options.exif,
     )
     if options.cityscapes:
         data = DatasetConfig(kind="cityscapes", root=options.cityscapes, split=options.split)

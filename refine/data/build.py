@@ -28,4 +28,5 @@ def build_dataset(config: DatasetConfig, where: str = "data") -> PanopticDataset
         str(config.segments),
         remap=config.remap,
         instances=config.instances,
+        exif=config.exif,
     )

@@ -14,7 +14,7 @@ from refine.data.remap import read_remap
 from refine.data.segments import InstanceMasks, SegmentMap, match_segments
 from refine.errors import RefineError
 from refine.formats.id_png import read_runs
-from refine.formats.images import read_image
+from refine.formats.images import Exif, read_image
 from refine.formats.instances_json import InstanceFile
 from refine.formats.panoptic_json import PanopticJson
 from refine.formats.runs import Runs
@@ -61,6 +61,7 @@ class CocoPanoptic:
             then give boxes, labels and masks; the semantic map and `Targets.owner` stay panoptic, and
             instances are matched to segments by `match_segments`. Of things that the remap makes stuff, none
             is read.
+        exif: how images with an EXIF turn were annotated, see `read_image`.
 
     Raises:
         RefineError: a JSON lacks a field, names an unknown category or image, or uses an id twice.
@@ -74,7 +75,9 @@ class CocoPanoptic:
         *,
         remap: str | Path | None = None,
         instances: str | Path | None = None,
+        exif: Exif | None = None,
     ) -> None:
+        self._exif = exif
         self.images, self.json, self.segments = Path(images), Path(json), Path(segments)
         content = PanopticJson(json)
         source = self.categories = content.categories
@@ -146,7 +149,7 @@ class CocoPanoptic:
         """
         record = self.record(index)
         runs = read_runs(record.segments, record.size)
-        image = read_image(record.image, record.size)
+        image = read_image(record.image, record.size, exif=self._exif)
         if tuple(image.shape[1:]) != record.size:
             raise RefineError(
                 f"{record.image}: {_pixels(image.shape[1:])}, but {record.segments} has "

@@ -47,6 +47,8 @@ class DatasetConfig:
         instances: of "coco", optional: instances JSON; boxes and masks learn from its masks, which may overlap, and
             AP is measured on them.
         remap: of "coco", optional: JSON of category changes, or "supercategory" for COCO's coarse labels.
+        exif: of "coco": whether images with an EXIF turn were annotated as "shown" by viewers or as "stored" in
+            the file; if null, sizes tell, and an image that fits both ways (180°, mirrors, squares) is an error.
         root, split: of "cityscapes": folder with leftImg8bit/ and gtFine/, and "train", "val" or "test".
     """
 
@@ -56,6 +58,7 @@ class DatasetConfig:
     segments: str | None = None
     instances: str | None = None
     remap: str | None = None
+    exif: Literal["shown", "stored"] | None = None
     root: str | None = None
     split: str | None = None
 

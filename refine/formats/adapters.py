@@ -17,7 +17,7 @@ import torch
 from hotcoco import mask as rle
 from torch import Tensor
 
-from refine.errors import RefineError
+from refine.errors import RefineError, shown
 from refine.formats.rle import compressed
 from refine.ops.roi import Sampling, align
 from refine.structures import Categories, Instances
@@ -137,18 +137,20 @@ def from_coco(
     for n, entry in enumerate(entries):
         where = f"{source}: entry {n}"
         for field, kind in (("category_id", int), ("score", (int, float)), ("segmentation", (dict, list))):
-            if not isinstance(entry.get(field), kind):
+            if not isinstance(entry.get(field), kind) or isinstance(entry[field], bool):
                 raise RefineError(
-                    f"{where}: {field} is {entry.get(field)!r:.40}; give it as COCO's results have it"
+                    f"{where}: {field} is {shown(entry.get(field))}; give it as COCO's results have it"
                 )
-        category_id, score = entry["category_id"], float(entry["score"])
+        category_id, score = entry["category_id"], entry["score"]
         if category_id not in categories or not categories[categories.index(category_id)].isthing:
-            raise RefineError(f"{where}: category_id {category_id} is no thing of the categories; correct it")
+            raise RefineError(
+                f"{where}: category_id {shown(category_id)} is no thing of the categories; correct it"
+            )
         if not 0 <= score <= 1:
-            raise RefineError(f"{where}: score is {score}; give a confidence from 0 to 1")
+            raise RefineError(f"{where}: score is {shown(score)}; give a confidence from 0 to 1")
         masks[n] = _decode(entry["segmentation"], size, where)
         labels.append(categories.index(category_id))
-        scores.append(score)
+        scores.append(float(score))
     return from_masks(masks, torch.tensor(labels, dtype=torch.int64), torch.tensor(scores))
 
 
@@ -169,8 +171,8 @@ def from_masks(masks: ArrayLike, labels: ArrayLike, scores: ArrayLike) -> Instan
         raise ValueError(f"masks: expected shape (N, H, W), got {tuple(full.shape)}")
     boxes = torch.zeros(len(full), 4, device=full.device)
     instances = Instances(_size(full), boxes, as_tensor("scores", scores), as_tensor("labels", labels), masks=full)
-    shown = full.flatten(1).any(1)
-    return replace(instances[shown], boxes=mask_boxes(full[shown]))
+    visible = full.flatten(1).any(1)
+    return replace(instances[visible], boxes=mask_boxes(full[visible]))
 
 
 def add_roi_masks(instances: Instances, bins: int = 28) -> Instances:
@@ -218,5 +220,5 @@ def _decode(segmentation: Any, size: tuple[int, int], where: str) -> Tensor:
     """Run lengths or polygons -> Tensor[H, W] bool."""
     try:
         return torch.from_numpy(np.ascontiguousarray(rle.decode(compressed(segmentation, size)))).bool()
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise RefineError(f"{where}: segmentation cannot be drawn ({error}); correct it") from error

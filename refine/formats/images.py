@@ -6,6 +6,7 @@ import glob
 import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -20,6 +21,8 @@ from refine.formats.raw import ImageOptions, RawImage, check_channel, check_page
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that Pillow may open; among its others is PostScript, which it hands to Ghostscript."""
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
+Exif = Literal["shown", "stored"]
+"""How images with an EXIF turn were annotated: turned upright, or as stored in the file."""
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of TIFF and BigTIFF."""
 BAND = 32
@@ -31,6 +34,7 @@ def read_image(
     size: tuple[int, int] | None = None,
     options: ImageOptions | None = None,
     *,
+    exif: Exif | None = None,
     max_pixels: int = MAX_PIXELS,
     tell: Callable[[str], None] | None = None,
 ) -> Tensor:
@@ -42,9 +46,11 @@ def read_image(
 
     Args:
         path: a regular file in one of `FORMATS`.
-        size: (H, W) of its annotation: an image that has this size as stored, and not when turned, is not
-            turned.
+        size: (H, W) of its annotation, or None if there is none and the image is turned upright. Otherwise,
+            an image that has this size only as stored is not turned.
         options: page, channel and range of values; the defaults if None.
+        exif: how annotated images with an EXIF turn were annotated: "shown" (turned upright) or "stored";
+            None decides by `size`.
         max_pixels: limit on height × width, checked before pixels are decoded.
         tell: called with one line if the range of values was estimated.
 
@@ -52,13 +58,13 @@ def read_image(
         Tensor[3, H, W] uint8 RGB.
 
     Raises:
-        RefineError: missing, not a regular file, not an image, cut off, too large, or of several pages or
-            channels none of which is chosen.
+        RefineError: missing, not a regular file, not an image, cut off, too large, of several pages or channels
+            none of which is chosen, or turned so that `size` fits both ways and `exif` is None.
     """
     path = Path(path)
     try:
         with _open(path, options or ImageOptions(), max_pixels, tell) as image:
-            return _to_tensor(_upright(image, size))
+            return _to_tensor(_as_annotated(path, image, size, exif))
     except FileNotFoundError as error:
         raise RefineError(f"{path}: no such file; check the path") from error
     except UnidentifiedImageError as error:
@@ -201,14 +207,22 @@ def _orientation(image: Image.Image) -> int:
     return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
-def _upright(image: Image.Image, size: tuple[int, int] | None = None) -> Image.Image:
-    """Turn an image by its EXIF tag, unless only as stored it has the size of its annotation."""
-    if _orientation(image) == 1:
-        return image
-    upright = ImageOps.exif_transpose(image)
-    if size is None or upright.size == (size[1], size[0]) or image.size != (size[1], size[0]):
+def _upright(image: Image.Image) -> Image.Image:
+    return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
+
+
+def _as_annotated(path: Path, image: Image.Image, size: tuple[int, int] | None, exif: Exif | None) -> Image.Image:
+    """Turn an image by its EXIF tag, unless its annotation was made on the image as stored."""
+    upright = _upright(image)
+    if size is None or upright is image or exif == "shown":
         return upright
-    return image
+    stored_fits, upright_fits = (i.size == (size[1], size[0]) for i in (image, upright))
+    if exif is None and stored_fits and upright_fits:
+        raise RefineError(
+            f"{path}: has EXIF orientation {_orientation(image)}, and its size does not tell how it was annotated; "
+            f"set exif of the data set to shown (turned, as viewers show it) or stored (as in the file)"
+        )
+    return image if exif == "stored" or (stored_fits and not upright_fits) else upright
 
 
 def _to_tensor(image: Image.Image) -> Tensor:

@@ -50,13 +50,13 @@ class RunLog:
         except OSError as error:
             raise RefineError(f"{out}: cannot be written ({error.strerror}); name another --out") from error
         self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1) if config.tensorboard else None
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, markup=False, emoji=False)  # names are printed as they are
         self.bar = Progress(
             TextColumn("[bold]train"),
             BarColumn(bar_width=10),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=self.console,
             disable=not (config.progress and self.console.is_terminal),
         )

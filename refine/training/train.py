@@ -120,6 +120,9 @@ class _Run:
         self.module = TrainingModule(model.to(group.device), config, group)
         self.learner = self.module.learner
         if last is not None:
+            description = read_json(last / "config.json")
+            was = Categories.from_json(description["categories"], str(last / "config.json"))
+            was.check_equal(self.categories, f"the run {config.out}", "data.train")
             restore_state(last, config, self.learner)
         step = self.learner.progress.step
         measured = last is not None and bool(read_metrics(last))

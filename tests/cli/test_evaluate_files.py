@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -154,3 +156,90 @@ def test_workers_change_nothing(files):
     for workers in ("1", "3"):
         assert evaluate(files, "--workers", workers, out=f"{workers}.json") == 0
     assert (files / "1.json").read_bytes() == (files / "3.json").read_bytes()
+
+
+def change_ids(content, new):
+    for image in content["images"]:
+        image["id"] = new(image["id"])
+    for annotation in content["annotations"]:
+        annotation["image_id"] = new(annotation["image_id"])
+
+
+def test_images_numbered_otherwise_are_joined_by_name(files, capsys):
+    write_png(files / "pred/2.png", np.where(MAP == 1, 0, MAP))  # so that the images differ
+    edit(files / "pred.json", lambda c: c["annotations"][1]["segments_info"].pop(0))
+    assert evaluate(files) == 0
+    before = json.loads((files / "result.json").read_text())
+    assert "notes" not in before
+    edit(files / "pred.json", lambda c: change_ids(c, lambda i: 3 - i))
+    assert evaluate(files) == 0
+    assert "note: " in capsys.readouterr().out
+    after = json.loads((files / "result.json").read_text())
+    assert after.pop("notes")[0].endswith("gt.json: joined by file name")
+    assert after == before
+
+
+def test_other_ids_are_joined_by_name_too(files):
+    edit(files / "gt.json", lambda c: change_ids(c, lambda i: i + 40))
+    assert evaluate(files) == 0
+    assert json.loads((files / "result.json").read_text())["All"]["pq"] == 1
+
+
+def test_ids_of_other_images_are_an_error(files, capsys):
+    edit(files / "pred.json", lambda c: c["images"][0].update(file_name="7.jpg"))
+    assert evaluate(files) == 1
+    assert "pred.json: image 1 is '7.jpg', but '1.jpg' in" in capsys.readouterr().err
+
+
+def test_categories_numbered_otherwise_are_joined_by_name(files):
+    def change(content):
+        for category in content["categories"]:
+            category["id"] = 13 - category["id"]
+        for annotation in content["annotations"]:
+            for info in annotation["segments_info"]:
+                info["category_id"] = 13 - info["category_id"]
+
+    edit(files / "pred.json", change)
+    assert evaluate(files) == 0
+    result = json.loads((files / "result.json").read_text())
+    assert result["All"]["pq"] == 1
+    assert "joined by name ('cat', 'sky')" in result["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"name": "dog"}, "pred.json: category 4 is 'dog' (thing), but category 4 is 'cat' (thing) in"),
+        ({"isthing": 0}, "pred.json: category 4 is 'cat' (stuff), but category 4 is 'cat' (thing) in"),
+    ],
+)
+def test_other_categories_are_an_error(files, capsys, change, words):
+    edit(files / "pred.json", lambda c: c["categories"][0].update(change))
+    assert evaluate(files) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_a_category_of_the_predictions_alone_is_an_error_where_it_is_used(files, capsys):
+    edit(files / "pred.json", lambda c: c["categories"].append({"id": 5, "name": "dog", "isthing": 1}))
+    assert evaluate(files) == 0
+    edit(files / "pred.json", of_segment(category_id=5))
+    assert evaluate(files) == 1
+    assert "segment 1: category 'dog' (thing) is not in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["nucleus [tumor]", "cell [/dead]", "a:cat:b", "\x1b[2J\n"])
+def test_names_are_printed_as_they_are(files, capsys, name):
+    for side in ("gt.json", "pred.json"):
+        edit(files / side, lambda c: c["categories"][0].update(name=name))
+        edit(files / side, lambda c: c["images"][0].update(file_name=f"{name}.jpg"))
+    assert evaluate(files) == 0
+    assert capsys.readouterr().out.count(name.replace("\x1b", "\\x1b").replace("\n", "\\n")) == 2
+
+
+def test_a_flat_bomb_is_refused_by_its_header(files, capsys):
+    header = struct.pack(">IIBBBBB", 2**14, 2**14, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", b"x"), (b"IEND", b""))
+    parts = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+    (files / "pred/2.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    assert evaluate(files) == 1
+    assert "claims 16384 × 16384 pixels, expected at most 134,217,728" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from refine.data.check.dataset import check_dataset
 from refine.data.coco_panoptic import CocoPanoptic
 from refine.data.remap import read_remap
 from refine.data.segments import SegmentMap
@@ -86,18 +87,34 @@ def test_a_picture_may_be_all_void(tmp_path: Path) -> None:
     assert (targets.sem_seg == VOID).all()
 
 
-def test_turned_pictures_follow_their_annotation(tmp_path: Path) -> None:
-    """A camera's turned file, annotated as shown, and annotated as stored."""
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("annotated", ["shown", "stored"])
+def test_images_are_turned_as_they_were_annotated(tmp_path: Path, orientation: int, annotated: str) -> None:
     exif = Image.Exif()
-    exif[0x112] = 6
+    exif[0x112] = orientation
     files = write_coco(tmp_path)
-    picture = np.array(Image.open(files.images / "0.png"))
-    Image.fromarray(np.rot90(picture).copy()).save(files.images / "0.png", exif=exif)
-    image, _ = load(files)[0]
-    np.testing.assert_array_equal(image.permute(1, 2, 0), picture)
-    Image.fromarray(picture).save(files.images / "0.png", exif=exif)
-    image, _ = load(files)[0]
-    np.testing.assert_array_equal(image.permute(1, 2, 0), picture)
+    path = files.images / "0.png"
+    drawn = Image.open(path)
+    drawn.load()
+    stored = drawn
+    if annotated == "shown":
+        undo = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+        turns = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 7: "TRANSVERSE"}
+        stored = drawn.transpose(undo.get(orientation) or Image.Transpose[turns[orientation]])
+    stored.save(path, exif=exif)
+    expected = np.asarray(drawn)
+    image, _ = load(files, exif=annotated)[0]
+    np.testing.assert_array_equal(image.permute(1, 2, 0), expected)
+    if orientation >= 5:  # the sides change places, which tells
+        image, _ = load(files)[0]
+        np.testing.assert_array_equal(image.permute(1, 2, 0), expected)
+        assert check_dataset(files.images, files.json, files.segments).ok
+        return
+    with pytest.raises(RefineError, match=f"0.png: has EXIF orientation {orientation}, .*set exif of the data set"):
+        load(files)[0]
+    (error,) = check_dataset(files.images, files.json, files.segments).errors
+    assert "set exif of the data set" in error.message
+    assert check_dataset(files.images, files.json, files.segments, exif="stored").ok
 
 
 def _remap(tmp_path: Path, target: dict[str, int | str | None]) -> Path:

@@ -1,5 +1,6 @@
 """COCO instance masks beside the panoptic map: read as pycocotools reads them, matched to segments."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from refine.errors import RefineError
 from refine.files import write_json
 from refine.formats.instances_json import InstanceFile
 from refine.formats.panoptic_json import ImageEntry
+from refine.formats.rle import compressed
 from refine.structures import VOID, Categories
 
 SIZE = (4, 6)
@@ -110,6 +112,60 @@ def test_complaints(tmp_path: Path) -> None:
     write_json(tmp_path / "instances.json", [])
     with pytest.raises(RefineError, match="has no list `annotations`"):
         InstanceFile(tmp_path / "instances.json", {}, NAMES, LABELS, 2)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"images": [{"id": 10, "file_name": "val/10.png"}, {"id": 99, "file_name": "x.jpg"}]}, None),
+        (
+            {"images": [{"id": 10, "file_name": "11.jpg"}]},
+            r"images\[0\]: id 10 is '11.jpg', but '10.jpg' in",
+        ),
+        ({"categories": [{"id": 17, "name": "cat"}, {"id": 1, "name": "dog"}]}, None),
+        (
+            {"categories": [{"id": 17, "name": "dog"}]},
+            r"categories\[0\]: id 17 is 'dog', but 'cat' in the",
+        ),
+    ],
+)
+def test_ids_mean_the_same_in_both_files(tmp_path: Path, more: dict[str, Any], message: str | None) -> None:
+    path = tmp_path / "instances.json"
+    write_json(path, {"annotations": [annotation(IDS == 300)]} | more)
+    arguments = (path, {10: ImageEntry("10.jpg", SIZE)}, NAMES, LABELS, 2)
+    if message is None:
+        assert len(InstanceFile(*arguments).read(0)[0]) == 1
+    else:
+        with pytest.raises(RefineError, match=message):
+            InstanceFile(*arguments)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**31), st.integers(1, 12), st.integers(1, 40))
+def test_compressed_counts_that_are_cut_off_are_refused(seed: int, height: int, width: int) -> None:
+    g = np.random.default_rng(seed)
+    mask = g.random((height, width)) < g.choice([0.02, 0.5, 1])
+    mask[:, g.integers(width) :] = g.integers(2)
+    code = rle(mask)
+    np.testing.assert_array_equal(coco_mask.decode(compressed(code, mask.shape)), mask)
+    for length in range(len(code["counts"])):
+        with pytest.raises(ValueError, match="counts"):
+            compressed(code | {"counts": code["counts"][:length]}, mask.shape)
+
+
+@pytest.mark.parametrize("counts", ["", "~~", "é", "PPPPPPPPP0", "000o", [10**400], ["a"], 5, None])
+def test_counts_that_are_none_are_refused(tmp_path: Path, counts: Any) -> None:
+    with pytest.raises(RefineError, match="segmentation cannot be drawn"):
+        opened(tmp_path, [annotation(IDS == 300, segmentation={"size": [4, 6], "counts": counts})])
+
+
+def test_corners_beyond_any_float_are_refused(tmp_path: Path) -> None:
+    for corner in (10**400, float("inf")):
+        (tmp_path / "instances.json").write_text(
+            json.dumps({"annotations": [annotation(IDS == 300, segmentation=[[0, 0, corner, 0, 3, 3]])]})
+        )
+        with pytest.raises(RefineError, match="segmentation cannot be drawn"):
+            InstanceFile(tmp_path / "instances.json", {10: ImageEntry("10.jpg", SIZE)}, NAMES, LABELS, 2)
 
 
 def test_targets_take_whole_masks_and_the_map_tells_who_is_seen(tmp_path: Path) -> None:

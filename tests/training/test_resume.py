@@ -123,3 +123,21 @@ def test_resuming_another_run_is_refused(tmp_path: Path) -> None:
     config.optim.batch_size = 2
     with pytest.raises(RefineError, match=r"optim\.batch_size"):
         train(config, resume=True)
+
+
+def test_other_categories_are_not_resumed(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "data", 2)
+    config = tiny_run(folder, tmp_path / "out")
+    config.optim.max_steps = 1
+    train(config)
+    config.optim.max_steps = 2
+    path = next(folder.glob("*.json"))
+    content = read_json(path)
+    content["categories"].reverse()
+    write_json(path, content)
+    train(config, resume=True)
+    for category in content["categories"]:
+        category["name"] = {"red": "green", "green": "red"}.get(category["name"], category["name"])
+    write_json(path, content)
+    with pytest.raises(RefineError, match=r"data.train: category 3 is 'green' \(thing\), but 'red'"):
+        train(config, resume=True)

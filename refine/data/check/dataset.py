@@ -15,7 +15,7 @@ from refine.data.check.report import ClassRow, Finding, Report
 from refine.data.cityscapes import CATEGORIES, list_frames, unannotated
 from refine.data.remap import Remap, read_remap
 from refine.errors import RefineError
-from refine.formats.images import SUFFIXES
+from refine.formats.images import SUFFIXES, Exif
 from refine.formats.instances_json import InstanceFile
 from refine.formats.panoptic_json import PanopticJson
 from refine.structures import Categories, Category
@@ -32,6 +32,7 @@ def check_dataset(
     remap: str | Path | None = None,
     instances: str | Path | None = None,
     *,
+    exif: Exif | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -40,7 +41,7 @@ def check_dataset(
     Besides the JSON's content, memory holds a few pictures per thread.
 
     Args:
-        images, json, segments, remap, instances: as of `CocoPanoptic`.
+        images, json, segments, remap, instances, exif: as of `CocoPanoptic`.
         threads: that read pictures; all cores, at most 8, by default.
         progress: is told after every few pictures.
 
@@ -60,7 +61,7 @@ def check_dataset(
     names = (image.file_name for image in content.images.values())
     _unlisted(report, image_folder, (image_folder / name for name in names if name is not None), SUFFIXES)
     _unlisted(report, pngs, (entry.png for entry in found), {".png"})
-    meaning = Meaning(isthing, {number: number for number in isthing})
+    meaning = Meaning(isthing, {number: number for number in isthing}, exif=exif)
     categories = content.categories
     if remap is not None and (changes := _open_remap(report, remap, categories)) is not None:
         meaning.target, categories = changes.target, changes.categories

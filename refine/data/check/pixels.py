@@ -17,7 +17,7 @@ from refine.data.config import AugmentConfig
 from refine.data.segments import SegmentMap, match_segments
 from refine.errors import RefineError, shown
 from refine.formats.id_png import read_gray, read_runs
-from refine.formats.images import read_image
+from refine.formats.images import Exif, read_image
 from refine.formats.instances_json import InstanceFile
 from refine.formats.runs import Runs
 from refine.formats.segments_info import UNSTATED
@@ -99,11 +99,13 @@ class Meaning:
         isthing: by category id.
         target: category id -> the one it is counted as, None or "stuff" = none.
         instances: None if there are no instance masks.
+        exif: how images with an EXIF turn were annotated, see `read_image`.
     """
 
     isthing: Mapping[int, bool]
     target: Mapping[int, int | str | None]
     instances: Instances | None = None
+    exif: Exif | None = None
 
 
 def check_frame(entry: Entry, meaning: Meaning) -> Frame:
@@ -122,7 +124,7 @@ def check_frame(entry: Entry, meaning: Meaning) -> Frame:
             f"correct `height` and `width`, or the PNG",
         )
     if entry.image is not None:
-        _check_picture(frame, entry.image, entry.size if runs is None else runs.shape)
+        _check_picture(frame, entry.image, entry.size if runs is None else runs.shape, meaning.exif)
     if runs is not None:
         regions = Regions.of(runs)
         _compare(frame, entry, regions, meaning)
@@ -155,9 +157,9 @@ def check_cityscapes_frame(image: Path, ids_file: Path) -> Frame:
     return frame
 
 
-def _check_picture(frame: Frame, path: Path, size: tuple[int, int] | None) -> None:
+def _check_picture(frame: Frame, path: Path, size: tuple[int, int] | None, exif: Exif | None = None) -> None:
     try:
-        image = read_image(path, size)
+        image = read_image(path, size, exif=exif)
     except RefineError as error:
         frame.failed("picture", path, error)
         return
