@@ -21,6 +21,7 @@ from refine.data.build import build_dataset
 from refine.data.loader import PanopticDataset
 from refine.data.workers import worker_failures
 from refine.errors import RefineError
+from refine.files import read_json
 from refine.inference.evaluate import Evaluation, evaluate
 from refine.inference.measures import Quality
 from refine.inference.pictures import Pictures
@@ -120,8 +121,8 @@ class _Run:
         self.module = TrainingModule(model.to(group.device), config, group)
         self.learner = self.module.learner
         if last is not None:
-            description = read_json(last / "config.json")
-            was = Categories.from_json(description["categories"], str(last / "config.json"))
+            path = last / "config.json"
+            was = Categories.from_json(read_json(path)["categories"], str(path))
             was.check_equal(self.categories, f"the run {config.out}", "data.train")
             restore_state(last, config, self.learner)
         step = self.learner.progress.step
