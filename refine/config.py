@@ -26,14 +26,28 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], source: str) -> T:
     Raises:
         RefineError: an unknown field or a wrong type; names it.
     """
+    _check_structure(cls, values, source)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, "value")
     try:
-        namespace = parser.parse_object({"value": dict(values)})
-    except (ArgumentError, TypeError) as error:
+        return typing.cast(T, parser.instantiate(parser.parse_object({"value": dict(values)})).value)
+    except (ArgumentError, TypeError, ValueError, OverflowError, RecursionError) as error:
         message = one_line(error).replace("value.", "")
-        raise RefineError(f"{source}: {message}; mend the field") from error
-    return typing.cast(T, parser.instantiate(namespace).value)
+        raise RefineError(f"{source}: {message}; correct the field") from error
+
+
+def _check_structure(cls: type, values: Any, source: str) -> None:
+    """Raise RefineError where a part is no mapping, or a field is null that may not be; jsonargparse takes both."""
+    if not isinstance(values, Mapping):
+        raise RefineError(f"{source}: expected a mapping, got {values!r:.40}; correct the field")
+    hints = typing.get_type_hints(cls)
+    for name, value in values.items():
+        kinds = typing.get_args(hints.get(name)) or (hints.get(name),)
+        if value is None and name in hints and type(None) not in kinds:
+            raise RefineError(f"{source}.{name}: expected a value, got null; correct the field")
+        part = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
+        if part is not None and value is not None:
+            _check_structure(typing.cast(type, part), value, f"{source}.{name}")
 
 
 def to_mapping(config: Any) -> dict[str, Any]:

@@ -148,6 +148,16 @@ def _read_description(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
         fusion = from_mapping(FusionConfig, description["fusion"], f"{path}: fusion")
     except (RecursionError, OverflowError) as error:
         raise RefineError(f"{path}: model or fusion: {first_line(error)}; export the model again") from error
+    # What multiplies the memory or time of a prediction without showing in the weights.
+    limited = {
+        "divisor": (config.divisor, 4096),
+        "roi_sampling": (config.roi_sampling, 64),
+        "mask_head.pool_size": (config.mask_head.pool_size, 112),
+        "ibpp.iterations": (config.ibpp.iterations, 100),
+    }
+    for name, (value, most) in limited.items():
+        if value > most:
+            raise RefineError(f"{path}: model.{name} is {value}, expected at most {most}; correct it")
     if not all(map(isfinite, config.pixel_mean)):
         raise RefineError(f"{path}: model.pixel_mean is {config.pixel_mean}, expected finite numbers; correct it")
     if not all(isfinite(std) and std > 0 for std in config.pixel_std):
@@ -201,7 +211,15 @@ def build_model(
             planned = PanopticModel(config, things, classes)
     except RefineError as error:
         raise RefineError(f"{source}: {error}") from error
-    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AssertionError,
+        LookupError,
+        RuntimeError,
+        StopIteration,
+        TypeError,
+        ValueError,
+    ) as error:
         raise RefineError(f"{source}: no such network can be built ({first_line(error)}); correct it") from error
     check_shapes({k: v.shape for k, v in planned.state_dict().items()}, shapes, weights, optional)
     return PanopticModel(config, things, classes)
