@@ -16,7 +16,7 @@ from refine.structures import VOID, Categories, Instances, PanopticResult, Segme
 
 
 @dataclass
-class _Runs:
+class _Partition:
     """The image in runs of one semantic class and one instance each; R of them.
 
     Attributes:
@@ -97,13 +97,13 @@ def assemble(
 
 def _partition(
     cells: Cells, owner: Tensor, sem_seg: Tensor, sem_confidence: Tensor | None, radius: int | None
-) -> _Runs:
+) -> _Partition:
     """Cut the image where semantic class or cell changes, and where Unknown Erasing wants it."""
     starts = run_starts(sem_seg, cells.starts, None if radius is None else 2 * radius + 1)
     lengths = run_lengths(starts, sem_seg.numel())
     first = torch.searchsorted(starts, cells.starts)  # every span begins with a run
     per_span = run_lengths(first, len(starts))
-    return _Runs(
+    return _Partition(
         size=(int(sem_seg.shape[0]), int(sem_seg.shape[1])),
         starts=starts,
         lengths=lengths,
@@ -114,7 +114,7 @@ def _partition(
 
 
 def _describe(
-    runs: _Runs, ids: Tensor, names: list[int], instances: Instances, sources: Tensor, categories: Categories
+    runs: _Partition, ids: Tensor, names: list[int], instances: Instances, sources: Tensor, categories: Categories
 ) -> list[Segment]:
     """What each segment is.
 

@@ -32,8 +32,9 @@ class Predictor:
     """Loads a model once and turns images into panoptic results.
 
     An image's result does not depend on the others in its list: only images that are padded to the same size
-    share a batch, since the statistics of normalisation layers include the padding. On a CPU results are equal to
-    the bit; on a GPU kernels may sum in another order for another batch size, which changes scores by some 1e-5.
+    share a batch, since the statistics of normalisation layers include the padding. What remains is that kernels
+    may sum in another order for another batch size. A list is predicted one image at a time on a CPU, where results
+    are equal to the bit.
 
     Args:
         checkpoint: name of a shipped model (`refine models` lists them), the folder of a trained one, or

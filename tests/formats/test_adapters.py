@@ -170,3 +170,34 @@ def test_empty_masks_are_left_out_and_roi_masks_show_their_boxes():
     lower = add_roi_masks(from_masks(half, torch.tensor([0]), torch.tensor([0.9])), 4).roi_masks[0]
     assert (lower[2:] > 0.9).all()
     assert (lower[:2, 1:] < 0.2).all()
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.float32])
+def test_arrays_are_as_good_as_tensors(dtype):
+    expected = from_masks(MASKS, torch.tensor([1, 0]), torch.tensor([0.9, 0.8]))
+    arrays = from_masks(MASKS.numpy().astype(dtype), np.array([1, 0]), np.array([0.9, 0.8], np.float32))
+    for field in ("boxes", "scores", "labels", "masks"):
+        assert torch.equal(getattr(arrays, field), getattr(expected, field))
+    output = {"boxes": BOXES.numpy(), "labels": np.array([1, 18]), "scores": np.array([0.9, 0.8], np.float32)}
+    found = from_torchvision(output | {"masks": MASKS[:, None].numpy().astype(np.float32)}, CATEGORIES)
+    assert torch.equal(found.masks, MASKS)
+    assert torch.equal(found.boxes, BOXES)
+    ids = np.where(MASKS[0], 1, np.where(MASKS[1], 2, 0))
+    infos = [{"id": 1, "label_id": 1, "score": 0.9}, {"id": 2, "label_id": 18, "score": 0.8}]
+    found = from_huggingface({"segmentation": ids, "segments_info": infos}, CATEGORIES)
+    assert found.labels.tolist() == [0, 1]
+    assert torch.equal(found.masks[0], MASKS[0])
+
+
+@pytest.mark.parametrize(
+    ("masks", "error", "words"),
+    [
+        (MASKS[0], ValueError, r"masks: expected shape \(N, H, W\), got \(20, 30\)"),
+        (MASKS * 0.3, RefineError, "masks: expected 0 and 1, got torch.float32"),
+        (MASKS[:1], ValueError, "Instances.scores: expected 1 entries"),
+        (None, TypeError, "masks: expected an array or a tensor, got NoneType"),
+    ],
+)
+def test_masks_that_cannot_be(masks, error, words):
+    with pytest.raises(error, match=words):
+        from_masks(masks, torch.tensor([0, 1]), torch.tensor([0.9, 0.8]))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from refine.data.check.entries import entries, warnings
-from refine.data.check.pixels import Frame, Instances, Meaning, check_cityscapes_frame, check_frame
+from refine.data.check.pixels import Frame, ReferenceMasks, Meaning, check_cityscapes_frame, check_frame
 from refine.data.check.report import ClassRow, Finding, Report
 from refine.data.cityscapes import CATEGORIES, list_frames, unannotated
 from refine.data.remap import Remap, read_remap
@@ -97,7 +97,7 @@ def _open_remap(report: Report, path: str | Path, source: Categories) -> Remap |
         return None
 
 
-def _open_instances(report: Report, path: str | Path, content: PanopticJson) -> Instances | None:
+def _open_instances(report: Report, path: str | Path, content: PanopticJson) -> ReferenceMasks | None:
     def note(kind: str, message: str) -> None:
         report.errors.append(Finding(kind, str(path), message))
 
@@ -108,7 +108,7 @@ def _open_instances(report: Report, path: str | Path, content: PanopticJson) -> 
     except RefineError as error:
         note("instance", str(error).removeprefix(f"{path}: "))
         return None
-    return Instances(file, {image_id: n for n, image_id in enumerate(images)}, labels)
+    return ReferenceMasks(file, {image_id: n for n, image_id in enumerate(images)}, labels)
 
 
 def _look_at_all(

@@ -77,7 +77,7 @@ class Regions:
 
 
 @dataclass
-class Instances:
+class ReferenceMasks:
     """Instance masks to compare with.
 
     Attributes:
@@ -104,7 +104,7 @@ class Meaning:
 
     isthing: Mapping[int, bool]
     target: Mapping[int, int | str | None]
-    instances: Instances | None = None
+    instances: ReferenceMasks | None = None
     exif: Exif | None = None
 
 
@@ -223,7 +223,7 @@ def _compare_instances(
     entry: Entry,
     regions: Regions,
     isthing: Mapping[int, bool],
-    instances: Instances,
+    instances: ReferenceMasks,
 ) -> None:
     """Every thing segment should be an instance too: a detector that finds it would be told it is wrong."""
     infos = [entry.segments.get(value) for value in regions.values.tolist()]
