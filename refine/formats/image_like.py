@@ -12,6 +12,7 @@ from torch import Tensor
 
 from refine.errors import RefineError
 from refine.formats.images import from_pil, read_image
+from refine.formats.raw import RawImage
 from refine.structures.arrays import ArrayLike, as_tensor
 
 ImageLike = str | Path | bytes | Image.Image | ArrayLike
@@ -23,7 +24,8 @@ def to_tensor(image: ImageLike) -> Tensor:
     Args:
         image: path of a file; bytes of an encoded file; Pillow image of any mode; array [H, W], [H, W, 1],
             [H, W, 3] or [H, W, 4], or Tensor[C, H, W] with as many channels: grey, RGB or RGBA. Arrays and tensors
-            hold uint8 0-255, floats 0-1, or bool. Transparent pixels are laid over white.
+            hold uint8 0-255, floats 0-1, bool, or wider integers, which are scaled as those of a file are (see
+            `refine.formats.raw.to_bytes`). Transparent pixels are laid over white.
 
     Raises:
         RefineError: the file or the bytes cannot be read.
@@ -52,27 +54,36 @@ def to_tensor(image: ImageLike) -> Tensor:
             "image: expected an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or a tensor (C, H, W); got "
             f"{type(image).__name__} {tuple(image.shape)}"
         )
-    tensor = _to_bytes(tensor)
+    if tensor.dtype != torch.uint8:
+        tensor = _to_bytes(tensor)
     if tensor.shape[0] == 4:
-        return from_pil(Image.fromarray(np.ascontiguousarray(tensor.movedim(0, -1).cpu().numpy()), "RGBA"))
+        return from_pil(Image.fromarray(_pixels(tensor)))
     return tensor.expand(3, -1, -1)
 
 
 def _to_bytes(values: Tensor) -> Tensor:
     """Values of the types that `to_tensor` takes -> uint8 0-255."""
-    if values.dtype == torch.uint8:
-        return values
     if values.dtype == torch.bool:
         return values.to(torch.uint8) * 255
     low, high = (v.item() for v in values.detach().aminmax())
-    if values.is_floating_point() and low >= 0 and high <= 1:
-        return (values.detach().float() * 255).round().to(torch.uint8)
-    if not values.is_floating_point() and low >= 0 and high <= 255:
+    if values.is_floating_point():
+        if low >= 0 and high <= 1:
+            return (values.detach().float() * 255).round().to(torch.uint8)
+        raise ValueError(
+            f"image: expected floats 0-1, got {values.dtype} {low:g} to {high:g}; scale it, for example "
+            "`(255 * (image - low) / (high - low)).astype('uint8')`"
+        )
+    if low >= 0 and high <= 255:
         return values.to(torch.uint8)
-    raise ValueError(
-        f"image: expected uint8 0-255 or floats 0-1, got {values.dtype} {low:g} to {high:g}; scale it, for example "
-        "`(255 * (image - low) / (high - low)).astype('uint8')`"
-    )
+    if values.shape[0] == 4:  # the type does not say what is opaque
+        raise ValueError(f"image: expected uint8 with an alpha channel, got {values.dtype} up to {high}; give RGB")
+    return from_pil(RawImage(_pixels(values), is_rgb=values.shape[0] == 3).to_pil("image"))
+
+
+def _pixels(values: Tensor) -> np.ndarray:
+    """Tensor[C, H, W] -> [H, W, C], or [H, W] of one channel."""
+    array = np.ascontiguousarray(values.movedim(0, -1).cpu().numpy())
+    return array[..., 0] if array.shape[-1] == 1 else array
 
 
 def _decode(data: bytes) -> Tensor:

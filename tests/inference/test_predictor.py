@@ -88,7 +88,7 @@ def test_images_of_all_kinds(image, expected) -> None:
         (RGB * 1.0, ValueError, r"floats 0-1, got torch.float64 0 to 255; scale it"),
         (RGB / 255 - 0.5, ValueError, "floats 0-1, got torch.float64 -0.5"),
         (np.where(RGB > 9, np.nan, 0), ValueError, "floats 0-1, got torch.float64"),
-        (RGB.astype(np.uint16) * 16, ValueError, "got torch.int64"),
+        (ALPHA.astype(np.uint16) * 16, ValueError, "expected uint8 with an alpha channel"),
         (np.array([["a"]]), TypeError, "expected an array or a tensor"),
     ],
     ids=lambda value: type(value).__name__,
@@ -96,6 +96,15 @@ def test_images_of_all_kinds(image, expected) -> None:
 def test_what_is_no_image_is_said(image, error, words) -> None:
     with pytest.raises(error, match=words):
         to_tensor(image)
+
+
+def test_wide_integers_are_scaled_as_those_of_a_file(tmp_path) -> None:
+    wide = picture(40, 30)[..., 0].astype(np.uint16) * 13 + 100
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    expected = to_tensor(tmp_path / "wide.png")
+    assert expected.max() == 255
+    for kind in (wide, wide.astype(np.int64), torch.from_numpy(wide.astype(np.int32)), np.dstack([wide] * 3)):
+        assert torch.equal(to_tensor(kind), expected)
 
 
 @pytest.mark.parametrize("iterations", [0, 2])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from refine.data.check.entries import entries, warnings
-from refine.data.check.pixels import Frame, ReferenceMasks, Meaning, check_cityscapes_frame, check_frame
+from refine.data.check.pixels import Frame, Meaning, ReferenceMasks, check_cityscapes_frame, check_frame
 from refine.data.check.report import ClassRow, Finding, Report
 from refine.data.cityscapes import CATEGORIES, list_frames, unannotated
 from refine.data.remap import Remap, read_remap
