@@ -48,3 +48,12 @@ def printable(text: str, most: int | None = None) -> str:
 def shown(value: Any) -> str:
     """Return the `repr` of a value from a file, shortened to fit a message."""
     return _VALUES.repr(value)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception of Python, NumPy, PyTorch or OpenCV means that there is not enough memory."""
+    if isinstance(error, MemoryError):
+        return True
+    words = ("not enough memory", "out of memory", "bad_alloc", "could not create a memory", "Insufficient memory")
+    foreign = isinstance(error, RuntimeError) or type(error).__module__.startswith("cv2")
+    return foreign and any(word in str(error) for word in words)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refine.cli.options import count_from
+from refine.cli.options import count_from, print_tables
 
 if TYPE_CHECKING:
     from refine.checkpoint.folder import SavedModel
@@ -37,7 +36,6 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     if overrides and not all(_is_yaml(model) for model in options.model):
         parser.error(f"unrecognized arguments: {' '.join(overrides)}; only fields of a YAML can be changed")
 
-    from rich.console import Console
     from rich.table import Table
 
     from refine.experiments.cost import measure_cost
@@ -72,8 +70,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     for table in (summary, *tables):
         for column in table.columns[1:]:
             column.justify = "right"
-    # A file or a pipe has no width to keep to.
-    Console(width=None if sys.stdout.isatty() else 120, markup=False, emoji=False).print(*tables, summary)
+    print_tables(*tables, summary)
     machine = cost.machine
     print(f"per image of {options.size[0]} × {options.size[1]} pixels, batch {options.batch}")
     print(f"{name_machine(machine)}, torch {machine['torch']}, commit {machine['commit']}, {machine['date']}")

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from refine.cli.options import FUSION, add_fusion, count_from, fusion_changes, refuse_overwriting
+from refine.cli.options import FUSION, add_fusion, count_from, fusion_changes, print_tables, refuse_overwriting
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
@@ -66,14 +66,12 @@ def _check_out(out: str, inputs: Sequence[str | None]) -> None:
 
 
 def _files(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from refine.errors import printable
     from refine.evaluation.panoptic_files import evaluate_files
 
     report = evaluate_files(options.gt, options.gt_dir, options.pred, options.pred_dir, workers=options.workers)
     report.write(options.out)
-    Console().print(*report.tables())
+    print_tables(*report.tables())
     for note in report.notes:
         print(f"note: {note}")
     for image in report.worst(options.worst):
@@ -82,8 +80,6 @@ def _files(options: argparse.Namespace) -> None:
 
 
 def _model(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from refine.data.build import build_dataset
     from refine.data.config import DatasetConfig
     from refine.inference.evaluate import evaluate
@@ -108,7 +104,7 @@ def _model(options: argparse.Namespace) -> None:
     measures = [Quality(), BoxAndMaskAP(options.ap_detections)]
     evaluation = evaluate(predictor, dataset, measures=measures, max_images=options.max_images)
     evaluation.write(options.out)
-    Console().print(*evaluation.report.tables())
+    print_tables(*evaluation.report.tables())
     limit = evaluation[BoxAndMaskAP].precision.limit
     for name in ("AP_box", "AP_mask"):
         print(f"{name}: {100 * evaluation.metrics[name]:.1f} (at most {limit} detections per image)")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, get_args
 
-from refine.cli.options import add_image_options, fusion_changes, image_options
-from refine.cli.pictures import add_arguments, finish, for_each
-from refine.errors import RefineError
-from refine.fusion.config import HEADS, Method
+from refine import __version__
+from refine.cli.images import add_arguments, check_model, find_images, finish, for_each, note
+from refine.cli.options import add_image_options, fusion_changes, image_options, refuse_overwriting
+from refine.formats.image_list import ImageFile, result_names
+from refine.fusion.config import HEADS, FusionConfig, Method
 
 if TYPE_CHECKING:
     from refine.fusion.explain import Explanation
@@ -18,28 +19,31 @@ if TYPE_CHECKING:
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser = argparse.ArgumentParser(prog, description=description)
-    add_arguments(parser, "folder for NAME.png and NAME.json of each picture")
+    add_arguments(parser, "folder for NAME.png and NAME.json of each image")
     add_image_options(parser)
     options = parser.parse_args(arguments)
+    check_model(options)
+    reading = image_options(options)
+    FusionConfig(**fusion_changes(options))
+    files, out = find_images(options), Path(options.out)
+    names = result_names(files)
+    written = [out / f"{name}{suffix}" for name in names for suffix in (".png", ".json")]
+    refuse_overwriting("--out: its", written, (file.path for file in files))
 
     from refine.drawing.explanation import explanation_sheet
     from refine.drawing.overlay import write_picture
     from refine.files import write_json
-    from refine.formats.images import list_images, read_image
+    from refine.formats.images import read_image
     from refine.fusion.explain import explain
     from refine.inference.predictor import Predictor, possible_methods
 
-    reading = image_options(options)
-    files = list_images(options.source)
     predictor = Predictor(options.checkpoint, device=options.device, fusion=fusion_changes(options))
     methods = possible_methods(predictor.model)
     if len(methods) < len(get_args(Method)):
         print(_left_out(methods))
-    targets: dict[Path, Path] = {}
 
-    def explain_one(path: Path) -> str:
-        target = _target(path, Path(options.out), targets, files)
-        image = read_image(path, options=reading, tell=print)
+    def explain_one(file: ImageFile) -> str:
+        image = read_image(file.path, options=reading, tell=note)
         told = explain(
             predictor.predict_raw([image])[0],
             categories=predictor.categories,
@@ -47,11 +51,13 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
             config=predictor.fusion,
             **predictor.fusion_heads(),
         )
-        write_picture(target, explanation_sheet(image, told))
-        write_json(target.with_suffix(".json"), {"file_name": path.name} | told.to_json(), indent=1)
-        return _summary(told)
+        target = out / PurePath(file.name).with_suffix(".png")
+        write_picture(target, explanation_sheet(image, told), f"refine {__version__}, model {options.checkpoint}")
+        record = {"file_name": file.name, "model": options.checkpoint} | told.to_json()
+        write_json(target.with_suffix(".json"), record, indent=1)
+        return f"{_summary(told)}; model: {options.checkpoint}"
 
-    finish(for_each(files, explain_one), files, options.out, "explanations")
+    finish(for_each(files, explain_one), files, options.out, f"explanations of model {options.checkpoint}")
 
 
 def _left_out(methods: Sequence[Method]) -> str:
@@ -64,17 +70,6 @@ def _left_out(methods: Sequence[Method]) -> str:
         f"and data to refine train with --init MODEL {' '.join(heads[part] for part in parts)} "
         f"--optim.train_only '[{', '.join(parts)}]'"
     )
-
-
-def _target(path: Path, out: Path, targets: dict[Path, Path], files: Sequence[Path]) -> Path:
-    """Where the explanation of a picture goes; noted in `targets`, which pictures went where."""
-    target = out / f"{path.stem}.png"
-    if target in targets:
-        raise RefineError(f"{path}: would be written as {target}, as {targets[target]} is; rename one")
-    if target.resolve() in (file.resolve() for file in files):
-        raise RefineError(f"{path}: its explanation would overwrite the picture {target}; name another folder")
-    targets[target] = path
-    return target
 
 
 def _summary(told: Explanation) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import os
 import sys
 from collections.abc import Sequence
 
 from refine import __version__
-from refine.errors import RefineError, printable
+from refine.cli.options import PIPE_CLOSED
+from refine.errors import RefineError, is_out_of_memory, printable
 
 COMMANDS = {
     "predict": "panoptic results of pictures: PNG + JSON as COCO has them, and overlays to look at",
@@ -31,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0; or 1 after an error that the user can mend, told in one line; 130 when interrupted. Wrong
-        arguments exit with 2.
+        0; 1 after an error that the user can fix, reported in one line; 130 when interrupted; 141 when the
+        reader of the output has gone. Wrong arguments exit with 2, SIGTERM during `predict` with 143.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -47,16 +49,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False)
-    name = parser.parse_args(arguments[:1]).command
-    module = importlib.import_module(f"refine.cli.{name.replace('-', '_')}")
     try:
-        module.run(arguments[1:], f"refine {name}", COMMANDS[name])
-    except RefineError as error:
-        print(f"refine: error: {printable(str(error))}", file=sys.stderr)
-        return 1
+        try:
+            name = parser.parse_args(arguments[:1]).command
+            module = importlib.import_module(f"refine.cli.{name.replace('-', '_')}")
+            module.run(arguments[1:], f"refine {name}", COMMANDS[name])
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where what is left is flushed to at exit
+        return PIPE_CLOSED
+    except Exception as error:
+        if (problem := _problem(error)) is None:
+            raise
+        print(f"refine: error: {printable(problem)}", file=sys.stderr)
+        return 1
     return 0
+
+
+def _problem(error: Exception) -> str | None:
+    """What to tell of an error that is not the program's own fault, in one line; None for any other."""
+    if isinstance(error, RefineError):
+        return str(error)
+    if is_out_of_memory(error):
+        return "there is not enough memory; take a smaller input, or a machine with more"
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return None
 
 
 if __name__ == "__main__":

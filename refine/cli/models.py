@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
+
+from refine.cli.options import print_tables
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
@@ -20,14 +21,13 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         print(find_model(options.fetch))
         return
 
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("name", "knows", "quality (%)", "MB", "licence", "where")
     table.columns[0].no_wrap, table.columns[3].justify = True, "right"
     for row in _rows():
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 160).print(table, markup=False)
+    print_tables(table, width=160)
 
 
 def _rows() -> list[tuple[str, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,20 +17,49 @@ if TYPE_CHECKING:  # their packages import torch, which would delay every --help
 
 FUSION = ("score_threshold", "overlap_threshold", "stuff_area", "sigma", "unknown_erasing", "ue_threshold")
 
+PIPE_CLOSED = 141
+"""Exit code of a program whose reader has gone: 128 + SIGPIPE."""
 
-def count_from(least: int) -> Callable[[str], int]:
-    """A type for whole numbers from `least` on."""
+MOST = 2**31 - 1
+"""Largest whole number that an option takes."""
+
+
+def count_from(least: int, most: int = MOST) -> Callable[[str], int]:
+    """Return an argparse type for whole numbers from `least` to `most`."""
 
     def count(text: str) -> int:
         try:
             number = int(text)
         except ValueError:
             number = least - 1
-        if number < least:
-            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from {least}")
+        if not least <= number <= most:
+            expected = f"from {least}" if most == MOST and number < least else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"{text!r:.40}: expected a whole number {expected}")
         return number
 
     return count
+
+
+def positive(text: str) -> float:
+    """Convert a finite number above 0, as an argparse type."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r:.40}: expected a number above 0")
+    return number
+
+
+def print_tables(*tables: Any, width: int = 120) -> None:
+    """Print tables of rich, as wide as the terminal; `width` characters into a file or a pipe, which have none."""
+    from rich.console import Console
+
+    class _Console(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # which all commands treat alike
+
+    _Console(width=None if sys.stdout.isatty() else width, markup=False, emoji=False).print(*tables)
 
 
 def refuse_overwriting(
@@ -39,7 +69,7 @@ def refuse_overwriting(
     given = {Path(path).resolve() for path in read if path and Path(path).exists()}
     for path in written:
         if path and Path(path).resolve() in given:
-            raise RefineError(f"{option} {path}: is an input; name another")
+            raise RefineError(f"{option} {path}: is also an input file; choose a different path")
 
 
 def add_fusion(parser: Any, default: FusionConfig | None = None) -> None:
@@ -58,7 +88,7 @@ def add_fusion(parser: Any, default: FusionConfig | None = None) -> None:
 
     add("score_threshold", "drop instances below, 0-1", type=float)
     add("overlap_threshold", "drop instances of which more is covered, 0-1", type=float)
-    add("stuff_area", "pixels below which a class of stuff is dropped", type=int)
+    add("stuff_area", "pixels below which a class of stuff is dropped", type=count_from(0))
     add("sigma", "of soe", type=float)
     add("unknown_erasing", "uncertain regions become unknown", action=argparse.BooleanOptionalAction)
     add("ue_threshold", "mean confidence below which they do, 0-1", type=float)

@@ -3,47 +3,181 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from refine.cli.options import add_image_options, fusion_changes, image_options, refuse_overwriting
-from refine.cli.pictures import add_arguments, finish, for_each
+from refine import __version__
+from refine.cli.images import add_arguments, check_model, find_images, finish, for_each, note
+from refine.cli.options import (
+    add_image_options,
+    count_from,
+    fusion_changes,
+    image_options,
+    positive,
+    refuse_overwriting,
+)
+from refine.errors import RefineError
+from refine.formats.image_list import ImageFile, result_names
+from refine.fusion.config import FusionConfig, check_known
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from refine.formats.writer import PredictionWriter
+    from refine.inference.predictor import Predictor
+    from refine.structures import PanopticResult
+
+REDUCED = 0.5
+"""Factor of resizing below which small objects may be lost."""
+
+NO_LIMIT = 2**31
+"""Long side in pixels that no image has."""
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser = argparse.ArgumentParser(prog, description=description)
     add_arguments(parser, "folder for panoptic.json, panoptic/ and overlays/")
+    parser.add_argument(
+        "--json", metavar="GT.json", help="predict the images that this data set lists, below the one folder given"
+    )
     parser.add_argument("--method", help="rule of fusion (default: the checkpoint's)")
-    parser.add_argument("--no-overlays", action="store_true", help="write no pictures")
+    parser.add_argument(
+        "--scale", type=positive, help="resize images by this factor (default: to the model's size)"
+    )
+    parser.add_argument(
+        "--max-detections", type=count_from(1), help="most objects per image (default: the model's)"
+    )
+    parser.add_argument("--no-overlays", action="store_true", help="write no overlays")
+    parser.add_argument("--resume", action="store_true", help="keep finished results of the same run in --out")
     add_image_options(parser)
     options = parser.parse_args(arguments)
+    check_model(options)
+    image_options(options)
+    FusionConfig(**fusion_changes(options))
+    if options.method:
+        check_known(options.method)
+    files = _listed(options) if options.json else find_images(options)
+    names = result_names(files)
+    out = Path(options.out)
+    written = [(out / "panoptic" / f"{n}.png", out / "overlays" / f"{n}.jpg") for n in names]
+    refuse_overwriting("--out: its", (path for paths in written for path in paths), (file.path for file in files))
 
-    from refine.drawing.overlay import overlay, write_picture
-    from refine.formats.images import list_images, read_image
     from refine.formats.writer import PredictionWriter
-    from refine.inference.predictor import Predictor
+    from refine.inference.predictor import Predictor, limit_detections
 
-    reading = image_options(options)
-    files = list_images(options.source)
-    refuse_overwriting("--out: its", (_overlay(options.out, path) for path in files), files)
-    refuse_overwriting("--out: its", (Path(options.out) / "panoptic" / f"{path.stem}.png" for path in files), files)
     predictor = Predictor(
         options.checkpoint, device=options.device, method=options.method, fusion=fusion_changes(options)
     )
-    numbers = {path: number for number, path in enumerate(files, 1)}
-    with PredictionWriter(options.out, predictor.categories) as writer:
-
-        def predict(path: Path) -> str:
-            image = read_image(path, options=reading, tell=print)
-            result = predictor(image)
-            writer.add(numbers[path], path.name, result)
-            if not options.no_overlays:
-                write_picture(_overlay(options.out, path), overlay(image, result))
-            return result.summary()
-
-        failed = for_each(files, predict)
-    finish(failed, files, options.out, "results")
+    if options.max_detections:
+        limit_detections(predictor.model, options.max_detections)
+    info = _info(predictor, options)
+    with PredictionWriter(out, predictor.categories, info, journal=True) as writer:
+        finished = writer.resume(files, not options.no_overlays) if options.resume else set()
+        if finished:
+            note(f"{len(finished)} of {len(files)} images are finished already")
+        job = _Job(predictor, writer, options)
+        failed = for_each([file for file in files if file.name not in finished], job)
+    job.warn()
+    finish(failed, files, options.out, f"results of model {options.checkpoint}")
 
 
-def _overlay(out: str, path: Path) -> Path:
-    return Path(out) / "overlays" / f"{path.stem}.jpg"
+def _listed(options: argparse.Namespace) -> list[ImageFile]:
+    """The images of a data set, below the one folder given."""
+    from refine.formats.panoptic_json import PanopticJson
+
+    if len(options.source) != 1 or not Path(options.source[0]).is_dir():
+        raise RefineError("--json: give one folder, below which the images of the data set are")
+    folder, files = Path(options.source[0]), []
+    for image_id, image in PanopticJson(options.json, needs=("images", "categories")).images.items():
+        assert image.file_name is not None  # the reader has made sure
+        files.append(ImageFile(folder / image.file_name, image.file_name, image_id, image.size))
+    return files
+
+
+def _info(predictor: Predictor, options: argparse.Namespace) -> dict[str, Any]:
+    """What results depend on beside the images: `info` of panoptic.json."""
+    weights = hashlib.blake2b(digest_size=8)
+    for name, tensor in predictor.model.state_dict().items():
+        weights.update(name.encode())
+        weights.update(tensor.cpu().contiguous().numpy())
+    return {
+        "description": f"Panoptic results of refine {__version__}, model {options.checkpoint}",
+        "version": __version__,
+        "model": options.checkpoint,
+        "weights": weights.hexdigest(),
+        "method": predictor.method,
+        "fusion": asdict(predictor.fusion),
+        "test_size": list(predictor.test_size) if options.scale is None else None,
+        "scale": options.scale,
+        "max_detections": predictor.model.config.box_head.max_detections,
+    }
+
+
+class _Job:
+    """Predicts and writes one image after the other, and remembers what may have been lost.
+
+    Args:
+        predictor: with the method and thresholds to use.
+        writer: takes the results.
+        options: of the command.
+    """
+
+    def __init__(self, predictor: Predictor, writer: PredictionWriter, options: argparse.Namespace) -> None:
+        self.predictor, self.writer, self.options = predictor, writer, options
+        self.most = predictor.model.config.box_head.max_detections
+        self.full: list[str] = []
+        self.reduced: list[str] = []
+
+    def __call__(self, file: ImageFile) -> str:
+        from refine.drawing.overlay import encode_image, overlay
+        from refine.formats.images import read_image
+
+        image = read_image(file.path, file.size, image_options(self.options), tell=note)
+        size = (image.shape[1], image.shape[2])
+        if file.size is not None and file.size != size:
+            raise RefineError(
+                f"{file.path}: {size[1]} × {size[0]} pixels, but {self.options.json} says {file.size[1]} × "
+                f"{file.size[0]}; correct one of them"
+            )
+        result = self._predict(image, file.name)
+        drawn = None
+        if not self.options.no_overlays:
+            comment = f"refine {__version__}, model {self.options.checkpoint}"
+            drawn = encode_image(overlay(image, result), "JPEG", comment)
+        self.writer.add(file.id, file.name, result, drawn)
+        return f"{result.summary()}; model: {self.options.checkpoint}"
+
+    def _predict(self, image: Tensor, name: str) -> PanopticResult:
+        from refine.data.transforms import fit_scale
+
+        predictor, size = self.predictor, (image.shape[1], image.shape[2])
+        if self.options.scale is not None:
+            predictor.test_size = (max(1, round(min(size) * self.options.scale)), NO_LIMIT)
+        threshold = predictor.fusion.score_threshold
+        raw = predictor.predict_raw([image], threshold)[0]
+        if int((raw.instances.scores >= threshold).sum()) >= self.most:
+            self.full.append(name)
+        if fit_scale(size, *predictor.test_size) < REDUCED:
+            self.reduced.append(name)
+        return predictor.fuse(raw)
+
+    def warn(self) -> None:
+        """Say what may have been lost, and what helps."""
+        if self.full:
+            note(
+                f"{_count(self.full)} full: {self.most} objects were found, as many as allowed, and there may be "
+                f"more; give --max-detections {4 * self.most}, or cut the image into tiles"
+            )
+        if self.reduced:
+            note(
+                f"{_count(self.reduced)} reduced to less than {REDUCED:.0%} of the size for the network; small "
+                "objects may be lost: give --scale 1, or cut the image into tiles"
+            )
+
+
+def _count(names: list[str]) -> str:
+    """Subject and verb of a remark about images: one of them is named."""
+    return f"{names[0]} is" if len(names) == 1 else f"{names[0]} and {len(names) - 1} more images are"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from refine.cli.options import count_from
+from refine.cli.options import count_from, print_tables
 from refine.errors import RefineError
 
 
@@ -58,7 +57,6 @@ def find_config(name: str) -> Path:
 
 def make_tables(base: Path, options: argparse.Namespace, overrides: Sequence[str], command: str) -> None:
     """Run tables, or rows of them, and print them; each is written to OUT/TABLE_DATA.{md,json,png}."""
-    from rich.console import Console
     from rich.markdown import Markdown
 
     from refine.experiments.render import write_table
@@ -84,16 +82,12 @@ def make_tables(base: Path, options: argparse.Namespace, overrides: Sequence[str
         if not is_first():
             continue
         path = out / f"{Path(name).stem}_{base.stem}"
-        # A file or a pipe has no width to keep to.
-        Console(width=None if sys.stdout.isatty() else 160).print(
-            Markdown(write_table(table, results, path, command))
-        )
+        print_tables(Markdown(write_table(table, results, path, command)), width=160)
         print(f"written to {path}.md, .json and .png")
 
 
 def make_routes(base: Path, options: argparse.Namespace, overrides: Sequence[str], command: str) -> None:
     """Measure each route of trained networks and print it; written to OUT/routes_DATA.{md,json,png}."""
-    from rich.console import Console
     from rich.markdown import Markdown
 
     from refine.data.build import build_dataset
@@ -111,5 +105,5 @@ def make_routes(base: Path, options: argparse.Namespace, overrides: Sequence[str
     table, results, flow = measure_routes(options.checkpoint, dataset, out, config.eval.max_images, options.device)
     path = out / f"routes_{base.stem}"
     text = write_table(table, results, path, command, notes=flow)
-    Console(width=None if sys.stdout.isatty() else 160).print(Markdown(text))
+    print_tables(Markdown(text), width=160)
     print(f"written to {path}.md, .json and .png")

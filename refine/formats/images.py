@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +19,6 @@ from refine.formats.raw import ImageOptions, RawImage, check_channel, check_page
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that Pillow may open; among its others is PostScript, which it hands to Ghostscript."""
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
 Exif = Literal["shown", "stored"]
 """How images with an EXIF turn were annotated: turned upright, or as stored in the file."""
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -84,27 +82,6 @@ def from_pil(image: Image.Image) -> Tensor:
         ValueError: values that are not finite.
     """
     return _to_tensor(_upright(_raw(image).to_pil("image") if _is_wide(image) else image))
-
-
-def list_images(sources: Sequence[str]) -> list[Path]:
-    """List the images of files, folders (not their subfolders) and patterns: each once, sorted within a source.
-
-    Raises:
-        RefineError: a source holds no image.
-    """
-    found: dict[Path, None] = {}
-    for source in sources:
-        path = Path(source)
-        if path.is_dir():
-            files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-        elif path.exists():
-            files = [path]
-        else:
-            files = sorted(Path(p) for p in glob.glob(source, recursive=True) if Path(p).suffix.lower() in SUFFIXES)
-        if not files:
-            raise RefineError(f"{source}: no image there; give a file, a folder or a pattern in quotes")
-        found.update(dict.fromkeys(files))
-    return list(found)
 
 
 def _open(path: Path, options: ImageOptions, max_pixels: int, tell: Callable[[str], None] | None) -> Image.Image:

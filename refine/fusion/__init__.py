@@ -1,8 +1,23 @@
 """From instances and a semantic map to one panoptic map."""
 
-from refine.fusion.config import FusionConfig, Method, Resolve
-from refine.fusion.fuse import fuse
-from refine.fusion.rules import OcclusionFn
-from refine.fusion.unknown import erase_unknown
+from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from refine.fusion.config import FusionConfig, Method, Resolve
+
+if TYPE_CHECKING:
+    from refine.fusion.api import fuse
+    from refine.fusion.rules import OcclusionFn
+    from refine.fusion.unknown import erase_unknown
+
+_HOMES = {"OcclusionFn": "rules", "erase_unknown": "unknown", "fuse": "api"}
 __all__ = ["FusionConfig", "Method", "OcclusionFn", "Resolve", "erase_unknown", "fuse"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch when it is first used: thresholds are read without."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'refine.fusion' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"refine.fusion.{_HOMES[name]}"), name)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from refine.fusion import FusionConfig, Method, OcclusionFn, fuse
-from refine.fusion.fuse import RankingFn, arrange, prepare
+from refine.fusion.api import RankingFn, arrange, prepare
 from refine.fusion.rules import evaluate_occlusion
 from refine.fusion.unknown import KEPT, unknown_regions
 from refine.ops.cells import cells_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -218,6 +219,17 @@ def rescale(prediction: NetworkOutput, size: tuple[int, int], semantic_classes: 
     scale = instances.boxes.new_tensor([size[1] / width, size[0] / height] * 2)
     instances = replace(instances, image_size=size, boxes=instances.boxes * scale)
     return Prediction(instances, semantic_classes[channels.long()], confidence)
+
+
+def limit_detections(model: PanopticModel, most: int) -> None:
+    """Let a model find at most `most` objects per image, in place; the proposals it looks at grow in proportion."""
+    box_head, rpn = model.config.box_head, model.config.rpn
+    factor = max(1.0, most / box_head.max_detections)
+    before, after = ((train, math.ceil(test * factor)) for train, test in (rpn.pre_nms_top_n, rpn.post_nms_top_n))
+    rpn = replace(rpn, pre_nms_top_n=before, post_nms_top_n=after)
+    box_head = replace(box_head, max_detections=most)
+    model.config = replace(model.config, rpn=rpn, box_head=box_head)
+    model.rpn.config, model.box_heads.config = rpn, box_head
 
 
 def check_method(method: str, model: PanopticModel) -> None:

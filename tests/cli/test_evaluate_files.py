@@ -133,7 +133,7 @@ def test_bad_input_is_told_in_one_line(files, capsys, spoil, words):
 def test_inputs_are_not_overwritten(files, capsys):
     before = (files / "pred.json").read_bytes()
     assert evaluate(files, out="pred.json") == 1
-    assert "pred.json: is an input" in capsys.readouterr().err
+    assert "pred.json: is also an input" in capsys.readouterr().err
     assert (files / "pred.json").read_bytes() == before
 
 

@@ -172,7 +172,7 @@ def test_what_is_given_is_not_overwritten(files, capsys):
     made = {path: path.read_bytes() for path in (files / "out").rglob("*.*")}
     for option, path in (("--categories", "out/panoptic.json"), ("--semantic", "out/panoptic")):
         assert main(words(files, option, str(files / path))) == 1
-        assert f"{path}: is an input; name another" in capsys.readouterr().err
+        assert f"{path}: is also an input file; choose a different path" in capsys.readouterr().err
     assert made == {path: path.read_bytes() for path in (files / "out").rglob("*.*")}
 
 

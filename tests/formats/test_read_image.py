@@ -18,7 +18,7 @@ from PIL import EpsImagePlugin, Image, ImageFile
 from refine.errors import RefineError
 from refine.files import MAX_PIXELS
 from refine.formats.id_png import read_gray, read_runs
-from refine.formats.images import from_pil, list_images, read_image
+from refine.formats.images import from_pil, read_image
 from refine.formats.png import png_size
 
 
@@ -217,17 +217,3 @@ def test_damaged_files_never_raise_anything_else(
 
 def test_from_pil_takes_a_picture_in_memory() -> None:
     assert _pixels(from_pil(Image.new("RGB", (2, 1), (1, 2, 3)))) == [[[1, 2, 3], [1, 2, 3]]]
-
-
-def test_list_images_takes_files_folders_and_patterns(tmp_path: Path) -> None:
-    for name in ("b.JPG", "a.png", "notes.txt", "sub/c.webp"):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
-    names = [p.name for p in list_images([str(tmp_path)])]
-    assert names == ["a.png", "b.JPG"]
-    names = [p.name for p in list_images([str(tmp_path / "b.JPG"), str(tmp_path), f"{tmp_path}/**/*"])]
-    assert names == ["b.JPG", "a.png", "c.webp"]
-    for nothing in (tmp_path / "none.png", tmp_path / "*.bmp"):
-        with pytest.raises(RefineError, match="no image there"):
-            list_images([str(nothing)])

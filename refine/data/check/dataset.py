@@ -15,7 +15,8 @@ from refine.data.check.report import ClassRow, Finding, Report
 from refine.data.cityscapes import CATEGORIES, list_frames, unannotated
 from refine.data.remap import Remap, read_remap
 from refine.errors import RefineError
-from refine.formats.images import SUFFIXES, Exif
+from refine.formats.image_list import SUFFIXES
+from refine.formats.images import Exif
 from refine.formats.instances_json import InstanceFile
 from refine.formats.panoptic_json import PanopticJson
 from refine.structures import Categories, Category

@@ -1,0 +1,366 @@
+"""`refine predict`: which images, what is written, and what an interruption leaves."""
+
+import hashlib
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from helpers.tiny_network import tiny_config
+from PIL import Image
+
+from refine.checkpoint.folder import SavedModel, save_model
+from refine.cli import predict
+from refine.cli.main import main
+from refine.formats.writer import JOURNAL
+from refine.fusion.config import FusionConfig
+from refine.inference.predictor import Predictor
+from refine.modeling.model import PanopticModel
+from refine.structures import Categories, Category
+
+CATEGORIES = Categories([Category(7, "thing", True, (220, 20, 60)), Category(9, "ground", False, (90, 90, 90))])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A small network that has learnt nothing."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    model = PanopticModel(tiny_config(0, {"max_detections": 5}), 1, 2).eval()
+    save_model(
+        folder, SavedModel(model, CATEGORIES, (64, 96), fusion=FusionConfig(stuff_area=16, score_threshold=0.1))
+    )
+    return str(folder)
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Four images in two folders, of equal names."""
+    rng = np.random.default_rng(0)
+    for name in ("x/0.png", "x/1.jpg", "y/0.png", "y/deep/0.png"):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(path)
+    return tmp_path / "images"
+
+
+def run(checkpoint, source, out, *more):
+    return main(
+        ["predict", str(source), "-o", str(out), "--checkpoint", checkpoint, "--device", "cpu", *map(str, more)]
+    )
+
+
+def files(out):
+    return {
+        str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest() for p in out.rglob("*") if p.is_file()
+    }
+
+
+def content(out):
+    return json.loads((out / "panoptic.json").read_text())
+
+
+@pytest.fixture
+def whole(checkpoint, images, tmp_path, capsys):
+    """What an uninterrupted run writes."""
+    assert run(checkpoint, images, tmp_path / "whole", "--recursive") == 0
+    capsys.readouterr()
+    return files(tmp_path / "whole")
+
+
+def test_relative_paths_are_kept(whole, tmp_path):
+    names = ["x/0", "x/1", "y/0", "y/deep/0"]
+    assert set(whole) == {
+        "panoptic.json",
+        *(f"panoptic/{n}.png" for n in names),
+        *(f"overlays/{n}.jpg" for n in names),
+    }
+    result = content(tmp_path / "whole")
+    assert [i["file_name"] for i in result["images"]] == ["x/0.png", "x/1.jpg", "y/0.png", "y/deep/0.png"]
+    assert [a["file_name"] for a in result["annotations"]] == [f"{n}.png" for n in names]
+
+
+def test_ids_and_names_come_from_the_data_set(checkpoint, images, tmp_path, capsys):
+    entries = [
+        {"id": 31, "file_name": "y/0.png"},
+        {"id": 7, "file_name": "x/1.jpg"},
+        {"id": 8, "file_name": "none.png"},
+    ]
+    listed = [entry | {"height": 40, "width": 60 + (entry["id"] == 7)} for entry in entries]
+    truth = {"images": listed, "annotations": [], "categories": CATEGORIES.to_json()}
+    (tmp_path / "gt.json").write_text(json.dumps(truth))
+    out = tmp_path / "out"
+    assert run(checkpoint, images, out, "--json", tmp_path / "gt.json") == 1
+    error = capsys.readouterr().err
+    assert "x/1.jpg: 60 × 40 pixels, but" in error
+    assert "none.png: no such file" in error
+    assert "2 of 3 images failed" in error
+    result = content(out)
+    assert [(i["id"], i["file_name"]) for i in result["images"]] == [(31, "y/0.png")]
+    assert [(a["image_id"], a["file_name"]) for a in result["annotations"]] == [(31, "y/0.png")]
+    assert run(checkpoint, images / "x" / "0.png", out, "--json", tmp_path / "gt.json") == 1
+    assert "--json: give one folder" in capsys.readouterr().err
+
+
+def test_every_output_names_the_model(checkpoint, images, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(checkpoint, images / "x" / "0.png", out) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(f"model {checkpoint}" in line.replace("model: ", "model ") for line in lines)
+    info = content(out)["info"]
+    assert (info["model"], info["method"], info["max_detections"]) == (checkpoint, "heuristic", 5)
+    assert info["fusion"]["stuff_area"] == 16
+    with Image.open(out / "overlays" / "0.jpg") as overlay:
+        assert overlay.info["comment"].decode().endswith(f"model {checkpoint}")
+
+
+def test_a_model_is_asked_for(images, tmp_path, capsys):
+    for command in ("predict", "explain"):
+        assert main([command, str(images / "x"), "-o", str(tmp_path / "out")]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(
+            "refine: error: --checkpoint: choose a model: nuclei (trained on nuclei), photographs"
+        )
+        assert len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+class _Stop:
+    """Raises before the n-th image is predicted."""
+
+    def __init__(self, monkeypatch, n, error):
+        self.left, self.error = n, error
+        before = Predictor.predict_raw
+
+        def predict_raw(predictor, images, min_score=0.0):
+            self.left -= 1
+            if self.left == 0:
+                raise self.error
+            return before(predictor, images, min_score)
+
+        monkeypatch.setattr(Predictor, "predict_raw", predict_raw)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143)])
+def test_an_interruption_keeps_what_is_finished(error, checkpoint, images, whole, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        _Stop(patch, 3, error)
+        if isinstance(error, SystemExit):
+            with pytest.raises(SystemExit) as stopped:
+                run(checkpoint, images, out, "--recursive")
+            assert stopped.value.code == 143
+        else:
+            assert run(checkpoint, images, out, "--recursive") == 130
+    assert "refine: note: stopped after 2 of 4 images" in capsys.readouterr().err
+    assert [i["file_name"] for i in content(out)["images"]] == ["x/0.png", "x/1.jpg"]
+    assert not (out / JOURNAL).exists()
+    assert run(checkpoint, images, out, "--recursive", "--resume") == 0
+    assert "2 of 4 images are finished already" in capsys.readouterr().err
+    assert files(out) == whole
+
+
+def test_an_interruption_before_the_first_image_keeps_earlier_results(checkpoint, images, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    assert run(checkpoint, images, out, "--recursive") == 0
+    before = files(out)
+    _Stop(monkeypatch, 1, KeyboardInterrupt())
+    assert run(checkpoint, images, out, "--recursive") == 130
+    assert files(out) == before
+
+
+KILLED = """
+import os, sys
+from refine.inference.predictor import Predictor
+from refine.cli.main import main
+count, before = int(sys.argv[1]), Predictor.fuse
+def fuse(*arguments):
+    global count
+    count -= 1
+    if count < 0:
+        os.kill(os.getpid(), 9)
+    return before(*arguments)
+Predictor.fuse = fuse
+main(sys.argv[2:])
+"""
+
+
+def test_a_killed_run_goes_on(checkpoint, images, whole, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["predict", str(images), "-o", str(out), "--checkpoint", checkpoint, "--device", "cpu", "--recursive"]
+    done = subprocess.run([sys.executable, "-c", KILLED, "2", *words], capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    assert len((out / JOURNAL).read_text().splitlines()) == 3
+    assert not (out / "panoptic.json").exists()
+    with (out / JOURNAL).open("a") as file:
+        file.write('{"image": {"id": 3, "fi')  # a line that was cut short
+    (out / "panoptic/x/1.png").write_bytes((out / "panoptic/x/1.png").read_bytes()[:-20])  # and a map
+    assert main([*words, "--resume"]) == 0
+    assert "1 of 4 images are finished already" in capsys.readouterr().err
+    assert files(out) == whole
+
+
+def test_what_counts_as_finished(checkpoint, images, tmp_path, capsys):
+    out = tmp_path / "out"
+
+    def finished(*more):
+        assert run(checkpoint, images, out, "--recursive", "--resume", *more) == 0
+        found = re.search(r"(\d+) of \d+ images are finished already", capsys.readouterr().err)
+        return int(found[1]) if found else 0
+
+    assert finished() == 0
+    assert finished() == 4
+    (out / "overlays/x/0.jpg").unlink()
+    assert finished("--no-overlays") == 4
+    assert finished() == 3
+    newer = (out / "panoptic/y/0.png").stat().st_mtime + 10
+    os.utime(images / "y/0.png", (newer, newer))
+    assert finished() == 3
+    os.utime(images / "y/0.png", (0, 0))
+    (images / "x" / "00.png").write_bytes((images / "x" / "0.png").read_bytes())  # all later ids change
+    assert finished() == 4
+    result = content(out)
+    assert [i["id"] for i in result["images"]] == [a["image_id"] for a in result["annotations"]] == [1, 2, 3, 4, 5]
+    assert [i["file_name"] for i in result["images"]][:2] == ["x/0.png", "x/00.png"]
+
+
+def test_other_settings_are_not_resumed(checkpoint, images, tmp_path, capsys):
+    assert run(checkpoint, images / "x", tmp_path / "out") == 0
+    before = files(tmp_path / "out")
+    assert run(checkpoint, images / "x", tmp_path / "out", "--resume", "--score-threshold", "0.2") == 1
+    assert "panoptic.json: was written with fusion" in capsys.readouterr().err
+    assert files(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_an_image_that_does_not_fit_into_memory_fails_alone(
+    error, checkpoint, images, tmp_path, monkeypatch, capsys
+):
+    _Stop(monkeypatch, 1, error)
+    assert run(checkpoint, images / "x", tmp_path / "out") == 1
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("refine: error: ")]
+    assert told[0].startswith(f"refine: error: {images}/x/0.png: does not fit into memory")
+    assert told[1].startswith("refine: error: 1 of 2 images failed")
+    assert [i["file_name"] for i in content(tmp_path / "out")["images"]] == ["1.jpg"]
+
+
+def test_a_full_disk_ends_the_run_with_one_line(checkpoint, images, tmp_path, capsys):
+    out = tmp_path / "out"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+    try:
+        assert run(checkpoint, images / "x", out) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert "cannot be written (File too large)" in error
+    for path in out.rglob("*"):
+        assert path.is_dir() or path.name == JOURNAL
+    assert run(checkpoint, images / "x", out, "--resume") == 0
+
+
+def test_two_runs_in_one_folder(checkpoint, images, tmp_path, capsys):
+    from refine.formats.journal import Journal
+
+    journal = Journal(tmp_path / "out" / JOURNAL, {})
+    assert run(checkpoint, images / "x", tmp_path / "out") == 1
+    assert "another run is writing here" in capsys.readouterr().err
+    journal.close()
+    assert run(checkpoint, images / "x", tmp_path / "out") == 0
+
+
+def test_what_may_be_lost_is_said(checkpoint, images, tmp_path, capsys, monkeypatch):
+    found = {}
+    before = Predictor.predict_raw
+
+    def predict_raw(predictor, batch, min_score=0.0):
+        (raw,) = before(predictor, batch, min_score)
+        found[predictor.test_size] = len(raw.instances)
+        return [raw]
+
+    monkeypatch.setattr(Predictor, "predict_raw", predict_raw)
+    Image.open(images / "x/0.png").resize((300, 200)).save(images / "large.png")
+    some = ["--score-threshold", "0.1"]
+    assert run(checkpoint, images / "large.png", tmp_path / "out", *some) == 0
+    told = capsys.readouterr().err
+    assert "large.png is full: 5 objects were found" in told
+    assert "give --max-detections 20" in told
+    assert "large.png is reduced to less than 50%" in told
+    assert (
+        run(checkpoint, images / "large.png", tmp_path / "out", *some, "--scale", "1", "--max-detections", 4000)
+        == 0
+    )
+    assert not capsys.readouterr().err
+    assert found[64, 96] == 5
+    assert found[200, predict.NO_LIMIT] > 20
+    assert content(tmp_path / "out")["info"]["max_detections"] == 4000
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--stuff-area", "1" + 22 * "0"],
+        ["--stuff-area", "nan"],
+        ["--scale", "nan"],
+        ["--scale", "0"],
+        ["--scale", "1e400"],
+        ["--max-detections", "0"],
+        ["--max-detections", "9" * 5000],
+    ],
+)
+def test_values_out_of_range(words, checkpoint, images, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(checkpoint, images, tmp_path / "out", *words)
+    assert stopped.value.code == 2
+    assert f"argument {words[0]}: '{words[1][:8]}"[:30] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["score-threshold", "overlap-threshold", "sigma", "ue-threshold"])
+def test_thresholds_that_are_no_numbers(name, checkpoint, images, tmp_path, capsys):
+    assert run(checkpoint, images, tmp_path / "out", f"--{name}", "nan") == 1
+    assert f"fusion.{name.replace('-', '_')} is nan" in capsys.readouterr().err
+
+
+HELP = """
+import sys
+from refine.cli.main import main
+def quiet(*words):
+    try: main(list(words))
+    except SystemExit: pass
+for name in ("predict", "explain", "fuse", "evaluate", "check-data"): quiet(name, "--help")
+quiet("predict", "nowhere.png", "-o", "out", "--checkpoint", "nuclei")
+quiet("predict", sys.argv[1], "-o", "out", "--checkpoint", "nowhere")
+quiet("explain", sys.argv[1], "-o", "out")
+quiet("models")
+print("torch" in sys.modules)
+"""
+
+
+def test_wrong_paths_are_found_before_torch_is_imported(images):
+    done = subprocess.run([sys.executable, "-c", HELP, str(images)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("False"), done.stdout
+    assert done.stderr.count("refine: error: ") == 3
+
+
+@pytest.mark.parametrize("command", ["--help", "models"])
+def test_a_reader_that_goes_away(command):
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-m", "refine.cli.main", command]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -1,0 +1,70 @@
+"""Which images a command works on, and what their results are called."""
+
+import os
+
+import pytest
+
+from refine.errors import RefineError
+from refine.formats.image_list import list_images, result_names
+
+FILES = (
+    "b.JPG",
+    "a.png",
+    "notes.txt",
+    "._a.png",
+    "sub/c.webp",
+    "sub/a.png",
+    "sub/deep/a.png",
+    "out/a.png",
+    ".x/h.png",
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in FILES:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path
+
+
+def names(*sources, **options):
+    return [file.name for file in list_images([str(source) for source in sources], **options)]
+
+
+def test_files_folders_and_patterns(folder):
+    assert names(folder) == ["a.png", "b.JPG"]
+    assert names(folder / "b.JPG", folder) == ["b.JPG", "a.png"]
+    assert names(f"{folder}/**/*.png") == ["a.png", "out/a.png", "sub/a.png", "sub/deep/a.png"]
+    assert names(f"{folder}/sub/*") == ["a.png", "c.webp"]
+    assert [file.id for file in list_images([str(folder)])] == [1, 2]
+    for nothing in (folder / "none.png", folder / "*.bmp", folder / ".x" / "*.jpg"):
+        with pytest.raises(RefineError, match="no image there"):
+            names(nothing)
+
+
+def test_subfolders_are_read_on_demand_and_otherwise_mentioned(folder):
+    every = ["a.png", "b.JPG", "sub/a.png", "sub/c.webp", "sub/deep/a.png"]
+    assert names(folder, recursive=True, skip=folder / "out") == every
+    told = []
+    assert names(folder, skip=folder / "out", tell=told.append) == ["a.png", "b.JPG"]
+    assert told == [f"{folder}: 1 of its subfolders hold images, which are left out; --recursive reads them"]
+    (folder / "top").mkdir()
+    (folder / "top" / "city").symlink_to(folder / "sub")
+    with pytest.raises(RefineError, match=r"top: no image there, but in its subfolders; add --recursive"):
+        names(folder / "top")
+    assert names(folder / "top", recursive=True) == ["city/a.png", "city/c.webp", "city/deep/a.png"]
+    os.symlink(folder, folder / "sub" / "loop")
+    assert "sub/deep/a.png" in names(folder, recursive=True, skip=folder / "out")
+
+
+def test_results_of_equal_names_are_refused(folder):
+    assert list(result_names(list_images([f"{folder}/**/a.png"]))) == ["a", "out/a", "sub/a", "sub/deep/a"]
+    with pytest.raises(
+        RefineError, match=r"sub/a\.png: its results would be named 'a' like those of .*/out/a\.png"
+    ):
+        result_names(list_images([str(folder / "out"), str(folder / "sub")]))
+    (folder / "a.jpg").touch()
+    with pytest.raises(RefineError, match="rename one"):
+        result_names(list_images([str(folder)]))
