@@ -52,7 +52,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     if options.out:
         write_json(options.out, report.to_json(), indent=1)
     if not report.ok:
-        raise RefineError(f"{report.source}: {len(report.errors)} errors; mend them as told above")
+        raise RefineError(f"{report.source}: {len(report.errors)} errors; fix them as described above")
 
 
 def _tell(done: int, total: int) -> None:

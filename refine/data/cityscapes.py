@@ -109,7 +109,7 @@ class Cityscapes:
 
 
 def list_frames(root: str | Path, split: str) -> list[tuple[Path, Path]]:
-    """(picture, instanceIds file) of each annotated frame of a split, by city and name.
+    """(image, instanceIds file) of each annotated frame of a split, by city and name.
 
     Raises:
         RefineError: there is none.
@@ -123,7 +123,7 @@ def list_frames(root: str | Path, split: str) -> list[tuple[Path, Path]]:
 
 
 def unannotated(root: str | Path, split: str) -> list[Path]:
-    """Pictures of a split without an instanceIds file, which `Cityscapes` leaves out."""
+    """Images of a split without an instanceIds file, which `Cityscapes` leaves out."""
     known = {picture for picture, _ in list_frames(root, split)}
     return [p for p in sorted((Path(root) / "leftImg8bit" / split).glob(f"*/*{_IMAGE}")) if p not in known]
 

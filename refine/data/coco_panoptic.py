@@ -24,11 +24,11 @@ from refine.structures import VOID
 
 @dataclass(frozen=True)
 class Record:
-    """One picture of the data set.
+    """One image of the data set.
 
     Attributes:
         image_id: the data set's.
-        image: file of the picture.
+        image: file of the image.
         segments: file of its id-PNG.
         size: (height, width) in pixels, as the JSON says.
         ids: [S] int32, segment ids in the PNG.
@@ -46,13 +46,13 @@ class Record:
 
 
 class CocoPanoptic:
-    """Pictures with their segment maps, of any set of categories.
+    """Images with their segment maps, of any set of categories.
 
-    The parsed JSON is kept as a few flat arrays: 118,000 pictures take some 40 MB, which worker processes
-    share. Pictures without an annotation are left out.
+    The parsed JSON is kept as a few flat arrays: 118,000 images take some 40 MB, which worker processes
+    share. Images without an annotation are left out.
 
     Args:
-        images: folder of the pictures.
+        images: folder of the images.
         json: panoptic JSON: `images`, `annotations` with `segments_info`, `categories`.
         segments: folder of the id-PNGs (id = R + 256 G + 65536 B, 0 = void).
         remap: optional file of category changes or "supercategory", see `refine.data.remap`. Stuff
@@ -115,14 +115,14 @@ class CocoPanoptic:
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of each picture, from the JSON alone."""
+        """(height, width) of each image, from the JSON alone."""
         return [(height, width) for height, width in self._sizes.tolist()]
 
     def __len__(self) -> int:
         return len(self._names)
 
     def record(self, index: int) -> Record:
-        """What the JSON says of a picture."""
+        """Return what the JSON says of an image."""
         part = slice(self._first[index], self._first[index + 1])
         return Record(
             self._image_ids[index],
@@ -135,14 +135,13 @@ class CocoPanoptic:
         )
 
     def name(self, index: int) -> tuple[int | str, str]:
-        """(image id, file name) of a picture."""
+        """Return (image id, file name) of an image."""
         return self._image_ids[index], Path(str(self._names[index])).name
 
     def __getitem__(self, index: int) -> tuple[Tensor, SegmentMap]:
-        """The picture, Tensor[3, H, W] uint8 RGB, and its segment map.
+        """Return the image, Tensor[3, H, W] uint8 RGB, and its segment map.
 
-        A picture with an EXIF turn is turned if it then has the size of its PNG, and left as stored if it
-        has that size so.
+        An image with an EXIF turn is turned as `exif` says, see `read_image`.
 
         Raises:
             RefineError: a file is missing or damaged, sizes differ, or ids of PNG and JSON differ.

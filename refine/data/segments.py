@@ -1,4 +1,4 @@
-"""A picture's annotation as one map: what transforms move, and targets are derived from."""
+"""An image's annotation as one map: what transforms move, and targets are derived from."""
 
 from __future__ import annotations
 

@@ -245,7 +245,7 @@ FAULTS: Faults = IN_JSON | {
     ),
     "picture is a text": (
         lambda f: (f.images / "0.png").write_text("hello"),
-        ["picture: is not an image that can be read; convert it to PNG or JPEG"],
+        ["picture: is not an image that can be read; convert it to PNG, JPEG or TIFF"],
     ),
     "PNG missing": (
         lambda f: (f.segments / "0_ids.png").unlink(),

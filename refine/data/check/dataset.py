@@ -23,7 +23,7 @@ from refine.structures import Categories, Category
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
-"""Is told how many pictures are done, and of how many."""
+"""Called with the number of images done, and of all."""
 
 
 def check_dataset(
@@ -37,14 +37,14 @@ def check_dataset(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Check a data set in COCO panoptic format: every entry, picture and id-PNG.
+    """Check a data set in COCO panoptic format: every entry, image and id-PNG.
 
-    Besides the JSON's content, memory holds a few pictures per thread.
+    Besides the JSON's content, memory holds a few images per thread.
 
     Args:
         images, json, segments, remap, instances, exif: as of `CocoPanoptic`.
-        threads: that read pictures; all cores, at most 8, by default.
-        progress: is told after every few pictures.
+        threads: number of threads that read images; all cores, at most 8, by default.
+        progress: called after every few images.
 
     Raises:
         RefineError: the JSON cannot be read or has none of the three lists, so that nothing can be checked.

@@ -1,4 +1,4 @@
-"""Faults that show only when a picture and its segments are read and compared."""
+"""Faults that show only when an image and its segments are read and compared."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SMALL = AugmentConfig.min_area
 
 @dataclass
 class Frame:
-    """What was found in one picture."""
+    """What was found in one image."""
 
     errors: list[Finding] = field(default_factory=list)
     warnings: list[Finding] = field(default_factory=list)
@@ -198,15 +198,17 @@ def _compare(frame: Frame, entry: Entry, regions: Regions, meaning: Meaning) -> 
     _count(frame, png, regions, counted)
 
 
-def _compare_segment(frame: Frame, png: Path, name: str, told: Any, stated: int, area: int, box: list[int]) -> None:
+def _compare_segment(
+    frame: Frame, png: Path, name: str, given: Any, stated: int, area: int, box: list[int]
+) -> None:
     """Compare area and box with the JSON's, where it gives them. Boxes by other conventions differ by a pixel."""
     if stated not in (UNSTATED, area):
         frame.error("segment", png, f"{name}: area is {stated} in the JSON, {area} in the PNG; correct it")
-    if told is None or told == box:
+    if given is None or given == box:
         return
-    numbers = isinstance(told, list) and len(told) == 4 and all(isinstance(v, int | float) for v in told)
-    message = f"{name}: bbox is {shown(told)} in the JSON, {box} in the PNG"
-    if numbers and max(abs(a - b) for a, b in zip(told, box, strict=True)) <= 1:
+    numbers = isinstance(given, list) and len(given) == 4 and all(isinstance(v, int | float) for v in given)
+    message = f"{name}: bbox is {shown(given)} in the JSON, {box} in the PNG"
+    if numbers and max(abs(a - b) for a, b in zip(given, box, strict=True)) <= 1:
         frame.warn("segment", png, message)
     else:
         frame.error("segment", png, f"{message}; correct it")
@@ -225,7 +227,7 @@ def _compare_instances(
     isthing: Mapping[int, bool],
     instances: ReferenceMasks,
 ) -> None:
-    """Every thing segment should be an instance too: a detector that finds it would be told it is wrong."""
+    """Every thing segment should be an instance too: a detector that finds it would be counted as wrong."""
     infos = [entry.segments.get(value) for value in regions.values.tolist()]
     segments = SegmentMap(
         torch.from_numpy(regions.runs.spread(regions.place.astype(np.int32))),

@@ -21,7 +21,7 @@ class Finding:
         kind: what it is about: "category", "image", "annotation", "segment", "picture", "PNG", "instance",
             "remap" or "file".
         file: where it is.
-        message: what is wrong there, and how to mend it.
+        message: what is wrong there, and the fix.
     """
 
     kind: str
@@ -31,11 +31,11 @@ class Finding:
 
 @dataclass
 class Tally:
-    """What was counted in some pictures.
+    """What was counted in some images.
 
     Attributes:
-        pictures, pixels, void: pictures whose segments could be read, their pixels, and those without label.
-        images, segments, crowds, area: by category id (after a remap): pictures that show it, its
+        pictures, pixels, void: images whose segments could be read, their pixels, and those without label.
+        images, segments, crowds, area: by category id (after a remap): images that show it, its
             segments without crowds, its crowds, its pixels.
     """
 
@@ -48,7 +48,7 @@ class Tally:
     area: Counter[int] = field(default_factory=Counter)
 
     def add(self, pixels: int, segments: Sequence[tuple[int, bool, int]]) -> None:
-        """Count one picture of so many pixels; of each segment category id, iscrowd and area."""
+        """Count one image of so many pixels; of each segment category id, iscrowd and area."""
         self.pictures += 1
         self.pixels += pixels
         self.void += pixels - sum(area for _, _, area in segments)
@@ -84,7 +84,7 @@ class Report:
 
     Attributes:
         source: the data set's file or folder.
-        errors: what keeps the data set, or one of its pictures, from being used, or contradicts itself.
+        errors: what keeps the data set, or one of its images, from being used, or contradicts itself.
         warnings: what can be used but is seldom meant.
         tally: of everything.
         classes: of the categories that a training sees, after a remap if there is one.
