@@ -28,7 +28,8 @@ from refine.experiments.tables import Row, Table
 from refine.inference.measures import segments_info
 from refine.inference.predictor import Predictor, rescale
 from refine.modeling.ibpp import STRIDE
-from refine.modeling.model import PanopticModel
+from refine.modeling.model import NetworkOutput, PanopticModel
+from refine.modeling.norms import valid_pixels
 from refine.modeling.semantic_head import pad_labels
 from refine.ops.roi import align, to_rois
 from refine.structures import VOID, ImageBatch, Instances, Targets
@@ -157,11 +158,17 @@ def _at_network_size(predictor: Predictor, image: Tensor, segments: Any, n: int)
     return predictor.model.image_batch([resized]), targets.to(predictor.device)
 
 
-@torch.inference_mode()
 def _altered_outputs(
     model: PanopticModel, batch: ImageBatch, targets: Targets, min_score: float
-) -> Iterator[tuple[str, Any]]:
+) -> list[tuple[str, NetworkOutput]]:
     """The network's output as it is, then under each change of a route."""
+    with torch.inference_mode(), valid_pixels(batch):
+        return list(_each_output(model, batch, targets, min_score))
+
+
+def _each_output(
+    model: PanopticModel, batch: ImageBatch, targets: Targets, min_score: float
+) -> Iterator[tuple[str, NetworkOutput]]:
     pyramid = model.pyramid(batch)
     features = model.semantic_head.features(pyramid[:4])
     (plain,) = model._detect(batch, pyramid, features, min_score)

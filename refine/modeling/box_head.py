@@ -62,7 +62,7 @@ class BoxHead(nn.Module):
         super().__init__()
         convs: list[nn.Module] = []
         for _ in range(config.num_convs):
-            convs.append(conv_norm(channels, config.conv_channels, norm=config.norm))
+            convs.append(conv_norm(channels, config.conv_channels, norm=config.norm, of_boxes=True))
             channels = config.conv_channels
         self.convs = nn.Sequential(*convs)
         width = channels * config.pool_size**2

@@ -57,9 +57,9 @@ class MaskHead(nn.Module):
             for part in (self.from_semantic, self.from_f_sem):
                 if part is not None:
                     nn.init.zeros_(part.weight)
-        self.norm = make_norm(config.norm, width)
+        self.norm = make_norm(config.norm, width, of_boxes=True)
         self.convs = nn.Sequential(
-            *(conv_norm(width, width, norm=config.norm) for _ in range(config.num_convs - 1))
+            *(conv_norm(width, width, norm=config.norm, of_boxes=True) for _ in range(config.num_convs - 1))
         )
         self.deconv = nn.ConvTranspose2d(width, width, 2, stride=2)
         nn.init.kaiming_normal_(self.deconv.weight, mode="fan_out", nonlinearity="relu")

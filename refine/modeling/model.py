@@ -16,6 +16,7 @@ from refine.modeling.detector import Detector
 from refine.modeling.fpn import FPN
 from refine.modeling.ibpp import IBPP, Boxes
 from refine.modeling.mask_head import mask_loss, mask_targets
+from refine.modeling.norms import over_valid_pixels
 from refine.modeling.occlusion import OcclusionHead, contested_pairs, occlusion_loss
 from refine.modeling.ranking import SpatialRanking, ranking_loss
 from refine.modeling.rpn import RegionProposals
@@ -128,6 +129,7 @@ class PanopticModel(nn.Module):
         """P2..P6, Tensor[B, C, H/stride, W/stride] each."""
         return self.fpn(self.backbone(images.tensor))
 
+    @over_valid_pixels
     def loss(self, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """Losses of RPN, boxes, masks m^(1..T) and semantics P_sem^(0..T) (docs/method.md, training).
 
@@ -259,6 +261,7 @@ class PanopticModel(nn.Module):
         )
 
     @torch.no_grad()
+    @over_valid_pixels
     def predict(self, images: ImageBatch, min_score: float = 0.0) -> list[NetworkOutput]:
         """Boxes first (the cascade to its end), then T iterations on them (docs/method.md, test).
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refine.modeling.config import IBPPConfig, SemanticHeadConfig
-from refine.modeling.norms import conv_norm, make_norm
+from refine.modeling.norms import by_image, conv_norm, make_norm
 from refine.ops.distributed import mean_over_processes
 from refine.structures import VOID
 
@@ -56,7 +56,7 @@ class SemanticHead(nn.Module):
             for block in level:  # type: ignore[attr-defined]
                 x = block(x)
                 if n > 0:
-                    x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+                    x = by_image(x, _twice)
             total = x if total is None else total + x
         assert total is not None
         return total
@@ -64,6 +64,10 @@ class SemanticHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """P_sem^(0): Tensor[B, C, h, w] -> logits Tensor[B, L, h, w]."""
         return self.predictor(features)
+
+
+def _twice(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
 class RefiningSemanticHead(nn.Module):

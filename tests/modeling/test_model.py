@@ -17,6 +17,8 @@ from refine.modeling.config import (
     SemanticHeadConfig,
 )
 from refine.modeling.model import PanopticModel
+from refine.modeling.norms import valid_pixels
+from refine.modeling.semantic_head import pad_labels, semantic_loss
 from refine.structures import VOID, Targets
 from refine.training.optim import freeze_except
 from refine.training.update import train_mode
@@ -130,6 +132,36 @@ def test_batching_changes_nothing():
         alone = model.predict(model.image_batch([picture]))[0]
         torch.testing.assert_close(of_batch.sem_logits, alone.sem_logits, atol=1e-4, rtol=1e-3)
         torch.testing.assert_close(of_batch.instances.scores, alone.instances.scores, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("iterations", [0, 2])
+def test_a_larger_neighbour_changes_nothing(iterations):
+    """Statistics and upsampling leave the padding out."""
+    torch.manual_seed(0)
+    box_head = replace(tiny().box_head, score_threshold=1.0)
+    model = PanopticModel(tiny(iterations, box_head=box_head), THINGS, CLASSES).eval()
+    small, large = scene()[0], torch.randint(0, 255, (3, 192, 256), dtype=torch.uint8)
+    (alone,), together = model.predict(model.image_batch([small])), model.predict(model.image_batch([small, large]))
+    torch.testing.assert_close(together[0].sem_logits[:, :16, :24], alone.sem_logits, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (50, 75)])
+def test_padding_changes_nothing_of_what_is_learnt(size):
+    """Nothing, whether sides are multiples of 32 or not."""
+    torch.manual_seed(0)
+    model = PanopticModel(tiny(2), THINGS, CLASSES)
+    image, targets = scene()
+    image, sem_seg = image[:, : size[0], : size[1]], targets.sem_seg[: size[0], : size[1]]
+    one, padded = model.image_batch([image]), model.image_batch([image, image.new_zeros(3, 192, 256)])
+    padded.tensor, padded.sizes = padded.tensor[:1], padded.sizes[:1]
+    losses = []
+    for batch in (one, padded):
+        with valid_pixels(batch):
+            features = model.semantic_head.features(model.pyramid(batch)[:4])
+        height, width = batch.tensor.shape[2:]
+        labels = pad_labels([sem_seg], (height, width))
+        losses.append(semantic_loss(model.semantic_head(features), labels, full_size=False))
+    torch.testing.assert_close(losses[0], losses[1], atol=0, rtol=1e-5)
 
 
 @pytest.mark.parametrize("iterations", [0, 2])
