@@ -11,7 +11,7 @@ from refine.modeling.backbones import build_backbone
 from refine.modeling.config import BackboneConfig
 from refine.modeling.deform import DeformableConv
 from refine.modeling.fpn import FPN
-from refine.modeling.norms import FrozenBatchNorm, conv_norm, make_norm
+from refine.modeling.norms import FrozenBatchNorm, ImageGroupNorm, conv_norm, make_norm
 
 
 def small(**changes) -> BackboneConfig:
@@ -58,7 +58,7 @@ def test_stride_in_1x1_skips_odd_pixels_before_the_3x3() -> None:
 @pytest.mark.parametrize(
     ("norm", "kind"),
     [
-        ("gn", nn.GroupNorm),
+        ("gn", ImageGroupNorm),
         ("frozen_bn", FrozenBatchNorm),
         ("sync_bn", nn.SyncBatchNorm),
         ("bn", nn.BatchNorm2d),
