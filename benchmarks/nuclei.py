@@ -35,7 +35,8 @@ from refine.checkpoint.folder import SavedModel
 from refine.data.build import build_dataset
 from refine.data.loader import PanopticDataset
 from refine.data.segments import SegmentMap
-from refine.drawing.overlay import contact_sheet, write_picture
+from refine.drawing.overlay import write_picture
+from refine.drawing.sheet import contact_sheet
 from refine.errors import RefineError
 from refine.evaluation.interval import paired_interval, read_counts, write_counts
 from refine.experiments.machine import describe_machine, name_machine

@@ -14,7 +14,8 @@ from pathlib import Path
 from torch import Tensor
 
 import refine
-from refine.drawing.overlay import contact_sheet, overlay, write_picture
+from refine.drawing.overlay import overlay, write_picture
+from refine.drawing.sheet import contact_sheet
 from refine.formats.images import read_image
 from refine.formats.writer import PredictionWriter
 

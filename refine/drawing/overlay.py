@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from refine.errors import RefineError
 from refine.files import write_bytes
-from refine.structures import PanopticResult, Segment
+from refine.structures import Categories, PanopticResult, Segment
+from refine.structures.categories import made_up_color
 
 MAX_LABELS = 40
 """Pictures of more things get contours and colours, but no names, which nobody could read."""
@@ -25,21 +27,48 @@ MAX_LABELS = 40
 JPEG_SIDE = 65_500
 """Longest side in pixels that the JPEG encoder takes."""
 
-Box = tuple[float, float, float, float]
-GREEN, RED, YELLOW = (40, 200, 80), (230, 50, 50), (250, 200, 30)
+BAND = 64
+"""Rows drawn at a time, so that they stay in the cache."""
+
+MAX_LETTERS = 30
+"""Longer names are cut."""
+
+NAMED = {
+    "person": (220, 20, 60),
+    "animal": (255, 130, 0),
+    "vehicle": (70, 70, 255),
+    "furniture": (170, 60, 220),
+    "food": (255, 205, 0),
+    "kitchenware": (0, 205, 205),
+    "appliance": (255, 60, 200),
+    "object": (140, 230, 30),
+    "sky": (120, 180, 240),
+    "plants": (50, 130, 60),
+    "ground": (160, 125, 85),
+    "water": (20, 90, 170),
+    "building": (125, 115, 130),
+    "furnishing": (195, 165, 145),
+}
+"""Colours for classes to which the data set gives none, RGB 0-255: things are bright, stuff looks like itself."""
+
+Box = tuple[int, int, int, int]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def overlay(image: Tensor, result: PanopticResult, *, labels: bool = True, alpha: float = 0.5) -> Tensor:
-    """Lay colours, contours and names over a picture.
+    """Draw a result over its image.
 
-    Stuff has its category's colour; things have variations of it, so that neighbours differ. Void stays as
-    it is, darkened.
+    Things have an outline and, on a plate, a name with a score; things of one class have different shades. Stuff
+    has a lighter fill, no outline, and a name without a plate. Void is darkened. A name is left out where it would
+    hide a good part of a thing.
+
+    This takes 2 bytes per pixel beside the arguments and the result.
 
     Args:
         image: Tensor[3, H, W] uint8 RGB.
         result: of the same size.
         labels: write names.
-        alpha: opacity of the colours, 0-1.
+        alpha: opacity of the fill of things, 0-1.
 
     Returns:
         Tensor[3, H, W] uint8 RGB.
@@ -49,112 +78,58 @@ def overlay(image: Tensor, result: PanopticResult, *, labels: bool = True, alpha
     """
     if tuple(image.shape[1:]) != tuple(result.segment_ids.shape):
         raise ValueError(f"overlay: image {tuple(image.shape[1:])}, result {tuple(result.segment_ids.shape)}")
-    picture = image.permute(1, 2, 0).cpu().numpy().astype(np.float32)
-    rank, colors = _ranks(result), segment_colors(result)
-    table = np.concatenate([[(0, 0, 0)], colors]).astype(np.float32)  # row 0 is void
-    # Stuff lies thinner than things, so that things stand out.
-    opacity = [0.35, *(alpha if s.isthing else alpha * 0.8 for s in result.segments)]
-    weight = np.array(opacity, np.float32)[rank][..., None]
-    painted = picture * (1 - weight) + table[rank] * weight
-    line = contours(rank, _line_width(image.shape[1:]))[..., None]
-    edge = np.where(table[rank].mean(-1, keepdims=True) > 140, 30, 255)  # dark on light, light on dark
-    painted = painted * (1 - 0.75 * line) + edge * 0.75 * line
-    drawn = Image.fromarray(painted.clip(0, 255).astype(np.uint8))
-    if labels and sum(s.isthing for s in result.segments) <= MAX_LABELS:
-        _write_names(drawn, rank, result, colors)
-    return _to_tensor(drawn)
+    pixels, rank = image.cpu().numpy(), segment_ranks(result)
+    isthing = np.array([False, *(s.isthing for s in result.segments)])
+    colors = np.concatenate([[(0, 0, 0)], segment_colors(result)]).astype(np.uint16)  # row 0 is void
+    weight = np.round(256 * np.where(isthing, alpha, 0.8 * alpha)).astype(np.uint16)
+    weight[0] = round(256 * 0.35)
+    fill, keep = colors * weight[:, None], 256 - weight
+    drawn = np.empty((*rank.shape, 3), np.uint8)
+    width = line_width(rank.shape)
+    for top in range(0, len(rank), BAND):
+        rows = slice(top, top + BAND)
+        part, canvas = rank[rows], drawn[rows]
+        kept = keep[part]
+        for channel in range(3):
+            canvas[..., channel] = (pixels[channel, rows] * kept + fill[part, channel]) >> 8
+        margin = max(top - width - 2, 0)
+        around = rank[margin : top + BAND + width + 2]
+        line = contours(np.where(isthing[around], around, 0), width)[top - margin :][: len(part)]
+        line *= isthing[part]
+        y, x = np.nonzero(line)
+        strength = line[y, x, None]
+        canvas[y, x] = canvas[y, x] * (1 - strength) + colors[part[y, x]] * strength
+    if labels and isthing.sum() <= MAX_LABELS:
+        _write_names(drawn, rank, result, colors[1:].astype(np.uint8))
+    return torch.from_numpy(drawn).permute(2, 0, 1)
 
 
 def segment_colors(result: PanopticResult) -> np.ndarray:
-    """A colour per segment, in their order: [S, 3] uint8 RGB; things of one class differ from each other."""
+    """Return a colour per segment, in their order: [S, 3] uint8 RGB; things of one class differ from each other."""
     seen: dict[int, int] = {}
+    classes = class_colors(result.categories)
     colors = np.zeros((len(result.segments), 3), np.uint8)
     for n, segment in enumerate(result.segments):
         index = result.categories.index(segment.category_id)
-        color = result.categories[index].color
         count = seen[index] = seen.get(index, -1) + 1
-        colors[n] = _vary(color, count) if segment.isthing and count else color
+        colors[n] = _vary(classes[index], count) if segment.isthing and count else classes[index]
     return colors
 
 
+def class_colors(categories: Categories) -> list[tuple[int, int, int]]:
+    """Return the colour to draw each class in, RGB 0-255: the data set's, or one that suits the name."""
+    made_up = {made_up_color(n) for n in range(len(categories))}
+    return [NAMED.get(c.name, c.color) if c.color in made_up else c.color for c in categories]
+
+
 def _vary(color: tuple[int, int, int], count: int) -> tuple[int, int, int]:
-    """The count-th variation of a colour: another hue, saturation and lightness, well spread."""
+    """Return the count-th variation of a colour: another hue, saturation and lightness, well spread."""
     hue, light, saturation = colorsys.rgb_to_hls(*(c / 255 for c in color))
     hue = (hue + 0.38 * ((count * 0.618034) % 1 - 0.5)) % 1
     light = min(max(light + 0.35 * ((count * 0.754878) % 1 - 0.5), 0.3), 0.78)
     saturation = min(max(saturation, 0.55) + 0.3 * ((count * 0.569840) % 1), 1)
     r, g, b = colorsys.hls_to_rgb(hue, light, saturation)
     return round(255 * r), round(255 * g), round(255 * b)
-
-
-def difference(image: Tensor, truth: PanopticResult, result: PanopticResult) -> Tensor:
-    """What went wrong: things and regions that match the truth in green, made-up ones in red, missed ones
-    in yellow.
-
-    Args:
-        image: Tensor[3, H, W] uint8 RGB.
-        truth, result: of the same size and categories.
-
-    Returns:
-        Tensor[3, H, W] uint8 RGB.
-    """
-    picture = image.permute(1, 2, 0).cpu().numpy().astype(np.float32) * 0.6
-    of_truth, of_result = _ranks(truth), _ranks(result)
-    width = len(result.segments) + 1
-    overlap = np.bincount((of_truth * width + of_result).ravel(), minlength=(len(truth.segments) + 1) * width)
-    overlap = overlap.reshape(-1, width)
-    union = overlap.sum(1)[1:, None] + (overlap.sum(0) - overlap[0])[None, 1:] - overlap[1:, 1:]
-    same = np.array(
-        [[t.category_id == r.category_id for r in result.segments] for t in truth.segments], bool
-    ).reshape(len(truth.segments), len(result.segments))
-    match = same & (2 * overlap[1:, 1:] > union)
-    found = np.concatenate([[False], match.any(0)])
-    missed = np.concatenate([[False], ~match.any(1)])
-    made_up = ~found
-    made_up[0] = False
-    thick = _line_width(image.shape[1:]) + 1
-    for chosen, rank, color in (
-        (found, of_result, GREEN),
-        (missed, of_truth, YELLOW),
-        (made_up, of_result, RED),
-    ):
-        inside = chosen[rank]
-        picture[inside] = picture[inside] * 0.75 + np.array(color, np.float32) * 0.25
-        line = contours(np.where(inside, rank, 0), thick)[..., None]
-        picture = picture * (1 - line) + np.array(color, np.float32) * line
-    return _to_tensor(Image.fromarray(picture.clip(0, 255).astype(np.uint8)))
-
-
-def contact_sheet(
-    pictures: Sequence[Tensor], titles: Sequence[str] | None = None, columns: int = 3, width: int = 480
-) -> Tensor:
-    """Pictures of any size in a grid, each `width` wide, with titles above them.
-
-    Returns:
-        Tensor[3, H, W] uint8 RGB on white.
-    """
-    font = ImageFont.load_default(size=18)
-    gap, head = 12, 28 if titles else 0
-    tiles = []
-    for picture in pictures:
-        tile = Image.fromarray(picture.permute(1, 2, 0).numpy())
-        tiles.append(
-            tile.resize((width, max(1, round(tile.height * width / tile.width))), Image.Resampling.LANCZOS)
-        )
-    rows = [tiles[n : n + columns] for n in range(0, len(tiles), columns)]
-    heights = [max(tile.height for tile in row) + head + gap for row in rows]
-    used = min(columns, len(tiles))
-    sheet = Image.new("RGB", (used * (width + gap) + gap, sum(heights) + gap), "white")
-    draw = ImageDraw.Draw(sheet)
-    top = gap
-    for r, row in enumerate(rows):
-        for c, tile in enumerate(row):
-            left = gap + c * (width + gap)
-            if titles:
-                draw.text((left, top), titles[r * columns + c], fill="black", font=font)
-            sheet.paste(tile, (left, top + head))
-        top += heights[r]
-    return _to_tensor(sheet)
 
 
 def encode_image(image: Tensor, kind: Literal["JPEG", "PNG"], comment: str = "") -> bytes:
@@ -192,21 +167,22 @@ def write_picture(path: str | Path, picture: Tensor, comment: str = "") -> None:
     write_bytes(path, encode_image(picture, kind, comment))
 
 
-def _ranks(result: PanopticResult) -> np.ndarray:
-    """[H, W] int64: 0 = void, n + 1 = n-th segment."""
+def segment_ranks(result: PanopticResult) -> np.ndarray:
+    """Return the place of each pixel's segment, from 1, or 0 for void: [H, W] uint16, or int32 if they are many."""
     ids = result.segment_ids.cpu().numpy()
-    table = np.zeros(max([int(ids.max(initial=0)), *(s.id for s in result.segments)]) + 1, np.int64)
+    kind = np.uint16 if len(result.segments) < 1 << 16 else np.int32
+    table = np.zeros(max([int(ids.max(initial=0)), *(s.id for s in result.segments)]) + 1, kind)
     for n, segment in enumerate(result.segments, 1):
         table[segment.id] = n
     return table[ids]
 
 
-def _line_width(size: Sequence[int]) -> int:
+def line_width(size: Sequence[int]) -> int:
     return max(1, round(min(size) / 350))
 
 
 def contours(rank: np.ndarray, width: int) -> np.ndarray:
-    """Smooth lines, `width` pixels wide, between what differs in [H, W]: [H, W] float32, 0-1."""
+    """Draw smooth lines, `width` pixels wide, between what differs in [H, W]: [H, W] float32, 0-1."""
     edge: np.ndarray = np.zeros(rank.shape, np.uint8)
     edge[:, 1:] |= rank[:, 1:] != rank[:, :-1]
     edge[1:] |= rank[1:] != rank[:-1]
@@ -215,71 +191,84 @@ def contours(rank: np.ndarray, width: int) -> np.ndarray:
     return np.minimum(cv2.GaussianBlur(edge.astype(np.float32), (0, 0), 0.55) * 1.3, 1)
 
 
-def _write_names(drawn: Image.Image, rank: np.ndarray, result: PanopticResult, colors: np.ndarray) -> None:
-    """Names inside their segments, the large ones first; a name that would cover another is left out."""
-    size = max(11, round(min(drawn.size) / 36))
+def _write_names(drawn: np.ndarray, rank: np.ndarray, result: PanopticResult, colors: np.ndarray) -> None:
+    """Write the names of segments, the large ones first, into [H, W, 3] uint8, where they hide little."""
+    size = max(11, round(min(drawn.shape[:2]) / 36))
     font = ImageFont.load_default(size=size)
-    draw = ImageDraw.Draw(drawn, "RGBA")
+    things = np.array([False, *(s.isthing for s in result.segments)])
+    areas = np.array([1, *(s.area for s in result.segments)])
     taken: list[Box] = []
     for n in sorted(range(len(result.segments)), key=lambda n: -result.segments[n].area):
         segment = result.segments[n]
-        if segment.area < (3 * size) ** 2 / 2:
+        if segment.area < size**2:
             continue
         text = _name(result, segment)
-        x, y, width, height = segment.bbox
-        column, row = innermost(rank[y : y + height, x : x + width] == n + 1)
-        write_label(draw, [(x + column, y + row)], text, font, colors[n], taken)
+        left, top, right, bottom = font.getbbox(text, anchor="mm")
+        half = math.ceil((right - left) / 2) + 4, math.ceil((bottom - top) / 2) + 3
+        for x, y in _places(segment, rank, n + 1, half):
+            box = _pushed_inside(x, y, half, drawn.shape)
+            hidden = np.bincount(rank[box[1] : box[3], box[0] : box[2]].ravel(), minlength=len(areas))
+            allowed = np.where(np.arange(len(areas)) == n + 1, 0.35, 0.1)
+            if (things & (hidden > allowed * areas)).any() or any(_overlap(box, other) for other in taken):
+                continue
+            taken.append(box)
+            _write_name(drawn, box, text, font, colors[n] if segment.isthing else None)
+            break
 
 
-def write_label(
-    draw: ImageDraw.ImageDraw,
-    places: Sequence[tuple[float, float]],
-    text: str,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    color: Sequence[int] | np.ndarray,
-    taken: list[Box],
-) -> None:
-    """Write a line of text on a plate, in the middle of the first of `places` where the plate covers none of
-    `taken`, to which it is added; nowhere if there is no such place.
+def _places(segment: Segment, rank: np.ndarray, number: int, half: tuple[int, int]) -> list[tuple[float, float]]:
+    """Return where the middle of a name may be, (x, y), the best first: in the segment, above or below it."""
+    x, y, width, height = segment.bbox
+    column, row = innermost(rank[y : y + height, x : x + width] == number)
+    inside = (x + column, y + row)
+    beside = [(x + width / 2, y - half[1] - 2.0), (x + width / 2, y + height + half[1] + 2.0)]
+    return [inside, *(beside if segment.isthing else [])]
 
-    Args:
-        draw: in mode RGBA; plates are pushed into the picture.
-        places: (x, y) each.
-        text, font: what is written.
-        color: RGB of the plate, 0-255; the text is black or white.
-        taken: (left, top, right, bottom) each.
-    """
-    width, height = draw.im.size
-    for x, y in places:
-        left, top, right, bottom = draw.textbbox((x, y), text, font=font, anchor="mm")
-        dx = max(4 - left, 0) - max(right + 4 - width, 0)
-        dy = max(3 - top, 0) - max(bottom + 3 - height, 0)
-        box = (left + dx - 4, top + dy - 3, right + dx + 4, bottom + dy + 3)
-        if any(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken):
-            continue
-        taken.append(box)
-        draw.rounded_rectangle(box, radius=(bottom - top) / 3, fill=(*(int(c) for c in color), 215))
-        draw.text((x + dx, y + dy), text, font=font, anchor="mm", fill=readable_on(color))
-        return
+
+def _pushed_inside(x: float, y: float, half: tuple[int, int], size: Sequence[int]) -> Box:
+    left = round(min(max(x - half[0], 0), max(size[1] - 2 * half[0], 0)))
+    top = round(min(max(y - half[1], 0), max(size[0] - 2 * half[1], 0)))
+    return left, top, left + 2 * half[0], top + 2 * half[1]
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _write_name(drawn: np.ndarray, box: Box, text: str, font: Font, color: np.ndarray | None) -> None:
+    """Write into a box of [H, W, 3] uint8: on a plate of a colour, or white with a dark rim if that is None."""
+    part = drawn[box[1] : box[3], box[0] : box[2]]
+    image = Image.fromarray(part)
+    draw, middle = ImageDraw.Draw(image, "RGBA"), ((box[2] - box[0]) / 2, (box[3] - box[1]) / 2)
+    if color is None:
+        draw.text(middle, text, "white", font, anchor="mm", stroke_width=1, stroke_fill=(0, 0, 0, 200))
+    else:
+        size = (0, 0, box[2] - box[0] - 1, box[3] - box[1] - 1)
+        draw.rounded_rectangle(size, size[3] / 4, fill=(*color.tolist(), 225))
+        draw.text(middle, text, readable_on(color), font, anchor="mm")
+    part[:] = np.asarray(image)
 
 
 def readable_on(color: Sequence[int] | np.ndarray) -> str:
-    """White or black, whichever can be read on a colour, RGB 0-255."""
-    r, g, b = color
+    """Return white or black, whichever can be read on a colour, RGB 0-255."""
+    r, g, b = (float(c) for c in color)
     return "white" if 0.299 * r + 0.587 * g + 0.114 * b < 150 else "black"
 
 
 def _name(result: PanopticResult, segment: Segment) -> str:
-    name = result.name(segment)
+    name = short_name(result.name(segment))
     return f"{name} {segment.score:.2f}" if segment.isthing and segment.score is not None else name
 
 
+def short_name(name: str) -> str:
+    """Return one line of at most `MAX_LETTERS` letters."""
+    name = " ".join(name[: 2 * MAX_LETTERS].split())
+    return name if len(name) <= MAX_LETTERS else f"{name[: MAX_LETTERS - 1]}…"
+
+
 def innermost(mask: np.ndarray) -> tuple[float, float]:
-    """The point of a mask, [H, W] bool, that is farthest from its border, (x, y)."""
-    distance = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 3)
+    """Return the point (x, y) of a mask, [H, W] bool, that is farthest from its border."""
+    step = max(1, round(max(mask.shape) / 500))  # a large mask is not looked at pixel by pixel
+    distance = cv2.distanceTransform(np.pad(mask[::step, ::step].astype(np.uint8), 1), cv2.DIST_L2, 3)
     row, column = np.unravel_index(int(distance.argmax()), distance.shape)
-    return float(column) - 0.5, float(row) - 0.5
-
-
-def _to_tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    return step * (float(column) - 1) + 0.5, step * (float(row) - 1) + 0.5

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from refine.data.loader import PanopticDataset
 from refine.data.segments import SegmentMap
-from refine.drawing.overlay import difference, overlay, write_picture
+from refine.drawing.overlay import overlay, write_picture
+from refine.drawing.sheet import difference
 from refine.evaluation.report import PQReport
 from refine.inference.measures import Example, Fused, Measure
 from refine.inference.predictor import Predictor

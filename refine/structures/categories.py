@@ -39,7 +39,7 @@ class Category:
 
     def __post_init__(self) -> None:
         if not self.color:
-            object.__setattr__(self, "color", _spread_color(self.id))
+            object.__setattr__(self, "color", made_up_color(self.id))
 
     def __str__(self) -> str:
         return f"{shown(self.name)} ({'thing' if self.isthing else 'stuff'})"
@@ -193,10 +193,10 @@ def _category(
     if isthing not in (0, 1):
         isthing_shown = "missing" if isthing is None else shown(isthing)
         fault(f"{where}: isthing is {isthing_shown}; expected 1 (countable) or 0 (stuff)")
-    color = entry.get("color") or _spread_color(n)
+    color = entry.get("color") or made_up_color(n)
     if not (isinstance(color, list | tuple) and len(color) == 3 and all(_is_byte(c) for c in color)):
         fault(f"{where}: color is {shown(color)}; expected [R, G, B] of 0-255, or none")
-        color = _spread_color(n)
+        color = made_up_color(n)
     if number in found:
         return None
     supercategory = entry.get("supercategory")
@@ -213,7 +213,7 @@ def _is_byte(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value <= 255
 
 
-def _spread_color(n: int) -> tuple[int, int, int]:
+def made_up_color(n: int) -> tuple[int, int, int]:
     """The n-th of a sequence of clearly different colours (golden-ratio hues)."""
     hue = (n * 0.618033988749895) % 1.0
     r, g, b = colorsys.hsv_to_rgb(hue, 0.65 if n % 2 else 0.85, 0.95 if n % 3 else 0.75)
