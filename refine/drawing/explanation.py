@@ -1,65 +1,67 @@
-"""The picture of an `Explanation`: one column per rule, results above decisions, the semantic map below."""
+"""The sheet that draws an `Explanation`: one column per rule, results above decisions, the semantic map below."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
 from torch import Tensor
 
-from refine.drawing.graph import DARK, RADIUS, Point, apart, beside, draw_arrow, draw_dot
 from refine.drawing.overlay import (
     MAX_LABELS,
-    YELLOW,
-    Box,
-    contact_sheet,
-    contours,
     innermost,
     overlay,
     readable_on,
     segment_colors,
-    write_label,
+    short_name,
 )
-from refine.formats.images import from_pil
 from refine.fusion import Method
 from refine.fusion.explain import Explanation
 from refine.fusion.unknown import KEPT
 from refine.structures import VOID, PanopticResult, Segment
 
 WIDTH, HEIGHT = 600, 800
-"""Of a tile, in pixels; pictures are scaled to fit into it."""
+"""Size in pixels of a tile, into which images are scaled."""
+GAP, HEAD = 14, 30  # pixels between tiles, and of their titles
+TITLE: dict[str, Any] = {"fontsize": 12, "loc": "left", "pad": 6}
 MAX_ARROWS = 12
-"""More decisions cover each other; those with the most pixels at stake are drawn."""
-MARK = (255, 40, 220)
+"""Those with the most pixels at stake; more would cover each other."""
+MARK = (1.0, 0.16, 0.86)
 """What differs from the heuristic's result, and what is erased."""
+CONTESTED = (0.98, 0.78, 0.12, 0.5)
+APART = 52
+"""Least distance in pixels between numbers."""
 REACH = 50
 """How far from what it shares an instance's number may stand, in pixels of a tile."""
-ROOM = 4000
-"""Pixels of a tile that a mask needs to bear a name beside its number."""
-WHITE = (255, 255, 255)
-
 BY = {"heuristic": "score", "shr": "boxes", "srm": "rank", "ocfusion": "O", "strong": "O", "soe": "soft O"}
 """What a rule compares."""
 
 
-def explanation_sheet(image: Tensor, told: Explanation) -> Tensor:
+def explanation_sheet(image: Tensor, explanation: Explanation) -> Tensor:
     """Draw what every rule decided.
 
-    First row: the picture, and what each rule makes of it, hatched where it differs from the heuristic.
+    First row: the image, and what each rule makes of it, hatched where it differs from the heuristic.
     Second row: contested pixels (yellow) under the outlines of all masks, and each rule's decisions, arrows
     from the instance in front to the one behind, marked where the heuristic decides the other way. Only
     pairs that are put to pairwise rules have arrows, the `MAX_ARROWS` with the most shared pixels. What was
-    compared stands beside an arrow, the front's value first, if there is room. Third row: confidence of the
+    compared stands on an arrow, the front's value first, if there is room. Third row: confidence of the
     semantic map, and the map before and after Unknown Erasing. "strong" has no column beside "ocfusion": one
     head answers both, and they are the same rule.
 
     Args:
         image: Tensor[3, H, W] uint8 RGB.
-        told: of the same image.
+        explanation: of the same image.
 
     Returns:
         Tensor[3, h, w] uint8 RGB, tiles `WIDTH` wide.
@@ -67,152 +69,181 @@ def explanation_sheet(image: Tensor, told: Explanation) -> Tensor:
     Raises:
         ValueError: sizes differ.
     """
-    if tuple(image.shape[1:]) != tuple(told.covers.shape):
-        raise ValueError(f"explanation_sheet: image {tuple(image.shape[1:])}, told {tuple(told.covers.shape)}")
-    methods = [m for m in told.front if not (m == "strong" and "ocfusion" in told.front)]
-    tiles = _Tiles(image, told)
-    sheet = [tiles.picture(), *(tiles.result(m) for m in methods)]
-    sheet += [tiles.contested(), *(tiles.decisions(m) for m in methods)]
-    sheet += tiles.semantics()
-    return contact_sheet(
-        [_padded(tile) for tile, _ in sheet], [title for _, title in sheet], columns=len(methods) + 1, width=WIDTH
-    )
+    if tuple(image.shape[1:]) != tuple(explanation.covers.shape):
+        sizes = tuple(image.shape[1:]), tuple(explanation.covers.shape)
+        raise ValueError(f"explanation_sheet: image {sizes[0]}, explanation {sizes[1]}")
+    methods = [m for m in explanation.front if not (m == "strong" and "ocfusion" in explanation.front)]
+    tiles = _Tiles(image, explanation)
+    rows: list[list[Callable[[Axes], None]]] = [
+        [tiles.image, *(partial(tiles.result, method=m) for m in methods)],
+        [tiles.contested, *(partial(tiles.decisions, method=m) for m in methods)],
+        [tiles.confidence, tiles.semantic_map, tiles.after_erasing],
+    ]
+    return _render(rows, tiles.size)
+
+
+def _render(rows: Sequence[Sequence[Callable[[Axes], None]]], size: tuple[int, int]) -> Tensor:
+    """Draw rows of tiles, each `size` (height, width) in the middle of a cell that is `WIDTH` wide."""
+    height = len(rows) * (size[0] + HEAD + GAP) + GAP
+    width = max(map(len, rows)) * (WIDTH + GAP) + GAP
+    figure = Figure((width / 100, height / 100), dpi=100, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    for r, row in enumerate(rows):
+        bottom = height - (r + 1) * (size[0] + HEAD + GAP)
+        for c, draw in enumerate(row):
+            left = GAP + c * (WIDTH + GAP) + (WIDTH - size[1]) // 2
+            place = (left / width, bottom / height, size[1] / width, size[0] / height)
+            axes = figure.add_axes(place, xlim=(0, size[1]), ylim=(size[0], 0))
+            axes.set_axis_off()
+            draw(axes)
+    with warnings.catch_warnings():  # of letters that the font lacks, which it draws as boxes
+        warnings.simplefilter("ignore", UserWarning)
+        canvas.draw()
+    return torch.from_numpy(np.array(canvas.buffer_rgba())[..., :3]).permute(2, 0, 1).contiguous()
 
 
 class _Tiles:
-    """The tiles, each Tensor[3, h, w] with a title; h × w is the size of all of them.
+    """The tiles, each of which draws itself into axes of `size` (height, width) in pixels, y downwards.
 
     Args:
-        image, told: as in `explanation_sheet`.
+        image, explanation: as in `explanation_sheet`.
     """
 
-    def __init__(self, image: Tensor, told: Explanation) -> None:
+    def __init__(self, image: Tensor, explanation: Explanation) -> None:
         _, height, width = image.shape
         scale = min(WIDTH / width, HEIGHT / height)
         self.size = max(1, round(height * scale)), max(1, round(width * scale))
-        self.told = told
+        self.explanation = explanation
         pixels = np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
         how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
         self.pixels: np.ndarray = cv2.resize(pixels, self.size[::-1], interpolation=how)
-        self.contest = self._any(told.covers > 1)
+        both = {"ocfusion", "strong"} <= explanation.front.keys()
+        self.names = {m: "ocfusion, strong" if both and m == "ocfusion" else m for m in explanation.front}
+        self.contest = self._any(explanation.covers > 1)
         # The same instance has the same colour everywhere, whether a rule shows it or not.
-        labels, scores = told.instances.labels.tolist(), told.instances.scores.tolist()
-        classes = [told.categories[label] for label in labels] + list(told.categories)
+        labels, scores = explanation.instances.labels.tolist(), explanation.instances.scores.tolist()
+        classes = [explanation.categories[label] for label in labels] + list(explanation.categories)
         self.segments = [
             Segment(n + 1, c.id, n < len(labels), scores[n] if n < len(labels) else None, 0, (0, 0, 0, 0))
             for n, c in enumerate(classes)
         ]
-        self.colors = segment_colors(self._panoptic(told.covers * 0)).tolist()
+        self.colors = segment_colors(self._panoptic(explanation.covers * 0)) / 255
 
-    def picture(self) -> tuple[Tensor, str]:
-        return _tensor(self.pixels), f"picture, instances: {len(self.told.instances)}"
+    def image(self, axes: Axes) -> None:
+        axes.set_title(f"image, instances: {len(self.explanation.instances)}", **TITLE)
+        self._show(axes, self.pixels)
 
-    def result(self, method: Method) -> tuple[Tensor, str]:
-        drawn = overlay(_tensor(self.pixels), self._panoptic(self.told.shown[method] + 1), labels=False)
-        if method == "heuristic":
-            return drawn, "heuristic"
-        differs = self.told.differs(method)
-        title = f"{self._name(method)}, pixels that differ: {int(differs.sum())}"
-        return _hatched(drawn, self._any(differs)), title
+    def result(self, axes: Axes, method: Method) -> None:
+        self._show(axes, self._overlay(self._panoptic(self.explanation.shown[method] + 1)))
+        differs = self.explanation.differs(method)
+        count = "" if method == "heuristic" else f", pixels that differ: {int(differs.sum())}"
+        axes.set_title(self.names[method] + count, **TITLE)
+        _hatch(axes, self._any(differs))
 
-    def contested(self) -> tuple[Tensor, str]:
-        everyone = range(len(self.told.instances))
-        canvas, nodes = self._outlined(everyone, 0.7), {}
+    def contested(self, axes: Axes) -> None:
+        told = self.explanation
+        axes.set_title(f"contested pixels: {int((told.covers > 1).sum())}", **TITLE)
+        everyone, labels = range(len(told.instances)), told.instances.labels.tolist()
+        self._outlines(axes, everyone, 0.7)
         if len(everyone) <= MAX_LABELS:
-            nodes = self._nodes(everyone)
-        drawn = Image.fromarray(canvas)
-        draw, font = ImageDraw.Draw(drawn, "RGBA"), ImageFont.load_default(size=14)
-        taken: list[Box] = []
-        for n, at in nodes.items():
-            name = f" {self.told.categories[int(self.told.instances.labels[n])].name}"
-            has_room = self._mask(n).sum() > ROOM
-            write_label(draw, [at], f"{n + 1}{name if has_room else ''}", font, self.colors[n], taken)
-        return from_pil(drawn), f"contested pixels: {int((self.told.covers > 1).sum())}"
+            self._numbers(
+                axes, everyone, [f"{n + 1} {short_name(told.categories[labels[n]].name)}" for n in everyone]
+            )
 
-    def decisions(self, method: Method) -> tuple[Tensor, str]:
-        told = self.told
+    def decisions(self, axes: Axes, method: Method) -> None:
+        told = self.explanation
         asked = [(i, j) for i, j in told.pairs().tolist() if told.asked[i, j]]
-        front = told.front[method]
-        arrows = [(i, j) if front[i, j] else (j, i) for i, j in asked[:MAX_ARROWS]]
-        involved = sorted({n for pair in arrows for n in pair})
-        canvas, nodes = self._outlined(involved, 0.45), self._nodes(involved)
-        taken = [(x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS) for x, y in nodes.values()]
-        for i, j in arrows:
-            draw_arrow(canvas, nodes[i], nodes[j], WHITE if told.front["heuristic"][i, j] else MARK)
-        for n, (x, y) in nodes.items():
-            draw_dot(canvas, (x, y), self.colors[n])
-        drawn = Image.fromarray(canvas)
-        draw, font = ImageDraw.Draw(drawn, "RGBA"), ImageFont.load_default(size=13)
-        for n, at in nodes.items():
-            draw.text(at, str(n + 1), font=font, anchor="mm", fill=readable_on(self.colors[n]))
-        claims = told.claims(method)
-        if claims is not None:
-            for i, j in arrows:
-                text = f"{claims[i, j]:.2f} : {claims[j, i]:.2f}"
-                write_label(draw, beside(nodes[i], nodes[j]), text, font, DARK, taken)
+        arrows = [(i, j) if told.front[method][i, j] else (j, i) for i, j in asked[:MAX_ARROWS]]
         some = f"{len(arrows)} of {len(asked)}" if len(asked) > len(arrows) else f"{len(asked)}"
-        return from_pil(drawn), f"{self._name(method)}: front to back by {BY[method]} ({some})"
+        axes.set_title(f"{self.names[method]}: front to back by {BY[method]} ({some})", **TITLE)
+        involved = sorted({n for pair in arrows for n in pair})
+        self._outlines(axes, involved, 0.45)
+        nodes = self._numbers(axes, involved, [f"{n + 1}" for n in involved])
+        claims, taken = told.claims(method), [node.get_window_extent() for node in nodes.values()]
+        for i, j in arrows:
+            color = "white" if told.front["heuristic"][i, j] else MARK
+            _arrow(axes, nodes[i], nodes[j], color)
+            if claims is not None:
+                middle = np.add(nodes[i].xy, nodes[j].xy) / 2
+                _label(axes, (middle[0], middle[1]), f"{claims[i, j]:.2f} : {claims[j, i]:.2f}", taken)
 
-    def semantics(self) -> list[tuple[Tensor, str]]:
-        """Confidence, map before and map after Unknown Erasing."""
-        told = self.told
-        levels = (told.sem_confidence.clamp(0, 1) * 255).to(torch.uint8)
-        heat = cv2.applyColorMap(self._nearest(levels), cv2.COLORMAP_VIRIDIS)[..., ::-1]
-        gone = told.erased != KEPT
-        after = _hatched(self._classes(torch.where(gone, VOID, told.sem_seg)), self._any(gone))
-        regions, applied = len(told.erased[gone].unique()), told.config.unknown_erasing
-        title = f"after unknown erasing{'' if applied else ' (off in fusion)'}, regions: {regions}"
-        return [
-            (_tensor(np.ascontiguousarray(heat)), "semantic confidence, 0 (blue) to 1 (yellow)"),
-            (self._classes(told.sem_seg), "semantic map"),
-            (after, title),
-        ]
+    def confidence(self, axes: Axes) -> None:
+        axes.set_title("confidence of the semantic map", **TITLE)
+        values = self._nearest(self.explanation.sem_confidence.float())
+        extent = (0, self.size[1], self.size[0], 0)
+        shown = axes.imshow(values, "viridis", vmin=0, vmax=1, extent=extent, aspect="auto")
+        scale = axes.inset_axes((0.62, 0.05, 0.33, 0.025))
+        bar = axes.figure.colorbar(shown, cax=scale, orientation="horizontal", ticks=[0, 0.5, 1])
+        bar.ax.tick_params(colors="white", labelsize=9, pad=1, length=0, labeltop=True, labelbottom=False)
+        bar.outline.set_edgecolor("white")
 
-    def _classes(self, labels: Tensor) -> Tensor:
-        """A semantic map with the names of its classes."""
+    def semantic_map(self, axes: Axes) -> None:
+        axes.set_title("semantic map", **TITLE)
+        self._classes(axes, self.explanation.sem_seg)
+
+    def after_erasing(self, axes: Axes) -> None:
+        gone = self.explanation.erased != KEPT
+        regions, applied = len(self.explanation.erased[gone].unique()), self.explanation.config.unknown_erasing
+        axes.set_title(f"after Unknown Erasing{'' if applied else ' (off in fusion)'}, regions: {regions}", **TITLE)
+        self._classes(axes, torch.where(gone, VOID, self.explanation.sem_seg))
+        _hatch(axes, self._any(gone))
+
+    def _classes(self, axes: Axes, labels: Tensor) -> None:
+        """Draw a semantic map with the names of its classes."""
         ids = self._nearest(labels + 1)
         segments = []
         for index in np.unique(ids[ids > 0]).tolist():
             mask = (ids == index).astype(np.uint8)
             x, y, width, height = cv2.boundingRect(mask)
-            category = self.told.categories[index - 1]
+            category = self.explanation.categories[index - 1]
             segments.append(Segment(index, category.id, False, None, int(mask.sum()), (x, y, width, height)))
-        return overlay(_tensor(self.pixels), PanopticResult(torch.from_numpy(ids), segments, self.told.categories))
+        result = PanopticResult(torch.from_numpy(ids), segments, self.explanation.categories)
+        self._show(axes, self._overlay(result, labels=True))
+
+    def _overlay(self, result: PanopticResult, labels: bool = False) -> np.ndarray:
+        return (
+            overlay(torch.from_numpy(self.pixels).permute(2, 0, 1), result, labels=labels).permute(1, 2, 0).numpy()
+        )
 
     def _panoptic(self, ids: Tensor) -> PanopticResult:
         """Instance n as n + 1, class c as N + c + 1, nothing as 0, at the size of the tiles."""
-        return PanopticResult(torch.from_numpy(self._nearest(ids)), self.segments, self.told.categories)
+        return PanopticResult(torch.from_numpy(self._nearest(ids)), self.segments, self.explanation.categories)
 
-    def _name(self, method: Method) -> str:
-        both = method == "ocfusion" and "strong" in self.told.front
-        return "ocfusion, strong" if both else method
+    def _show(self, axes: Axes, pixels: np.ndarray) -> None:
+        axes.imshow(pixels, extent=(0, self.size[1], self.size[0], 0), aspect="auto", interpolation="nearest")
 
-    def _outlined(self, instances: Sequence[int], light: float) -> np.ndarray:
-        """The picture darkened, contested pixels tinted, some masks outlined: [h, w, 3] uint8."""
-        canvas = self.pixels.astype(np.float32) * light
-        canvas[self.contest] = canvas[self.contest] * 0.5 + np.array(YELLOW, np.float32) * 0.5
-        canvas = canvas.astype(np.uint8)
+    def _outlines(self, axes: Axes, instances: Sequence[int], light: float) -> None:
+        """Draw the image darkened, contested pixels tinted, some masks outlined."""
+        self._show(axes, (self.pixels * light).astype(np.uint8))
+        self._show(axes, self.contest[..., None] * np.array(CONTESTED))
+        lines, colors = [], []
         for n in instances:
-            lines, _ = cv2.findContours(self._mask(n).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-            cv2.drawContours(canvas, lines, -1, self.colors[n], 2, cv2.LINE_AA)
-        return canvas
+            found, _ = cv2.findContours(self._mask(n).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+            lines += [line[:, 0] + 0.5 for line in found]
+            colors += [self.colors[n]] * len(found)
+        axes.add_collection(PolyCollection(lines, facecolors="none", edgecolors=colors, linewidths=1.6))
 
-    def _nodes(self, instances: Sequence[int]) -> dict[int, Point]:
-        """A point (x, y) for each of some instances: where it alone covers the picture, near to what it shares,
-        as far as there is such a place."""
-        single = self._nearest(self.told.covers) == 1
+    def _numbers(self, axes: Axes, instances: Sequence[int], texts: Sequence[str]) -> dict[int, Annotation]:
+        """Write a text on each of some instances, where possible where it is alone, near to what it shares."""
+        single = self._nearest(self.explanation.covers) == 1
         around, points = np.ones((2 * REACH + 1, 2 * REACH + 1), np.uint8), []
         for n in instances:
             mask = self._mask(n)
             near = cv2.dilate((mask & self.contest).astype(np.uint8), around) > 0
             places = (mask & single & near, mask & single, mask)
             points.append(innermost(next((place for place in places if place.any()), mask)))
-        moved = apart(np.array(points, np.float64).reshape(-1, 2), 2 * RADIUS + 30)
-        inside = moved.clip(RADIUS, np.maximum(np.array(self.size[::-1]) - RADIUS, RADIUS))
-        return {n: (float(x), float(y)) for n, (x, y) in zip(instances, inside, strict=True)}
+        moved = apart(np.array(points, np.float64).reshape(-1, 2), APART)
+        inside = moved.clip(12, np.maximum(np.array(self.size[::-1]) - 12, 12))
+        style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9, "parse_math": False}
+        nodes = {}
+        for n, text, (x, y) in zip(instances, texts, inside.tolist(), strict=True):
+            color = self.colors[n]
+            plate = {"boxstyle": "round,pad=0.3,rounding_size=0.8", "fc": color, "ec": "black", "lw": 0.8}
+            nodes[n] = axes.annotate(text, (x, y), color=readable_on(255 * color), bbox=plate, **style)
+        return nodes
 
     def _mask(self, n: int) -> np.ndarray:
-        return self._any(self.told.runs[torch.tensor([n])].dense()[0])
+        return self._any(self.explanation.runs[torch.tensor([n])].dense()[0])
 
     def _nearest(self, values: Tensor) -> np.ndarray:
         """[H, W] of any type at the size of the tiles."""
@@ -227,19 +258,43 @@ class _Tiles:
         return cv2.resize(mask.float().numpy(), self.size[::-1], interpolation=cv2.INTER_AREA) > 0
 
 
-def _hatched(picture: Tensor, mask: np.ndarray) -> Tensor:
-    """Stripes over the pixels of a mask, and a line around them."""
-    pixels = picture.permute(1, 2, 0).numpy().astype(np.float32)
-    y, x = np.indices(mask.shape)
-    strength = np.maximum(mask * ((x + y) % 10 < 3) * 0.8, contours(mask, 2))[..., None]
-    return _tensor((pixels * (1 - strength) + np.array(MARK, np.float32) * strength).astype(np.uint8))
+def apart(points: np.ndarray, least: float) -> np.ndarray:
+    """Push points, [K, 2] float, away from each other until all are `least` apart, or nearly so."""
+    order = np.arange(len(points))
+    for _ in range(50):
+        delta = points[:, None] - points
+        delta[..., 0] += 1e-3 * np.sign(order[:, None] - order)  # equal points part sideways
+        distance = np.hypot(delta[..., 0], delta[..., 1]) + np.eye(len(points))
+        step = 0.5 * np.maximum(least - distance, 0) / distance
+        points = points + (step[..., None] * delta).sum(1)  # delta is 0 on the diagonal
+    return points
 
 
-def _padded(tile: Tensor) -> Tensor:
-    """A tile in the middle of `WIDTH` columns."""
-    left = (WIDTH - tile.shape[2]) // 2
-    return F.pad(tile, (left, WIDTH - tile.shape[2] - left), value=255)
+def _hatch(axes: Axes, mask: np.ndarray) -> None:
+    """Draw stripes over the pixels of a mask, and a line around them."""
+    if not mask.any():
+        return
+    y, x = (np.arange(-1, n + 1) + 0.5 for n in mask.shape)
+    padded = np.pad(mask, 1).astype(float)
+    stripes = axes.contourf(x, y, padded, levels=[0.5, 1.5], colors="none", hatches=["////"])
+    stripes.set(edgecolor=MARK, linewidth=0)
+    axes.contour(x, y, padded, levels=[0.5], colors=[MARK], linewidths=1.5)
 
 
-def _tensor(pixels: np.ndarray) -> Tensor:
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+def _arrow(axes: Axes, start: Annotation, end: Annotation, color: str | tuple[float, float, float]) -> None:
+    """Draw an arrow with a dark rim from one number to another."""
+    shape = {"arrowstyle": "-|>", "connectionstyle": "arc3,rad=0.12", "shrinkA": 9, "shrinkB": 9}
+    for paint, width, head in (("black", 4.5, 17), (color, 2.0, 15)):
+        arrow = shape | {"color": paint, "lw": width, "mutation_scale": head}
+        axes.annotate("", end.xy, start.xy, arrowprops=arrow, zorder=2)
+
+
+def _label(axes: Axes, place: tuple[float, float], text: str, taken: list[Bbox]) -> None:
+    """Write a label unless it would cover one of `taken`, to which it is added."""
+    style = {"boxstyle": "round,pad=0.2", "fc": "black", "ec": "none", "alpha": 0.75}
+    label = axes.annotate(text, place, color="white", fontsize=8, ha="center", va="center", bbox=style)
+    box = label.get_window_extent()
+    if box.count_overlaps(taken):
+        label.remove()
+    else:
+        taken.append(box)

@@ -12,6 +12,7 @@ from PIL import Image
 from refine.checkpoint.folder import SavedModel, save_model
 from refine.cli.main import main
 from refine.data.synthetic.scenes import make_scene
+from refine.drawing.explanation import GAP, WIDTH
 from refine.fusion import FusionConfig, Method
 from refine.modeling.config import OcclusionConfig
 from refine.modeling.model import PanopticModel
@@ -57,7 +58,7 @@ def test_the_shipped_model(tmp_path, capsys):
         f"nuclei.png: instances: {len(record['instances'])}, contested pixels: {record['contested']}, " in lines[1]
     )
     with Image.open(out / "nuclei.png") as sheet:
-        assert sheet.width == 3 * 600 + 4 * 12
+        assert sheet.width == 3 * WIDTH + 4 * GAP
     assert sorted(path.name for path in out.iterdir()) == ["nuclei.json", "nuclei.png"]
 
 
