@@ -119,6 +119,7 @@ def segment_colors(result: PanopticResult) -> np.ndarray:
 def class_colors(categories: Categories) -> list[tuple[int, int, int]]:
     """Return the colour to draw each class in, RGB 0-255: the data set's, or one that suits the name."""
     made_up = {made_up_color(n) for n in range(len(categories))}
+    made_up |= {made_up_color(category.id) for category in categories}
     return [NAMED.get(c.name, c.color) if c.color in made_up else c.color for c in categories]
 
 
