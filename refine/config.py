@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from refine.bounds import check_bounds
 from refine.errors import RefineError
 
 T = TypeVar("T")
@@ -24,16 +25,21 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], source: str) -> T:
         source: file and field, for messages.
 
     Raises:
-        RefineError: an unknown field or a wrong type; names it.
+        RefineError: an unknown field, a wrong type or a value out of its range; names it.
     """
     _check_structure(cls, values, source)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, "value")
     try:
-        return typing.cast(T, parser.instantiate(parser.parse_object({"value": dict(values)})).value)
+        config = typing.cast(T, parser.instantiate(parser.parse_object({"value": dict(values)})).value)
     except (ArgumentError, TypeError, ValueError, OverflowError, RecursionError) as error:
         message = one_line(error).replace("value.", "")
         raise RefineError(f"{source}: {message}; correct the field") from error
+    try:
+        check_bounds(config)
+    except RefineError as error:
+        raise RefineError(f"{source}: {error}") from error
+    return config
 
 
 def _check_structure(cls: type, values: Any, source: str) -> None:

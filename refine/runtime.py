@@ -12,7 +12,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from refine.cores import available_cores
 from refine.errors import RefineError
+
+
+def set_threads(count: int | None) -> None:
+    """Set how many CPU threads torch uses in this process.
+
+    Args:
+        count: number of threads; None takes one per physical core that this process may use (see
+            `available_cores`), unless OMP_NUM_THREADS says otherwise.
+    """
+    if count is not None or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(count or available_cores())
 
 
 def find_device(name: str | torch.device | None) -> torch.device:

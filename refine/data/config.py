@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
+from refine.bounds import bounded
 from refine.errors import RefineError
 
 
@@ -25,16 +26,16 @@ class AugmentConfig:
         min_area: things of fewer pixels after all this become void.
     """
 
-    copy_paste: float = 0.0
-    short: list[int] = field(default_factory=lambda: [800])
-    long: int = 1333
-    jitter: tuple[float, float] = (1.0, 1.0)
-    flip: float = 0.5
-    flip_vertical: float = 0.0
-    rotate: float = 0.0
-    crop: tuple[int, int] | None = None
-    color: float = 0.0
-    min_area: int = 4
+    copy_paste: float = bounded(0.0, least=0, most=1)
+    short: list[int] = bounded([800], least=1, most=65536, filled=True)
+    long: int = bounded(1333, least=1, most=65536)
+    jitter: tuple[float, float] = bounded((1.0, 1.0), above=0, most=100)
+    flip: float = bounded(0.5, least=0, most=1)
+    flip_vertical: float = bounded(0.0, least=0, most=1)
+    rotate: float = bounded(0.0, least=0, most=1)
+    crop: tuple[int, int] | None = bounded(None, least=1, most=65536)
+    color: float = bounded(0.0, least=0, most=1)
+    min_area: int = bounded(4, least=0)
 
 
 @dataclass

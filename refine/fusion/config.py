@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
-from numbers import Real
 from typing import Any, Literal, get_args
 
+from refine.bounds import bounded, check_bounds
 from refine.errors import RefineError
 
 Method = Literal["heuristic", "shr", "srm", "ocfusion", "strong", "soe"]
@@ -63,33 +63,24 @@ class FusionConfig:
         RefineError: a value out of its range.
     """
 
-    score_threshold: float = 0.5
-    overlap_threshold: float = 0.5
-    stuff_area: int = 4096
-    pair_overlap: float = 0.2
+    score_threshold: float = bounded(0.5, least=0, most=1)
+    overlap_threshold: float = bounded(0.5, least=0, most=1)
+    stuff_area: int = bounded(4096, least=0)
+    pair_overlap: float = bounded(0.2, least=0, most=1)
     resolve: Resolve = "steal"
     recheck: bool = True
-    sigma: float = 2.5
+    sigma: float = bounded(2.5, above=0)
     unknown_erasing: bool = False
-    ue_threshold: float = 0.5
-    ue_radius: int = 50
+    ue_threshold: float = bounded(0.5, least=0, most=1)
+    ue_radius: int = bounded(50, least=0)
 
     def __post_init__(self) -> None:
-        for name in ("score_threshold", "overlap_threshold", "pair_overlap", "ue_threshold"):
-            value = getattr(self, name)
-            if not (_is_number(value) and 0 <= value <= 1):
-                raise RefineError(f"fusion.{name} is {value!r}; give a number from 0 to 1")
-        for name in ("stuff_area", "ue_radius"):
-            value = getattr(self, name)
-            if not (_is_number(value) and 0 <= value < float("inf")):
-                raise RefineError(f"fusion.{name} is {value!r}; give 0 or more pixels")
+        check_bounds(self, "fusion")
         for name in ("recheck", "unknown_erasing"):
             if not isinstance(getattr(self, name), bool):
                 raise RefineError(f"fusion.{name} is {getattr(self, name)!r}; give true or false")
         if self.resolve not in get_args(Resolve):
             raise RefineError(f"fusion.resolve is {self.resolve!r}; give one of {', '.join(get_args(Resolve))}")
-        if not (_is_number(self.sigma) and 0 < self.sigma < float("inf")):
-            raise RefineError(f"fusion.sigma is {self.sigma!r}; give a number above 0 (the paper's is 2.5)")
 
     def changed(self, changes: Mapping[str, Any]) -> FusionConfig:
         """Copy with some fields changed, by name; raises RefineError for an unknown field or a wrong value."""
@@ -102,7 +93,3 @@ class FusionConfig:
     def radius_at(self, size: tuple[int, int]) -> int:
         """`ue_radius` for an image of (height, width)."""
         return round(self.ue_radius * min(size) / 800)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
@@ -86,7 +87,7 @@ class ResNet(Backbone):
                 stride = 2 if i == 0 and n > 0 else 1
                 shortcut = None
                 if i == 0 and (stride > 1 or in_channels != self.channels[n]):
-                    conv = nn.Conv2d(in_channels, self.channels[n], 1, stride, bias=False)
+                    conv = Shortcut(in_channels, self.channels[n], 1, stride, bias=False)
                     shortcut = nn.Sequential(conv, norm(self.channels[n]))
                 blocks.append(block(in_channels, planes[n], stride, shortcut, groups, base_width, norm_layer=norm))
                 in_channels = self.channels[n]
@@ -108,6 +109,20 @@ class ResNet(Backbone):
             x = stage(x)  # type: ignore[operator]
             outputs.append(x)
         return outputs
+
+
+class Shortcut(nn.Conv2d):
+    """1×1 convolution, which strides by taking every n-th pixel first where it has few input channels.
+
+    oneDNN, as torch 2.15 has it, writes outside of its memory in the backward pass of a strided 1×1 convolution of
+    fewer than 16 input channels in `channels_last`, with two threads or more.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.in_channels >= 16:
+            return super().forward(x)
+        down, right = self.stride
+        return F.conv2d(x[..., ::down, ::right], self.weight, self.bias)
 
 
 def _check(config: BackboneConfig, block: type) -> None:

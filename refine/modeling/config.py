@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from refine.bounds import bounded
+
 Norm = Literal["gn", "frozen_bn", "sync_bn", "bn", "none"]
 """GroupNorm (32 groups), BatchNorm with fixed statistics, synchronised or plain BatchNorm, or no norm."""
 
@@ -41,14 +43,14 @@ class BackboneConfig:
     name: str = "resnet50"
     weights: str | None = "imagenet"
     norm: Norm = "gn"
-    norm_eps: float = 1e-5
-    frozen_stages: int = 2
-    deform_stages: list[int] = field(default_factory=list)
+    norm_eps: float = bounded(1e-5, least=0)
+    frozen_stages: int = bounded(2, least=0, most=5)
+    deform_stages: list[int] = bounded([], least=3, most=5)
     modulated: bool = False
     stride_in_1x1: bool = False
-    stem_width: int = 64
-    width_per_group: int | None = None
-    res2_channels: int = 256
+    stem_width: int = bounded(64, least=1, most=16384)
+    width_per_group: int | None = bounded(None, least=1, most=16384)
+    res2_channels: int = bounded(256, least=4, most=16384)
 
 
 @dataclass
@@ -70,17 +72,17 @@ class RPNConfig:
         positive_fraction: at most this share of them positive.
     """
 
-    anchor_sizes: list[float] = field(default_factory=lambda: [32.0, 64.0, 128.0, 256.0, 512.0])
-    aspect_ratios: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0])
+    anchor_sizes: list[float] = bounded([32.0, 64.0, 128.0, 256.0, 512.0], above=0, filled=True)
+    aspect_ratios: list[float] = bounded([0.5, 1.0, 2.0], above=0, filled=True)
     torchvision_anchors: bool = False
-    num_convs: int = 1
-    pre_nms_top_n: tuple[int, int] = (2000, 1000)
-    post_nms_top_n: tuple[int, int] = (2000, 1000)
-    nms: float = 0.7
-    positive_iou: float = 0.7
-    negative_iou: float = 0.3
-    samples: int = 256
-    positive_fraction: float = 0.5
+    num_convs: int = bounded(1, least=1, most=100)
+    pre_nms_top_n: tuple[int, int] = bounded((2000, 1000), least=1)
+    post_nms_top_n: tuple[int, int] = bounded((2000, 1000), least=1)
+    nms: float = bounded(0.7, least=0, most=1)
+    positive_iou: float = bounded(0.7, least=0, most=1)
+    negative_iou: float = bounded(0.3, least=0, most=1)
+    samples: int = bounded(256, least=1)
+    positive_fraction: float = bounded(0.5, least=0, most=1)
 
 
 @dataclass
@@ -101,19 +103,19 @@ class BoxHeadConfig:
         max_detections: per image.
     """
 
-    ious: list[float] = field(default_factory=lambda: [0.5])
-    num_convs: int = 4
-    conv_channels: int = 256
-    num_fcs: int = 1
-    fc_channels: int = 1024
+    ious: list[float] = bounded([0.5], least=0, most=1, filled=True)
+    num_convs: int = bounded(4, least=0, most=100)
+    conv_channels: int = bounded(256, least=1, most=16384)
+    num_fcs: int = bounded(1, least=0, most=100)
+    fc_channels: int = bounded(1024, least=1, most=16384)
     norm: Norm = "gn"
     class_agnostic: bool = False
-    pool_size: int = 7
-    samples: int = 512
-    positive_fraction: float = 0.25
-    score_threshold: float = 0.05
-    nms: float = 0.5
-    max_detections: int = 100
+    pool_size: int = bounded(7, least=1, most=256)
+    samples: int = bounded(512, least=1)
+    positive_fraction: float = bounded(0.25, least=0, most=1)
+    score_threshold: float = bounded(0.05, least=0, most=1)
+    nms: float = bounded(0.5, least=0, most=1)
+    max_detections: int = bounded(100, least=1)
 
 
 @dataclass
@@ -151,10 +153,10 @@ class MaskHeadConfig:
         pool_size: RoIAlign output; masks are twice as fine (14 → 28) [P].
     """
 
-    num_convs: int = 4
-    channels: int = 256
+    num_convs: int = bounded(4, least=0, most=100)
+    channels: int = bounded(256, least=1, most=16384)
     norm: Norm = "gn"
-    pool_size: int = 14
+    pool_size: int = bounded(14, least=1, most=256)
 
 
 @dataclass
@@ -168,7 +170,7 @@ class SemanticHeadConfig:
             (channel 0) and the stuff classes, as the original Panoptic-FPN does [d2].
     """
 
-    channels: int = 256
+    channels: int = bounded(256, least=1, most=16384)
     norm: Norm = "gn"
     classes: Literal["all", "stuff"] = "all"
 
@@ -194,16 +196,16 @@ class IBPPConfig:
         score_threshold: detections below are not painted on the canvas at test.
     """
 
-    iterations: int = 3
+    iterations: int = bounded(3, least=0, most=100)
     exchange: Literal["paper", "balanced"] = "paper"
     routes: list[Route] = field(default_factory=lambda: ["f_sem", "p_sem", "canvas"])
     shared: bool = False
-    sem_convs: int = 2
-    sem_channels: int = 128
+    sem_convs: int = bounded(2, least=0, most=100)
+    sem_channels: int = bounded(128, least=1, most=16384)
     flatten: Literal["max", "sum"] = "max"
     detach: bool = False
     residual: bool = False
-    score_threshold: float = 0.05
+    score_threshold: float = bounded(0.05, least=0, most=1)
 
 
 @dataclass
@@ -217,9 +219,9 @@ class OcclusionConfig:
     """
 
     cues: list[Literal["mask", "feature", "label"]] = field(default_factory=lambda: ["mask", "feature", "label"])
-    conv_channels: int = 512
-    fc_channels: int = 1024
-    pair_overlap: float = 0.2
+    conv_channels: int = bounded(512, least=1, most=16384)
+    fc_channels: int = bounded(1024, least=1, most=16384)
+    pair_overlap: float = bounded(0.2, least=0, most=1)
 
 
 @dataclass
@@ -236,10 +238,10 @@ class LossConfig:
             pyramid is divided by the number of stages [d2].
     """
 
-    semantic_last: float = 0.5
-    semantic_other: float = 0.2
-    instance: list[float] = field(default_factory=list)
-    mask: float = 1.0
+    semantic_last: float = bounded(0.5, least=0)
+    semantic_other: float = bounded(0.2, least=0)
+    instance: list[float] = bounded([], least=0)
+    mask: float = bounded(1.0, least=0)
     cascade: Literal["loss", "gradient"] = "loss"
 
 
@@ -276,13 +278,13 @@ class ModelConfig:
     occlusion: OcclusionConfig | None = None
     detector: DetectorConfig | None = None
     ranking: bool = False
-    fpn_channels: int = 256
+    fpn_channels: int = bounded(256, least=1, most=16384)
     fpn_norm: Norm = "gn"
-    roi_sampling: int = 2
+    roi_sampling: int = bounded(2, least=0, most=100)
     roi_aligned: bool = True
-    roi_canonical_size: float = 224.0
+    roi_canonical_size: float = bounded(224.0, above=0)
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    pixel_std: tuple[float, float, float] = bounded((58.395, 57.12, 57.375), above=0)
     channels: Literal["RGB", "BGR"] = "RGB"
-    divisor: int = 32
+    divisor: int = bounded(32, least=1, most=4096)
     channels_last: bool = True

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from refine.bounds import check_bounds
 from refine.errors import RefineError
 from refine.modeling.backbones import build_backbone
 from refine.modeling.box_head import BoxHeads, SampledBoxes
@@ -76,6 +77,7 @@ class PanopticModel(nn.Module):
 
     def __init__(self, config: ModelConfig, num_things: int, num_classes: int) -> None:
         super().__init__()
+        check_bounds(config, "model")
         merged = config.semantic_head.classes == "stuff"
         if config.ibpp.iterations:
             if config.semantic_head.channels != config.fpn_channels:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
+from refine.bounds import bounded, check_bounds
 from refine.config import one_line
 from refine.data.config import AugmentConfig, DatasetConfig, check_dataset_fields
 from refine.errors import RefineError
@@ -67,22 +68,22 @@ class OptimConfig:
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.02
-    reference_batch_size: int | None = 16
-    batch_size: int = 16
-    accumulate: int = 1
-    momentum: float = 0.9
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 1e-4
-    backbone_lr_factor: float = 1.0
-    warmup_steps: int = 1000
-    warmup_factor: float = 0.001
+    lr: float = bounded(0.02, least=0)
+    reference_batch_size: int | None = bounded(16, least=1)
+    batch_size: int = bounded(16, least=1)
+    accumulate: int = bounded(1, least=1)
+    momentum: float = bounded(0.9, least=0, below=1)
+    betas: tuple[float, float] = bounded((0.9, 0.999), least=0, below=1)
+    weight_decay: float = bounded(1e-4, least=0)
+    backbone_lr_factor: float = bounded(1.0, least=0)
+    warmup_steps: int = bounded(1000, least=0)
+    warmup_factor: float = bounded(0.001, least=0, most=1)
     schedule: Literal["steps", "cosine", "constant"] = "steps"
-    milestones: list[int] = field(default_factory=lambda: [120_000, 160_000])
-    gamma: float = 0.1
-    max_steps: int = 180_000
-    clip_norm: float | None = 35.0
-    ema: float | None = None
+    milestones: list[int] = bounded([120_000, 160_000], least=0)
+    gamma: float = bounded(0.1, above=0, most=1)
+    max_steps: int = bounded(180_000, least=1)
+    clip_norm: float | None = bounded(35.0, above=0)
+    ema: float | None = bounded(None, above=0, below=1)
     precision: Literal["32", "bf16", "fp16"] = "32"
     train_only: list[str] = field(default_factory=list)
 
@@ -100,11 +101,11 @@ class EvalConfig:
         fusion: its thresholds.
     """
 
-    every: int = 5000
-    short: int = 800
-    long: int = 1333
-    max_images: int | None = None
-    pictures: int = 4
+    every: int = bounded(5000, least=0)
+    short: int = bounded(800, least=1, most=65536)
+    long: int = bounded(1333, least=1, most=65536)
+    max_images: int | None = bounded(None, least=1)
+    pictures: int = bounded(4, least=0)
     method: Method = "heuristic"
     fusion: FusionConfig = field(default_factory=FusionConfig)
 
@@ -121,11 +122,11 @@ class LogConfig:
         keep: newest checkpoints that stay; the best by PQ stays besides.
     """
 
-    every: int = 20
+    every: int = bounded(20, least=1)
     tensorboard: bool = True
     progress: bool = True
-    checkpoint_every: int = 5000
-    keep: int = 2
+    checkpoint_every: int = bounded(5000, least=1)
+    keep: int = bounded(2, least=1)
 
 
 @dataclass
@@ -139,7 +140,8 @@ class RunConfig:
             anew, and a log line names them.
         seed: of weights, order, augmentation and sampling.
         workers: processes that load data, per training process; 0 loads in the training process.
-        threads: CPU threads of torch per process; None leaves torch's choice.
+        threads: number of CPU threads of torch per process; None takes OMP_NUM_THREADS if that is set, else one
+            per physical core that the process may use. Workers have one each.
         device: "cpu", "cuda" or "auto" (the GPU if there is one).
     """
 
@@ -151,9 +153,9 @@ class RunConfig:
     log: LogConfig = field(default_factory=LogConfig)
     out: str = "out"
     init: str | None = None
-    seed: int = 0
-    workers: int = 4
-    threads: int | None = None
+    seed: int = bounded(0, least=-(2**63), most=2**63 - 1)
+    workers: int = bounded(4, least=0, most=1024)
+    threads: int | None = bounded(None, least=1, most=1024)
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
@@ -244,30 +246,16 @@ def check_run(config: RunConfig) -> None:
     Raises:
         RefineError: names the field, its value and the mend.
     """
-    optim = config.optim
-    for name, value in (
-        ("optim.batch_size", optim.batch_size),
-        ("optim.accumulate", optim.accumulate),
-        ("optim.max_steps", optim.max_steps),
-        ("log.every", config.log.every),
-        ("log.checkpoint_every", config.log.checkpoint_every),
-        ("log.keep", config.log.keep),
-    ):
-        if value < 1:
-            raise RefineError(f"{name} is {value}; give at least 1")
-    augment = config.augment
-    for name, values in (
-        ("augment.short", augment.short),
-        ("augment.long", [augment.long]),
-        ("augment.crop", augment.crop or [1]),
-        ("augment.jitter", augment.jitter),
-    ):
-        if not values or min(values) <= 0:
-            raise RefineError(f"{name} is {list(values)}; give numbers above 0")
-    if optim.ema is not None and not 0 < optim.ema < 1:
-        raise RefineError(f"optim.ema is {optim.ema}; give a decay between 0 and 1, or null")
+    check_bounds(config)
+    optim, rpn, jitter = config.optim, config.model.rpn, config.augment.jitter
     if optim.schedule == "steps" and optim.milestones != sorted(optim.milestones):
         raise RefineError(f"optim.milestones is {optim.milestones}; give rising steps")
+    if rpn.negative_iou > rpn.positive_iou:
+        raise RefineError(
+            f"model.rpn.negative_iou is {rpn.negative_iou}; give at most positive_iou ({rpn.positive_iou})"
+        )
+    if jitter[0] > jitter[1]:
+        raise RefineError(f"augment.jitter is {list(jitter)}; give the smaller factor first")
     check_dataset_fields(config.data.train, "data.train")
     if config.data.val is not None:
         check_dataset_fields(config.data.val, "data.val")

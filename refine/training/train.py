@@ -29,7 +29,7 @@ from refine.inference.predictor import Predictor, check_method
 from refine.modeling.detector import Detector
 from refine.modeling.model import PanopticModel
 from refine.modeling.pretrained import load_pretrained
-from refine.runtime import Processes, processes
+from refine.runtime import Processes, processes, set_threads
 from refine.structures import Categories
 from refine.tensors import load_weights
 from refine.training.batches import training_parts
@@ -79,8 +79,7 @@ def train(
     if not isinstance(config, RunConfig):
         config = load_run(config, overrides)
     check_run(config)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    set_threads(config.threads)
     with (
         processes(config.device) as group,
         stop_signals() if stop is None else nullcontext(stop) as told,

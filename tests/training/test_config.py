@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from refine.bounds import check_bounds
 from refine.config import from_mapping, to_mapping
 from refine.errors import RefineError
 from refine.modeling.config import ModelConfig, OcclusionConfig
-from refine.training.config import OptimConfig, RunConfig, load_run, parse_run
+from refine.training.config import OptimConfig, RunConfig, check_run, load_run, parse_run
 
 DATA = [f"--data.train.{name}=x" for name in ("images", "json", "segments")]
 
@@ -77,6 +78,101 @@ def test_base_that_cannot_be_used(tmp_path: Path, base: str, said: str) -> None:
     (tmp_path / "run.yaml").write_text(f"base: {base}\n")
     with pytest.raises(RefineError, match=rf"run\.yaml.* base: .*{said}"):
         load_run(tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "optim.lr=-1",
+        "optim.lr=.nan",
+        "optim.lr=.inf",
+        "optim.lr=null",
+        "optim.betas=[2,3]",
+        "optim.betas=[0.9,1.0]",
+        "optim.warmup_factor=-1",
+        "optim.warmup_steps=-1",
+        "optim.weight_decay=-0.1",
+        "optim.momentum=1",
+        "optim.gamma=0",
+        "optim.clip_norm=0",
+        "optim.ema=0",
+        "optim.reference_batch_size=0",
+        "optim.milestones=[-1]",
+        "augment.color=5",
+        "augment.color=-1",
+        "augment.flip=7",
+        "augment.copy_paste=-0.1",
+        "augment.long=0",
+        "augment.min_area=-1",
+        "augment.jitter=[2.0,1.0]",
+        "workers=-1",
+        "workers=1000000",
+        "threads=0",
+        "seed=100000000000000000000",
+        "eval.short=0",
+        "eval.every=-1",
+        "eval.max_images=0",
+        "eval.pictures=-1",
+        "log.keep=0",
+        "model.divisor=0",
+        "model.fpn_channels=0",
+        "model.fpn_channels=100000000000000000000",
+        "model.pixel_std=[0,1,1]",
+        "model.pixel_mean=[.inf,1,1]",
+        "model.roi_canonical_size=0",
+        "model.roi_sampling=-1",
+        "model.rpn.aspect_ratios=[]",
+        "model.rpn.aspect_ratios=[0]",
+        "model.rpn.anchor_sizes=[]",
+        "model.rpn.num_convs=0",
+        "model.rpn.negative_iou=0.8",
+        "model.ibpp.iterations=-1",
+        "model.box_head.ious=[]",
+        "model.box_head.ious=[1.5]",
+        "model.box_head.max_detections=0",
+        "model.backbone.frozen_stages=9",
+        "model.backbone.deform_stages=[2]",
+        "model.losses.mask=-1",
+    ],
+)
+def test_ranges_belong_to_the_fields(argument: str) -> None:
+    with pytest.raises(RefineError) as error:
+        parse_run([*DATA, f"--{argument}"])
+    message = str(error.value)
+    assert message.startswith(argument.split("=")[0])
+    assert "\n" not in message
+    assert "; give " in message
+    assert len(message) < 200
+
+
+@pytest.mark.parametrize("text", ['out: "a\\0b"', 'data: {name: "\\udc00\\ud800"}', 'optim: {train_only: ["\\0"]}'])
+def test_texts_can_be_names_of_files(text: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(RefineError, match=r"run\.yaml: .*(give text without NUL|escape|surrogate)"):
+        load_run(tmp_path / "run.yaml", DATA)
+
+
+def test_every_number_has_a_range() -> None:
+    def walk(cls: type) -> None:
+        for f in dataclasses.fields(cls):
+            value = getattr(cls(), f.name)
+            if dataclasses.is_dataclass(value):
+                walk(type(value))
+            elif "int" in str(f.type) or "float" in str(f.type):
+                assert "bounds" in f.metadata or f.name == "pixel_mean", f"{cls.__name__}.{f.name}"
+
+    for cls in (RunConfig, OcclusionConfig):
+        walk(cls)
+        check_bounds(cls())
+
+
+def test_ranges_hold_for_stored_and_changed_configs() -> None:
+    with pytest.raises(RefineError, match=r"^config\.json: rpn\.nms is 2\.0; give a number from 0 to 1$"):
+        from_mapping(ModelConfig, {"rpn": {"nms": 2}}, "config.json")
+    config = parse_run(DATA)
+    config.optim.lr *= -1
+    with pytest.raises(RefineError, match=r"^optim\.lr is -0\.02; give at least 0$"):
+        check_run(config)
 
 
 def test_error_of_missing_data_names_the_field() -> None:

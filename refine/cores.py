@@ -1,0 +1,60 @@
+"""How many processor cores this process may use. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+CPUS = Path("/sys/devices/system/cpu")
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def available_cores() -> int:
+    """Number of physical cores that this process may run on, or fewer where a cgroup grants less time; at least 1.
+
+    Two logical processors of one core share its arithmetic units: threads on both wait for each other.
+    """
+    if not hasattr(os, "sched_getaffinity"):  # not on Linux
+        return os.cpu_count() or 1
+    allowed = os.sched_getaffinity(0)
+    cores = {_read(CPUS / f"cpu{n}/topology/core_cpus_list") or str(n) for n in allowed}
+    return max(1, min(len(cores), math.floor(cgroup_quota())))
+
+
+def cgroup_quota(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> float:
+    """Cores' worth of time that cgroups (version 2 or 1) grant this process; infinite without a limit.
+
+    Args:
+        root: where cgroups are mounted.
+        own: file that names the groups of this process, as HIERARCHY:CONTROLLERS:PATH.
+    """
+    quotas = [math.inf]
+    for line in _read(own).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        group = root / controllers / path.lstrip("/")
+        base = root / controllers
+        for folder in (group, *group.parents):  # a limit of a group holds for all groups in it
+            quotas.append(_quota(folder))
+            if folder == base:
+                break
+    return min(quotas)
+
+
+def _quota(folder: Path) -> float:
+    words = _read(folder / "cpu.max").split() or [
+        _read(folder / "cpu.cfs_quota_us"),
+        _read(folder / "cpu.cfs_period_us"),
+    ]
+    if len(words) == 2 and all(word.isdecimal() for word in words) and int(words[1]):
+        return int(words[0]) / int(words[1])
+    return math.inf  # "max", -1, or no such file
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""

@@ -1,0 +1,65 @@
+"""Threads: no more than the cores that a process may use."""
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from refine.cores import available_cores, cgroup_quota
+from refine.runtime import set_threads
+
+
+def test_quota_of_any_group_above_counts(tmp_path: Path) -> None:
+    own = tmp_path / "cgroup"
+    root = tmp_path / "fs"
+    (root / "job/step").mkdir(parents=True)
+    own.write_text("0::/job/step\n")
+    assert cgroup_quota(root, own) == math.inf
+    (root / "job/step/cpu.max").write_text("max 100000\n")
+    assert cgroup_quota(root, own) == math.inf
+    (root / "job/cpu.max").write_text("250000 100000\n")
+    assert cgroup_quota(root, own) == 2.5
+    (root / "cpu.max").write_text("50000 100000\n")  # of a container, which sees its own group as the root
+    assert cgroup_quota(root, own) == 0.5
+
+
+def test_quota_of_version_1(tmp_path: Path) -> None:
+    own = tmp_path / "cgroup"
+    own.write_text("5:memory:/a\n4:cpu,cpuacct:/job\n")
+    folder = tmp_path / "fs/cpu,cpuacct/job"
+    folder.mkdir(parents=True)
+    (folder / "cpu.cfs_quota_us").write_text("-1\n")
+    (folder / "cpu.cfs_period_us").write_text("100000\n")
+    assert cgroup_quota(tmp_path / "fs", own) == math.inf
+    (folder / "cpu.cfs_quota_us").write_text("300000\n")
+    assert cgroup_quota(tmp_path / "fs", own) == 3
+    assert cgroup_quota(tmp_path / "fs", tmp_path / "absent") == math.inf
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux only")
+def test_affinity_counts() -> None:
+    allowed = os.sched_getaffinity(0)
+    assert 1 <= available_cores() <= len(allowed)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert available_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    try:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        monkeypatch.setattr("refine.runtime.available_cores", lambda: 2)
+        set_threads(None)
+        assert torch.get_num_threads() == 2
+        set_threads(1)
+        assert torch.get_num_threads() == 1
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        set_threads(None)  # torch has obeyed it
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
