@@ -8,12 +8,15 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from refine.bounds import check_bounds
 from refine.errors import RefineError
 
 T = TypeVar("T")
+MAX_YAML, MAX_DEPTH, MAX_VALUES = 2**20, 50, 100_000
+"""Characters, levels and values of a YAML file; the longest config of a run has 300 values."""
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], source: str) -> T:
@@ -61,12 +64,45 @@ def to_mapping(config: Any) -> dict[str, Any]:
     return _plain(dataclasses.asdict(config))
 
 
+def check_yaml(text: str) -> None:
+    """Check that a YAML text is of a config's size, with all its aliases written out.
+
+    Raises:
+        RefineError: it is too long, nested too deep, or grows without measure.
+        yaml.YAMLError: it is not YAML.
+    """
+    if len(text) > MAX_YAML:
+        raise RefineError(f"{len(text)} characters are no config; give at most {MAX_YAML}")
+    sizes: dict[str, int] = {}  # number of values of what each anchor names
+    open_: list[tuple[str | None, int]] = [(None, 0)]  # anchor and values so far of each list that is not closed
+    for event in yaml.parse(text, Loader=yaml.CSafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_.append((event.anchor, 1))
+            if len(open_) > MAX_DEPTH:
+                raise RefineError(f"lists or mappings lie {MAX_DEPTH} deep in each other; a config does not")
+            continue
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, size = open_.pop()
+        elif isinstance(event, yaml.ScalarEvent):
+            anchor, size = event.anchor, 1
+        elif isinstance(event, yaml.AliasEvent):
+            anchor, size = None, sizes.get(event.anchor, MAX_VALUES + 1)  # unknown: it holds itself
+        else:
+            continue
+        if anchor is not None:
+            sizes[anchor] = size
+        open_[-1] = (open_[-1][0], open_[-1][1] + size)
+        if open_[-1][1] > MAX_VALUES:
+            raise RefineError(f"has over {MAX_VALUES} values when its aliases are written out; remove aliases")
+
+
 def one_line(error: Exception) -> str:
     """jsonargparse's message in one line, with the field in front."""
-    message = " ".join(str(error).split())
+    message = " ".join(str(error)[:2000].split())
     message = re.sub(r"Group '(\S+)' does not accept option '(\S+)'", r"\1.\2: unknown field", message)
     message = re.sub(r"Option '(\S+)' is not accepted", r"\1: unknown field", message)
-    return re.sub(r'Parser key "(\S+)": Expected', r"\1: expected", message)
+    message = re.sub(r'Parser key "(\S+)": Expected', r"\1: expected", message)
+    return message if len(message) <= 400 else f"{message[:399]}…"
 
 
 def _plain(value: Any) -> Any:

@@ -19,7 +19,7 @@ def available_cores() -> int:
         return os.cpu_count() or 1
     allowed = os.sched_getaffinity(0)
     cores = {_read(CPUS / f"cpu{n}/topology/core_cpus_list") or str(n) for n in allowed}
-    return max(1, min(len(cores), math.floor(cgroup_quota())))
+    return max(1, math.floor(min(len(cores), cgroup_quota())))
 
 
 def cgroup_quota(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> float:

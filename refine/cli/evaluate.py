@@ -6,7 +6,15 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from refine.cli.options import FUSION, add_fusion, count_from, fusion_changes, print_tables, refuse_overwriting
+from refine.cli.options import (
+    FUSION,
+    add_fusion,
+    add_threads,
+    count_from,
+    fusion_changes,
+    print_tables,
+    refuse_overwriting,
+)
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
@@ -28,6 +36,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     model.add_argument("--cityscapes", metavar="ROOT", help="raw Cityscapes, instead of these three")
     model.add_argument("--split", default="val", help="of Cityscapes (val)")
     model.add_argument("--device", help="cpu, cuda, …")
+    add_threads(model)
     model.add_argument("--method", help="rule of fusion (default: the checkpoint's)")
     add_fusion(model)
     model.add_argument(
@@ -86,6 +95,7 @@ def _model(options: argparse.Namespace) -> None:
     from refine.inference.measures import BoxAndMaskAP, Quality
     from refine.inference.pictures import write_worst
     from refine.inference.predictor import Predictor
+    from refine.runtime import set_threads
 
     data = DatasetConfig(
         images=options.images,
@@ -98,6 +108,7 @@ def _model(options: argparse.Namespace) -> None:
     if options.cityscapes:
         data = DatasetConfig(kind="cityscapes", root=options.cityscapes, split=options.split)
     dataset = build_dataset(data)
+    set_threads(options.threads)
     predictor = Predictor(
         options.checkpoint, device=options.device, method=options.method, fusion=fusion_changes(options)
     )

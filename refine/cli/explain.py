@@ -36,7 +36,9 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     from refine.formats.images import read_image
     from refine.fusion.explain import explain
     from refine.inference.predictor import Predictor, possible_methods
+    from refine.runtime import set_threads
 
+    set_threads(options.threads)
     predictor = Predictor(options.checkpoint, device=options.device, fusion=fusion_changes(options))
     methods = possible_methods(predictor.model)
     if len(methods) < len(get_args(Method)):

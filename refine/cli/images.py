@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Protocol
 
 from refine.checkpoint.find import SHIPPED, find_model, shipped_models
-from refine.cli.options import PIPE_CLOSED, add_fusion
+from refine.cli.options import PIPE_CLOSED, add_fusion, add_threads
 from refine.errors import RefineError, WriteError, is_out_of_memory, printable
 from refine.files import read_json
 from refine.formats.image_list import ImageFile, list_images
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument("-o", "--out", required=True, help=out)
     parser.add_argument("--checkpoint", help="name of a shipped model (`refine models`), or a folder; required")
     parser.add_argument("--device", help="cpu, cuda, … (default: the GPU if there is one)")
+    add_threads(parser)
     add_fusion(parser)
 
 

@@ -51,6 +51,15 @@ def positive(text: str) -> float:
     return number
 
 
+def add_threads(parser: Any) -> None:
+    """Give a parser, or a group of its arguments, `--threads`; see `refine.runtime.set_threads`."""
+    parser.add_argument(
+        "--threads",
+        type=count_from(1, 1024),
+        help="CPU threads (default: OMP_NUM_THREADS if set, else one per physical core that is free to use)",
+    )
+
+
 def print_tables(*tables: Any, width: int = 120) -> None:
     """Print tables of rich, as wide as the terminal; `width` characters into a file or a pipe, which have none."""
     from rich.console import Console

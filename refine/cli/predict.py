@@ -67,7 +67,9 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
 
     from refine.formats.writer import PredictionWriter
     from refine.inference.predictor import Predictor, limit_detections
+    from refine.runtime import set_threads
 
+    set_threads(options.threads)
     predictor = Predictor(
         options.checkpoint, device=options.device, method=options.method, fusion=fusion_changes(options)
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +10,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
+from refine.cores import available_cores
 from refine.errors import RefineError, shown
 from refine.evaluation.matching import Side
 from refine.evaluation.pq import PanopticQuality
@@ -54,7 +54,7 @@ def evaluate_files(
     for part in _in_order(
         [pairs[n : n + TOGETHER] for n in range(0, len(pairs), TOGETHER)],
         lambda some: _evaluate(gt.categories, some),
-        workers or _cores(),
+        workers or available_cores(),
     ):
         quality.merge(part)
         if progress is not None:
@@ -232,8 +232,3 @@ def _in_order(
             yield running.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -18,7 +18,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 from refine.bounds import bounded, check_bounds
-from refine.config import one_line
+from refine.config import check_yaml, one_line
 from refine.data.config import AugmentConfig, DatasetConfig, check_dataset_fields
 from refine.errors import RefineError
 from refine.fusion.config import FusionConfig, Method
@@ -179,13 +179,17 @@ def with_bases(path: str | Path, seen: tuple[Path, ...] = ()) -> list[str]:
         Paths and YAML texts, in the order in which they are to be applied.
 
     Raises:
-        RefineError: a base that is not a path, does not exist, or leads back to itself.
+        RefineError: a base that is not a path, does not exist, or leads back to itself; or see `check_yaml`.
     """
     path = Path(path)
     if path.resolve() in seen:
         raise RefineError(f"{path}: base: the file is its own base; remove the circle")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        check_yaml(text)
+        values = yaml.safe_load(text)
+    except RefineError as error:
+        raise RefineError(f"{path}: {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError):
         values = None  # jsonargparse says what is wrong with it
     if not isinstance(values, dict) or "base" not in values:
@@ -220,7 +224,7 @@ def parse_run(arguments: Sequence[str]) -> RunConfig:
     add_run_arguments(parser)
     try:
         namespace = parser.parse_args(list(arguments))
-    except ArgumentError as error:
+    except (ArgumentError, RecursionError) as error:
         raise RefineError(f"config: {one_line(error)}; mend the field or see --help") from error
     except UnicodeDecodeError as error:
         raise RefineError("config: is no UTF-8 text; save it as that") from error

@@ -152,6 +152,33 @@ def test_texts_can_be_names_of_files(text: str, tmp_path: Path) -> None:
         load_run(tmp_path / "run.yaml", DATA)
 
 
+BOMB = "a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (BOMB, "over 100000 values"),
+        ("optim: {milestones: &a [*a]}", "over 100000 values"),
+        (f"optim: {{milestones: {'[' * 100_000}", "50 deep"),
+        ("#" * 2**21, "characters are no config"),
+        ("optim: {lr: [", "optim|config"),
+        ("\0", "config"),
+    ],
+)
+def test_yaml_that_is_no_config(text: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(RefineError, match=rf"run\.yaml: .*({told})") as error:
+        load_run(path, DATA)
+    assert len(str(error.value)) < 1000
+    path.write_text("optim: &o {lr: 0.5}\nx: 1\n")  # an alias as such is fine
+    with pytest.raises(RefineError, match="x"):
+        load_run(path, DATA)
+
+
 def test_every_number_has_a_range() -> None:
     def walk(cls: type) -> None:
         for f in dataclasses.fields(cls):

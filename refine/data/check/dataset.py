@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
+from refine.cores import available_cores
 from refine.data.check.entries import entries, warnings
 from refine.data.check.pixels import Frame, Meaning, ReferenceMasks, check_cityscapes_frame, check_frame
 from refine.data.check.report import ClassRow, Finding, Report
@@ -120,7 +121,7 @@ def _look_at_all(
     progress: Progress | None,
 ) -> None:
     done = 0
-    with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(threads or min(8, available_cores())) as pool:
         for part in _parts(items, 64):
             for frame in pool.map(look, part):
                 report.errors += frame.errors
