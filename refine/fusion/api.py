@@ -39,8 +39,7 @@ def fuse(
 ) -> PanopticResult:
     """Turn instances that may overlap and a semantic map into one panoptic map.
 
-    Every rule works on the same masks with the same thresholds and the same end (Unknown Erasing, stuff,
-    small regions); they differ in what lies in front:
+    The rules share masks, thresholds and the end (Unknown Erasing, stuff); they differ in what lies in front:
 
     - "heuristic" (Kirillov et al. 2019): instances by falling score, the first takes the pixel.
     - "srm" (Liu et al. 2019): the same, but by a learned `ranking` of instances.
@@ -49,12 +48,9 @@ def fuse(
     - "strong": the same rule, O also from class labels.
     - "soe" (REFINE): pairwise, Õ(i, j) > Õ(j, i), equation 7: O weighted by the confidence.
 
-    Pairwise rules decide the pairs that overlap by `config.pair_overlap`; all others keep score order. How
-    decisions become a panoptic map is said in `refine.fusion.merge`.
-
-    The result does not depend on the order of the instances: equal scores are ordered by area, class, pixels
-    and box. Instances that are equal in all of these count once, as one instance with the mean of their
-    `occlusion` and `ranking`.
+    Pairwise rules decide the pairs that overlap by `config.pair_overlap`; all others keep score order (see
+    `refine.fusion.merge`). The order of the instances does not matter: equal scores are sorted by area, class,
+    pixels and box; instances equal in all of these count once, with the mean of their `occlusion` and `ranking`.
 
     Args:
         instances: any number; masks from `masks`, or else from `roi_masks` pasted at .5; all on one device.
@@ -70,27 +66,23 @@ def fuse(
         config: thresholds; the defaults if None.
 
     Returns:
-        The map at `instances.image_size`, on the device of `sem_seg`. Ids count instances by falling
-        score, then stuff by class.
+        The map, on the device of `sem_seg`. Ids count instances by falling score, then stuff by class.
 
     Raises:
         RefineError: an unknown method, what the method or the configuration needs is missing, labels that
             `categories` does not have, or masks, scores or an occlusion that hold other values than expected.
-        ValueError: shapes that do not agree.
-        TypeError: an argument of another type.
+        ValueError, TypeError: shapes that do not agree, an argument of another type.
     """
-    config = config or FusionConfig()
     check_known(method)
+    config = config or FusionConfig()
     instances, sem_seg, sem_confidence = convert(instances, sem_seg, sem_confidence)
     check(instances, sem_seg, sem_confidence, categories, config)
     count = len(instances)
     instances, runs, chosen, copies = prepare(instances, config.score_threshold)
     if occlusion is not None and not callable(occlusion):
-        occlusion = check_shape("occlusion", as_tensor("occlusion", occlusion).detach(), (count, count))
-        occlusion = _of_copies(_of_copies(occlusion, chosen, copies).T, chosen, copies).T
+        occlusion = _of_chosen("occlusion", occlusion, (count, count), chosen, copies)
     if ranking is not None and not callable(ranking):
-        ranking = check_shape("ranking", as_tensor("ranking", ranking).detach(), (count,))
-        ranking = _of_copies(ranking, chosen, copies)
+        ranking = _of_chosen("ranking", ranking, (count,), chosen, copies)
     cells = cells_of(runs)
     order, front = arrange(method, instances, cells, occlusion, ranking, config)
     owner = merge(_to_cpu(cells), runs.areas().cpu(), order, front, config)
@@ -174,6 +166,16 @@ def _content_order(instances: Instances, runs: MaskRuns) -> list[list[int]]:
             details[n] = (edge.tolist(), box)
     order = sorted((n for n in range(len(keys)) if areas[n]), key=lambda n: (keys[n], details[n]))
     return [list(group) for _, group in groupby(order, key=lambda n: (keys[n], details[n]))]
+
+
+def _of_chosen(
+    name: str, values: ArrayLike, shape: tuple[int, ...], chosen: Tensor, copies: Sequence[Sequence[int]]
+) -> Tensor:
+    """An argument that says something of all N instances, Tensor[N] or Tensor[N, N], of the n chosen ones."""
+    some = check_shape(name, as_tensor(name, values).detach(), shape)
+    for dimension in range(len(shape)):
+        some = _of_copies(some.movedim(dimension, 0), chosen, copies).movedim(0, dimension)
+    return some
 
 
 def _of_copies(values: Tensor, chosen: Tensor, copies: Sequence[Sequence[int]]) -> Tensor:
