@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -158,10 +157,6 @@ def _read_description(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
     for name, (value, most) in limited.items():
         if value > most:
             raise RefineError(f"{path}: model.{name} is {value}, expected at most {most}; correct it")
-    if not all(map(isfinite, config.pixel_mean)):
-        raise RefineError(f"{path}: model.pixel_mean is {config.pixel_mean}, expected finite numbers; correct it")
-    if not all(isfinite(std) and std > 0 for std in config.pixel_std):
-        raise RefineError(f"{path}: model.pixel_std is {config.pixel_std}, expected numbers above 0; correct it")
     return config, {
         "categories": Categories.from_json(description["categories"], str(path)),
         "test_size": (sides[0], sides[1]),

@@ -111,8 +111,11 @@ def test_surplus_weights_are_refused(saved: SavedModel, tmp_path: Path) -> None:
         ({"metrics": 3}, "metrics is 3, expected a mapping"),
         ({"data": [1]}, "data is"),
         ({"method": {}}, "method is {}, expected a text"),
-        ({"model": {"pixel_std": [1, 0, 1]}}, r"config\.json: model\.pixel_std is \(1\.0, 0\.0, 1\.0\)"),
-        ({"model": {"pixel_mean": [1, float("inf"), 1]}}, r"model\.pixel_mean is"),
+        (
+            {"model": {"pixel_std": [1, 0, 1]}},
+            r"config\.json: model: pixel_std is \[1\.0, 0\.0, 1\.0\]; give a number above 0",
+        ),
+        ({"model": {"pixel_mean": [1, float("inf"), 1]}}, r"model: pixel_mean is"),
         ({"model": {"pixel_mean": [10**400, 1, 1]}}, r"config\.json: model"),
         ({"model": {"fpn_chanels": 3}}, r"config\.json: model: fpn_chanels"),
         ({"fusion": {"sigma": "wide"}}, r"fusion: sigma"),

@@ -86,7 +86,6 @@ def test_base_that_cannot_be_used(tmp_path: Path, base: str, said: str) -> None:
         "optim.lr=-1",
         "optim.lr=.nan",
         "optim.lr=.inf",
-        "optim.lr=null",
         "optim.betas=[2,3]",
         "optim.betas=[0.9,1.0]",
         "optim.warmup_factor=-1",
@@ -197,6 +196,10 @@ def test_ranges_hold_for_stored_and_changed_configs() -> None:
     with pytest.raises(RefineError, match=r"^config\.json: rpn\.nms is 2\.0; give a number from 0 to 1$"):
         from_mapping(ModelConfig, {"rpn": {"nms": 2}}, "config.json")
     config = parse_run(DATA)
+    config.optim.lr = None  # type: ignore[assignment]
+    with pytest.raises(RefineError, match=r"^optim\.lr is null; give a value"):
+        check_run(config)
+    config.optim.lr = 0.02
     config.optim.lr *= -1
     with pytest.raises(RefineError, match=r"^optim\.lr is -0\.02; give at least 0$"):
         check_run(config)
