@@ -11,21 +11,26 @@ from refine.cli.options import add_threads
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser = argparse.ArgumentParser(prog, description=description)
-    parser.add_argument("--checkpoint", default="nuclei", help="shown first: a shipped model or a folder (nuclei)")
+    parser.add_argument("--checkpoint", help="model chosen at first: a name or a folder (default: visitors choose)")
     parser.add_argument("--device", help="cpu, cuda, … (default: the GPU if there is one)")
     add_threads(parser)
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets others in (default: this computer only)")
     parser.add_argument("--port", type=int, default=7860, help="(default: 7860)")
+    parser.add_argument("--auth", metavar="USER:PASSWORD", help="ask visitors for this name and password")
     options = parser.parse_args(arguments)
 
-    from refine.errors import missing_extra
+    from refine.errors import RefineError, missing_extra
 
+    user, _, password = (options.auth or "").partition(":")
+    if options.auth is not None and not (user and password):
+        raise RefineError("--auth: expected USER:PASSWORD")
     if find_spec("gradio") is None:
         raise missing_extra("the page needs Gradio", "serve")
 
     from refine.runtime import set_threads
+    from refine.serve.models import Models
     from refine.serve.page import serve
-    from refine.serve.results import Models
 
     set_threads(options.threads)
-    serve(Models(options.checkpoint, options.device), options.host, options.port)
+    auth = (user, password) if options.auth else None
+    serve(Models(options.checkpoint, options.device), options.host, options.port, auth)

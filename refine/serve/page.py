@@ -2,119 +2,143 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
 import gradio as gr
+from starlette.middleware import Middleware
 
+from refine.checkpoint.find import shipped_models
 from refine.errors import RefineError
-from refine.fusion.config import FusionConfig, Method
-from refine.serve.results import Models, Upload, archive_file, overlay_file, view
+from refine.fusion.config import Method
+from refine.serve.access import SameHost, is_loopback
+from refine.serve.actions import Actions
+from refine.serve.models import Models
 
-EXAMPLES = (("mahotas", "demos/data/nuclear.png"), ("skimage", "data/coffee.png"), ("skimage", "data/chelsea.png"))
-"""Pictures inside other packages' wheels, offered where those are installed."""
+EXAMPLES = (
+    ("Micrograph", "mahotas", "demos/data/nuclear.png", "nuclei"),
+    ("Cup of coffee", "skimage", "data/coffee.png", "photographs"),
+    ("Cat", "skimage", "data/chelsea.png", "photographs"),
+)
+"""Images inside other packages' wheels, offered where those are installed: caption, package, file, model."""
 
 MAX_FILE = "200mb"
 """A larger file is not accepted."""
 
-SESSIONS = 50
-"""Visitors whose last picture is kept; the earliest is forgotten first."""
+WAITING = 32
+"""Requests that may wait; further ones are refused at once."""
+
+AT_ONCE = 2
+"""Requests that are worked on side by side."""
 
 HOUR = 3600
 
 HERE = Path(__file__).parent
 
 INTRODUCTION = """# refine
-Every pixel gets a class, every countable object its own id. Drop a picture, then point at what was found."""
+Every pixel gets a class, every countable object its own id. Drop an image, choose the model for what it shows, then
+point at what was found. Images stay on the computer that serves this page and are deleted when you leave."""
 
 
-def serve(models: Models, host: str, port: int) -> None:
+def serve(models: Models, host: str, port: int, auth: tuple[str, str] | None = None) -> None:
     """Serve the page until interrupted.
+
+    Args:
+        models: the models that visitors can choose.
+        host: address to listen on.
+        port: TCP port.
+        auth: user name and password that visitors must give; None lets everybody in who reaches the address.
 
     Raises:
         RefineError: the address cannot be used.
     """
-    page = build(models)
-    launch(page, host, port)
-    print(f"open {page.local_url} in a browser; Ctrl-C ends it", flush=True)
-    try:
-        while True:
-            time.sleep(HOUR)
-    finally:
-        page.close()
+    if auth is None and not is_loopback(host):
+        print(
+            f"refine: warning: everybody who reaches {host}:{port} can use this page; --auth USER:PASSWORD asks "
+            f"for a password",
+            file=sys.stderr,
+        )
+    print("starting …", flush=True)
+    with tempfile.TemporaryDirectory(prefix="refine_uploads_") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # read when the page is built
+        page = build(models, folder)
+        launch(page, host, port, auth)
+        print(f"open {page.local_url} in a browser; Ctrl-C ends it", flush=True)
+        try:
+            while True:
+                time.sleep(HOUR)
+        finally:
+            page.close()
 
 
-def launch(page: gr.Blocks, host: str, port: int) -> None:
+def launch(page: gr.Blocks, host: str, port: int, auth: tuple[str, str] | None = None) -> None:
     """Start the page in threads of its own; `page.close()` ends it.
 
     Raises:
         RefineError: the address cannot be used.
     """
     system = ("system-ui", "sans-serif")
+    theme = gr.themes.Default(primary_hue="teal", neutral_hue="slate", font=system, font_mono=("monospace",))
+    # Hints and placeholders of the default theme are too pale to read.
+    theme.set(block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300")
+    theme.set(body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_300")
     try:
-        page.launch(
+        page.queue(max_size=WAITING).launch(
             server_name=host,
             server_port=port,
+            auth=auth,
             prevent_thread_lock=True,
             quiet=True,
             share=False,
             ssr_mode=False,
+            run_history=False,
             max_file_size=MAX_FILE,
-            allowed_paths=[str(path) for path in packaged_pictures()],
-            state_session_capacity=SESSIONS,
+            allowed_paths=[str(path) for _, path, _ in packaged_images()],
             footer_links=[],
-            theme=gr.themes.Default(primary_hue="teal", neutral_hue="slate", font=system, font_mono=("monospace",)),
+            theme=theme,
             css=_asset("page.css"),
+            app_kwargs={"middleware": [Middleware(SameHost)]},
         )
     except OSError as error:
         raise RefineError(f"{host}:{port}: cannot be served; name another --port or --host") from error
 
 
-def build(models: Models) -> gr.Blocks:
-    """The page, not yet served."""
-    first = models.names[0]
-    saved = models.load(first)
-    examples = packaged_pictures()
+def build(models: Models, folder: str | Path) -> gr.Blocks:
+    """Build the page without serving it.
+
+    Args:
+        models: the models that visitors can choose.
+        folder: folder of uploaded files.
+    """
+    examples = packaged_images()
+    actions = Actions(models, folder, [path for _, path, _ in examples])
     with gr.Blocks(title="refine", analytics_enabled=False, delete_cache=(HOUR, HOUR), fill_width=True) as page:
         gr.Markdown(INTRODUCTION)
-        look = gr.State(None)
         with gr.Row():
             with gr.Column(scale=1, min_width=300, elem_id="left"):
-                file = gr.File(label="Picture", file_types=["image"], height=130, elem_id="picture")
-                if examples:
-                    example = gr.Dataset(
-                        label="Or one of these",
-                        components=[gr.Image(visible=False)],
-                        samples=[[str(path)] for path in examples],
-                        type="index",
-                        elem_id="examples",
-                    )
+                file = gr.File(label="Image", file_types=["image"], height=130, elem_id="picture")
+                with gr.Row(elem_id="examples"):
+                    buttons = [
+                        gr.Button(caption, icon=str(path), size="sm", min_width=90) for caption, path, _ in examples
+                    ]
                 with gr.Column(elem_id="settings"):
-                    model = gr.Dropdown(models.names, value=first, label="Model", elem_id="model")
-                    method = gr.Dropdown(
-                        list(get_args(Method)),
-                        value=saved.method,
-                        label="Rule of fusion",
-                        info="which of two overlapping objects lies in front",
-                        elem_id="method",
+                    model = gr.Dropdown(
+                        models.names,
+                        value=models.first,
+                        label="Model",
+                        info="what the image shows",
+                        elem_id="model",
                     )
-                    score = _threshold(
-                        "Score threshold", "objects of a lower score are not used", saved.fusion.score_threshold
-                    )
-                    erase = gr.Checkbox(
-                        saved.fusion.unknown_erasing, label="Erase unknown regions", elem_id="erase"
-                    )
-                    certainty = _threshold(
-                        "Unknown threshold",
-                        "regions of a lower mean confidence become unknown",
-                        saved.fusion.ue_threshold,
-                        visible=saved.fusion.unknown_erasing,
-                    )
+                    method = gr.Dropdown(list(get_args(Method)), label="Rule of fusion", elem_id="method")
+                    score = _threshold("Score threshold", "objects of a lower score are not used")
+                    erase = gr.Checkbox(label="Erase unknown regions", elem_id="erase")
+                    certainty = _threshold("Unknown threshold", "regions of a lower mean confidence become unknown")
                     with gr.Row(visible=False) as downloads:
                         archive = gr.Button("Save result (zip)", size="sm", min_width=120, elem_id="archive")
                         picture = gr.Button("Save overlay", size="sm", min_width=120, elem_id="overlay")
@@ -129,92 +153,49 @@ def build(models: Models) -> gr.Blocks:
         settings: list[Any] = [method, score, erase, certainty]
         handed = gr.JSON(visible="hidden")
 
-        # One at a time and in order, so that an earlier answer never comes after a later one.
-        queue: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "trigger_mode": "always_last"}
+        queue: dict[str, Any] = {
+            "concurrency_id": "work",
+            "concurrency_limit": AT_ONCE,
+            "trigger_mode": "always_last",
+        }
         hidden: dict[str, Any] = {**queue, "api_visibility": "private"}
-        asked, answer = [file, model, *settings], [look, viewer, downloads]
-        open_ = partial(_open, models)
-        file.upload(open_, asked, answer, api_name="open", **queue)
-        file.clear(_nothing, None, answer, **hidden)
-        if examples:
-            chosen = example.click(lambda index: str(examples[index]), example, file, **hidden)
-            chosen.then(open_, asked, answer, **hidden)
-        other = model.input(partial(_own_settings, models), model, settings, **hidden)
-        other.then(open_, asked, answer, **hidden)
+        shown = [viewer, downloads]
+        opened: dict[str, Any] = {"fn": actions.open, "inputs": [file, model, *settings], "outputs": shown}
+        suited: dict[str, Any] = {"fn": actions.own_settings, "inputs": model, "outputs": settings}
+        file.upload(**opened, api_name="open", **queue)
+        file.clear(actions.close, None, shown, **hidden)
+        for button, (_, path, name) in zip(buttons, examples, strict=True):
+            chosen = button.click(partial(_choose, str(path), name), model, [file, model], **hidden)
+            chosen.then(**suited, **hidden).then(**opened, **hidden)
+        model.input(**suited, **hidden).then(**opened, **hidden)
+        page.load(**suited, **hidden)
         erase.input(lambda on: gr.Slider(visible=on), erase, certainty, **hidden)
-        gr.on(
-            [setting.input for setting in settings],
-            partial(_fuse_again, models),
-            [look, *settings],
-            [viewer, downloads],
-            api_name="fuse",
-            show_progress="hidden",
-            **queue,
-        )
-        for button, make in ((archive, archive_file), (picture, overlay_file)):
-            made = button.click(partial(_hand_out, models, make), [look, *settings], handed, **hidden)
-            made.then(None, handed, None, js=_asset("save.js"))
+        changed = [setting.input for setting in settings]
+        gr.on(changed, actions.fuse, settings, shown, api_name="fuse", show_progress="hidden", **queue)
+        for button, action in ((archive, actions.save_archive), (picture, actions.save_overlay)):
+            button.click(action, settings, handed, **hidden).then(None, handed, None, js=_asset("save.js"))
+        page.unload(actions.leave)
     return page
 
 
-def packaged_pictures() -> list[Path]:
-    """Those of `EXAMPLES` that are at hand."""
+def packaged_images() -> list[tuple[str, Path, str]]:
+    """Those of `EXAMPLES` that are installed: caption, path, model."""
     found = []
-    for package, name in EXAMPLES:
+    for caption, package, name, model in EXAMPLES:
         spec = find_spec(package)
         if spec is not None and spec.origin is not None and (path := Path(spec.origin).parent / name).is_file():
-            found.append(path)
+            found.append((caption, path, model))
     return found
 
 
-def _open(models: Models, path: str | None, model: str, *settings: Any) -> tuple[Upload | None, Any, Any]:
-    """A new picture or model: run the network, then fuse."""
-    if path is None:
-        return _nothing()
-    try:
-        look = models.look(path, model)
-    except RefineError as error:
-        return None, {"error": str(error)}, gr.Row(visible=False)
-    return look, *_fuse_again(models, look, *settings)
+def _choose(path: str, suited: str, model: str | None) -> tuple[str, str | None]:
+    """An example, and the model for what it shows where that one is shipped."""
+    return path, suited if suited in shipped_models() else model
 
 
-def _nothing() -> tuple[None, None, Any]:
-    return None, None, gr.Row(visible=False)
-
-
-def _fuse_again(models: Models, look: Upload | None, *settings: Any) -> tuple[Any, Any]:
-    """Other settings for the same picture."""
-    if look is None:
-        return gr.skip(), gr.skip()
-    try:
-        result = models.fuse(look, *_fusion(models, look.model, *settings))
-    except RefineError as error:
-        return {"error": str(error)}, gr.Row(visible=False)
-    return view(look, result), gr.Row(visible=True)
-
-
-def _hand_out(models: Models, make: Callable[..., dict[str, str]], look: Upload, *settings: Any) -> dict[str, str]:
-    return make(look, models.fuse(look, *_fusion(models, look.model, *settings)))
-
-
-def _fusion(
-    models: Models, model: str, method: Method, score: float, erase: bool, certainty: float
-) -> tuple[Method, FusionConfig]:
-    """A model's own thresholds with those of the page."""
-    own = models.load(model).fusion
-    return method, replace(own, score_threshold=score, unknown_erasing=erase, ue_threshold=certainty)
-
-
-def _own_settings(models: Models, model: str) -> tuple[Any, ...]:
-    saved = models.load(model)
-    own = saved.fusion
-    shown = gr.Slider(value=own.ue_threshold, visible=own.unknown_erasing)
-    return saved.method, own.score_threshold, own.unknown_erasing, shown
-
-
-def _threshold(label: str, info: str, value: float, *, visible: bool = True) -> gr.Slider:
+def _threshold(label: str, info: str) -> gr.Slider:
     name = label.split()[0].lower()
-    return gr.Slider(0, 1, value, step=0.01, label=label, info=info, buttons=[], visible=visible, elem_id=name)
+    return gr.Slider(0, 1, 0.5, step=0.01, label=label, info=info, buttons=[], elem_id=name)
 
 
 def _asset(name: str) -> str:

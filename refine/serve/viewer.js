@@ -1,9 +1,10 @@
-// Shows a result: two pictures one over the other, and the id of every pixel to find what is pointed at.
+// Shows a result: two images one over the other, and the id of every pixel to find what is pointed at.
 const find = (selector) => element.querySelector(selector);
 const number = new Intl.NumberFormat("en");
 
-let shown = 0; // counts results, so that pictures of an earlier one that load late are dropped
-let ids = null; // { width, height, of: Uint32Array, boxes: Map id -> [left, top, right, bottom] }
+let shown = 0; // counts results, so that images of an earlier one that load late are dropped
+let newest = 0; // serial of the last upload, so that an earlier one's result that comes late is dropped
+let ids = null; // { width, height, of: Uint32Array, boxes: Map id -> [left, top, right, bottom, sumX, sumY, pixels] }
 let segments = new Map();
 let marked = 0;
 let pinned = 0;
@@ -21,13 +22,30 @@ element.addEventListener("click", (event) => {
   mark(pinned, event);
   if (event.target.closest(".stage")) scrollToRow(pinned);
 });
+// The keyboard reaches every segment through its row: the arrows move, Enter and Space pin.
+element.addEventListener("focusin", (event) => {
+  const line = event.target.closest("tbody tr");
+  if (line) mark(Number(line.dataset.id));
+});
+element.addEventListener("keydown", (event) => {
+  const line = event.target.closest("tbody tr");
+  if (!line) return;
+  const next = { ArrowDown: line.nextElementSibling, ArrowUp: line.previousElementSibling }[event.key];
+  if (next) next.focus();
+  else if (event.key === "Enter" || event.key === " ") pinned = Number(line.dataset.id) === pinned ? 0 : Number(line.dataset.id);
+  else return;
+  event.preventDefault();
+});
+new ResizeObserver(writeNames).observe(find(".stage"));
 element.addEventListener("input", (event) => {
   opacity = event.target.value;
-  find(".overlay").style.opacity = opacity / 100;
+  find(".overlay").style.opacity = find(".names").style.opacity = opacity / 100;
 });
 
 function show() {
   const value = props.value;
+  if (value && value.serial < newest) return;
+  newest = (value && value.serial) || newest;
   const failed = Boolean(value && value.error);
   find(".empty").hidden = Boolean(value);
   find(".error").hidden = !failed;
@@ -43,6 +61,7 @@ function show() {
   find(".overlay").src = value.overlay;
   find(".overlay").style.opacity = opacity / 100;
   find(".fade input").value = opacity;
+  find(".names").replaceChildren();
   find(".summary").textContent = summary(value);
   find("tbody").replaceChildren(...value.segments.map(row));
   element.dataset.segments = value.segments.length;
@@ -55,13 +74,14 @@ function summary(value) {
   const stuff = value.segments.length - things;
   return (
     `${value.name}, ${value.width} × ${value.height}: ${things} ${things === 1 ? "object" : "objects"}, ` +
-    `${stuff} ${stuff === 1 ? "region" : "regions"} of stuff; network ${value.seconds.toFixed(1)} s`
+    `${stuff} ${stuff === 1 ? "region" : "regions"} of stuff; model ${value.model}, network ${value.seconds.toFixed(1)} s`
   );
 }
 
 function row(segment) {
   const line = document.createElement("tr");
   line.dataset.id = segment.id;
+  line.tabIndex = 0;
   const swatch = document.createElement("i");
   swatch.style.background = segment.color;
   line.insertCell().append(swatch);
@@ -88,18 +108,41 @@ function readIds(url, mine) {
     for (let y = 0, n = 0; y < height; y++) {
       for (let x = 0; x < width; x++, n++) {
         const box = boxes.get(of[n]);
-        if (!box) boxes.set(of[n], [x, y, x, y]);
+        if (!box) boxes.set(of[n], [x, y, x, y, x, y, 1]);
         else {
           if (x < box[0]) box[0] = x;
           if (x > box[2]) box[2] = x;
           box[3] = y;
+          box[4] += x;
+          box[5] += y;
+          box[6] += 1;
         }
       }
     }
     ids = { width, height, of, boxes };
     Object.assign(find("canvas"), { width, height });
+    writeNames();
   };
   image.src = url;
+}
+
+// Write the names of segments in letters of one size; a name wider or higher than its segment is left out.
+function writeNames() {
+  const names = find(".names");
+  names.replaceChildren();
+  if (!ids) return;
+  names.style.opacity = opacity / 100;
+  const frame = names.getBoundingClientRect();
+  const scale = frame.width / ids.width;
+  for (const segment of segments.values()) {
+    const box = ids.boxes.get(segment.id);
+    if (!box || (box[3] - box[1] + 1) * scale < 16 || (box[2] - box[0] + 1) * scale < 7 * segment.name.length) continue;
+    const label = document.createElement("span");
+    label.textContent = segment.name;
+    label.style.left = `${(100 * box[4]) / box[6] / ids.width}%`;
+    label.style.top = `${(100 * box[5]) / box[6] / ids.height}%`;
+    names.append(label);
+  }
 }
 
 function under(event) {
@@ -112,7 +155,7 @@ function under(event) {
   return x >= 0 && y >= 0 && x < ids.width && y < ids.height ? ids.of[y * ids.width + x] : 0;
 }
 
-// Paint a segment white at its border and lighter inside, and tell what it is beside the pointer.
+// Paint a segment white at its border and lighter inside, and say what it is beside the pointer.
 function mark(id, event) {
   tell(id, event);
   if (id === marked) return;

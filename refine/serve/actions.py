@@ -1,0 +1,127 @@
+"""What the page does when a visitor asks for something."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import gradio as gr
+
+from refine.errors import RefineError
+from refine.fusion.config import Method
+from refine.inference.predictor import possible_methods
+from refine.serve.models import Models, Upload, Uploads
+from refine.serve.results import archive_file, overlay_file, view
+from refine.structures import PanopticResult
+
+
+class Actions:
+    """What the page does when a visitor asks for something; `gr.Request` says which visitor.
+
+    Args:
+        models: the models that visitors can choose.
+        folder: folder of uploaded files.
+        examples: the page's own images.
+    """
+
+    def __init__(self, models: Models, folder: str | Path, examples: Collection[Path] = ()) -> None:
+        self.models, self.uploads, self.serial = models, Uploads(folder, examples), itertools.count(1)
+
+    def open(
+        self,
+        request: gr.Request,
+        path: str | None,
+        model: str | None,
+        method: Method,
+        score: float,
+        erase: bool,
+        certainty: float,
+    ) -> tuple[Any, Any]:
+        """A new image or model: run the network, then fuse."""
+        if path is None:
+            return self.close(request)
+        if model is None:
+            return _failed("Choose a model for what the image shows.")
+        try:
+            upload = replace(self.models.predict(path, model), serial=next(self.serial))
+        except RefineError as error:
+            return _failed(error)
+        self.uploads.put(_visitor(request), upload)
+        return self.fuse(request, method, score, erase, certainty)
+
+    def fuse(
+        self, request: gr.Request, method: Method, score: float, erase: bool, certainty: float
+    ) -> tuple[Any, Any]:
+        """Other settings for the same image."""
+        upload = self.uploads.get(_visitor(request))
+        if upload is None:
+            return gr.skip(), gr.skip()
+        try:
+            return view(upload, self._result(upload, method, score, erase, certainty)), gr.Row(visible=True)
+        except RefineError as error:
+            return _failed(error)
+
+    def save_archive(
+        self, request: gr.Request, method: Method, score: float, erase: bool, certainty: float
+    ) -> dict[str, str]:
+        """The result as files."""
+        upload = self._kept(request)
+        return archive_file(upload, self._result(upload, method, score, erase, certainty))
+
+    def save_overlay(
+        self, request: gr.Request, method: Method, score: float, erase: bool, certainty: float
+    ) -> dict[str, str]:
+        """The overlay as a file."""
+        upload = self._kept(request)
+        return overlay_file(upload, self._result(upload, method, score, erase, certainty))
+
+    def close(self, request: gr.Request) -> tuple[None, Any]:
+        """The visitor removed the image."""
+        self.uploads.drop(_visitor(request))
+        return None, gr.Row(visible=False)
+
+    def leave(self, request: gr.Request) -> None:
+        """The visitor closed the tab."""
+        self.uploads.drop(_visitor(request))
+
+    def own_settings(self, model: str | None) -> tuple[Any, ...]:
+        """A model's own rule and thresholds, and the rules that it has the heads for."""
+        if model is None:
+            return gr.skip(), gr.skip(), gr.skip(), gr.Slider(visible=False)
+        predictor = self.models.predictor(model)
+        own, possible = predictor.fusion, possible_methods(predictor.model)
+        missing = [name for name in get_args(Method) if name not in possible]
+        info = "which of two overlapping objects lies in front"
+        if missing:
+            info += f"; {', '.join(missing)} need a head that this model does not have"
+        return (
+            gr.Dropdown(possible, value=predictor.method, info=info),
+            own.score_threshold,
+            own.unknown_erasing,
+            gr.Slider(value=own.ue_threshold, visible=own.unknown_erasing),
+        )
+
+    def _kept(self, request: gr.Request) -> Upload:
+        upload = self.uploads.get(_visitor(request))
+        if upload is None:
+            raise gr.Error("The image is no longer kept; open it again.")
+        return upload
+
+    def _result(
+        self, upload: Upload, method: Method, score: float, erase: bool, certainty: float
+    ) -> PanopticResult:
+        """Fuse under the model's own thresholds with those of the page."""
+        own = self.models.predictor(upload.model).fusion
+        fusion = replace(own, score_threshold=score, unknown_erasing=erase, ue_threshold=certainty)
+        return self.models.fuse(upload, method, fusion)
+
+
+def _failed(error: RefineError | str) -> tuple[Any, Any]:
+    return {"error": str(error)}, gr.Row(visible=False)
+
+
+def _visitor(request: gr.Request) -> str:
+    return str(request.session_hash)

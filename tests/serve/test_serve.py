@@ -1,0 +1,346 @@
+"""The page of `refine serve`: the parts behind it, and the served page itself, without a browser."""
+
+import base64
+import io
+import json
+import socket
+import statistics
+import sys
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import refine.serve.models
+import refine.serve.results
+from refine.checkpoint.find import shipped_models
+from refine.cli.main import main
+from refine.errors import RefineError
+from refine.formats.images import read_image
+from refine.serve.access import is_local_name, is_loopback
+from refine.serve.models import MAX_PIXELS, Models, Upload, Uploads
+from refine.serve.results import VIEW_SIDE, archive_file, overlay_file, view
+from refine.structures import rgb_to_id
+
+
+def decoded(url: str) -> bytes:
+    return base64.b64decode(url.split(",", 1)[1])
+
+
+def pixels(url: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(decoded(url))))
+
+
+@pytest.fixture(scope="module")
+def models():
+    return Models("nuclei", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Two parts of a micrograph; the second is narrower."""
+    mahotas = pytest.importorskip("mahotas")
+    whole = Image.open(Path(mahotas.__file__).parent / "demos" / "data" / "nuclear.png")
+    folder = tmp_path_factory.mktemp("pictures")
+    paths = [folder / "left.png", folder / "right.png"]
+    whole.crop((0, 0, 640, 480)).save(paths[0])
+    whole.crop((600, 300, 1080, 780)).save(paths[1])
+    return paths
+
+
+@pytest.fixture(scope="module")
+def upload(models, pictures):
+    return models.predict(pictures[0], "nuclei")
+
+
+def test_fusing_again_does_not_run_the_network(models, upload, monkeypatch):
+    own = models.predictor("nuclei")
+    before = models.fuse(upload, own.method, own.fusion)
+    monkeypatch.setattr(type(own.model), "predict", lambda *_: pytest.fail("the network ran"))
+    scores = [s.score for s in before.segments if s.isthing]
+    middle = statistics.median(scores)
+    high = models.fuse(upload, own.method, replace(own.fusion, score_threshold=middle))
+    assert 0 < sum(s.isthing for s in high.segments) < len(scores)
+    assert all(s.score >= middle for s in high.segments if s.isthing)
+    erased = models.fuse(upload, own.method, replace(own.fusion, unknown_erasing=True, ue_threshold=1.0))
+    assert [s for s in before.segments if not s.isthing]
+    assert not [s for s in erased.segments if not s.isthing]
+    assert own.fusion.score_threshold == 0.5  # nobody's settings become everybody's
+
+
+def test_the_view_says_what_the_pixels_are(models, upload, monkeypatch):
+    own = models.predictor("nuclei")
+    result = models.fuse(upload, own.method, own.fusion)
+    shown = view(upload, result)
+    assert (shown["name"], shown["width"], shown["height"]) == ("left.png", 640, 480)
+    ids = rgb_to_id(pixels(shown["ids"]))
+    assert (ids == result.segment_ids.numpy()).all()
+    areas = {i: int((ids == i).sum()) for i in np.unique(ids) if i}
+    assert {s["id"]: s["area"] for s in shown["segments"]} == areas
+    assert {s["name"] for s in shown["segments"]} == {"nucleus", "background"}
+    assert pixels(shown["picture"]).shape == pixels(shown["overlay"]).shape == (480, 640, 3)
+    json.dumps(shown)
+    # A larger picture is shown smaller; the segments stay those of the picture.
+    monkeypatch.setattr(refine.serve.results, "VIEW_SIDE", 160)
+    small = view(upload, result)
+    assert pixels(small["ids"]).shape == pixels(small["overlay"]).shape == (120, 160, 3)
+    assert set(np.unique(rgb_to_id(pixels(small["ids"])))) <= set(np.unique(ids))
+    assert small["segments"] == shown["segments"]
+    assert VIEW_SIDE >= 1000
+
+
+def test_files_are_those_of_refine_predict(models, upload, pictures, tmp_path):
+    own = models.predictor("nuclei")
+    result = models.fuse(upload, own.method, own.fusion)
+    handed = archive_file(upload, result)
+    assert handed["name"] == "left_panoptic.zip"
+    with zipfile.ZipFile(io.BytesIO(decoded(handed["data"]))) as archive:
+        archive.extractall(tmp_path / "page")
+    assert (
+        main(
+            [
+                "predict",
+                str(pictures[0]),
+                "-o",
+                str(tmp_path / "predict"),
+                "--device",
+                "cpu",
+                "--checkpoint",
+                "nuclei",
+            ]
+        )
+        == 0
+    )
+    files = {p.relative_to(tmp_path / "predict") for p in (tmp_path / "predict").rglob("*.*")}
+    assert files == {Path("panoptic.json"), Path("panoptic/left.png"), Path("overlays/left.jpg")}
+    for file in files:
+        assert (tmp_path / "page" / file).read_bytes() == (tmp_path / "predict" / file).read_bytes()
+    assert overlay_file(upload, result)["name"] == "left_overlay.jpg"
+    assert pixels(overlay_file(upload, result)["data"]).shape == (480, 640, 3)
+
+
+def test_what_cannot_be_done_is_told_without_folders(models, upload, pictures, tmp_path, monkeypatch):
+    text = tmp_path / "notes.png"
+    text.write_text("no image")
+    with pytest.raises(RefineError, match=r"^notes\.png: is not an image"):
+        models.predict(text, "nuclei")
+    own = models.predictor("nuclei")
+    with pytest.raises(RefineError, match="no occlusion head"):
+        models.fuse(upload, "soe", own.fusion)
+    monkeypatch.setattr(refine.serve.models, "MAX_PIXELS", 1000)
+    with pytest.raises(RefineError, match=r"^left\.png: has more than 1000 pixels"):
+        models.predict(pictures[0], "nuclei")
+    assert MAX_PIXELS > 1000
+
+
+def test_without_gradio_one_line_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["serve"]) == 1
+    assert "pip install -e '.[serve]'" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def served(models, tmp_path_factory):
+    """The page on a free port, and the addresses outside this machine that anything here called."""
+    pytest.importorskip("gradio", reason="the page needs Gradio (extra `serve`)")
+    from refine.serve.page import build, launch
+
+    strangers = []
+    connect = socket.socket.connect
+
+    def watched(self, address):
+        if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            strangers.append(address)
+        return connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch, socket.socket() as probe:
+        patch.setattr(socket.socket, "connect", watched)
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        page = build(models, tmp_path_factory.mktemp("uploads"))
+        launch(page, "127.0.0.1", port)
+        yield page.local_url, strangers
+        page.close()
+
+
+def visitor(served):
+    from gradio_client import Client
+
+    return Client(served[0], verbose=False, httpx_kwargs={"timeout": 60})  # a busy machine
+
+
+SETTINGS = ["heuristic", 0.5, False, 0.5]
+
+
+def opened(client, path: Path):
+    from gradio_client import handle_file
+
+    return client.predict(handle_file(str(path)), "nuclei", *SETTINGS, api_name="/open")
+
+
+def test_visitors_do_not_mix(served, pictures):
+    clients = [visitor(served) for _ in pictures]
+    with ThreadPoolExecutor() as pool:
+        first = list(pool.map(opened, clients, pictures))
+    assert [(v["name"], v["width"]) for v in first] == [("left.png", 640), ("right.png", 480)]
+    for client, before in zip(clients, first, strict=True):
+        scores = [s["score"] for s in before["segments"] if s["thing"]]
+        after = client.predict("heuristic", statistics.median(scores), False, 0.5, api_name="/fuse")
+        assert (after["name"], after["seconds"]) == (before["name"], before["seconds"])  # the same upload
+        assert 0 < len(after["segments"]) < len(before["segments"])
+
+
+def test_errors_stand_on_the_page(served, pictures, tmp_path):
+    client = visitor(served)
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(pictures[0].read_bytes()[:400])
+    told = opened(client, bad)["error"]
+    assert told.startswith("bad.png: is damaged")
+    opened(client, pictures[1])
+    told = client.predict("srm", 0.5, False, 0.5, api_name="/fuse")["error"]
+    assert "no ranking head" in told
+    again = client.predict(*SETTINGS, api_name="/fuse")
+    assert again["name"] == "right.png"
+
+
+def test_nothing_calls_home(served):
+    import httpx
+
+    url, strangers = served
+    page = httpx.get(url).text
+    assert "refine" in page
+    assert not [tag for tag in ("fonts.googleapis", "cdn.") if tag in page]
+    assert not strangers
+
+
+def test_addresses_that_cannot_be_served(models, served, tmp_path):
+    from refine.serve.page import build, launch
+
+    host, port = served[0].rstrip("/").rsplit("/", 1)[1].split(":")
+    with pytest.raises(RefineError, match=f"{host}:{port}: cannot be served"):
+        launch(build(models, tmp_path), host, int(port))
+
+
+def test_examples_are_images_at_hand_with_a_model_that_knows_them(monkeypatch):
+    pytest.importorskip("gradio")
+    from refine.serve import page
+
+    found = page.packaged_images()
+    assert {path.name: model for _, path, model in found}["nuclear.png"] == "nuclei"
+    assert all(read_image(path).shape[0] == 3 and model in shipped_models() for _, path, model in found)
+    missing = (("a", "nowhere", "image.png", "nuclei"), ("b", "refine", "nowhere.png", "nuclei"))
+    monkeypatch.setattr(page, "EXAMPLES", missing)
+    assert page.packaged_images() == []
+
+
+def test_uploads_are_kept_by_bytes_and_their_files_deleted(tmp_path, upload):
+    def put(visitor: str) -> Path:
+        path = tmp_path / f"{visitor}.png"
+        path.write_bytes(b"x")
+        uploads.put(visitor, replace(upload, path=path))
+        return path
+
+    example = tmp_path.parent / "example.png"
+    example.write_bytes(b"an example")
+    uploads = Uploads(tmp_path, [example], capacity=2 * upload.nbytes)
+    assert upload.nbytes > 9 * 640 * 480  # image, classes and confidences
+    first, second = put("first"), put("second")
+    assert uploads.get("first") is not None
+    third = put("third")  # the second was unused for longest
+    assert uploads.get("second") is None
+    assert [path.exists() for path in (first, second, third)] == [True, False, True]
+    uploads.put("first", replace(upload, path=first))  # the same file under another model
+    assert first.exists()
+    uploads.drop("first")
+    assert not first.exists()
+    uploads.put("same", replace(upload, path=third))
+    uploads.drop("third")
+    assert third.exists()  # another visitor uploaded the same
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(b"an example")
+    for path in (example, copy):
+        uploads.put("third", replace(upload, path=path))
+        uploads.drop("third")
+        assert path.exists()
+    alone = Uploads(tmp_path, capacity=1)
+    alone.put("a", upload)
+    assert alone.get("a") is upload
+
+
+def test_a_busy_network_is_said_after_a_while(models, pictures, monkeypatch):
+    monkeypatch.setattr(refine.serve.models, "PATIENCE", 0.01)
+    with models._turn(), pytest.raises(RefineError, match="busy"):
+        models.predict(pictures[0], "nuclei")
+    assert isinstance(models.predict(pictures[0], "nuclei"), Upload)
+
+
+def test_a_huge_image_is_refused_from_its_header(models, tmp_path, monkeypatch):
+    """40 million pixels of one colour are a file of some kilobytes."""
+    path = tmp_path / "flat.png"
+    Image.new("L", (8000, 6000)).save(path)
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(RefineError, match=r"^flat\.png: has more than 40000000 pixels"):
+        models.predict(path, "nuclei")
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        ("127.0.0.1:7860", True),
+        ("localhost", True),
+        ("[::1]:80", True),
+        ("192.168.1.5:7860", True),
+        (socket.gethostname(), True),
+        ("evil.example:7860", False),
+        ("127.0.0.1.evil.example", False),
+        ("localhost.evil.example", False),
+        ("", False),
+    ],
+)
+def test_names_of_this_computer(host, local):
+    assert is_local_name(host) is local
+
+
+def test_loopback():
+    assert [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "192.168.1.5")] == [
+        True, True, True, False, False
+    ]  # fmt: skip
+
+
+def test_foreign_hosts_and_origins_are_refused(served):
+    import httpx
+
+    url, _ = served
+    own = url.rstrip("/")
+    assert httpx.get(url).status_code == 200
+    assert httpx.get(url, headers={"Host": "evil.example"}).status_code == 421
+    assert httpx.post(f"{url}gradio_api/upload", headers={"Origin": "http://evil.example"}).status_code == 403
+    assert httpx.get(url, headers={"Origin": own}).status_code == 200
+
+
+def test_open_to_others_without_a_password_warns(monkeypatch, capsys):
+    page = pytest.importorskip("refine.serve.page")
+    monkeypatch.setattr(page, "launch", lambda *_: (_ for _ in ()).throw(RefineError("stop")))
+    for host, auth, warned in (("0.0.0.0", None, True), ("0.0.0.0", ("a", "b"), False), ("127.0.0.1", None, False)):
+        with pytest.raises(RefineError, match="stop"):
+            page.serve(Models(device="cpu"), host, 1, auth)
+        assert ("warning" in capsys.readouterr().err) is warned
+
+
+def test_passwords_are_names_and_words(capsys):
+    for odd in ("name", "name:", ":word"):
+        assert main(["serve", "--auth", odd]) == 1
+        assert "--auth: expected USER:PASSWORD" in capsys.readouterr().err
+
+
+def test_a_model_offers_the_rules_that_it_can_answer(models):
+    actions = pytest.importorskip("refine.serve.actions")
+    method, *_ = actions.Actions(models, "uploads").own_settings("nuclei")
+    assert [name for name, _ in method.choices] == ["heuristic", "shr"]
+    assert "srm" in method.info
