@@ -19,7 +19,7 @@ ALLOWED = {
     "runtime": {"errors", "cores"},
     "tensors": {"errors", "files"},
     "ops": set(),
-    "structures": {"errors"},
+    "structures": {"errors", "ops"},
     "modeling": GROUND,
     "fusion": GROUND,
     "formats": GROUND,

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from refine.cli.options import count_from, refuse_overwriting
+from refine.cli.options import count_from, refuse_overwriting, require_paths
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
@@ -30,6 +30,8 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
             parser.error("--cityscapes takes --split, and none of the options of COCO's format")
     elif options.split or not all(coco_options):
         parser.error("give --images, --json and --segments, or --cityscapes and --split")
+
+    require_paths([*coco_options, options.remap, options.instances, options.cityscapes])
 
     from refine.data.check.dataset import check_cityscapes, check_dataset
     from refine.errors import RefineError

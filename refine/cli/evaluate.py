@@ -14,6 +14,7 @@ from refine.cli.options import (
     fusion_changes,
     print_tables,
     refuse_overwriting,
+    require_paths,
 )
 
 
@@ -53,6 +54,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     coco = [options.images, options.json, options.segments]
     of_model = [options.checkpoint, *([options.cityscapes] if options.cityscapes else coco)]
     coco_only = [*coco, options.remap, options.instances, options.exif]
+    require_paths([*of_files, *coco_only, options.cityscapes])
     _check_out(options.out, [options.gt, options.pred, options.json, options.remap, options.instances])
     if all(of_files) and not any([*of_model, *coco_only]) and all(value is None for value in rule):
         _files(options)

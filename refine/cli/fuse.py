@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from refine.cli.options import add_fusion, fusion_changes, refuse_overwriting
+from refine.cli.options import add_fusion, fusion_changes, refuse_overwriting, require_paths
 from refine.errors import RefineError
 from refine.fusion.config import HEADS, FusionConfig, Method
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from refine.formats.panoptic_json import ImageEntry
     from refine.structures import Categories
 
@@ -24,7 +21,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         prog,
         description=description,
         epilog="Semantic PNGs have one channel of 8 or 16 bits: the category id of each pixel, 0 for none. "
-        "They and the confidences are named like the picture, with .png.",
+        "They and the confidences are named like the image, folders included, with .png.",
     )
     parser.add_argument("--instances", required=True, help="COCO results JSON: image_id, category_id, score, mask")
     parser.add_argument("--semantic", required=True, help="folder of semantic PNGs")
@@ -39,107 +36,50 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser.add_argument("-o", "--out", required=True, help="folder for panoptic.json and panoptic/")
     options = parser.parse_args(arguments)
 
-    import torch
-
-    from refine.formats.adapters import from_coco
-    from refine.formats.panoptic_json import PanopticJson
-    from refine.formats.writer import PredictionWriter
-    from refine.fusion import fuse
-
     if options.unknown_erasing and not options.confidence:
         raise RefineError("--unknown-erasing: needs --confidence; give the folder, or leave erasing out")
     config = FusionConfig(**fusion_changes(options))
     out = Path(options.out)
     given = [options.instances, options.categories, options.semantic, options.confidence]
+    require_paths(given)
     refuse_overwriting("--out: its", [out / "panoptic.json", out / "panoptic"], given)
+
+    from refine.formats.fusion_inputs import read_confidence, read_results, read_semantic
+    from refine.formats.panoptic_json import PanopticJson
+
     content = PanopticJson(options.categories, needs=("images", "categories"))
     categories = content.categories
-    images = {image_id: _named(image) for image_id, image in content.images.items()}
-    by_image = _by_image(options.instances, images)
+    by_image = read_results(options.instances, content.images)
+
+    from refine.formats.adapters import from_coco
+    from refine.formats.writer import PredictionWriter
+    from refine.fusion import fuse
+
     learned = _learned(options.method, options.checkpoint, categories)
     with PredictionWriter(options.out, categories) as writer:
-        for image_id, (name, height, width) in images.items():
-            instances = from_coco(
-                by_image[image_id], (height, width), categories, f"{options.instances}: image {image_id}"
-            )
-            sem_seg = _semantic(Path(options.semantic), name, (height, width), categories)
-            confidence = None
-            if options.confidence:
-                path = _png(Path(options.confidence), name)
-                confidence = torch.from_numpy(_gray(path, (height, width), 255)).float() / 255
+        for image_id, (name, height, width) in map(_named, content.images.items()):
+            source = f"{options.instances}: image {image_id}"
             result = fuse(
-                instances,
-                sem_seg,
+                from_coco(by_image[image_id], (height, width), categories, source, config.score_threshold),
+                read_semantic(options.semantic, name, (height, width), categories),
                 categories=categories,
                 method=options.method,
-                sem_confidence=confidence,
+                sem_confidence=read_confidence(options.confidence, name, (height, width))
+                if options.confidence
+                else None,
                 config=config,
                 **learned,
             )
             writer.add(image_id, name, result)
-    print(f"{len(images)} pictures fused by {options.method!r}: {options.out}/panoptic.json")
+    print(f"{len(content.images)} images fused by {options.method!r}: {options.out}/panoptic.json")
 
 
-def _named(image: ImageEntry) -> tuple[str, int, int]:
-    """(file name, height, width), which the reader has made sure of."""
+def _named(item: tuple[int | str, ImageEntry]) -> tuple[int | str, tuple[str, int, int]]:
+    """Image id and (file name, height, width), which the reader has made sure of."""
+    image_id, image = item
     assert image.file_name is not None
     assert image.size is not None
-    return (image.file_name, *image.size)
-
-
-def _by_image(path: str, images: Mapping[int | str, Any]) -> dict[int | str, list[dict[str, Any]]]:
-    """Results by image id."""
-    from refine.files import read_json
-    from refine.formats.panoptic_json import is_id
-
-    results = read_json(path)
-    if not isinstance(results, list) or not all(isinstance(entry, dict) for entry in results):
-        raise RefineError(f"{path}: is no list of mappings; give COCO's results format")
-    by_image: dict[int | str, list[dict[str, Any]]] = defaultdict(list)
-    for n, entry in enumerate(results):
-        image_id = entry.get("image_id")
-        if not is_id(image_id) or image_id not in images:
-            raise RefineError(f"{path}: entry {n}: image_id {image_id!r:.40} is not in `images`; add it")
-        by_image[image_id].append(entry)
-    return by_image
-
-
-def _semantic(folder: Path, name: str, size: tuple[int, int], categories: Categories) -> Tensor:
-    """Semantic PNG of category ids -> Tensor[H, W] int64 of contiguous classes."""
-    import numpy as np
-    import torch
-
-    from refine.structures import VOID
-
-    path = _png(folder, name)
-    ids = _gray(path, size, 65535)
-    lookup = np.full(65536, VOID - 1)
-    lookup[0] = VOID
-    for category in categories:
-        if category.id < len(lookup):
-            lookup[category.id] = categories.index(category.id)
-    labels = lookup[ids]
-    if (labels < VOID).any():
-        unknown = ids[labels < VOID][0]
-        raise RefineError(f"{path}: has category id {unknown}, which is not among the categories; 0 is for none")
-    return torch.from_numpy(labels)
-
-
-def _png(folder: Path, name: str) -> Path:
-    return folder / Path(name).with_suffix(".png").name
-
-
-def _gray(path: Path, size: tuple[int, int], most: int) -> Any:
-    from refine.formats.id_png import read_gray
-
-    values = read_gray(path)
-    if values.shape != size:
-        raise RefineError(
-            f"{path}: {values.shape[1]} × {values.shape[0]} pixels, expected {size[1]} × {size[0]}; resize it"
-        )
-    if values.max() > most:
-        raise RefineError(f"{path}: has the value {values.max()}; values go to {most}")
-    return values
+    return image_id, (image.file_name, *image.size)
 
 
 def _learned(method: str, checkpoint: str | None, categories: Categories) -> dict[str, Any]:

@@ -71,6 +71,13 @@ def print_tables(*tables: Any, width: int = 120) -> None:
     _Console(width=None if sys.stdout.isatty() else width, markup=False, emoji=False).print(*tables)
 
 
+def require_paths(paths: Iterable[str | Path | None]) -> None:
+    """Raise RefineError if an input is missing, before anything heavy is imported."""
+    for path in paths:
+        if path and not Path(path).exists():
+            raise RefineError(f"{path}: cannot be read (No such file or directory); check the path")
+
+
 def refuse_overwriting(
     option: str, written: Iterable[str | Path | None], read: Iterable[str | Path | None]
 ) -> None:

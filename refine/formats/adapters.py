@@ -19,6 +19,7 @@ from torch import Tensor
 
 from refine.errors import RefineError, shown
 from refine.formats.rle import compressed
+from refine.ops.masks import MaskRuns
 from refine.ops.roi import Sampling, align
 from refine.structures import Categories, Instances
 from refine.structures.arrays import ArrayLike, as_masks, as_tensor
@@ -119,20 +120,28 @@ def from_huggingface(
 
 
 def from_coco(
-    entries: Sequence[Mapping[str, Any]], size: tuple[int, int], categories: Categories, source: str = "results"
+    entries: Sequence[Mapping[str, Any]],
+    size: tuple[int, int],
+    categories: Categories,
+    source: str = "results",
+    min_score: float = 0.0,
 ) -> Instances:
-    """Entries of one image in COCO's results format.
+    """Entries of one image in COCO's results format, as instances with `runs`; empty masks are left out.
+
+    Memory grows with the outlines of the masks, not with the pixels of the image for each of them.
 
     Args:
         entries: each with `category_id`, `score` and `segmentation` (run lengths of any kind, or polygons).
         size: (height, width) of the image.
         categories: of the result.
         source: opens messages.
+        min_score: entries of lower scores are checked and left out.
 
     Raises:
         RefineError: a field is missing or wrong, a category no thing, or a mask of another size.
     """
-    masks = torch.zeros(len(entries), *size, dtype=torch.bool)
+    edges: list[Tensor] = []
+    boxes: list[tuple[int, int, int, int]] = []
     labels, scores = [], []
     for n, entry in enumerate(entries):
         where = f"{source}: entry {n}"
@@ -148,10 +157,24 @@ def from_coco(
             )
         if not 0 <= score <= 1:
             raise RefineError(f"{where}: score is {shown(score)}; give a confidence from 0 to 1")
-        masks[n] = _decode(entry["segmentation"], size, where)
+        code = _encode(entry["segmentation"], size, where)
+        if score < min_score or not rle.area(code):
+            continue
+        box, edge = _runs(code)
+        boxes.append(box)
+        edges.append(edge)
         labels.append(categories.index(category_id))
         scores.append(float(score))
-    return from_masks(masks, torch.tensor(labels, dtype=torch.int64), torch.tensor(scores))
+    count = len(edges)
+    mask = torch.arange(count).repeat_interleave(torch.tensor([len(edge) for edge in edges], dtype=torch.int64))
+    start, end = torch.cat([torch.zeros(0, 2, dtype=torch.int64), *edges]).unbind(1)
+    return Instances(
+        size,
+        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        torch.tensor(scores),
+        torch.tensor(labels, dtype=torch.int64),
+        runs=MaskRuns(size, count, mask, start, end),
+    )
 
 
 def from_masks(masks: ArrayLike, labels: ArrayLike, scores: ArrayLike) -> Instances:
@@ -179,17 +202,23 @@ def add_roi_masks(instances: Instances, bins: int = 28) -> Instances:
     """Give full masks the masks inside their boxes that an occlusion head looks at.
 
     Args:
-        instances: with `masks`.
+        instances: with `masks` or `runs`.
         bins: M.
 
     Returns:
         The same with `roi_masks`, Tensor[N, M, M], the share of each bin that is covered.
     """
-    assert instances.masks is not None
-    index = torch.arange(len(instances), device=instances.boxes.device, dtype=instances.boxes.dtype)
-    rois = torch.cat([index[:, None], instances.boxes], 1)
-    roi_masks = align(instances.masks[:, None].float(), rois, bins, Sampling(0), 1)[:, 0]
-    return replace(instances, roi_masks=roi_masks)
+    height, width = instances.image_size
+    at_once = max(1, 2**26 // (height * width))
+    parts = [instances.boxes.new_zeros(0, bins, bins)]
+    for first in range(0, len(instances), at_once):
+        part = instances[first : first + at_once]
+        masks = part.masks if part.runs is None else part.runs.dense()
+        assert masks is not None
+        index = torch.arange(len(part), device=part.boxes.device, dtype=part.boxes.dtype)
+        rois = torch.cat([index[:, None], part.boxes], 1)
+        parts.append(align(masks[:, None].float(), rois, bins, Sampling(0), 1)[:, 0])
+    return replace(instances, roi_masks=torch.cat(parts))
 
 
 def _size(masks: Tensor) -> tuple[int, int]:
@@ -216,9 +245,22 @@ def _category_id(label: int, category_ids: Sequence[int] | None, where: str) -> 
     return category_ids[label]
 
 
-def _decode(segmentation: Any, size: tuple[int, int], where: str) -> Tensor:
-    """Run lengths or polygons -> Tensor[H, W] bool."""
+def _encode(segmentation: Any, size: tuple[int, int], where: str) -> dict[str, Any]:
+    """Run lengths or polygons -> compressed run lengths."""
     try:
-        return torch.from_numpy(np.ascontiguousarray(rle.decode(compressed(segmentation, size)))).bool()
+        return compressed(segmentation, size)
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise RefineError(f"{where}: segmentation cannot be drawn ({error}); correct it") from error
+
+
+def _runs(code: dict[str, Any]) -> tuple[tuple[int, int, int, int], Tensor]:
+    """Box (x1, y1, x2, y2) of a mask that is not empty, and its runs along rows, Tensor[R, 2] int64."""
+    x, y, box_width, box_height = (int(v) for v in rle.to_bbox(code))
+    width = code["size"][1]
+    inside = rle.decode(code)[y : y + box_height, x : x + box_width]
+    step = np.diff(np.pad(inside, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    edges = []
+    for change in (1, -1):  # in and out alternate along each row, so the n-th of both belong together
+        row, column = np.nonzero(step == change)
+        edges.append(torch.from_numpy((row + y) * width + x + column))
+    return (x, y, x + box_width, y + box_height), torch.stack(edges, 1)

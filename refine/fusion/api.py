@@ -101,7 +101,9 @@ def prepare(instances: Instances, score_threshold: float) -> tuple[Instances, Ma
     """
     chosen = torch.nonzero(instances.scores >= score_threshold).squeeze(1)
     instances = instances[chosen]
-    if instances.masks is not None:
+    if instances.runs is not None:
+        runs = instances.runs
+    elif instances.masks is not None:
         runs = dense_runs(instances.masks)
     elif instances.roi_masks is not None:
         runs = paste_runs(instances.roi_masks, instances.boxes, instances.image_size)

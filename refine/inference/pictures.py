@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Self
 
 import torch
@@ -52,7 +52,7 @@ class Pictures(Measure):
 def write_worst(
     report: PQReport, predictor: Predictor, dataset: PanopticDataset, out: str | Path, count: int
 ) -> list[Path]:
-    """Draw the images of lowest PQ: OUT/worst/PQ_NAME.png, with image, truth, prediction and difference.
+    """Draw the images of lowest PQ: OUT/worst/FOLDER/PQ_NAME.png, with image, truth, prediction and difference.
 
     Args:
         report: PQ of the images.
@@ -70,7 +70,11 @@ def write_worst(
         truth = truth.named(len(dataset.categories))
         truth_result, result = to_result(truth, dataset.categories), predictor(image)
         panels = [side_by_side(image, truth_result, result), difference(image, truth_result, result)]
-        path = Path(out) / "worst" / f"{round(1000 * entry.pq):04d}_{Path(entry.file_name).stem}.png"
+        name = PurePath(entry.file_name)
+        folder, quality = Path(out) / "worst" / name.parent, f"{round(1000 * entry.pq):04d}"
+        path = folder / f"{quality}_{name.stem}.png"
+        if path in paths:  # another suffix
+            path = folder / f"{quality}_{name.name}.png"
         write_picture(path, torch.cat(panels, 2))
         paths.append(path)
     return paths

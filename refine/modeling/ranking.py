@@ -95,14 +95,20 @@ def _masks(instances: Instances, size: tuple[int, int] | None = None) -> Tensor:
     """Masks in a frame of another size, or in their own: Tensor[N, H, W] bool."""
     own = instances.image_size
     size = size or own
-    if instances.masks is None:
+    runs, masks = instances.runs, instances.masks
+    if runs is None and masks is None:
         assert instances.roi_masks is not None, "fusion refuses instances without any mask"
         scale = instances.boxes.new_tensor([size[1] / own[1], size[0] / own[0]] * 2)
         return paste_masks(instances.roi_masks.float(), instances.boxes * scale, size)
-    if size == own or not len(instances):
-        return instances.masks
-    resized = [
-        F.interpolate(some[None].float(), size, mode="bilinear", antialias=True)[0] >= 0.5
-        for some in torch.split(instances.masks, AT_ONCE)
-    ]
+    resized = [instances.boxes.new_zeros(0, *size, dtype=torch.bool)]
+    for first in range(0, len(instances), AT_ONCE):
+        some = slice(first, first + AT_ONCE)
+        if runs is not None:
+            part = runs[some].dense()
+        else:
+            assert masks is not None
+            part = masks[some]
+        if size != own:
+            part = F.interpolate(part[None].float(), size, mode="bilinear", antialias=True)[0] >= 0.5
+        resized.append(part)
     return torch.cat(resized)

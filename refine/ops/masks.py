@@ -35,8 +35,16 @@ class MaskRuns:
         areas = torch.zeros(self.count, dtype=torch.int64, device=self.start.device)
         return areas.index_add_(0, self.mask, self.end - self.start)
 
-    def __getitem__(self, order: Tensor) -> MaskRuns:
-        """The masks in another order, or some of them: `order` is Tensor[n] int64 without repetitions."""
+    def __len__(self) -> int:
+        return self.count
+
+    def to(self, device: torch.device | str) -> MaskRuns:
+        return MaskRuns(self.size, self.count, self.mask.to(device), self.start.to(device), self.end.to(device))
+
+    def __getitem__(self, order: Tensor | slice) -> MaskRuns:
+        """The masks in another order, or some of them: a slice, or Tensor[n] int64 without repetitions or bool."""
+        if isinstance(order, slice) or order.dtype == torch.bool:
+            order = torch.arange(self.count, device=self.start.device)[order]
         rank = torch.full((self.count,), -1, dtype=torch.int64, device=self.start.device)
         rank[order] = torch.arange(len(order), device=self.start.device)
         mask = rank[self.mask]

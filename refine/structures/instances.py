@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from refine.ops.masks import MaskRuns
 from refine.structures.arrays import as_masks, as_tensor
 
 
@@ -27,6 +28,7 @@ class Instances:
         masks: Tensor[N, H, W] bool or None, full-image masks.
         features: Tensor[N, C, 14, 14] float or None, f_ins + f_sem of each box: the appearance cue of
             the occlusion head.
+        runs: full-image masks as runs, or None; takes much less memory than `masks` and goes before them.
 
     Raises:
         TypeError: a field is no array.
@@ -41,6 +43,7 @@ class Instances:
     roi_masks: Tensor | None = None
     masks: Tensor | None = None
     features: Tensor | None = None
+    runs: MaskRuns | None = None
 
     def __post_init__(self) -> None:
         self._convert()
@@ -75,7 +78,7 @@ class Instances:
         if self.labels.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
             self.labels = self.labels.long()
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def _tensors(self) -> dict[str, Tensor | MaskRuns]:
         return {
             f.name: getattr(self, f.name)
             for f in fields(self)

@@ -1,6 +1,7 @@
 """`refine fuse` on files, and one line for every mistake."""
 
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -189,3 +190,36 @@ def test_a_failure_leaves_no_list_of_other_maps(files):
 def test_an_image_list_needs_no_annotations(files):
     edit(files / "set.json", lambda content: content.pop("annotations"))
     assert main(words(files)) == 0
+
+
+def test_folders_of_equal_names_are_kept(files):
+    def move(content):
+        for entry in content["images"]:
+            entry["file_name"] = f"{entry['file_name'][0]}/0.jpg"
+
+    edit(files / "set.json", move)
+    for name in "ab":
+        (files / "semantic" / name).mkdir()
+        (files / f"semantic/{name}.png").rename(files / f"semantic/{name}/0.png")
+    assert main(words(files)) == 0
+    content = json.loads((files / "out/panoptic.json").read_text())
+    assert [a["file_name"] for a in content["annotations"]] == ["a/0.png", "b/0.png"]
+    assert all((files / "out/panoptic" / a["file_name"]).is_file() for a in content["annotations"])
+
+
+def test_a_full_disk_leaves_no_half_written_map(files, capsys):
+    noise = np.random.default_rng(0).choice(np.array([130, 150], np.uint8), (200, 300))
+    edit(files / "set.json", lambda s: [entry.update(height=200, width=300) for entry in s["images"]])
+    edit(files / "results.json", lambda r: r.clear())
+    for name in "ab":
+        Image.fromarray(noise).save(files / f"semantic/{name}.png")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+    try:
+        assert main(words(files)) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    error = capsys.readouterr().err
+    assert "panoptic/a.png: cannot be written (File too large); free space" in error
+    assert len(error.splitlines()) == 1
+    assert not [path for path in (files / "out").rglob("*") if path.is_file()]

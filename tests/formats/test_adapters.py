@@ -118,9 +118,31 @@ def test_coco_results(form):
             code = [[x1, y1, x2, y1, x2, y2, x1, y2]]
         entries.append({"category_id": category_id, "score": 0.5, "segmentation": code})
     instances = from_coco(entries, (20, 30), CATEGORIES)
-    assert instances.masks.equal(MASKS)
+    assert instances.masks is None
+    assert instances.runs.dense().equal(MASKS)
     assert instances.boxes.equal(BOXES)
     assert instances.labels.tolist() == [1, 0]
+
+
+def test_coco_results_as_runs_are_those_of_dense_masks():
+    rng = np.random.default_rng(0)
+    masks = rng.random((8, 20, 30)) < rng.random((8, 1, 1)) ** 2
+    masks[0], masks[1], masks[2, :, 25:] = True, False, True
+    entries = [
+        {"category_id": 1, "score": n / 10, "segmentation": coco_mask.encode(np.asfortranarray(mask, np.uint8))}
+        for n, mask in enumerate(masks)
+    ]
+    kept = [n for n in range(8) if n != 1]
+    instances = from_coco(entries, (20, 30), CATEGORIES)
+    dense = from_masks(torch.from_numpy(masks[kept]), torch.zeros(7, dtype=torch.int64), instances.scores)
+    assert instances.runs.dense().equal(dense.masks)
+    assert instances.boxes.equal(dense.boxes)
+    assert add_roi_masks(instances).roi_masks.equal(add_roi_masks(dense).roi_masks)
+    assert instances[torch.tensor([2, 0])].runs.dense().equal(dense.masks[[2, 0]])
+    assert instances[instances.scores > 0.25].runs.dense().equal(dense.masks[dense.scores > 0.25])
+    assert instances[1:3].to("cpu").runs.dense().equal(dense.masks[1:3])
+    assert len(from_coco(entries, (20, 30), CATEGORIES, min_score=0.3)) == 5
+    assert len(from_coco([], (20, 30), CATEGORIES)) == 0
 
 
 @pytest.mark.parametrize(
