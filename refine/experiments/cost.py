@@ -113,7 +113,7 @@ def random_model(config: ModelConfig, num_things: int, num_classes: int) -> Pano
     """
     model = PanopticModel(config, num_things, num_classes).eval()
     with torch.no_grad():
-        for stage in model.box_heads.stages:
+        for stage in model.box_heads.stages if model.detector is None else ():
             assert isinstance(stage, BoxHead)
             stage.classifier.weight.normal_(std=0.1)
         for block in model.backbone.modules():

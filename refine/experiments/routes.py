@@ -169,9 +169,10 @@ def _altered_outputs(
 def _each_output(
     model: PanopticModel, batch: ImageBatch, targets: Targets, min_score: float
 ) -> Iterator[tuple[str, NetworkOutput]]:
-    pyramid = model.pyramid(batch)
+    seen = model.see(batch)
+    pyramid = model.pyramid(batch, seen)
     features = model.semantic_head.features(pyramid[:4])
-    (plain,) = model._detect(batch, pyramid, features, min_score)
+    (plain,) = model._detect(batch, seen, pyramid, features, min_score)
     yield "as it is", plain
     truth = true_inputs(model, batch, targets, plain.instances, model.semantic_head(features))
     for route, change in CHANGES:

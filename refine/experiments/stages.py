@@ -53,13 +53,15 @@ def profile_stages(model: PanopticModel, count_flops: bool = False) -> Iterator[
         (model.fpn, "forward", "fpn"),
         (model.semantic_head, "features", "semantic head"),
         (model.semantic_head, "forward", "semantic head"),
-        (model.rpn, "forward", "rpn"),
-        (model.rpn, "propose", "rpn"),
-        (model.box_heads, "predict", "box heads"),
         (model.ibpp, "boxes", "roi features"),
         (model.ibpp, "instance_step", "masks"),
         (model.ibpp, "semantic_step", "semantics"),
     ]
+    if model.detector is None:
+        watched += [(model.rpn, "forward", "rpn"), (model.rpn, "propose", "rpn")]
+        watched.append((model.box_heads, "predict", "box heads"))
+    else:
+        watched += [(model.detector, "forward", "detector"), (model.detector, "detect", "detector")]
     # The first convolutions and the last one run outside the steps that they belong to; without IBPP, inside.
     last = model.config.ibpp.iterations
     for t, head in enumerate(model.ibpp.mask_heads if last else [], 1):

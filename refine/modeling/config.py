@@ -127,6 +127,7 @@ class DetectorConfig:
             brings them.
         labels: thing class of the model for each of the 80, in the order of COCO's ids, -1 for none; empty:
             the model's things are COCO's 80.
+        features: its maps, which have seen all of COCO, join those of the backbone in the pyramid.
         scale: the model's input is resized by it for the detector.
         score_threshold: detections below are dropped.
         nms: IoU threshold per class of the model.
@@ -136,6 +137,7 @@ class DetectorConfig:
 
     weights: str | None = None
     labels: list[int] = field(default_factory=list)
+    features: bool = False
     scale: float = 1.0
     score_threshold: float = 0.05
     nms: float = 0.6

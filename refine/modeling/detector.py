@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from refine.errors import RefineError
 from refine.modeling.box_head import SampledBoxes
 from refine.modeling.config import DetectorConfig
-from refine.modeling.nanodet import BGR_MEAN, BGR_STD, NUM_CLASSES, STRIDES, NanoDet, decode
+from refine.modeling.nanodet import (
+    BGR_MEAN,
+    BGR_STD,
+    CHANNELS,
+    NUM_CLASSES,
+    STRIDES,
+    NanoDet,
+    NanoDetOutput,
+    decode,
+)
 from refine.ops.boxes import box_iou, clip_boxes, is_nonempty, nms
 from refine.structures import ImageBatch, Instances, Targets
 
@@ -51,6 +60,7 @@ class Detector(nn.Module):
         self.config = config
         self.num_things = num_things
         self.network = NanoDet().requires_grad_(False)
+        self.channels = list(CHANNELS) if config.features else [0] * len(CHANNELS)
         # Images arrive as (x - mean) / std; `gain` and `offset` give the detector's own normalisation.
         mean, std = torch.tensor([list(pixel_mean), list(pixel_std)])
         self.reverse = channels == "RGB"
@@ -66,51 +76,70 @@ class Detector(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, images: ImageBatch) -> list[Instances]:
+    def forward(self, images: ImageBatch) -> NanoDetOutput:
+        """Run the network alone; `detect` makes boxes of what it gives, `maps` features."""
+        return self.network(self._input(images.tensor))
+
+    def maps(self, output: NanoDetOutput, features: Sequence[Tensor]) -> list[Tensor]:
+        """What the backbone's maps are joined with: Tensor[B, C, h, w], of the size of each of `features`."""
+        return [
+            m if m.shape[-2:] == f.shape[-2:] else F.interpolate(m, f.shape[-2:], mode="bilinear")
+            for m, f in zip(output.maps, features, strict=True)
+        ]
+
+    @torch.no_grad()
+    def detect(self, images: ImageBatch, output: NanoDetOutput, min_score: float = 0.0) -> list[Instances]:
         """Detections of each image, by falling score, in its pixels.
 
         The score of a thing class is the highest of the detector's classes that are mapped to it. Boxes are
         thresholded, suppressed per class and clipped to the image, as `BoxHeads.predict` does.
+
+        Args:
+            images: B images.
+            output: of `forward` for them.
+            min_score: detections below are not wanted, 0-1.
         """
-        x, scale = self._input(images.tensor)
-        logits, sides = self.network(x)
-        shapes = [(x.shape[2] // stride, x.shape[3] // stride) for stride in STRIDES]
-        boxes = decode(sides, shapes) * scale
-        probabilities = torch.cat(logits, 1).float().sigmoid()  # B×R×80
+        shapes = [(m.shape[2], m.shape[3]) for m in output.maps[1:]]
+        height, width = (n * STRIDES[0] for n in shapes[0])  # of the network's input
+        whole = images.tensor.shape
+        boxes = decode(output.sides, shapes)
+        boxes = boxes * boxes.new_tensor([whole[3] / width, whole[2] / height] * 2)
+        probabilities = torch.cat(output.classes, 1).float().sigmoid()  # B×R×80
         known = torch.nonzero(self.labels >= 0).squeeze(1)
         scores = probabilities.new_zeros(*probabilities.shape[:2], self.num_things)
         probabilities = probabilities[..., known]
         scores.scatter_reduce_(2, self.labels[known].expand_as(probabilities), probabilities, "amax")
-        return [self._detect(b, s, size) for b, s, size in zip(boxes, scores, images.sizes, strict=True)]
+        least = max(self.config.score_threshold, min_score)
+        return [self._choose(b, s, least, size) for b, s, size in zip(boxes, scores, images.sizes, strict=True)]
 
-    def _input(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The network's input, and Tensor[4] that brings its boxes back to pixels of `images`."""
+    def _choose(self, boxes: Tensor, scores: Tensor, least: float, size: tuple[int, int]) -> Instances:
+        """Tensor[R, 4], Tensor[R, K] -> the best `max_detections` after NMS."""
+        row, label = torch.nonzero(scores > least, as_tuple=True)
+        boxes, scores = clip_boxes(boxes[row], size), scores[row, label]
+        keep = nms(boxes, scores, label, self.config.nms)[: self.config.max_detections]
+        keep = keep[is_nonempty(boxes[keep])]
+        return Instances(size, boxes[keep], scores[keep], label[keep])
+
+    def _input(self, images: Tensor) -> Tensor:
+        """The network's input: Tensor[B, 3, H, W] of the model's, normalised anew and resized."""
         height, width = images.shape[-2:]
         size = [max(1, round(n * self.config.scale / MULTIPLE)) * MULTIPLE for n in (height, width)]
         x = images.float().flip(1) if self.reverse else images.float()
         x = x * self.gain + self.offset
         if size != [height, width]:
             x = F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
-        return x, x.new_tensor([width / size[1], height / size[0]] * 2)
-
-    def _detect(self, boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> Instances:
-        """Tensor[R, 4], Tensor[R, K] -> the best `max_detections` after NMS."""
-        row, label = torch.nonzero(scores > self.config.score_threshold, as_tuple=True)
-        boxes, scores = clip_boxes(boxes[row], size), scores[row, label]
-        keep = nms(boxes, scores, label, self.config.nms)[: self.config.max_detections]
-        keep = keep[is_nonempty(boxes[keep])]
-        return Instances(size, boxes[keep], scores[keep], label[keep])
+        return x
 
     @torch.no_grad()
     def sample(
-        self, images: ImageBatch, targets: Sequence[Targets]
+        self, detections: Sequence[Instances], targets: Sequence[Targets]
     ) -> tuple[list[SampledBoxes], list[Tensor], list[Instances]]:
         """What the heads learn from: the detections, with their errors, and the true boxes.
 
         A detection is positive if it overlaps a true box of its own class by `positive_iou`.
 
         Args:
-            images: B images.
+            detections: of each image.
             targets: of the same images; crowd regions are matched to nothing.
 
         Returns:
@@ -120,7 +149,7 @@ class Detector(nn.Module):
             false positives: per image, all other detections.
         """
         positives, scores, false = [], [], []
-        for found, target in zip(self(images), targets, strict=True):
+        for found, target in zip(detections, targets, strict=True):
             true = torch.nonzero(~target.iscrowd).squeeze(1)
             best, matched = found.scores.new_zeros(len(found)), torch.zeros_like(found.labels)
             if len(true):

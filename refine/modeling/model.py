@@ -17,6 +17,7 @@ from refine.modeling.detector import Detector
 from refine.modeling.fpn import FPN
 from refine.modeling.ibpp import IBPP, Boxes
 from refine.modeling.mask_head import mask_loss, mask_targets
+from refine.modeling.nanodet import NanoDetOutput
 from refine.modeling.norms import over_valid_pixels
 from refine.modeling.occlusion import OcclusionHead, contested_pairs, occlusion_loss
 from refine.modeling.ranking import SpatialRanking, ranking_loss
@@ -92,16 +93,18 @@ class PanopticModel(nn.Module):
         self.num_classes = num_classes
         num_outputs = num_classes - num_things + 1 if merged else num_classes
         self.backbone = build_backbone(config.backbone)
-        self.fpn = FPN(self.backbone.channels, config.fpn_channels, config.fpn_norm)
-        sampling = Sampling(config.roi_sampling, config.roi_aligned, config.roi_canonical_size)
+        channels = self.backbone.channels
         self.detector: Detector | None = None
+        if config.detector is not None:
+            pixels = (config.pixel_mean, config.pixel_std, config.channels)
+            self.detector = Detector(config.detector, num_things, *pixels)
+            channels = [ours + theirs for ours, theirs in zip(channels, self.detector.channels, strict=True)]
+        self.fpn = FPN(channels, config.fpn_channels, config.fpn_norm)
+        sampling = Sampling(config.roi_sampling, config.roi_aligned, config.roi_canonical_size)
         if config.detector is None:
             self.rpn = RegionProposals(config.rpn, config.fpn_channels)
             share_gradient = config.losses.cascade == "gradient"
             self.box_heads = BoxHeads(config.box_head, config.fpn_channels, num_things, sampling, share_gradient)
-        else:
-            pixels = (config.pixel_mean, config.pixel_std, config.channels)
-            self.detector = Detector(config.detector, num_things, *pixels)
         self.semantic_head = SemanticHead(config.semantic_head, config.fpn_channels, num_outputs)
         self.ibpp = IBPP(config, num_things, num_outputs, sampling)
         self.occlusion: OcclusionHead | None = None
@@ -127,9 +130,17 @@ class PanopticModel(nn.Module):
             flip_channels=self.config.channels == "BGR",
         )
 
-    def pyramid(self, images: ImageBatch) -> list[Tensor]:
-        """P2..P6, Tensor[B, C, H/stride, W/stride] each."""
-        return self.fpn(self.backbone(images.tensor))
+    def see(self, images: ImageBatch) -> NanoDetOutput | None:
+        """What the detector says, once for the pyramid and the detections; None without one."""
+        return None if self.detector is None else self.detector(images)
+
+    def pyramid(self, images: ImageBatch, seen: NanoDetOutput | None = None) -> list[Tensor]:
+        """P2..P6, Tensor[B, C, H/stride, W/stride] each; `seen` of `see`, which is asked where it is not given."""
+        maps = self.backbone(images.tensor)
+        if self.detector is not None and self.detector.config.features:
+            theirs = self.detector.maps(seen or self.detector(images), maps)
+            maps = [torch.cat(pair, 1) for pair in zip(maps, theirs, strict=True)]
+        return self.fpn(maps)
 
     @over_valid_pixels
     def loss(self, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
@@ -145,19 +156,21 @@ class PanopticModel(nn.Module):
         """
         if not any(p.requires_grad for n, p in self.named_parameters() if not n.startswith(FUSION_HEADS)):
             with torch.no_grad():
-                pyramid = self.pyramid(images)
+                seen = self.see(images)
+                pyramid = self.pyramid(images, seen)
                 features = self.semantic_head.features(pyramid[:4])
-                return self._fusion_losses(images, pyramid, features, targets)
+                return self._fusion_losses(images, seen, pyramid, features, targets)
         config = self.config
-        pyramid = self.pyramid(images)
+        seen = self.see(images)
+        pyramid = self.pyramid(images, seen)
         features = self.semantic_head.features(pyramid[:4])
         sem_logits = self.semantic_head(features)
-        fusion_losses = self._fusion_losses(images, pyramid, features, targets)
+        fusion_losses = self._fusion_losses(images, seen, pyramid, features, targets)
         sem_seg = self._semantic_targets(images, targets)
         iterations, stages = config.ibpp.iterations, 0
         losses = {"loss_sem_0": self._semantic_loss(sem_logits, sem_seg, 0)}
-        if self.detector is not None:
-            boxes, mask_truth = self._detected_samples(images, pyramid, features, targets)
+        if seen is not None:
+            boxes, mask_truth = self._detected_samples(images, seen, pyramid, features, targets)
         else:
             stages = len(config.box_head.ious)
             rpn_output = self.rpn(pyramid)
@@ -188,6 +201,7 @@ class PanopticModel(nn.Module):
     def _fusion_losses(
         self,
         images: ImageBatch,
+        seen: NanoDetOutput | None,
         pyramid: Sequence[Tensor],
         features: Tensor,
         targets: Sequence[Targets],
@@ -199,7 +213,7 @@ class PanopticModel(nn.Module):
         """
         if self.occlusion is None and self.ranking is None:
             return {}
-        detected = [p.instances for p in self._detect(images, pyramid, features)]
+        detected = [p.instances for p in self._detect(images, seen, pyramid, features)]
         losses = {}
         if self.occlusion is not None:
             true = [
@@ -234,14 +248,19 @@ class PanopticModel(nn.Module):
         return boxes, self._mask_targets(positives, targets)
 
     def _detected_samples(
-        self, images: ImageBatch, pyramid: Sequence[Tensor], features: Tensor, targets: Sequence[Targets]
+        self,
+        images: ImageBatch,
+        seen: NanoDetOutput,
+        pyramid: Sequence[Tensor],
+        features: Tensor,
+        targets: Sequence[Targets],
     ) -> tuple[Boxes, Tensor]:
         """As `_mask_samples`, of the detector's boxes and the true ones.
 
         False positives follow where there is a canvas: they have no true mask, but are painted as at test.
         """
         assert self.detector is not None
-        positives, scores, false = self.detector.sample(images, targets)
+        positives, scores, false = self.detector.sample(self.detector.detect(images, seen), targets)
         painted = self.config.ibpp.score_threshold if self.config.ibpp.iterations else torch.inf
         false = [f[f.scores >= painted] for f in false]
         boxes = self.ibpp.boxes(
@@ -272,22 +291,28 @@ class PanopticModel(nn.Module):
             min_score: detections below it are not wanted, 0-1. They are left out, which saves their masks,
                 unless they are painted on the canvas and so have a say in the semantics.
         """
-        pyramid = self.pyramid(images)
+        seen = self.see(images)
+        pyramid = self.pyramid(images, seen)
         features = self.semantic_head.features(pyramid[:4])
-        return self._detect(images, pyramid, features, min_score)
+        return self._detect(images, seen, pyramid, features, min_score)
 
     @torch.no_grad()
     def _detect(
-        self, images: ImageBatch, pyramid: Sequence[Tensor], features: Tensor, min_score: float = 0.0
+        self,
+        images: ImageBatch,
+        seen: NanoDetOutput | None,
+        pyramid: Sequence[Tensor],
+        features: Tensor,
+        min_score: float = 0.0,
     ) -> list[NetworkOutput]:
         """`predict` from the pyramid and F_sem on."""
-        if self.detector is not None:
-            detections = self.detector(images)
+        if self.config.ibpp.iterations:
+            min_score = min(min_score, self.config.ibpp.score_threshold)
+        if self.detector is not None and seen is not None:
+            detections = self.detector.detect(images, seen, min_score)
         else:
             proposals = self.rpn.propose(self.rpn(pyramid), images.sizes, training=False)
             detections = self.box_heads.predict(pyramid[:4], proposals, images.sizes)
-        if self.config.ibpp.iterations:
-            min_score = min(min_score, self.config.ibpp.score_threshold)
         if min_score > 0:
             detections = [d[d.scores >= min_score] for d in detections]
         return self._segment(images, pyramid, features, detections)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,26 @@ BINS = 11
 BGR_MEAN = (103.53, 116.28, 123.675)
 BGR_STD = (57.375, 57.12, 58.395)
 """The network takes BGR images on a 0-255 scale, normalised by these."""
+
+
+CHANNELS = (64, 128, 128, 128)
+"""Of the maps at strides 4, 8, 16 and 32."""
+
+
+@dataclass
+class NanoDetOutput:
+    """What the network says of B images.
+
+    Attributes:
+        classes: logits Tensor[B, h·w, 80] of each level in `STRIDES`, cells row by row.
+        sides: logits Tensor[B, h·w, 4, 11] likewise, of the distances to left, top, right and bottom.
+        maps: Tensor[B, C, H/s, W/s] for s = 4, 8, 16, 32 and C in `CHANNELS`: the finest of the backbone, and
+            the levels that the answers come from.
+    """
+
+    classes: list[Tensor]
+    sides: list[Tensor]
+    maps: list[Tensor]
 
 
 class Conv(nn.Module):
@@ -52,7 +73,7 @@ class Stage(nn.Module):
 
 
 class NanoDet(nn.Module):
-    """Tensor[B, 3, H, W], normalised BGR -> class logits and side distributions of every cell.
+    """Tensor[B, 3, H, W], normalised BGR -> class and side logits of every cell.
 
     H and W are multiples of 32; the published weights were trained at 416 × 416.
     """
@@ -65,21 +86,8 @@ class NanoDet(nn.Module):
         self.towers = nn.ModuleList(Conv(128, 128) for _ in STRIDES)
         self.predictors = nn.ModuleList(nn.Conv2d(128, NUM_CLASSES + 4 * BINS, 1) for _ in STRIDES)
 
-    def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Raw answers of each level, cells row by row.
-
-        Returns:
-            Class logits Tensor[B, h·w, 80] and side logits Tensor[B, h·w, 4, 11] (left, top, right, bottom).
-        """
-        classes, sides = [], []
-        for level, tower, predictor in zip(self._pyramid(x), self.towers, self.predictors, strict=True):
-            answer = predictor(tower(level)).flatten(2).transpose(1, 2)  # B×h·w×124
-            classes.append(answer[..., :NUM_CLASSES])
-            sides.append(answer[..., NUM_CLASSES:].unflatten(2, (4, BINS)))
-        return classes, sides
-
-    def _pyramid(self, x: Tensor) -> list[Tensor]:
-        """Backbone and path-aggregating neck: Tensor[B, 128, H/s, W/s] for s in `STRIDES`."""
+    def forward(self, x: Tensor) -> NanoDetOutput:
+        """Raw answers of each level, cells row by row, and the maps that they come from."""
         x = F.max_pool2d(self.stem(x), 3, 2, 1)
         maps = []
         for stage in self.stages:
@@ -90,7 +98,12 @@ class NanoDet(nn.Module):
             levels[n] = levels[n] + _resize(levels[n + 1], levels[n])
         for n in (1, 2):
             levels[n] = levels[n] + _resize(levels[n - 1], levels[n])
-        return levels
+        classes, sides = [], []
+        for level, tower, predictor in zip(levels, self.towers, self.predictors, strict=True):
+            answer = predictor(tower(level)).flatten(2).transpose(1, 2)  # B×h·w×124
+            classes.append(answer[..., :NUM_CLASSES])
+            sides.append(answer[..., NUM_CLASSES:].unflatten(2, (4, BINS)))
+        return NanoDetOutput(classes, sides, [maps[0], *levels])
 
 
 def decode(sides: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> Tensor:

@@ -12,7 +12,7 @@ from refine.errors import RefineError
 from refine.modeling.config import DetectorConfig
 from refine.modeling.detector import Detector
 from refine.modeling.model import PanopticModel
-from refine.modeling.nanodet import BGR_MEAN, BGR_STD, BINS, NUM_CLASSES, STRIDES, decode
+from refine.modeling.nanodet import BGR_MEAN, BGR_STD, BINS, NUM_CLASSES, STRIDES, NanoDetOutput, decode
 from refine.structures import ImageBatch, Instances, Targets
 from refine.tensors import load_weights
 from refine.training.config import OptimConfig
@@ -50,8 +50,8 @@ def test_equals_the_published_graph(published, monkeypatch):
     theirs = graph.run({"input_1": x}, ["Identity:0", "Identity_1:0", "Identity_2:0"])
     sides = graph.run({"input_1": x}, ["Identity_3:0", "Identity_4:0", "Identity_5:0"])
     with torch.no_grad():
-        classes, ours = detector.network(x)
-    for a, b, c, d in zip(classes, theirs, ours, sides, strict=True):
+        ours = detector.network(x)
+    for a, b, c, d in zip(ours.classes, theirs, ours.sides, sides, strict=True):
         torch.testing.assert_close(a.sigmoid(), b, atol=1e-4, rtol=0)
         torch.testing.assert_close(c, d.reshape(c.shape), atol=1e-4, rtol=0)
 
@@ -78,6 +78,7 @@ def answering(found: Detector, cells: dict[int, tuple[int, float]], monkeypatch)
 
     def network(x):
         classes, sides = [], []
+        maps = [x.new_zeros(len(x), 1, x.shape[2] // stride, x.shape[3] // stride) for stride in (4, *STRIDES)]
         for stride in STRIDES:
             count = (x.shape[2] // stride) * (x.shape[3] // stride)
             classes.append(torch.full((len(x), count, NUM_CLASSES), -50.0))
@@ -85,7 +86,7 @@ def answering(found: Detector, cells: dict[int, tuple[int, float]], monkeypatch)
             sides[-1][..., 1] = 50.0
         for cell, (label, probability) in cells.items():
             classes[2][:, cell, label] = torch.logit(torch.tensor(probability))
-        return classes, sides
+        return NanoDetOutput(classes, sides, maps)
 
     monkeypatch.setattr(found.network, "forward", network)
 
@@ -97,16 +98,18 @@ def test_scores_labels_and_clipping(monkeypatch):
     images = ImageBatch(torch.zeros(1, 3, 128, 128), [(100, 40)])
     answers = {0: (4, 0.6), 1: (5, 0.9), 5: (3, 0.2), 9: (79, 0.9)}
     answering(found, answers, monkeypatch)
-    (result,) = found(images)
+    (result,) = found.detect(images, found(images))
     assert result.labels.tolist() == [2, 1]
     assert result.scores.tolist() == pytest.approx([0.9, 0.6])
     assert result.boxes[0].tolist() == pytest.approx([16, 0, 40, 48])  # cut to the image: 80 -> 40, -16 -> 0
     assert result.boxes[1].tolist() == pytest.approx([0, 0, 40, 48])
     assert result.image_size == (100, 40)
+    (result,) = found.detect(images, found(images), min_score=0.7)
+    assert result.labels.tolist() == [2]
     # Twice the scale: the network sees 256 × 256, and its boxes come back halved.
     twice = detector(labels=labels, scale=2.0)
     answering(twice, {0: (4, 0.6)}, monkeypatch)
-    (result,) = twice(images)
+    (result,) = twice.detect(images, twice(images))
     assert result.boxes[0].tolist() == pytest.approx([0, 0, 24, 24])
 
 
@@ -116,22 +119,19 @@ def test_input_is_normalised_as_the_detector_was_trained(channels):
     rgb = torch.randint(0, 256, (3, 32, 64)).float()
     order = rgb if channels == "RGB" else rgb.flip(0)
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
-    x, scale = found._input(((order - mean) / std)[None])
+    x = found._input(((order - mean) / std)[None])
     expected = (rgb.flip(0) - torch.tensor(BGR_MEAN).view(3, 1, 1)) / torch.tensor(BGR_STD).view(3, 1, 1)
     torch.testing.assert_close(x[0], expected, atol=1e-4, rtol=1e-4)
-    assert scale.tolist() == [1, 1, 1, 1]
 
 
-def test_samples(monkeypatch):
+def test_samples():
     # Two true boxes and a crowd. Detections: near the first, near it with another class, near the second but under
     # the threshold, in the crowd.
     target = make_targets([[0, 0, 20, 20], [40, 40, 80, 80], [90, 0, 120, 60]], [1, 2, 0], [False, False, True])
     boxes = torch.tensor([[0, 0, 20, 18], [0, 0, 20, 19], [40, 40, 80, 59], [90, 0, 120, 60]]).float()
     found = detector()
     answer = Instances((128, 160), boxes, torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.tensor([1, 0, 2, 0]))
-    monkeypatch.setattr(Detector, "forward", lambda self, images: [answer, answer[:0]])
-    images = ImageBatch(torch.zeros(2, 3, 128, 160), [(128, 160)] * 2)
-    positives, scores, false = found.sample(images, [target, make_targets()])
+    positives, scores, false = found.sample([answer, answer[:0]], [target, make_targets()])
     assert positives[0].boxes.tolist() == [boxes[0].tolist(), [0, 0, 20, 20], [40, 40, 80, 80]]
     assert positives[0].labels.tolist() == [1, 1, 2]
     assert positives[0].matched.tolist() == [0, 0, 1]
@@ -140,9 +140,9 @@ def test_samples(monkeypatch):
     assert (len(positives[1].boxes), len(scores[1]), len(false[1])) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("iterations", [0, 2])
-def test_model_trains_and_predicts_with_a_detector(iterations, monkeypatch):
-    config = tiny_config(iterations, {}, detector=DetectorConfig(labels=COARSE))
+@pytest.mark.parametrize(("iterations", "features"), [(0, True), (2, False)])
+def test_model_trains_and_predicts_with_a_detector(iterations, features, monkeypatch):
+    config = tiny_config(iterations, {}, detector=DetectorConfig(labels=COARSE, features=features))
     model = PanopticModel(config, 3, 5)
     assert not any(name.startswith(("rpn", "box_heads")) for name, _ in model.named_modules())
     index = torch.zeros(64, 96, dtype=torch.int32)
@@ -150,7 +150,7 @@ def test_model_trains_and_predicts_with_a_detector(iterations, monkeypatch):
     target = Targets.from_panoptic(index, torch.tensor([3, 1]), torch.zeros(2, dtype=torch.bool), 3)
     boxes = torch.tensor([[4, 4, 44, 36], [50, 20, 90, 60]]).float()
     answer = Instances((64, 96), boxes, torch.tensor([0.9, 0.8]), torch.tensor([1, 2]))
-    monkeypatch.setattr(Detector, "forward", lambda self, images: [answer] * len(images))
+    monkeypatch.setattr(Detector, "detect", lambda self, images, seen, min_score=0.0: [answer] * len(images))
     train_mode(model)
     before = {name: value.clone() for name, value in model.detector.state_dict().items()}
     losses = model.loss(model.image_batch([torch.zeros(3, 64, 96, dtype=torch.uint8)] * 2), [target] * 2)
@@ -175,15 +175,28 @@ def test_false_positives_reach_the_canvas_but_not_the_mask_loss(monkeypatch):
     target = Targets.from_panoptic(index, torch.tensor([3, 1]), torch.zeros(2, dtype=torch.bool), 3)
     boxes = torch.tensor([[4, 4, 44, 36], [50, 20, 90, 60], [50, 20, 90, 61]]).float()
     answer = Instances((64, 96), boxes, torch.tensor([0.9, 0.8, 0.01]), torch.tensor([1, 2, 2]))
-    monkeypatch.setattr(Detector, "forward", lambda self, images: [answer])
+    monkeypatch.setattr(Detector, "detect", lambda self, images, seen, min_score=0.0: [answer])
     images = model.image_batch([torch.zeros(3, 64, 96, dtype=torch.uint8)])
     pyramid = model.pyramid(images)
     features = model.semantic_head.features(pyramid[:4])
-    painted, truth = model._detected_samples(images, pyramid, features, [target])
+    painted, truth = model._detected_samples(images, model.see(images), pyramid, features, [target])
     assert painted.rois[:, 1:].tolist() == [boxes[0].tolist(), [4, 4, 44, 40], boxes[1].tolist()]
     assert painted.scores.tolist() == pytest.approx([0.9, 0, 0.8])  # under ibpp.score_threshold none is painted
     assert painted.labels.tolist() == [1, 1, 2]
     assert len(truth) == 2
+
+
+def test_maps_of_the_detector_join_the_pyramid():
+    config = tiny_config(0, {}, detector=DetectorConfig(labels=COARSE, features=True, scale=1.5))
+    model = PanopticModel(config, 3, 5).eval()
+    images = model.image_batch([torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)])
+    seen = model.see(images)
+    assert [tuple(m.shape[1:]) for m in seen.maps] == [(64, 24, 32), (128, 12, 16), (128, 6, 8), (128, 3, 4)]
+    alone = model.backbone(images.tensor)
+    joined = [torch.cat([a, b], 1) for a, b in zip(alone, model.detector.maps(seen, alone), strict=True)]
+    assert [tuple(m.shape[2:]) for m in joined] == [tuple(m.shape[2:]) for m in alone]
+    for ours, expected in zip(model.pyramid(images), model.fpn(joined), strict=True):
+        torch.testing.assert_close(ours, expected)
 
 
 def test_complaints():
