@@ -17,6 +17,7 @@ from refine.fusion.config import FusionConfig, Method, check_known
 from refine.fusion.merge import merge
 from refine.fusion.rules import OcclusionFn, check_shape, decide
 from refine.fusion.segments import assemble
+from refine.fusion.unknown import erase_dilated
 from refine.ops.cells import Cells, cells_of
 from refine.ops.masks import MaskRuns, dense_runs, overlapping, paste_runs
 from refine.structures import Categories, Instances, PanopticResult
@@ -33,6 +34,7 @@ def fuse(
     categories: Categories,
     method: Method = "heuristic",
     sem_confidence: ArrayLike | None = None,
+    sem_probabilities: ArrayLike | Callable[[], Tensor] | None = None,
     occlusion: ArrayLike | OcclusionFn | None = None,
     ranking: ArrayLike | RankingFn | None = None,
     config: FusionConfig | None = None,
@@ -60,6 +62,8 @@ def fuse(
         method: the rule.
         sem_confidence: Tensor or array [H, W] of floats, 0-1, confidence of the class in `sem_seg`: needed for
             Unknown Erasing, and gives stuff segments their score.
+        sem_probabilities: Tensor or array [C, H, W] of floats, 0-1, of each of the C categories, or a function that
+            computes it: needed for Unknown Erasing with `ue_region` "dilated".
         occlusion: for the learned pairwise rules: O of the given instances, Tensor or array [N, N] in 0-1, of
             which only overlapping pairs are read, or a function that computes it (see `OcclusionFn`).
         ranking: for "srm": Tensor or array [N], score of the given instances, or a function that computes it.
@@ -83,10 +87,29 @@ def fuse(
         occlusion = _of_chosen("occlusion", occlusion, (count, count), chosen, copies)
     if ranking is not None and not callable(ranking):
         ranking = _of_chosen("ranking", ranking, (count,), chosen, copies)
+    if config.unknown_erasing and config.ue_region == "dilated" and sem_seg is not None:
+        sem_seg = _erase_dilated(sem_seg, sem_probabilities, categories, config)
+        config = replace(config, unknown_erasing=False)
     cells = cells_of(runs)
     order, front = arrange(method, instances, cells, occlusion, ranking, config)
     owner = merge(_to_cpu(cells), runs.areas().cpu(), order, front, config)
     return assemble(instances, chosen, cells, owner, sem_seg, sem_confidence, categories, config)
+
+
+def _erase_dilated(
+    sem_seg: Tensor,
+    probabilities: ArrayLike | Callable[[], Tensor] | None,
+    categories: Categories,
+    config: FusionConfig,
+) -> Tensor:
+    if probabilities is None:
+        raise RefineError(
+            "sem_probabilities is missing: fusion.ue_region 'dilated' needs them; give them, or use 'core'"
+        )
+    given = probabilities() if callable(probabilities) else as_tensor("sem_probabilities", probabilities)
+    given = check_shape("sem_probabilities", given.detach(), (len(categories), *sem_seg.shape))
+    radius = config.radius_at((sem_seg.shape[0], sem_seg.shape[1]))
+    return erase_dilated(sem_seg, given, radius, config.ue_threshold, categories.num_things)
 
 
 def prepare(instances: Instances, score_threshold: float) -> tuple[Instances, MaskRuns, Tensor, list[list[int]]]:

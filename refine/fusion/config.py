@@ -12,6 +12,9 @@ from refine.errors import RefineError
 Method = Literal["heuristic", "shr", "srm", "ocfusion", "strong", "soe"]
 """Rules that decide which of two overlapping instances lies in front (see `refine.fusion.fuse`)."""
 
+UERegion = Literal["core", "dilated"]
+"""Where the score of a region of Unknown Erasing is taken (see `FusionConfig`)."""
+
 Resolve = Literal["steal", "wins"]
 """How pairwise decisions become one panoptic map (see `refine.fusion.merge`)."""
 
@@ -58,6 +61,9 @@ class FusionConfig:
         ue_threshold: mean confidence below which a region is erased [BCC].
         ue_radius: dilation that joins the parts of a region, in pixels, for an image with a short side of
             800 [BCC]; scaled with the short side [C].
+        ue_region: a region's score is the mean over its own pixels, of the confidence ("core") [BCC], or over all
+            of the dilated region, of the probability of its class there ("dilated") [P, read literally]; the latter
+            needs `sem_probabilities`.
 
     Raises:
         RefineError: a value out of its range.
@@ -73,6 +79,7 @@ class FusionConfig:
     unknown_erasing: bool = False
     ue_threshold: float = bounded(0.5, least=0, most=1)
     ue_radius: int = bounded(50, least=0)
+    ue_region: UERegion = "core"
 
     def __post_init__(self) -> None:
         check_bounds(self, "fusion")
@@ -81,6 +88,9 @@ class FusionConfig:
                 raise RefineError(f"fusion.{name} is {getattr(self, name)!r}; give true or false")
         if self.resolve not in get_args(Resolve):
             raise RefineError(f"fusion.resolve is {self.resolve!r}; give one of {', '.join(get_args(Resolve))}")
+        if self.ue_region not in get_args(UERegion):
+            known = ", ".join(get_args(UERegion))
+            raise RefineError(f"fusion.ue_region is {self.ue_region!r}; give one of {known}")
 
     def changed(self, changes: Mapping[str, Any]) -> FusionConfig:
         """Copy with some fields changed, by name; raises RefineError for an unknown field or a wrong value."""

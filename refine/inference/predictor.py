@@ -20,7 +20,7 @@ from refine.formats.image_like import ImageLike, to_tensor
 from refine.fusion import FusionConfig, Method, fuse
 from refine.fusion.config import HEADS, Head, check_known, methods_with
 from refine.modeling.model import NetworkOutput, PanopticModel
-from refine.ops.semantic import semantic_map
+from refine.ops.semantic import semantic_map, semantic_probabilities
 from refine.runtime import find_device
 from refine.structures import Categories, Instances, PanopticResult, Prediction
 from refine.structures.images import padded_size
@@ -116,6 +116,7 @@ class Predictor:
             categories=self.categories,
             method=method or self.method,
             sem_confidence=raw.sem_confidence,
+            sem_probabilities=raw.sem_probabilities,
             config=fusion or self.fusion,
             **self.fusion_heads(),
         )
@@ -218,7 +219,14 @@ def rescale(prediction: NetworkOutput, size: tuple[int, int], semantic_classes: 
     (height, width), instances = prediction.image_size, prediction.instances
     scale = instances.boxes.new_tensor([size[1] / width, size[0] / height] * 2)
     instances = replace(instances, image_size=size, boxes=instances.boxes * scale)
-    return Prediction(instances, semantic_classes[channels.long()], confidence)
+
+    def probabilities() -> Tensor:
+        of_channels = semantic_probabilities(prediction.sem_logits, prediction.image_size, size)
+        known = semantic_classes >= 0
+        of_classes = of_channels.new_zeros(int(semantic_classes.max()) + 1, *size)
+        return of_classes.index_copy(0, semantic_classes[known], of_channels[known])
+
+    return Prediction(instances, semantic_classes[channels.long()], confidence, probabilities)
 
 
 def limit_detections(model: PanopticModel, most: int) -> None:

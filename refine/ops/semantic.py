@@ -54,6 +54,16 @@ def semantic_map(
     return labels, confidence
 
 
+def semantic_probabilities(
+    logits: Tensor, image_size: tuple[int, int], output_size: tuple[int, int], stride: int = 4
+) -> Tensor:
+    """Softmax of every class at full size: the arguments of `semantic_map` -> Tensor[L, *output_size] float32."""
+    logits = logits.detach().float()
+    vertical = _weights(logits, 1, image_size[0], output_size[0], stride)
+    horizontal = _weights(logits, 2, image_size[1], output_size[1], stride)
+    return (vertical.T @ logits @ horizontal).softmax(0)
+
+
 def _weights(logits: Tensor, axis: int, image: int, output: int, stride: int) -> Tensor:
     """Both interpolations along one axis as one matrix: Tensor[logits.shape[axis], output]."""
     samples = torch.eye(logits.shape[axis], device=logits.device)[None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -17,8 +18,11 @@ class Prediction:
         instances: detections with `roi_masks`, boxes in pixels of the image.
         sem_seg: Tensor[H, W] int64, contiguous classes.
         sem_confidence: Tensor[H, W] float32, 0-1, softmax of the winning class.
+        sem_probabilities: computes Tensor[C, H, W] float32, 0-1, of each class; 0 for those that the network does
+            not predict. None where the logits are gone.
     """
 
     instances: Instances
     sem_seg: Tensor
     sem_confidence: Tensor
+    sem_probabilities: Callable[[], Tensor] | None = None

@@ -8,8 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refine.fusion.unknown import erase_unknown
-from refine.structures import VOID
+from refine.errors import RefineError
+from refine.fusion import FusionConfig, fuse
+from refine.fusion.unknown import erase_dilated, erase_unknown
+from refine.structures import VOID, Categories, Category, Instances
 
 
 def brute_force(labels: np.ndarray, confidence: np.ndarray, radius: int, threshold: float) -> np.ndarray:
@@ -39,6 +41,45 @@ def test_equals_brute_force_on_noise(radius: int) -> None:
         confidence = rng.random(labels.shape, dtype=np.float32)
         got = erase_unknown(torch.from_numpy(labels), torch.from_numpy(confidence), radius, 0.5)
         np.testing.assert_array_equal(got.numpy(), brute_force(labels, confidence, radius, 0.5))
+
+
+@pytest.mark.parametrize("radius", [0, 1, 4])
+def test_the_literal_reading_equals_brute_force(radius: int) -> None:
+    rng = np.random.default_rng(radius)
+    for n in range(30):
+        height, width = rng.integers(1, 40, 2)
+        labels = np.kron(rng.integers(-1, 3, (height, width)), np.ones((1 + n % 3, 1 + n % 2), int))
+        probabilities = rng.random((3, *labels.shape), dtype=np.float32)
+        expected = labels.copy()
+        for label in range(1, 3):  # class 0 is a thing, and stays
+            mask = labels == label
+            dilated = cv2.dilate(mask.astype(np.uint8), np.ones((2 * radius + 1, 2 * radius + 1), np.uint8))
+            groups = cc3d.connected_components(dilated, connectivity=4)
+            for group in range(1, groups.max() + 1):
+                if probabilities[label][groups == group].mean(dtype=np.float64) < 0.5:
+                    expected[mask & (groups == group)] = VOID
+        got = erase_dilated(torch.from_numpy(labels), torch.from_numpy(probabilities), radius, 0.5, 1)
+        np.testing.assert_array_equal(got.numpy(), expected)
+
+
+def test_a_confident_crumb_is_erased_by_the_literal_reading_alone() -> None:
+    """Far from any other uncertain region its own pixels are sure; what surrounds it is not of its class."""
+    categories = Categories([Category(k, f"class{k}", k == 1, (0, 0, 0)) for k in (1, 2, 3)])
+    sem_seg = torch.full((80, 80), 1)
+    sem_seg[40:44, 40:44] = 2
+    probabilities = torch.nn.functional.one_hot(sem_seg, 3).movedim(-1, 0) * 0.9 + 0.05
+    none = Instances((80, 80), torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    given = {"categories": categories, "sem_confidence": torch.full((80, 80), 0.95)}
+    kept = {}
+    for region in ("core", "dilated"):
+        config = FusionConfig(stuff_area=0, unknown_erasing=True, ue_radius=50, ue_region=region)
+        result = fuse(none, sem_seg, config=config, sem_probabilities=probabilities, **given)
+        kept[region] = sorted(segment.category_id for segment in result.segments)
+    assert kept == {"core": [2, 3], "dilated": [2]}
+    with pytest.raises(RefineError, match="sem_probabilities is missing"):
+        fuse(none, sem_seg, config=config, **given)
+    with pytest.raises(RefineError, match="ue_region is 'all'; give one of core, dilated"):
+        FusionConfig(ue_region="all")
 
 
 @given(st.data())

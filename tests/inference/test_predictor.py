@@ -172,6 +172,16 @@ def test_some_thresholds_or_all() -> None:
         Predictor(saved, fusion={"threshold": 0.3})
 
 
+def test_probabilities_are_those_of_the_semantic_map() -> None:
+    predictor = Predictor(saved_model(), device="cpu", fusion={"unknown_erasing": True, "ue_region": "dilated"})
+    image = to_tensor(picture(50, 70))
+    (raw,) = predictor.predict_raw([image])
+    best, classes = raw.sem_probabilities().max(0)
+    torch.testing.assert_close(best, raw.sem_confidence, atol=1e-4, rtol=0)
+    assert ((classes == raw.sem_seg) | (raw.sem_confidence < 0.51)).all()
+    assert predictor.fuse(raw).segment_ids.shape == (50, 70)
+
+
 def test_the_ranking_sees_the_frame_of_its_training() -> None:
     """SRM's scores of an image are those in the network's own frame, whatever the size of the image."""
     predictor = Predictor(saved_model(ranking=True), method="srm")

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from refine.ops.semantic import semantic_map
+from refine.ops.semantic import semantic_map, semantic_probabilities
 
 
 def plainly(logits: Tensor, image_size: tuple[int, int], output_size: tuple[int, int], stride: int = 4) -> Tensor:
@@ -29,6 +29,8 @@ def check(logits: Tensor, image_size: tuple[int, int], output_size: tuple[int, i
     chosen = expected.gather(0, labels[None])[0]
     assert bool((chosen >= best * (1 - 1e-4)).all())
     torch.testing.assert_close(confidence.double(), best, atol=3e-5, rtol=0)
+    probabilities = semantic_probabilities(logits, image_size, output_size, stride)
+    torch.testing.assert_close(probabilities.double(), expected, atol=3e-5, rtol=0)
 
 
 @settings(max_examples=25, deadline=None)
