@@ -15,11 +15,12 @@ from refine.errors import RefineError
 from refine.fusion.checks import check, convert
 from refine.fusion.config import FusionConfig, Method, check_known
 from refine.fusion.merge import merge
-from refine.fusion.rules import OcclusionFn, check_shape, decide
+from refine.fusion.rules import OcclusionFn, check_shape, decide, evaluate_occlusion
 from refine.fusion.segments import assemble
 from refine.fusion.unknown import erase_dilated
 from refine.ops.cells import Cells, cells_of
 from refine.ops.masks import MaskRuns, dense_runs, overlapping, paste_runs
+from refine.ops.penalty import soft_occlusion
 from refine.structures import Categories, Instances, PanopticResult
 from refine.structures.arrays import ArrayLike, as_tensor
 
@@ -91,7 +92,14 @@ def fuse(
         sem_seg = _erase_dilated(sem_seg, sem_probabilities, categories, config)
         config = replace(config, unknown_erasing=False)
     cells = cells_of(runs)
+    dropped: set[int] = set()
+    if method == "soe" and config.soft_scores and occlusion is not None and len(instances):
+        pairs = overlapping(cells.intersections(), config.pair_overlap)
+        occlusion = evaluate_occlusion(occlusion, instances, pairs)
+        claims = soft_occlusion(instances.scores, occlusion, config.sigma).masked_fill(~pairs, torch.inf)
+        dropped = set(torch.nonzero(claims.amin(1) < config.score_threshold)[:, 0].tolist())
     order, front = arrange(method, instances, cells, occlusion, ranking, config)
+    order = [n for n in order if n not in dropped]
     owner = merge(_to_cpu(cells), runs.areas().cpu(), order, front, config)
     return assemble(instances, chosen, cells, owner, sem_seg, sem_confidence, categories, config)
 

@@ -57,6 +57,8 @@ class FusionConfig:
         recheck: drop, and merge again, where later instances took too much of an earlier one [C]; without,
             fragments of instances stay, as in OCFusion and BCC.
         sigma: σ of equation 7 [P].
+        soft_scores: "soe" drops instances whose smallest Õ over the pairs that it decides is under
+            `score_threshold`: one reading of "modulate their class scores" [P].
         unknown_erasing: erase uncertain regions of the semantic map; needs its confidence [P].
         ue_threshold: mean confidence below which a region is erased [BCC].
         ue_radius: dilation that joins the parts of a region, in pixels, for an image with a short side of
@@ -76,6 +78,7 @@ class FusionConfig:
     resolve: Resolve = "steal"
     recheck: bool = True
     sigma: float = bounded(2.5, above=0)
+    soft_scores: bool = False
     unknown_erasing: bool = False
     ue_threshold: float = bounded(0.5, least=0, most=1)
     ue_radius: int = bounded(50, least=0)
@@ -83,7 +86,7 @@ class FusionConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self, "fusion")
-        for name in ("recheck", "unknown_erasing"):
+        for name in ("recheck", "soft_scores", "unknown_erasing"):
             if not isinstance(getattr(self, name), bool):
                 raise RefineError(f"fusion.{name} is {getattr(self, name)!r}; give true or false")
         if self.resolve not in get_args(Resolve):

@@ -175,6 +175,17 @@ def test_a_kite_before_a_larger_surer_kite(method):
     np.testing.assert_array_equal(shown(fuse(instances, NO_STUFF, method="shr", **arguments)), expected)
 
 
+def test_soft_scores_drop_what_is_surely_behind():
+    """Of the second one, .8 · exp(−(.05 − 1)² / 2.5) = .558 is left, though two thirds of it are seen."""
+    instances = of_masks(drawn("####.. ####.. ####.. ####..", "...### ...### ...### ...###"), [0.9, 0.8])
+    occlusion = torch.tensor([[0.5, 0.95], [0.05, 0.5]])
+    for soft, threshold, seen in ((True, 0.55, {0, 1}), (True, 0.56, {0, -1}), (False, 0.56, {0, 1})):
+        config = replace(SMALL, soft_scores=soft, score_threshold=threshold)
+        arguments = {"categories": CATEGORIES, "occlusion": occlusion, "config": config}
+        assert set(shown(fuse(instances, NO_STUFF, method="soe", **arguments)).flat) == seen
+        assert set(shown(fuse(instances, NO_STUFF, method="strong", **arguments)).flat) == {0, 1}
+
+
 def test_pairs_that_hardly_overlap_keep_score_order():
     masks = drawn("####.. ####.. ####.. ......", "...... ...... ...### ...###")
     # They share 1 of 12 and 1 of 6 pixels: .083 and .167.
