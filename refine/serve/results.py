@@ -86,7 +86,8 @@ def archive_file(upload: Upload, result: PanopticResult) -> dict[str, str]:
     stem, content = Path(upload.name).stem, io.BytesIO()
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         out = Path(folder)
-        with PredictionWriter(out, result.categories) as writer:
+        info = {"description": f"Panoptic result of refine, model {upload.model}", "model": upload.model}
+        with PredictionWriter(out, result.categories, info) as writer:
             writer.add(1, upload.name, result)
         write_picture(out / "overlays" / f"{stem}.jpg", overlay(upload.image, result))
         for path in sorted(out.rglob("*.*")):

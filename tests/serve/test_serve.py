@@ -117,7 +117,11 @@ def test_files_are_those_of_refine_predict(models, upload, pictures, tmp_path):
     )
     files = {p.relative_to(tmp_path / "predict") for p in (tmp_path / "predict").rglob("*.*")}
     assert files == {Path("panoptic.json"), Path("panoptic/left.png"), Path("overlays/left.jpg")}
-    for file in files:
+    page, predict = ((tmp_path / name / "panoptic.json").read_text() for name in ("page", "predict"))
+    page, predict = json.loads(page), json.loads(predict)
+    assert page.pop("info")["model"] == predict.pop("info")["model"] == "nuclei"
+    assert page == predict
+    for file in files - {Path("panoptic.json")}:
         assert (tmp_path / "page" / file).read_bytes() == (tmp_path / "predict" / file).read_bytes()
     assert overlay_file(upload, result)["name"] == "left_overlay.jpg"
     assert pixels(overlay_file(upload, result)["data"]).shape == (480, 640, 3)
