@@ -48,7 +48,7 @@ def _imported_parts(node: ast.AST, path: Path) -> set[str]:
             assert child.level == 0, f"{path}: relative import"
             names = [child.module] if child.module != "refine" else [f"refine.{a.name}" for a in child.names]
         parts |= {name.split(".")[1] for name in names if name.startswith("refine.")}
-    return parts
+    return parts - {"__version__"}
 
 
 def _is_for_types(node: ast.AST) -> bool:

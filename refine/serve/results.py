@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from refine.drawing.overlay import overlay, segment_colors, write_picture
+from refine import __version__
+from refine.drawing.overlay import encode_image, overlay, segment_colors
 from refine.formats.writer import PredictionWriter
 from refine.serve.models import Upload
 from refine.structures import PanopticResult
@@ -88,8 +89,8 @@ def archive_file(upload: Upload, result: PanopticResult) -> dict[str, str]:
         out = Path(folder)
         info = {"description": f"Panoptic result of refine, model {upload.model}", "model": upload.model}
         with PredictionWriter(out, result.categories, info) as writer:
-            writer.add(1, upload.name, result)
-        write_picture(out / "overlays" / f"{stem}.jpg", overlay(upload.image, result))
+            comment = f"refine {__version__}, model {upload.model}"
+            writer.add(1, upload.name, result, encode_image(overlay(upload.image, result), "JPEG", comment))
         for path in sorted(out.rglob("*.*")):
             archive.write(path, path.relative_to(out))
     return {"name": f"{stem}_panoptic.zip", "data": _url(content.getvalue(), "application/zip")}
