@@ -7,7 +7,7 @@ Boxes, scores and features stay as they are; a single input of the refining head
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,41 +220,34 @@ def altered(model: PanopticModel, route: str, change: Change, truth: Truth) -> I
     """
 
     def mask_input(_: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        projected, labels, p_sem = arguments
-        return projected, labels, _changed(p_sem, change, truth.p_sem, lambda x: x.roll(1, 0))
+        projected, labels, p_sem, *before = arguments
+        if change == "empty" and len(p_sem):
+            p_sem = p_sem.mean((0, 2, 3), keepdim=True).expand_as(p_sem)
+        elif change == "shuffled":
+            p_sem = p_sem.roll(1, 0)
+        return projected, labels, truth.p_sem if change == "oracle" else p_sem, *before
 
     def canvas_input(_: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         canvas, projected, present = arguments
         if change == "oracle":
             return truth.canvas, projected, None
-        moved = lambda x: x.roll((x.shape[-2] // 2, x.shape[-1] // 2), (-2, -1))  # noqa: E731
-        return _changed(canvas, change, canvas, moved, empty=0.0), projected, present
+        half = (canvas.shape[-2] // 2, canvas.shape[-1] // 2)
+        return torch.zeros_like(canvas) if change == "empty" else canvas.roll(half, (-2, -1)), projected, present
 
     config, routes = model.ibpp.config, model.ibpp.config.routes
-    heads, hook = (
-        (model.ibpp.mask_heads, mask_input) if route == "p_sem" else (model.ibpp.semantic_heads, canvas_input)
-    )
-    handles = [] if route == "f_sem" else [head.register_forward_pre_hook(hook) for head in heads]
+    handles = []
     if route == "f_sem":
         config.routes = [r for r in routes if r != "f_sem"]
+    elif route == "p_sem":
+        handles = [head.register_forward_pre_hook(mask_input) for head in model.ibpp.mask_heads]
+    else:
+        handles = [head.register_forward_pre_hook(canvas_input) for head in model.ibpp.semantic_heads]
     try:
         yield
     finally:
         config.routes = routes
         for handle in handles:
             handle.remove()
-
-
-def _changed(
-    x: Tensor, change: Change, truth: Tensor, shuffle: Callable[[Tensor], Tensor], empty: float | None = None
-) -> Tensor:
-    if change == "oracle":
-        return truth
-    if change == "shuffled":
-        return shuffle(x)
-    if empty is not None:
-        return torch.full_like(x, empty)
-    return x.mean((0, 2, 3), keepdim=True).expand_as(x) if len(x) else x
 
 
 def gradient_flow(model: PanopticModel, batch: ImageBatch, targets: Sequence[Targets]) -> dict[str, float]:
@@ -267,13 +260,14 @@ def gradient_flow(model: PanopticModel, batch: ImageBatch, targets: Sequence[Tar
     semantics: list[Tensor] = []
     masks: list[Tensor] = []
 
-    def keep(into: list[Tensor]) -> Callable[..., None]:
-        return lambda module, arguments, output: into.append(output) if output.requires_grad else None
+    def keep(module: Any, arguments: Any, output: Any) -> None:
+        of_masks = isinstance(output, tuple)  # a mask head's logits and features
+        tensor = output[0] if of_masks else output
+        if tensor.requires_grad:
+            (masks if of_masks else semantics).append(tensor)
 
-    refining = [head.get_submodule("predictor") for head in model.ibpp.semantic_heads]
-    of_semantics = [model.semantic_head, *refining]
-    handles = [part.register_forward_hook(keep(semantics)) for part in of_semantics]
-    handles += [head.register_forward_hook(keep(masks)) for head in model.ibpp.mask_heads]
+    parts = [model.semantic_head, *(head.get_submodule("predictor") for head in model.ibpp.semantic_heads)]
+    handles = [part.register_forward_hook(keep) for part in [*parts, *model.ibpp.mask_heads]]
     try:
         losses = model.loss(batch, targets)
     finally:

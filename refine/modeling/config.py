@@ -185,14 +185,17 @@ class IBPPConfig:
         iterations: T; 0 is Panoptic-FPN.
         exchange: how the refining heads take their inputs. "paper" sums f_ins + f_sem, and feeds p_sem as logits
             and the canvas as probabilities [P; BCC]. "balanced" gives f_sem and p_sem convolutions of their own
-            that start at zero, so that H̃_ins starts as the H_ins of T = 0, and feeds p_sem and the canvas as
-            probabilities × √C, the scale of a vector of C features [C].
+            that start at zero, so that H̃_ins starts as the H_ins of T = 0, feeds p_sem and the canvas as
+            probabilities × √C, the scale of a vector of C features, and adds the canvas's part of H̃_sem after the
+            norm of F_sem's [C].
         routes: which inputs the refining heads have besides f_ins and F_sem: f_sem and p_sem in H̃_ins, the canvas
             in H̃_sem; all of them in the paper.
         shared: one pair of heads for all iterations instead of one pair each.
         sem_convs, sem_channels: 3×3 convolutions of the refining semantic head and their width [C].
         flatten: how instances that overlap on the canvas combine: "max" [IMP] or "sum" (clipped at 1).
         detach: cut the gradient through p_sem and the canvas (an ablation; the paper keeps it).
+        mask_flow: H̃_ins^t, t > 1, also takes the last features of H̃_ins^(t-1), by a 1×1 convolution [HTC, BCC];
+            not in a cascade, whose boxes do not stay.
         residual: P_sem^(t) is P_sem^(t-1) plus what H̃_sem says, which is nothing at first, so that a network that
             goes on from T = 0 begins where that was. The paper's H̃_sem says P_sem^(t) anew [C].
         score_threshold: detections below are not painted on the canvas at test.
@@ -206,6 +209,7 @@ class IBPPConfig:
     sem_channels: int = bounded(128, least=1, most=16384)
     flatten: Literal["max", "sum"] = "max"
     detach: bool = False
+    mask_flow: bool = False
     residual: bool = False
     score_threshold: float = bounded(0.05, least=0, most=1)
 

@@ -36,6 +36,7 @@ class Boxes:
         scores: Tensor[N], 0-1, weight on the canvas; no gradient.
         features: Tensor[N, C, S, S], f_ins + f_sem (for T = 0: f_ins alone).
         f_sem: Tensor[N, C, S, S] where it is not part of `features`, else None.
+        before: Tensor[N, width, S, S], features of the mask head that saw these boxes last, with `ibpp.mask_flow`.
     """
 
     rois: Tensor
@@ -43,6 +44,7 @@ class Boxes:
     scores: Tensor
     features: Tensor
     f_sem: Tensor | None = None
+    before: Tensor | None = None
 
     @property
     def appearance(self) -> Tensor:
@@ -76,8 +78,16 @@ class IBPP(nn.Module):
         num_semantic = num_outputs if "p_sem" in routes else 0
         num_f_sem = channels if self.balanced and "f_sem" in routes else 0
         self.mask_heads = nn.ModuleList(
-            MaskHead(config.mask_head, channels, num_things, num_semantic, self.balanced, num_f_sem)
-            for _ in range(heads)
+            MaskHead(
+                config.mask_head,
+                channels,
+                num_things,
+                num_semantic,
+                self.balanced,
+                num_f_sem,
+                flow=self.config.mask_flow and (t > 0 or self.config.shared) and self.config.iterations > 1,
+            )
+            for t in range(heads)
         )
         self.semantic_heads = nn.ModuleList(
             RefiningSemanticHead(self.config, config.semantic_head.norm, num_things, channels, num_outputs)
@@ -143,7 +153,10 @@ class IBPP(nn.Module):
                 p_sem = predictor(p_sem)  # N×L×S×S
             if self.balanced:
                 p_sem = self.gain * p_sem.softmax(1)
-        return head(projected, boxes.labels, p_sem)
+        logits, features = head(projected, boxes.labels, p_sem, boxes.before)
+        if self.config.mask_flow:
+            boxes.before = features
+        return logits
 
     def semantic_step(
         self, t: int, boxes: Boxes, masks: Tensor, projected: Tensor, present: Tensor | None = None

@@ -31,6 +31,7 @@ class MaskHead(nn.Module):
         balanced: f_sem has a convolution of its own, if `num_f_sem` > 0, and this one and that over p_sem start at
             zero.
         num_f_sem: C where f_sem is not part of the features; 0 for none.
+        flow: it also takes the features of another head like itself.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class MaskHead(nn.Module):
         num_semantic: int = 0,
         balanced: bool = False,
         num_f_sem: int = 0,
+        flow: bool = False,
     ) -> None:
         super().__init__()
         width = config.channels
@@ -53,8 +55,9 @@ class MaskHead(nn.Module):
         self.from_f_sem: nn.Conv2d | None = None
         if num_f_sem:
             self.from_f_sem = nn.Conv2d(num_f_sem, width, 3, padding=1, bias=False)
+        self.from_before = nn.Conv2d(width, width, 1, bias=False) if flow else None
         if balanced:
-            for part in (self.from_semantic, self.from_f_sem):
+            for part in (self.from_semantic, self.from_f_sem, self.from_before):
                 if part is not None:
                     nn.init.zeros_(part.weight)
         self.norm = make_norm(config.norm, width, of_boxes=True)
@@ -73,27 +76,33 @@ class MaskHead(nn.Module):
         x = self.from_features(features)
         return x if f_sem is None or self.from_f_sem is None else x + self.from_f_sem(f_sem)
 
-    def forward(self, projected: Tensor, labels: Tensor, p_sem: Tensor | None = None) -> Tensor:
+    def forward(
+        self, projected: Tensor, labels: Tensor, p_sem: Tensor | None = None, before: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Mask logits of each box for its own class.
 
         Args:
             projected: what `project` gives, Tensor[N, width, S, S].
             labels: Tensor[N] int64, 0..K-1.
-            p_sem: Tensor[N, L, S, S], semantic logits inside the box, if the head takes them.
+            p_sem: Tensor[N, L, S, S], semantic predictions inside the box, if the head takes them.
+            before: Tensor[N, width, S, S], features of the head of the iteration before, if there is one.
 
         Returns:
-            Tensor[N, M, M].
+            Mask logits Tensor[N, M, M], and the features Tensor[N, width, S, S] that they are made of.
         """
         x = projected
+        if self.from_before is not None and before is not None:
+            x = x + self.from_before(before)
         if self.from_semantic is not None:
             assert p_sem is not None
             x = x + self.from_semantic(p_sem)
-        x = F.relu(self.deconv(self.convs(F.relu(self.norm(x)))), inplace=True)  # N×width×S×S -> N×width×M×M
+        features = self.convs(F.relu(self.norm(x)))
+        x = F.relu(self.deconv(features), inplace=True)  # N×width×S×S -> N×width×M×M
         # The 1×1 convolution for one class per box: a vector-matrix product each.
         weight = self.predictor.weight[labels, :, 0, 0].to(x.dtype)  # N×width
         bias = self.predictor.bias[labels].to(x.dtype)  # type: ignore[index]
         logits = torch.bmm(weight[:, None], x.flatten(2))[:, 0] + bias[:, None]  # N×M²
-        return logits.unflatten(1, x.shape[2:])
+        return logits.unflatten(1, x.shape[2:]), features
 
 
 def mask_targets(masks: Sequence[Tensor], boxes: Sequence[Tensor], matched: Sequence[Tensor], size: int) -> Tensor:

@@ -88,6 +88,8 @@ class PanopticModel(nn.Module):
                 )
             if merged:
                 raise RefineError("semantic_head.classes is 'stuff': IBPP (T > 0) needs 'all' classes; set it")
+            if config.ibpp.mask_flow and len(config.box_head.ious) > 1:
+                raise RefineError("ibpp.mask_flow needs boxes that stay, which a cascade moves; set it to false")
         self.config = config
         self.num_things = num_things
         self.num_classes = num_classes

@@ -88,6 +88,7 @@ class RefiningSemanticHead(nn.Module):
     def __init__(self, config: IBPPConfig, norm, num_things: int, in_channels: int, num_outputs: int) -> None:
         super().__init__()
         width = config.sem_channels
+        self.balanced = config.exchange == "balanced"  # what the canvas says joins F_sem after the norm
         self.from_canvas: nn.Conv2d | None = None
         if "canvas" in config.routes:
             self.from_canvas = nn.Conv2d(num_things, width, 3, padding=1, bias=False)
@@ -112,12 +113,13 @@ class RefiningSemanticHead(nn.Module):
         Returns:
             Tensor[B, width, h, w].
         """
-        x = projected
+        painted: Tensor | float = 0.0
         if self.from_canvas is not None and canvas is not None:
             weight = self.from_canvas.weight if present is None else self.from_canvas.weight[:, present]
             if weight.shape[1]:
-                x = x + F.conv2d(canvas, weight, padding=1)
-        return self.convs(F.relu(self.norm(x)))
+                painted = F.conv2d(canvas, weight, padding=1)
+        x = self.norm(projected) + painted if self.balanced else self.norm(projected + painted)
+        return self.convs(F.relu(x))
 
 
 def semantic_loss(logits: Tensor, sem_seg: Tensor, full_size: bool, first_stuff: int | None = None) -> Tensor:

@@ -77,7 +77,19 @@ def test_mask_head_is_one_convolution_and_takes_the_class_channel():
     weight = torch.cat([head.from_features.weight, head.from_semantic.weight], 1)
     x = F.relu(head.norm(F.conv2d(torch.cat([f, p], 1), weight, padding=1)))
     expected = head.predictor(F.relu(head.deconv(head.convs(x))))[torch.arange(4), labels]
-    torch.testing.assert_close(head(head.from_features(f), labels, p), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(head(head.from_features(f), labels, p)[0], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_balanced_canvas_joins_what_is_normalised():
+    head = RefiningSemanticHead(IBPPConfig(sem_channels=8, exchange="balanced"), "gn", THINGS, CHANNELS, CLASSES)
+    canvas, features = torch.randn(2, THINGS, 9, 7), torch.randn(2, CHANNELS, 9, 7)
+    x = head.norm(head.from_features(features)) + head.from_canvas(canvas)
+    expected = head.convs(F.relu(x))
+    torch.testing.assert_close(head(canvas, head.from_features(features)), expected)
+    present = torch.tensor([0, 2])
+    canvas[:, 1] = 0
+    expected = head(canvas, head.from_features(features))
+    torch.testing.assert_close(head(canvas[:, present], head.from_features(features), present), expected)
 
 
 @pytest.mark.parametrize("residual", [False, True])
@@ -91,7 +103,7 @@ def test_predict_follows_the_equations(shared, residual):
         mask_head = module.mask_heads[0 if shared else t]
         sem_head = module.semantic_heads[0 if shared else t]
         aligned = roi_align(p_sem, boxes.rois, 4, 0.25, 2, aligned=True)  # eq. 3
-        masks.append(torch.sigmoid(mask_head(mask_head.from_features(boxes.features), boxes.labels, aligned)))
+        masks.append(torch.sigmoid(mask_head(mask_head.from_features(boxes.features), boxes.labels, aligned)[0]))
         painted = boxes.scores * (boxes.scores >= 0.05)
         canvas = roi_flatten(masks[-1], boxes.rois, boxes.labels, painted, (2, THINGS, 16, 16))  # eq. 5
         said = sem_head.predictor(sem_head(canvas, sem_head.from_features(features)))  # eq. 6
@@ -143,7 +155,7 @@ def test_balanced_inputs_by_the_equations(shared):
         sem_head = module.semantic_heads[0 if shared else t]
         x = mask_head.from_features(f_ins.features) + mask_head.from_f_sem(f_sem)
         aligned = roi_align(p_sem, boxes.rois, 4, 0.25, 2, aligned=True)
-        masks.append(torch.sigmoid(mask_head(x, boxes.labels, gain * aligned.softmax(1))))
+        masks.append(torch.sigmoid(mask_head(x, boxes.labels, gain * aligned.softmax(1))[0]))
         painted = boxes.scores * (boxes.scores >= 0.05)
         canvas = gain * roi_flatten(masks[-1], boxes.rois, boxes.labels, painted, (2, THINGS, 16, 16))
         p_sem = sem_head.predictor(sem_head(canvas, sem_head.from_features(features)))
@@ -173,6 +185,27 @@ def test_balanced_residuals_start_where_no_iterations_end(shared):
     torch.testing.assert_close(masks, expected_masks, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_mask_flow_adds_the_last_features_of_the_head_before(shared):
+    module = make_ibpp(iterations=2, shared=shared, mask_flow=True).eval()
+    boxes, features, _ = make_inputs(module)
+    first = make_first()
+    assert (module.mask_head(1).from_before is None) == (not shared)
+    p_sem, before, masks = first(features), None, []
+    for t in (1, 2):
+        head, sem_head = module.mask_head(t), module.semantic_head(t)
+        x = head.from_features(boxes.features)
+        x = x + head.from_semantic(roi_align(p_sem, boxes.rois, 4, 0.25, 2, aligned=True))
+        x = x if before is None else x + F.conv2d(before, head.from_before.weight)
+        before = head.convs(F.relu(head.norm(x)))
+        every = head.predictor(F.relu(head.deconv(before)))
+        masks.append(torch.sigmoid(every[torch.arange(5), boxes.labels]))
+        painted = boxes.scores * (boxes.scores >= 0.05)
+        canvas = roi_flatten(masks[-1], boxes.rois, boxes.labels, painted, (2, THINGS, 16, 16))
+        p_sem = sem_head.predictor(sem_head(canvas, sem_head.from_features(features)))
+    torch.testing.assert_close(module.predict(boxes, features, first)[0], sum(masks) / 2, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("exchange", ["paper", "balanced"])
 @pytest.mark.parametrize("routes", [[], ["f_sem"], ["p_sem"], ["canvas"], ["f_sem", "canvas"]])
 def test_routes_that_are_closed_change_nothing(routes, exchange):
@@ -197,7 +230,9 @@ def test_without_iterations_semantics_stay_and_masks_see_only_instance_features(
     first = make_first()
     masks, out = module.predict(boxes, features, first)
     assert out.equal(first(features))
-    expected = torch.sigmoid(module.mask_heads[0](module.mask_heads[0].from_features(boxes.features), boxes.labels))
+    expected = torch.sigmoid(
+        module.mask_heads[0](module.mask_heads[0].from_features(boxes.features), boxes.labels)[0]
+    )
     torch.testing.assert_close(masks, expected)
     assert not module.semantic_heads
 

@@ -66,6 +66,7 @@ def scene(instances=True):
         (tiny(1), 1, 2),
         (tiny(3), 3, 4),
         (tiny(3, ibpp=IBPPConfig(3, shared=True, sem_channels=16)), 3, 4),
+        (tiny(3, ibpp=IBPPConfig(3, mask_flow=True, sem_channels=16)), 3, 4),
         (tiny(2, box_head=CASCADE), 2, 3),
         (tiny(4, box_head=CASCADE), 4, 5),
         (tiny(0, semantic_head=SemanticHeadConfig(channels=16, classes="stuff")), 1, 1),
@@ -269,6 +270,7 @@ def test_stages_of_a_cascade_are_weighted_down_once(cascade, into_pyramid):
     [
         ({"fpn_channels": 32}, "must be equal"),
         ({"semantic_head": SemanticHeadConfig(channels=16, classes="stuff")}, "needs 'all' classes"),
+        ({"ibpp": IBPPConfig(3, sem_channels=16, mask_flow=True), "box_head": CASCADE}, "needs boxes that stay"),
     ],
 )
 def test_impossible_compositions_are_refused(changes, words):
