@@ -19,6 +19,7 @@ from refine.modeling.nanodet import (
     STRIDES,
     NanoDet,
     NanoDetOutput,
+    cells,
     decode,
 )
 from refine.ops.boxes import box_iou, clip_boxes, is_nonempty, nms
@@ -99,26 +100,24 @@ class Detector(nn.Module):
             output: of `forward` for them.
             min_score: detections below are not wanted, 0-1.
         """
-        shapes = [(m.shape[2], m.shape[3]) for m in output.maps[1:]]
-        height, width = (n * STRIDES[0] for n in shapes[0])  # of the network's input
-        whole = images.tensor.shape
-        boxes = decode(output.sides, shapes)
-        boxes = boxes * boxes.new_tensor([whole[3] / width, whole[2] / height] * 2)
         probabilities = torch.cat(output.classes, 1).float().sigmoid()  # B×R×80
         known = torch.nonzero(self.labels >= 0).squeeze(1)
         scores = probabilities.new_zeros(*probabilities.shape[:2], self.num_things)
         probabilities = probabilities[..., known]
         scores.scatter_reduce_(2, self.labels[known].expand_as(probabilities), probabilities, "amax")
+        sides, places = torch.cat(output.sides, 1), cells(output.maps[1:])
+        height, width = (n * STRIDES[0] for n in output.maps[1].shape[-2:])  # of the network's input
+        whole = images.tensor.shape
+        scale = places.new_tensor([whole[3] / width, whole[2] / height] * 2)
         least = max(self.config.score_threshold, min_score)
-        return [self._choose(b, s, least, size) for b, s, size in zip(boxes, scores, images.sizes, strict=True)]
-
-    def _choose(self, boxes: Tensor, scores: Tensor, least: float, size: tuple[int, int]) -> Instances:
-        """Tensor[R, 4], Tensor[R, K] -> the best `max_detections` after NMS."""
-        row, label = torch.nonzero(scores > least, as_tuple=True)
-        boxes, scores = clip_boxes(boxes[row], size), scores[row, label]
-        keep = nms(boxes, scores, label, self.config.nms)[: self.config.max_detections]
-        keep = keep[is_nonempty(boxes[keep])]
-        return Instances(size, boxes[keep], scores[keep], label[keep])
+        found = []
+        for of_cells, score, size in zip(sides, scores, images.sizes, strict=True):
+            row, label = torch.nonzero(score > least, as_tuple=True)
+            boxes = clip_boxes(decode(of_cells[row], places[row]) * scale, size)
+            keep = nms(boxes, score[row, label], label, self.config.nms)[: self.config.max_detections]
+            keep = keep[is_nonempty(boxes[keep])]
+            found.append(Instances(size, boxes[keep], score[row, label][keep], label[keep]))
+        return found
 
     def _input(self, images: Tensor) -> Tensor:
         """The network's input: Tensor[B, 3, H, W] of the model's, normalised anew and resized."""

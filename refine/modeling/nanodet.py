@@ -106,25 +106,29 @@ class NanoDet(nn.Module):
         return NanoDetOutput(classes, sides, [maps[0], *levels])
 
 
-def decode(sides: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> Tensor:
-    """Boxes of all cells.
+def cells(maps: Sequence[Tensor]) -> Tensor:
+    """Centre and stride of each cell: Tensor[B, C, h, w] per level in `STRIDES` -> Tensor[R, 3], (x, y, stride)."""
+    places = []
+    for level, stride in zip(maps, STRIDES, strict=True):
+        y, x = ((torch.arange(n, device=level.device) + 0.5) * stride for n in level.shape[-2:])
+        y, x = torch.meshgrid(y, x, indexing="ij")
+        places.append(torch.stack([x, y, torch.full_like(x, stride)], -1).flatten(0, 1))
+    return torch.cat(places)
+
+
+def decode(sides: Tensor, places: Tensor) -> Tensor:
+    """Boxes of some cells.
 
     Args:
-        sides: of `NanoDet`, Tensor[B, h·w, 4, 11] per level.
-        sizes: (h, w) of each level.
+        sides: Tensor[N, 4, 11], logits of the distances.
+        places: Tensor[N, 3] of `cells`.
 
     Returns:
-        Tensor[B, R, 4] in pixels of the detector's input, levels one after another.
+        Tensor[N, 4] in pixels of the detector's input.
     """
-    boxes = []
-    for logits, (height, width), stride in zip(sides, sizes, STRIDES, strict=True):
-        distance = logits.float().softmax(-1) @ torch.arange(float(BINS), device=logits.device) * stride
-        y = (torch.arange(height, device=logits.device) + 0.5) * stride
-        x = (torch.arange(width, device=logits.device) + 0.5) * stride
-        y, x = torch.meshgrid(y, x, indexing="ij")
-        centre = torch.stack([x, y], -1).flatten(0, 1)  # h·w×2
-        boxes.append(torch.cat([centre - distance[..., :2], centre + distance[..., 2:]], -1))
-    return torch.cat(boxes, 1)
+    distance = sides.float().softmax(-1) @ torch.arange(float(BINS), device=sides.device) * places[:, 2:]
+    centre = places[:, :2]
+    return torch.cat([centre - distance[:, :2], centre + distance[:, 2:]], 1)
 
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:

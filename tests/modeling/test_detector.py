@@ -12,7 +12,7 @@ from refine.errors import RefineError
 from refine.modeling.config import DetectorConfig
 from refine.modeling.detector import Detector
 from refine.modeling.model import PanopticModel
-from refine.modeling.nanodet import BGR_MEAN, BGR_STD, BINS, NUM_CLASSES, STRIDES, NanoDetOutput, decode
+from refine.modeling.nanodet import BGR_MEAN, BGR_STD, BINS, NUM_CLASSES, STRIDES, NanoDetOutput, cells, decode
 from refine.structures import ImageBatch, Instances, Targets
 from refine.tensors import load_weights
 from refine.training.config import OptimConfig
@@ -61,16 +61,16 @@ def detector(num_things=3, **fields) -> Detector:
 
 
 def test_boxes_decode_by_hand():
-    sides = torch.full((1, 6, 4, BINS), -100.0)  # a map of 2 × 3 cells
-    sides[..., 0] = 0.0  # no extent ...
-    sides[0, 4, :, :] = -100.0
-    sides[0, 4, 0, 2], sides[0, 4, 1, 1], sides[0, 4, 2, 10], sides[0, 4, 3, [0, 1]] = 0.0, 0.0, 0.0, 0.0
-    others = [torch.zeros(1, 0, 4, BINS)] * 2
-    boxes = decode([sides, *others], [(2, 3), (0, 0), (0, 0)])
-    # ... but for the middle cell of the second row: centre (12, 12); 2, 1, 10 and half a stride of 8 pixels.
-    assert boxes[0, 4].tolist() == pytest.approx([12 - 16, 12 - 8, 12 + 80, 12 + 4], abs=1e-4)
-    assert boxes[0, 2].tolist() == pytest.approx([20, 4, 20, 4], abs=1e-4)
-    assert STRIDES[0] == 8
+    places = cells([torch.zeros(1, 1, 2, 3), torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 2)])
+    fine = [[x, y, 8] for y in (4, 12) for x in (4, 12, 20)]
+    assert places.tolist() == [*fine, [8, 8, 16], [16, 16, 32], [48, 16, 32]]
+    sides = torch.full((2, 4, BINS), -100.0)
+    sides[0, :, 0] = 0.0  # no extent
+    sides[1, 0, 2] = sides[1, 1, 1] = sides[1, 2, 10] = 0.0
+    sides[1, 3, :2] = 0.0  # nought or one stride, either as likely
+    boxes = decode(sides, places[[2, 4]])
+    assert boxes[0].tolist() == pytest.approx([20, 4, 20, 4], abs=1e-4)
+    assert boxes[1].tolist() == pytest.approx([12 - 16, 12 - 8, 12 + 80, 12 + 4], abs=1e-4)
 
 
 def answering(found: Detector, cells: dict[int, tuple[int, float]], monkeypatch) -> None:
