@@ -3,7 +3,7 @@
     python benchmarks/nuclei.py --minutes 20 --methods refine unet maskrcnn --seed 0 --out runs/nuclei_baselines
 
 All are trained by the same code on the same pictures with the same augmentation, batches, ImageNet backbone,
-optimizer and running mean of the weights, all from configs/nuclei.yaml, until `--minutes` are used up: of the
+optimizer and running mean of the weights, all from configs/dsb2018.yaml, until `--minutes` are used up: of the
 process's CPU time, over all threads, on a CPU, whatever else the machine does; of wall time on a GPU. Reading and
 augmenting count, measuring does not. The learning rate follows the share of the budget that is used: each method
 makes as many updates as it can, and ends annealed.
@@ -243,7 +243,7 @@ def difference(folder: Path, name: str, metric: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/nuclei.yaml")
+    parser.add_argument("--config", default="configs/dsb2018.yaml")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--minutes", type=float, default=20, help="of training, per method")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,6 +1,6 @@
 """Where the time of training goes: waiting for data, forward, backward, update of the weights.
 
-    python benchmarks/training.py configs/nuclei.yaml configs/photographs.yaml --updates 20 --out training.json
+    python benchmarks/training.py configs/dsb2018.yaml configs/photographs.yaml --updates 20 --out training.json
 
 Runs the config's own updates from its own start. "data" is what the training process waits for its batch: with
 `--workers 0` the loading itself, with more what loading beside the computation leaves of it; on a GPU that keeps
