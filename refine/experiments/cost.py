@@ -7,18 +7,32 @@ import statistics
 import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torchvision.models.resnet import Bottleneck
 
 from refine.checkpoint.folder import SavedModel
 from refine.experiments.machine import describe_machine
-from refine.experiments.stages import ASKED, Stage, profile_stages
+from refine.experiments.stages import count_stages, time_stages
+from refine.fusion.config import Head
 from refine.inference.predictor import Predictor
 from refine.modeling.box_head import BoxHead
 from refine.modeling.config import ModelConfig
 from refine.modeling.model import PanopticModel
+
+
+@dataclass
+class Stage:
+    """Cost of a part of the way from the image to the panoptic map.
+
+    Attributes:
+        seconds: wall time on a CPU, time of the kernels on a GPU.
+        gflops: 10⁹ floating-point operations of convolutions and matrix products (two per multiply-add).
+    """
+
+    seconds: float
+    gflops: float
 
 
 @dataclass
@@ -28,8 +42,9 @@ class Cost:
     Attributes:
         parameters: number of all parameters.
         trained: number of those that training changes.
-        stages: by name, in the order of the forward pass: median seconds, and 10⁹ operations. "fusion" contains
-            resizing to the image's size and all of `fuse` but the heads that it evaluates; "other" is the rest.
+        stages: by name, in the order of the forward pass: medians. "fusion" contains resizing to the image's size
+            and all of `fuse` but the heads that it evaluates; "other" is the rest, on a GPU also all time without a
+            kernel.
         seconds: median seconds in all.
         memory: peak in bytes: of tensors on a GPU, of the process on a CPU.
         detections: mean number of instances before fusion.
@@ -69,19 +84,19 @@ def measure_cost(
     generator = torch.Generator().manual_seed(0)
     images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for _ in range(batch)]
     saved = replace(saved, test_size=(min(size), max(size)))
-    with profile_stages(saved.model, count_flops=True) as counted:
+    with count_stages() as counted:
         _run(Predictor(saved, device=device), images)
     predictor = Predictor(saved, device=device, precision=precision, compiled=compiled)
     times: dict[str, list[float]] = defaultdict(list)
     for number in range(rounds + 1):
-        with profile_stages(predictor.model) as stages:
+        with time_stages() as stages:
             network, whole, detections = _run(predictor, images)
         if not number:  # warms up
             continue
-        for name, stage in stages.items():
-            times[name].append(stage.seconds / batch)
-        asked = sum(stage.seconds for name, stage in stages.items() if name in ASKED)
-        of_stages = sum(stage.seconds for stage in stages.values()) - asked
+        for name, seconds in stages.items():
+            times[name].append(seconds / batch)
+        asked = sum(seconds for name, seconds in stages.items() if name in get_args(Head))
+        of_stages = sum(stages.values()) - asked
         times["other"].append((network - of_stages) / batch)
         times["fusion"].append((whole - network - asked) / batch)
         times["all"].append(whole / batch)
@@ -92,7 +107,7 @@ def measure_cost(
     return Cost(
         parameters=sum(p.numel() for p in parameters),
         trained=sum(p.numel() for p in parameters if p.requires_grad),
-        stages={n: Stage(s, counted[n].gflops / batch if n in counted else 0.0) for n, s in medians.items()},
+        stages={name: Stage(s, counted.get(name, 0) / 1e9 / batch) for name, s in medians.items()},
         seconds=seconds,
         memory=(
             torch.cuda.max_memory_allocated()

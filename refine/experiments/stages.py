@@ -1,128 +1,79 @@
-"""Where a forward pass spends its time and arithmetic, stage by stage."""
+"""Where a forward pass spends its time and arithmetic, stage by stage: the spans of `refine.modeling.spans`."""
 
 from __future__ import annotations
 
-import time
+import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from refine.fusion.config import Head
-from refine.modeling.model import PanopticModel
+from refine.modeling.spans import PREFIX
 
-ASKED = get_args(Head)
-"""Heads that fusion uses, which are stages of their own."""
-
-
-@dataclass
-class Stage:
-    """Totals of one stage over all its calls.
-
-    Attributes:
-        seconds: wall time.
-        gflops: 10⁹ floating-point operations of convolutions and matrix products (two per multiply-add).
-    """
-
-    seconds: float = 0.0
-    gflops: float = 0.0
+_ENTER = torch.ops.profiler._record_function_enter_new.default
+_EXIT = torch.ops.profiler._record_function_exit._RecordFunction
 
 
 @contextmanager
-def profile_stages(model: PanopticModel, count_flops: bool = False) -> Iterator[dict[str, Stage]]:
-    """Record the stages of every `model.predict` inside the context.
-
-    The stages do not overlap; on a GPU each waits for its kernels, which costs a little of the overlap
-    between them.
-
-    Args:
-        model: to watch; it is left as it was.
-        count_flops: count arithmetic too (slow: not together with timing).
+def time_stages() -> Iterator[dict[str, float]]:
+    """Record the seconds of every stage that runs inside the context, in any thread.
 
     Yields:
-        Stages by name in the order of their first call, filled while the context is open.
+        Seconds by stage in the order of their first run, filled when the context ends: wall time on a CPU, time of
+        the kernels on a GPU.
     """
-    stages: dict[str, Stage] = defaultdict(Stage)
-    counter = FlopCounterMode(display=False) if count_flops else None
-    watched: list[tuple[Any, str, str]] = [
-        (model.backbone, "forward", "backbone"),
-        (model.fpn, "forward", "fpn"),
-        (model.semantic_head, "features", "semantic head"),
-        (model.semantic_head, "forward", "semantic head"),
-        (model.ibpp, "boxes", "roi features"),
-        (model.ibpp, "instance_step", "masks"),
-        (model.ibpp, "semantic_step", "semantics"),
-    ]
-    if model.detector is None:
-        watched += [(model.rpn, "forward", "rpn"), (model.rpn, "propose", "rpn")]
-        watched.append((model.box_heads, "predict", "box heads"))
-    else:
-        watched += [(model.detector, "forward", "detector"), (model.detector, "detect", "detector")]
-    # The first convolutions and the last one run outside the steps that they belong to; without IBPP, inside.
-    last = model.config.ibpp.iterations
-    for t, head in enumerate(model.ibpp.mask_heads if last else [], 1):
-        watched.append((head.from_features, "forward", _numbered("masks", t, last)))
-    for t, head in enumerate(model.ibpp.semantic_heads, 1):
-        watched.append((head.from_features, "forward", _numbered("semantics", t, last)))
-        of = t if model.config.ibpp.residual else last
-        watched.append((head.predictor, "forward", _numbered("semantics", of, last)))
-    watched += [(getattr(model, name), "predict", name) for name in ASKED if getattr(model, name) is not None]
-    recorder = _Recorder(stages, counter, last)
-    try:
-        for owner, method, name in watched:
-            setattr(owner, method, recorder.wrap(getattr(owner, method), name))
-        with counter or nullcontext():
-            yield stages
-    finally:
-        for owner, method, _ in watched:
-            owner.__dict__.pop(method, None)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler has nothing to say on stderr
+    on_gpu = torch.cuda.is_initialized()
+    seconds: dict[str, float] = {}
+    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu) as profiler:
+        yield seconds
+        if on_gpu:
+            torch.cuda.synchronize()
+    for event in sorted(profiler.events(), key=lambda event: event.time_range.start):
+        if event.name.startswith(PREFIX) and event.device_type == DeviceType.CPU:
+            name = event.name.removeprefix(PREFIX)
+            microseconds = event.device_time_total if on_gpu else event.cpu_time_total
+            seconds[name] = seconds.get(name, 0.0) + microseconds / 1e6
+
+
+@contextmanager
+def count_stages() -> Iterator[dict[str, int]]:
+    """Count the floating-point operations of every stage that runs inside the context, in this thread.
+
+    Convolutions and matrix products count, two operations per multiply-add, as `FlopCounterMode` has it; the
+    profiler's own count takes elementwise operations for more.
+
+    Yields:
+        Operations by stage in the order of their first run, filled while the context is open.
+    """
+    flops: dict[str, int] = defaultdict(int)
+    with FlopCounterMode(display=False) as counter, _Spans(counter, flops):
+        yield flops
 
 
 @dataclass
-class _Recorder:
-    """Records calls under the names of their stages; what a recorded call itself calls counts as its own.
+class _Spans(TorchDispatchMode):
+    """Adds what is counted inside each span to the total of its name."""
 
-    Attributes:
-        stages: totals by name.
-        counter: of arithmetic, or None.
-        last: T; the steps of the iterations have t as their first argument.
-        busy: a recorded call is running.
-    """
+    counter: FlopCounterMode
+    flops: dict[str, int]
 
-    stages: dict[str, Stage]
-    counter: FlopCounterMode | None
-    last: int
-    busy: bool = False
+    def __post_init__(self) -> None:
+        super().__init__()
+        self._open: list[tuple[str, int]] = []  # name, and operations before it
 
-    def wrap(self, call: Callable, name: str) -> Callable:
-        def recorded(*args: Any, **kwargs: Any) -> Any:
-            if self.busy:
-                return call(*args, **kwargs)
-            self.busy = True
-            step = args and isinstance(args[0], int)
-            stage = self.stages[_numbered(name, args[0], self.last) if step else name]
-            flops, start = self._flops(), _now()
-            result = call(*args, **kwargs)
-            stage.seconds += _now() - start
-            stage.gflops += (self._flops() - flops) / 1e9
-            self.busy = False
-            return result
-
-        return recorded
-
-    def _flops(self) -> int:
-        return self.counter.get_total_flops() if self.counter else 0
-
-
-def _numbered(name: str, t: int, last: int) -> str:
-    return f"{name} {t}" if last > 1 else name
-
-
-def _now() -> float:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return time.perf_counter()
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is _ENTER:
+            self._open.append((args[0], self.counter.get_total_flops()))
+        elif func is _EXIT:
+            name, before = self._open.pop()
+            if name.startswith(PREFIX):
+                self.flops[name.removeprefix(PREFIX)] += self.counter.get_total_flops() - before
+        return func(*args, **(kwargs or {}))

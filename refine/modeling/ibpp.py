@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from refine.modeling.config import ModelConfig
 from refine.modeling.mask_head import MaskHead
 from refine.modeling.semantic_head import RefiningSemanticHead, SemanticHead
+from refine.modeling.spans import span
 from refine.ops.roi import Sampling, align, roi_align_levels, roi_flatten
 
 # Shape suffixes: B images, N boxes of all images, C features, K thing classes, L classes, S = 14, M = 28.
@@ -210,8 +211,12 @@ class IBPP(nn.Module):
             masks: Tensor[N, M, M], 0-1, mean of sigmoid(m^(t)) over the iterations.
             sem_logits: P_sem^(T), Tensor[B, L, h, w].
         """
-        if not self.config.iterations:
-            return torch.sigmoid(self.instance_step(0, boxes, features)), first(features)
+        last = self.config.iterations
+        if not last:
+            with span("masks"):
+                masks = torch.sigmoid(self.instance_step(0, boxes, features))
+            with span("semantic head"):
+                return masks, first(features)
         painted = torch.where(boxes.scores >= self.config.score_threshold, boxes.scores, 0)
         canvas_boxes = replace(boxes, scores=painted)
         present = torch.unique(boxes.labels)
@@ -219,18 +224,24 @@ class IBPP(nn.Module):
         predictor: nn.Module | None
         source, predictor = features, first.predictor  # P_sem^(t-1) is predictor(source), or source without one
         if self.config.residual:
-            source, predictor = first(features), None
+            with span("semantic head"):
+                source, predictor = first(features), None
         total = torch.zeros((), device=features.device)
-        for t in range(1, self.config.iterations + 1):
-            if of_boxes is None or not self.config.shared:
-                of_boxes = self.mask_head(t).project(boxes.features, boxes.f_sem)
-                of_pixels = self.semantic_head(t).from_features(features)
-            assert of_pixels is not None
-            masks = torch.sigmoid(self.instance_step(t, boxes, source, of_boxes, predictor))
-            refined = self.semantic_step(t, canvas_boxes, masks, of_pixels, present)
-            if self.config.residual:
-                source = self.next_logits(t, refined, source)
-            else:
-                source, predictor = refined, self.semantic_head(t).predictor
-            total = total + masks
-        return total / self.config.iterations, source if predictor is None else predictor(source)
+        for t in range(1, last + 1):
+            number = f" {t}" if last > 1 else ""
+            with span(f"masks{number}"):
+                if of_boxes is None or not self.config.shared:
+                    of_boxes = self.mask_head(t).project(boxes.features, boxes.f_sem)
+                masks = torch.sigmoid(self.instance_step(t, boxes, source, of_boxes, predictor))
+                total = total + masks
+            with span(f"semantics{number}"):
+                if of_pixels is None or not self.config.shared:
+                    of_pixels = self.semantic_head(t).from_features(features)
+                refined = self.semantic_step(t, canvas_boxes, masks, of_pixels, present)
+                if self.config.residual:
+                    source = self.next_logits(t, refined, source)
+                elif t < last:
+                    source, predictor = refined, self.semantic_head(t).predictor
+                else:
+                    source = self.semantic_head(t).predictor(refined)
+        return total / last, source

@@ -23,6 +23,7 @@ from refine.modeling.occlusion import OcclusionHead, contested_pairs, occlusion_
 from refine.modeling.ranking import SpatialRanking, ranking_loss
 from refine.modeling.rpn import RegionProposals
 from refine.modeling.semantic_head import SemanticHead, pad_labels, semantic_loss
+from refine.modeling.spans import span
 from refine.ops.roi import Sampling, to_rois
 from refine.structures import VOID, ImageBatch, Instances, Targets
 from refine.tensors import check_finite
@@ -134,15 +135,20 @@ class PanopticModel(nn.Module):
 
     def see(self, images: ImageBatch) -> NanoDetOutput | None:
         """What the detector says, once for the pyramid and the detections; None without one."""
-        return None if self.detector is None else self.detector(images)
+        if self.detector is None:
+            return None
+        with span("detector"):
+            return self.detector(images)
 
     def pyramid(self, images: ImageBatch, seen: NanoDetOutput | None = None) -> list[Tensor]:
         """P2..P6, Tensor[B, C, H/stride, W/stride] each; `seen` of `see`, which is asked where it is not given."""
-        maps = self.backbone(images.tensor)
+        with span("backbone"):
+            maps = self.backbone(images.tensor)
         if self.detector is not None and self.detector.config.features:
             theirs = self.detector.maps(seen or self.detector(images), maps)
             maps = [torch.cat(pair, 1) for pair in zip(maps, theirs, strict=True)]
-        return self.fpn(maps)
+        with span("fpn"):
+            return self.fpn(maps)
 
     @over_valid_pixels
     def loss(self, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
@@ -295,7 +301,8 @@ class PanopticModel(nn.Module):
         """
         seen = self.see(images)
         pyramid = self.pyramid(images, seen)
-        features = self.semantic_head.features(pyramid[:4])
+        with span("semantic head"):
+            features = self.semantic_head.features(pyramid[:4])
         return self._detect(images, seen, pyramid, features, min_score)
 
     @torch.no_grad()
@@ -311,10 +318,13 @@ class PanopticModel(nn.Module):
         if self.config.ibpp.iterations:
             min_score = min(min_score, self.config.ibpp.score_threshold)
         if self.detector is not None and seen is not None:
-            detections = self.detector.detect(images, seen, min_score)
+            with span("detector"):
+                detections = self.detector.detect(images, seen, min_score)
         else:
-            proposals = self.rpn.propose(self.rpn(pyramid), images.sizes, training=False)
-            detections = self.box_heads.predict(pyramid[:4], proposals, images.sizes)
+            with span("rpn"):
+                proposals = self.rpn.propose(self.rpn(pyramid), images.sizes, training=False)
+            with span("box heads"):
+                detections = self.box_heads.predict(pyramid[:4], proposals, images.sizes)
         if min_score > 0:
             detections = [d[d.scores >= min_score] for d in detections]
         return self._segment(images, pyramid, features, detections)
@@ -328,13 +338,11 @@ class PanopticModel(nn.Module):
         detections: Sequence[Instances],
     ) -> list[NetworkOutput]:
         """Masks of given boxes, labels and scores, and semantics, by T iterations."""
-        boxes = self.ibpp.boxes(
-            pyramid[:4],
-            features,
-            to_rois([d.boxes for d in detections]),
-            torch.cat([d.labels for d in detections]),
-            torch.cat([d.scores for d in detections]),
-        )
+        rois = to_rois([d.boxes for d in detections])
+        labels = torch.cat([d.labels for d in detections])
+        scores = torch.cat([d.scores for d in detections])
+        with span("roi features"):
+            boxes = self.ibpp.boxes(pyramid[:4], features, rois, labels, scores)
         masks, sem_logits = self.ibpp.predict(boxes, features, self.semantic_head)
         counts = [len(d) for d in detections]
         appearance = boxes.appearance.split(counts) if self.config.occlusion else [None] * len(counts)

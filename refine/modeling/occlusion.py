@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from refine.errors import RefineError
 from refine.modeling.config import OcclusionConfig
+from refine.modeling.spans import span
 from refine.ops.distributed import mean_over_processes
 from refine.ops.masks import paste_masks
 from refine.ops.order import match_masks, ordered_pairs
@@ -116,9 +117,10 @@ class OcclusionHead(nn.Module):
             return occlusion
         asked, index = torch.unique(pairs, return_inverse=True)  # the others need no convolution
         some, both = instances[asked], torch.cat([index, index.flip(1)])
-        for part in both.split(AT_ONCE):
-            front, back = asked[part].unbind(1)
-            occlusion[front, back] = torch.sigmoid(self(some, part).float())
+        with span("occlusion"):
+            for part in both.split(AT_ONCE):
+                front, back = asked[part].unbind(1)
+                occlusion[front, back] = torch.sigmoid(self(some, part).float())
         return occlusion
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refine.modeling.spans import span
 from refine.ops.distributed import mean_over_processes
 from refine.ops.masks import paste_masks
 from refine.structures import Instances, Targets
@@ -56,15 +57,16 @@ class SpatialRanking(nn.Module):
         Returns:
             Tensor[N] float32, 0-1.
         """
-        masks = _masks(instances, size)
-        if not len(masks):
+        if not len(instances):
             return instances.scores.new_zeros(0, dtype=torch.float32)
-        canvas = self.canvas(masks, instances.labels)
-        seen = canvas.sum(0) > 1
-        probability = self(canvas).float().softmax(0)[:, seen]  # K × contested pixels
-        contested = masks[:, seen].float()
-        total = (contested @ probability.T).gather(1, instances.labels[:, None])[:, 0]
-        return total / contested.sum(1).clamp(min=1)
+        with span("ranking"):
+            masks = _masks(instances, size)
+            canvas = self.canvas(masks, instances.labels)
+            seen = canvas.sum(0) > 1
+            probability = self(canvas).float().softmax(0)[:, seen]  # K × contested pixels
+            contested = masks[:, seen].float()
+            total = (contested @ probability.T).gather(1, instances.labels[:, None])[:, 0]
+            return total / contested.sum(1).clamp(min=1)
 
 
 def ranking_loss(head: SpatialRanking, instances: Sequence[Instances], targets: Sequence[Targets]) -> Tensor:

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.profiler import record_function
 from torch.utils.flop_counter import FlopCounterMode
 
 from refine.checkpoint.folder import SavedModel
-from refine.experiments.cost import measure_cost, random_model
-from refine.experiments.stages import Stage, profile_stages
+from refine.experiments.cost import Stage, measure_cost, random_model
+from refine.experiments.stages import count_stages, time_stages
 from refine.inference.predictor import Predictor
 from refine.modeling.config import (
     BackboneConfig,
@@ -19,6 +20,7 @@ from refine.modeling.config import (
     OcclusionConfig,
     SemanticHeadConfig,
 )
+from refine.modeling.spans import span
 from refine.structures import Categories
 
 SIZE = (64, 96)
@@ -46,9 +48,9 @@ def test_stages_add_up_to_the_whole(iterations, shared):
     cost = measure_cost(SavedModel(model, CATEGORIES), size=SIZE, rounds=1)
     assert sum(stage.seconds for stage in cost.stages.values()) == pytest.approx(cost.seconds)
     assert cost.parameters == sum(p.numel() for p in model.parameters())
-    with profile_stages(model, count_flops=True) as stages, FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, count_stages() as stages:
         model.predict(model.image_batch([torch.zeros(3, *SIZE)]))
-    assert sum(stage.gflops for stage in stages.values()) == pytest.approx(counter.get_total_flops() / 1e9)
+    assert sum(stages.values()) == counter.get_total_flops()
     masks = [name for name in stages if name.startswith("masks")]
     assert masks == (["masks"] if iterations == 0 else ["masks 1", "masks 2"])
 
@@ -58,12 +60,14 @@ def test_heads_that_fusion_asks_are_stages():
     saved = SavedModel(random_model(config, 3, 5), CATEGORIES, test_size=SIZE)
     predictor = Predictor(saved, fusion={"score_threshold": 0.0, "pair_overlap": 0.0})
     image = torch.randint(0, 255, (3, *SIZE), dtype=torch.uint8)
-    with profile_stages(predictor.model) as stages:
+    with time_stages() as network:
         (raw,) = predictor.predict_raw([image])
-        assert not {"occlusion", "ranking"} & stages.keys()
+    assert not {"occlusion", "ranking"} & network.keys()
+    with time_stages() as fusion:
         for method in ("soe", "srm"):
             predictor.fuse(raw, method)
-    assert min(stages["occlusion"].seconds, stages["ranking"].seconds) > 0
+    assert fusion.keys() == {"occlusion", "ranking"}
+    assert min(fusion.values()) > 0
 
 
 def test_deformable_convolutions_count_as_convolutions():
@@ -78,8 +82,20 @@ def test_deformable_convolutions_count_as_convolutions():
     assert deformable.gflops - plain.gflops == pytest.approx(offsets / 1e9)
 
 
-def test_a_model_is_left_as_it_was():
-    model = random_model(replace(tiny(1)), 3, 5)
-    with profile_stages(model):
-        assert "forward" in vars(model.backbone)
-    assert "forward" not in vars(model.backbone)
+def test_iterations_are_stages_of_their_own_in_the_order_of_the_forward_pass():
+    model = random_model(tiny(2), 3, 5)
+    with time_stages() as stages:
+        for _ in range(2):
+            model.predict(model.image_batch([torch.zeros(3, *SIZE)]))
+    before = ["backbone", "fpn", "semantic head", "rpn", "box heads", "roi features"]
+    assert list(stages) == [*before, "masks 1", "semantics 1", "masks 2", "semantics 2"]
+
+
+def test_spans_of_torch_are_no_stages():
+    x = torch.ones(8, 8)
+    with count_stages() as flops, time_stages() as seconds, record_function("of torch"):
+        with span("outer"), record_function("inner"):
+            x @ x
+        x @ x
+    assert dict(flops) == {"outer": 2 * 8**3}
+    assert seconds.keys() == {"outer"}
