@@ -7,9 +7,12 @@ LOCK := --universal --generate-hashes --no-emit-index-url --no-header
 # One thread per process: the tests' tensors are small, and threads that wait for each other cost more.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test test-slow lock clean
+.PHONY: help demo test test-slow lock clean
 
-demo: $(SETUP) ## panoptic results on real pictures, in out/demo
+help: ## list the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile
+
+demo: $(SETUP) ## segment real images with the shipped models; results in out/demo
 	$(BIN)/python examples/demo.py
 
 test: $(SETUP) ## lint, types and the quick tests
@@ -18,10 +21,10 @@ test: $(SETUP) ## lint, types and the quick tests
 	$(BIN)/mypy
 	$(TEST) -m "not slow"
 
-test-slow: $(SETUP) ## minutes of training
+test-slow: $(SETUP) ## tests that train for minutes
 	$(TEST) -m slow
 
-lock: ## pin what the commands install; no index addresses
+lock: ## pin what the commands install, without index addresses
 	$(BIN)/uv pip compile -q $(LOCK) $(EXTRAS) pyproject.toml -o requirements.lock
 	echo uv | $(BIN)/uv pip compile -q $(LOCK) --python-version 3.11 - -o requirements-uv.lock
 
@@ -33,5 +36,5 @@ $(SETUP): requirements-uv.lock requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	touch $@
 
-clean:
+clean: ## remove .venv and out
 	rm -rf .venv out
