@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import posixpath
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 
@@ -16,7 +18,7 @@ from refine.evaluation.matching import Side
 from refine.evaluation.pq import PanopticQuality
 from refine.evaluation.report import PQReport
 from refine.formats.id_png import read_runs
-from refine.formats.panoptic_json import Annotation, ImageEntry, PanopticJson, same_image
+from refine.formats.panoptic_json import Annotation, ImageEntry, PanopticJson, differing_names
 from refine.formats.segments_info import CLASS, ID
 from refine.structures import Categories
 
@@ -132,10 +134,10 @@ def _pairs(
 
 
 def _join(gt: PanopticJson, pred: PanopticJson) -> tuple[list[Annotation], str | None]:
-    """Find the prediction of each annotation: by image id, or by file name where the ids are numbered otherwise.
+    """Find the prediction of each annotation: by name if both sides name the same images, else by image id.
 
     Returns:
-        A prediction per annotation of the ground truth, and a note if names had to decide.
+        A prediction per annotation of the ground truth, and a note if the ids say something else than the names.
 
     Raises:
         RefineError: predictions are missing, of images that are not in the ground truth, or ids mean
@@ -143,18 +145,18 @@ def _join(gt: PanopticJson, pred: PanopticJson) -> tuple[list[Annotation], str |
     """
     by_id = {annotation.image_id: annotation for annotation in pred.annotations}
     wanted = [annotation.image_id for annotation in gt.annotations]
+    by_name = _join_names(gt, pred)
+    if by_name is not None:
+        note = f"{pred.path} numbers the images differently from {gt.path}: joined by file name"
+        return by_name, None if by_name == [by_id.get(image_id) for image_id in wanted] else note
+    names = {i: image.file_name for i, image in gt.images.items()}
+    for number, name, other in differing_names(names, {i: image.file_name for i, image in pred.images.items()}):
+        if number in by_id:
+            raise RefineError(
+                f"{pred.path}: image {number} is {shown(name)}, but {shown(other)} in {gt.path}; predict with the "
+                f"ids of the ground truth"
+            )
     missing = [image_id for image_id in wanted if image_id not in by_id]
-    differing = [i for i in wanted if i in by_id and not same_image(i, _name(gt, i), _name(pred, i))]
-    if missing or differing:
-        by_name = _join_names(gt, pred)
-        if by_name is not None:
-            return by_name, f"{pred.path} numbers the images differently from {gt.path}: joined by file name"
-    if differing:
-        names = [shown(_name(side, differing[0])) for side in (pred, gt)]
-        raise RefineError(
-            f"{pred.path}: image {differing[0]} is {names[0]}, but {names[1]} in {gt.path}; predict with the ids "
-            f"of the ground truth"
-        )
     if missing:
         raise RefineError(
             f"{pred.path}: {len(missing)} images have no prediction, first image {missing[0]}; predict every image"
@@ -166,25 +168,45 @@ def _join(gt: PanopticJson, pred: PanopticJson) -> tuple[list[Annotation], str |
 
 
 def _join_names(gt: PanopticJson, pred: PanopticJson) -> list[Annotation] | None:
-    """Find the prediction of each annotation by its image's name without folder and suffix.
+    """Find the prediction of each annotation by the names of the images, or of the PNGs where they have none.
 
     Returns:
-        None if a name is missing or not unique, or the two sides do not have the same names.
+        None unless all names are unique and the same on both sides: whole, without suffix below the folder that
+        all of a side share, or at least without any folder.
     """
-    sides: list[dict[str, Annotation]] = []
-    for side in (gt, pred):
-        names = [_name(side, annotation.image_id) for annotation in side.annotations]
-        stems = {
-            PurePath(name).stem: a for name, a in zip(names, side.annotations, strict=True) if name is not None
-        }
-        if len(stems) < len(side.annotations):
-            return None
-        sides.append(stems)
-    return [sides[1][stem] for stem in sides[0]] if sides[0].keys() == sides[1].keys() else None
+    of_gt, of_pred = _names(gt), _names(pred)[:1]
+    for key in (_whole, _below_common_folder, _stems):
+        for names, others in itertools.product(of_gt, of_pred):
+            mine = dict(zip(key(names), gt.annotations, strict=True))
+            theirs = dict(zip(key(others), pred.annotations, strict=True))
+            if len(mine) == len(names) and len(theirs) == len(others) and mine.keys() == theirs.keys():
+                return [theirs[name] for name in mine]
+    return None
 
 
-def _name(side: PanopticJson, image_id: int | str) -> str | None:
-    return side.images[image_id].file_name if image_id in side.images else None
+def _names(side: PanopticJson) -> list[list[str]]:
+    """Names of all annotated images, and those of their PNGs; without those that say nothing."""
+    images = [side.images.get(a.image_id, ImageEntry(None, None)).file_name for a in side.annotations]
+    pngs = [a.file_name for a in side.annotations]
+    found = [[name for name in images if name is not None]]
+    numbers = zip(_stems(pngs), side.annotations, strict=True)
+    if not all(stem.isdecimal() and str(int(stem)) == str(a.image_id) for stem, a in numbers):
+        found.append(pngs)  # and do not only repeat the ids
+    return [names for names in found if len(names) == len(side.annotations)]
+
+
+def _whole(names: Sequence[str]) -> list[str]:
+    return [name.replace("\\", "/") for name in names]
+
+
+def _below_common_folder(names: Sequence[str]) -> list[str]:
+    whole = _whole(names)
+    start = len(posixpath.commonpath([posixpath.dirname(name) for name in whole]))
+    return [posixpath.splitext(name[start:].lstrip("/"))[0] for name in whole]
+
+
+def _stems(names: Sequence[str]) -> list[str]:
+    return [posixpath.splitext(posixpath.basename(name))[0] for name in _whole(names)]
 
 
 def _pred_classes(gt: PanopticJson, pred: PanopticJson) -> tuple[np.ndarray, str | None]:

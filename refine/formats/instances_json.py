@@ -13,7 +13,7 @@ from torch import Tensor
 
 from refine.errors import RefineError, shown
 from refine.files import read_json
-from refine.formats.panoptic_json import ImageEntry, OnError, is_id, same_image
+from refine.formats.panoptic_json import ImageEntry, OnError, differing_names, is_id
 from refine.formats.rle import compressed
 from refine.structures import VOID, Categories
 
@@ -88,24 +88,25 @@ class InstanceFile:
     def _check_names(
         self, content: Mapping[str, Any], images: Mapping[int | str, ImageEntry], categories: Categories
     ) -> None:
-        names: tuple[tuple[str, dict[int | str, str | None]], ...] = (
-            ("images", {image_id: image.file_name for image_id, image in images.items()}),
-            ("categories", {category.id: category.name for category in categories}),
-        )
-        for field, expected in names:
+        for field, key in (("images", "file_name"), ("categories", "name")):
             entries = content.get(field)
+            given: dict[int | str, str] = {}
+            place: dict[int | str, int] = {}
             for n, entry in enumerate(entries if isinstance(entries, list) else []):
-                number = entry.get("id") if isinstance(entry, dict) else None
-                if not is_id(number) or number not in expected:
-                    continue
-                name, other = entry.get("file_name" if field == "images" else "name"), expected[number]
-                same = same_image(number, name, other) if field == "images" else name in (None, other)
-                if not same:
-                    self._fault(
-                        "instance",
-                        f"{field}[{n}]: id {number} is {shown(name)}, but {shown(other)} in the panoptic JSON; use "
-                        f"the same ids in both files",
-                    )
+                number, name = (entry.get("id"), entry.get(key)) if isinstance(entry, dict) else (None, None)
+                if is_id(number) and name is not None:
+                    given[number], place[number] = str(name), n
+            if field == "images":
+                differing = differing_names({i: image.file_name for i, image in images.items()}, given)
+            else:
+                names: dict[int | str, str] = {category.id: category.name for category in categories}
+                differing = ((i, name, names[i]) for i, name in given.items() if names.get(i, name) != name)
+            for number, name, other in differing:
+                self._fault(
+                    "instance",
+                    f"{field}[{place[number]}]: id {number} is {shown(name)}, but {shown(other)} in the panoptic "
+                    f"JSON; use the same ids in both files",
+                )
 
     def _row(
         self, annotation: Mapping[str, Any], image: int, labels: Mapping[int, int], num_things: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple, TypeGuard
@@ -190,15 +190,21 @@ def _size(height: Any, width: Any) -> tuple[int, int] | None:
     return (height, width) if good else None
 
 
-def same_image(image_id: int | str, name: str | None, other: str | None) -> bool:
-    """Return whether two files may mean the same image by one id.
+def differing_names(
+    expected: Mapping[int | str, str | None], given: Mapping[int | str, str | None]
+) -> Iterator[tuple[int | str, str, str]]:
+    """Find ids by which two files mean different images; yields (id, name given, name expected).
 
-    Numbers are often just counted, by tools that count differently, so the names must agree but for folder
-    and suffix. Missing names agree with any. Other ids than numbers are taken as they are.
+    Names agree if their last parts do but for the suffix, unless the given name is that of another id. Missing
+    names agree with any. Ids that are no numbers are taken as they are: nobody just counts with them.
     """
-    if name is None or other is None or (isinstance(image_id, str) and not image_id.isdecimal()):
-        return True
-    return bool(_plain_names(name) & _plain_names(other))
+    whole = set(expected.values())
+    for image_id, name in given.items():
+        other = expected.get(image_id)
+        if name is None or other is None or (isinstance(image_id, str) and not image_id.isdecimal()):
+            continue
+        if not _plain_names(name) & _plain_names(other) or (name != other and name in whole):
+            yield image_id, name, other
 
 
 def _plain_names(name: str) -> set[str]:

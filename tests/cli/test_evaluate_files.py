@@ -109,7 +109,7 @@ def of_segment(**fields):
             ["pred.json", "image 2: segment 1: iscrowd is None"],
         ),
         (lambda f: (f / "pred/2.png").unlink(), ["pred/2.png: cannot be read", "check the path"]),
-        (lambda f: shutil.rmtree(f / "gt"), ["gt/1.png: cannot be read"]),
+        (lambda f: shutil.rmtree(f / "gt"), ["/gt: cannot be read"]),
         (lambda f: cut(f / "pred/2.png"), ["pred/2.png: is damaged (cut off"]),
         (lambda f: (f / "gt/2.png").write_text("text"), ["gt/2.png: is not a PNG"]),
         (lambda f: write_png(f / "pred/2.png", MAP[:1]), ["pred/2.png: has 4 × 1 pixels, expected 4 × 2"]),
@@ -183,6 +183,63 @@ def test_other_ids_are_joined_by_name_too(files):
     edit(files / "gt.json", lambda c: change_ids(c, lambda i: i + 40))
     assert evaluate(files) == 0
     assert json.loads((files / "result.json").read_text())["All"]["pq"] == 1
+
+
+@pytest.mark.parametrize(
+    ("of_gt", "of_pred", "unnamed"),
+    [
+        (("x/0.jpg", "y/0.jpg"), ("x/0.jpg", "y/0.jpg"), ()),
+        (("val/x/0.jpg", "val/y/0.jpg"), ("x/0.png", "y/0.png"), ()),
+        (("0.jpg", "0.png"), ("0.jpg", "0.png"), ()),
+        (("a.jpg", "b.jpg"), ("a.jpg", "b.jpg"), ("pred.json",)),
+        (("a.jpg", "b.jpg"), ("a.jpg", "b.jpg"), ("gt.json", "pred.json")),
+    ],
+    ids=["subfolders", "another folder", "suffixes", "PNGs of the predictions", "PNGs of both"],
+)
+def test_all_that_names_say_of_images_numbered_otherwise(files, of_gt, of_pred, unnamed):
+    write_png(files / "pred/2.png", np.where(MAP == 1, 0, MAP))  # so that the images differ
+    edit(files / "pred.json", lambda c: c["annotations"][1]["segments_info"].pop(0))
+    assert evaluate(files) == 0
+    before = json.loads((files / "result.json").read_text())["All"]
+
+    def name(side, names):
+        def change(content):
+            for image, annotation, name in zip(content["images"], content["annotations"], names, strict=True):
+                image["file_name"] = name
+                png = f"{name}.png" if name.startswith("0") else f"{name[:-4]}.png"
+                (files / side / png).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(files / side / annotation["file_name"], files / side / png)
+                annotation["file_name"] = png
+
+        edit(files / f"{side}.json", change)
+
+    name("gt", of_gt)
+    name("pred", of_pred)
+    edit(files / "pred.json", lambda c: change_ids(c, lambda i: 3 - i))
+    for side in unnamed:
+        edit(files / side, lambda c: c.pop("images"))
+    assert evaluate(files) == 0
+    result = json.loads((files / "result.json").read_text())
+    assert result["All"] == before
+    assert "joined by file name" in result["notes"][0]
+
+
+def test_pngs_named_by_ids_say_nothing(files):
+    for side in ("gt", "pred"):
+        edit(files / f"{side}.json", lambda c: c["images"].reverse())
+    edit(files / "gt.json", lambda c: [i.update(file_name=f"{3 - i['id']}.jpg") for i in c["images"]])
+    edit(files / "pred.json", lambda c: c.pop("images"))
+    write_png(files / "gt/2.png", 3 - MAP)
+    write_png(files / "pred/2.png", 3 - MAP)
+    assert evaluate(files) == 0
+    assert json.loads((files / "result.json").read_text())["All"]["pq"] == 1
+
+
+def test_a_name_of_another_id_is_an_error(files, capsys):
+    for side, names in (("gt", ("x/0.jpg", "y/0.jpg")), ("pred", ("y/0.jpg", "z/0.jpg"))):
+        edit(files / f"{side}.json", lambda c, n=names: [i.update(file_name=n[i["id"] - 1]) for i in c["images"]])
+    assert evaluate(files) == 1
+    assert "pred.json: image 1 is 'y/0.jpg', but 'x/0.jpg' in" in capsys.readouterr().err
 
 
 def test_ids_of_other_images_are_an_error(files, capsys):

@@ -140,6 +140,13 @@ def test_ids_mean_the_same_in_both_files(tmp_path: Path, more: dict[str, Any], m
             InstanceFile(*arguments)
 
 
+def test_ids_mean_the_same_in_subfolders_too(tmp_path: Path) -> None:
+    path, images = tmp_path / "instances.json", {10: ImageEntry("x/0.jpg", SIZE), 11: ImageEntry("y/0.jpg", SIZE)}
+    write_json(path, {"annotations": [annotation(IDS == 300)], "images": [{"id": 10, "file_name": "y/0.jpg"}]})
+    with pytest.raises(RefineError, match=r"images\[0\]: id 10 is 'y/0.jpg', but 'x/0.jpg' in"):
+        InstanceFile(path, images, NAMES, LABELS, 2)
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 2**31), st.integers(1, 12), st.integers(1, 40))
 def test_compressed_counts_that_are_cut_off_are_refused(seed: int, height: int, width: int) -> None:
