@@ -56,7 +56,10 @@ def _check_structure(cls: type, values: Any, source: str) -> None:
             raise RefineError(f"{source}.{name}: expected a value, got null; correct the field")
         part = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
         if part is not None and value is not None:
-            _check_structure(typing.cast(type, part), value, f"{source}.{name}")
+            listed = typing.get_origin(hints[name]) is list and isinstance(value, list)
+            for n, one in enumerate(value if listed else [value]):
+                where = f"{source}.{name}[{n}]" if listed else f"{source}.{name}"
+                _check_structure(typing.cast(type, part), one, where)
 
 
 def to_mapping(config: Any) -> dict[str, Any]:

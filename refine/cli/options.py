@@ -15,7 +15,15 @@ if TYPE_CHECKING:  # their packages import torch, which would delay every --help
     from refine.formats.raw import ImageOptions
     from refine.fusion.config import FusionConfig
 
-FUSION = ("score_threshold", "overlap_threshold", "stuff_area", "sigma", "unknown_erasing", "ue_threshold")
+FUSION = (
+    "score_threshold",
+    "overlap_threshold",
+    "stuff_area",
+    "sigma",
+    "unknown_erasing",
+    "ue_threshold",
+    "ue_region",
+)
 
 PIPE_CLOSED = 141
 """Exit code of a program whose reader has gone: 128 + SIGPIPE."""
@@ -108,6 +116,7 @@ def add_fusion(parser: Any, default: FusionConfig | None = None) -> None:
     add("sigma", "of soe", type=float)
     add("unknown_erasing", "uncertain regions become unknown", action=argparse.BooleanOptionalAction)
     add("ue_threshold", "mean confidence below which they do, 0-1", type=float)
+    add("ue_region", "where that mean is taken", choices=["core", "dilated"])
 
 
 def fusion_changes(options: argparse.Namespace) -> dict[str, Any]:
