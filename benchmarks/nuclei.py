@@ -35,7 +35,7 @@ from refine.checkpoint.folder import SavedModel
 from refine.data.build import build_dataset
 from refine.data.loader import PanopticDataset
 from refine.data.segments import SegmentMap
-from refine.drawing.overlay import write_picture
+from refine.drawing.overlay import write_image
 from refine.drawing.sheet import contact_sheet
 from refine.errors import RefineError
 from refine.evaluation.interval import paired_interval, read_counts, write_counts
@@ -197,7 +197,7 @@ def run(name: str, options: argparse.Namespace, settings: dict[str, Any]) -> Non
     evaluation, drawn = measure(predict, validation, options.max_images)
     write_counts(options.out / f"{name}.npz", evaluation.counts)
     sheet = contact_sheet(list(drawn.values()), list(drawn), columns=1, width=1200)
-    write_picture(options.out / f"{name}.png", sheet)
+    write_image(options.out / f"{name}.png", sheet)
     result = {
         "settings": settings,
         "metrics": evaluation.metrics,

@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 import refine
-from refine.drawing.overlay import overlay, write_picture
+from refine.drawing.overlay import overlay, write_image
 from refine.drawing.sheet import contact_sheet
 from refine.formats.images import read_image
 from refine.formats.writer import PredictionWriter
@@ -47,7 +47,7 @@ def predict(model: str, files: list[Path]) -> list[tuple[Tensor, str]]:
             result = predictor(image)
             writer.add(number, path.name, result)
             picture = overlay(image, result)
-            write_picture(out / "overlays" / f"{path.stem}.jpg", picture)
+            write_image(out / "overlays" / f"{path.stem}.jpg", picture)
             print(f"{path.name}, model {model}: {result.summary()}")
             tiles += [(image, path.name), (picture, result.summary())]
     return tiles
@@ -63,7 +63,7 @@ def main() -> None:
         jobs = {options.model: options.pictures}
     tiles = [tile for model, files in jobs.items() for tile in predict(model, files)]
     pictures, titles = zip(*tiles, strict=True)
-    write_picture(OUT / "index.png", contact_sheet(pictures, titles, columns=min(4, len(tiles))))
+    write_image(OUT / "index.png", contact_sheet(pictures, titles, columns=min(4, len(tiles))))
     print(f"look at {OUT / 'index.png'}; results are in {OUT}")
 
 

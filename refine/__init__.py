@@ -61,7 +61,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import public names when they are first used: the command line starts without torch."""
+    """Import a public name when it is first used, so that the command line starts without torch."""
     if name not in _HOMES:
         raise AttributeError(f"module 'refine' has no attribute {name!r}")
     if name == "adapters":

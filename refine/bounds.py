@@ -1,4 +1,4 @@
-"""Ranges of a config's fields, written where the fields are.
+"""Ranges of config fields, declared with the fields.
 
 @dataclass
 class OptimConfig:
@@ -18,7 +18,7 @@ from typing import Any
 from refine.errors import RefineError
 
 LARGEST = 2**63 - 1
-"""Magnitude of the largest number that a field takes: what torch's integers hold."""
+"""Largest magnitude that a field accepts: the range of torch's int64."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Bounds:
     """Range of a number, or of each number of a list.
 
     Attributes:
-        least, most: the ends of the range, which belong to it.
-        above, below: ends that do not belong to it.
-        filled: the list holds at least one number.
+        least, most: inclusive ends of the range.
+        above, below: exclusive ends of the range.
+        filled: whether a list must hold at least one number.
     """
 
     least: float | None = None
@@ -38,12 +38,12 @@ class Bounds:
     filled: bool = False
 
     def hold(self, value: object) -> bool:
-        """Whether a value is a number of the range; NaN and infinity never are."""
+        """Return whether a value is a number in the range; NaN and infinity never are."""
         if not isinstance(value, Real) or isinstance(value, bool):
             return False
         number: Any = value
         return (
-            abs(number) <= LARGEST  # not so NaN and infinity
+            abs(number) <= LARGEST  # false for NaN and infinity
             and (self.least is None or number >= self.least)
             and (self.most is None or number <= self.most)
             and (self.above is None or number > self.above)
@@ -70,7 +70,7 @@ def bounded(
     below: float | None = None,
     filled: bool = False,
 ) -> Any:
-    """Field of a dataclass with a default and a range; see `Bounds`."""
+    """Declare a dataclass field with a default and a range; see `Bounds`."""
     metadata = {"bounds": Bounds(least, most, above, below, filled)}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
@@ -78,13 +78,14 @@ def bounded(
 
 
 def check_bounds(config: Any, where: str = "") -> None:
-    """Check the fields of a dataclass, and of the dataclasses in it.
+    """Check the fields of a dataclass and of its nested dataclasses.
 
-    Numbers lie in their ranges and are finite; texts can be names of files; only what may be None is.
+    Numbers must be finite and in their range, text must be a possible file name, and only optional fields may be
+    None.
 
     Args:
-        config: the dataclass.
-        where: its name, for messages.
+        config: dataclass instance.
+        where: name of `config` in messages, such as "optim".
 
     Raises:
         RefineError: names the field, its value and its range.
@@ -100,22 +101,22 @@ def check_bounds(config: Any, where: str = "") -> None:
 
 
 def _check(value: Any, bounds: Bounds | None, name: str) -> None:
-    several = isinstance(value, list | tuple)
-    values = value if several else [value]
+    is_list = isinstance(value, list | tuple)
+    values = value if is_list else [value]
     if bounds is not None and bounds.filled and not values:
         raise RefineError(f"{name} is []; give at least one number")
     for each in values:
-        if isinstance(each, str) and not _can_be_a_name(each):
-            raise RefineError(f"{name} is {each[:80]!r}; give text without NUL characters and lone surrogates")
+        if isinstance(each, str) and not _is_file_name(each):
+            raise RefineError(f"{name} is {each[:80]!r}; give text without NUL characters or lone surrogates")
         if bounds is not None or isinstance(each, float):
             allowed = bounds or ANY
             if not allowed.hold(each):
-                shown = repr(list(value) if several else value)
+                shown = repr(list(value) if is_list else value)
                 shown = shown if len(shown) <= 80 else f"{shown[:77]}…"
-                raise RefineError(f"{name} is {shown}; give {allowed}{' each' if several else ''}")
+                raise RefineError(f"{name} is {shown}; give {allowed}{' each' if is_list else ''}")
 
 
-def _can_be_a_name(text: str) -> bool:
+def _is_file_name(text: str) -> bool:
     try:
         return b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:

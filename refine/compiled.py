@@ -1,4 +1,4 @@
-"""Loops as machine code."""
+"""Compilation of Python loops to machine code."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from numba import njit
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile by numba; runs without Python's lock. The machine code is kept for the next process where numba
-    finds a folder to write (beside the source, or in the user's cache)."""
+    """Compile a function with numba; it runs without the GIL.
+
+    The machine code is cached for later processes if numba finds a writable folder (beside the source, or the
+    user's cache).
+    """
     try:
         return njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # no such folder
+    except RuntimeError:  # no writable folder
         return njit(nogil=True)(function)

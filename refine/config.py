@@ -1,4 +1,4 @@
-"""Configs as plain values: a dataclass from JSON or YAML, strictly, and back."""
+"""Conversion of config dataclasses from and to plain JSON or YAML values, with strict checks."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from refine.errors import RefineError
 
 T = TypeVar("T")
 MAX_YAML, MAX_DEPTH, MAX_VALUES = 2**20, 50, 100_000
-"""Characters, levels and values of a YAML file; the longest config of a run has 300 values."""
+"""Maximum number of characters, nesting levels and values of a YAML file; the longest config has 300 values."""
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], source: str) -> T:
-    """Build a dataclass from plain JSON or YAML values, strictly.
+    """Build a dataclass from plain JSON or YAML values, with strict checks.
 
     Args:
-        cls: a dataclass of this module or of the model's config.
-        values: missing fields get their defaults.
-        source: file and field, for messages.
+        cls: config dataclass.
+        values: field values by name; missing fields get their defaults.
+        source: file and field that hold the values, for messages.
 
     Raises:
-        RefineError: an unknown field, a wrong type or a value out of its range; names it.
+        RefineError: an unknown field, a wrong type or a value out of its range; names the field.
     """
     _check_structure(cls, values, source)
     parser = ArgumentParser(exit_on_error=False)
@@ -46,7 +46,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], source: str) -> T:
 
 
 def _check_structure(cls: type, values: Any, source: str) -> None:
-    """Raise RefineError where a part is no mapping, or a field is null that may not be; jsonargparse takes both."""
+    """Raise RefineError if a nested config is no mapping or a required field is null; jsonargparse accepts both."""
     if not isinstance(values, Mapping):
         raise RefineError(f"{source}: expected a mapping, got {values!r:.40}; correct the field")
     hints = typing.get_type_hints(cls)
@@ -63,44 +63,44 @@ def _check_structure(cls: type, values: Any, source: str) -> None:
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
-    """Plain JSON values of a config; `from_mapping` reads them back equal."""
+    """Return a config as plain JSON values, which `from_mapping` converts back to an equal config."""
     return _plain(dataclasses.asdict(config))
 
 
 def check_yaml(text: str) -> None:
-    """Check that a YAML text is of a config's size, with all its aliases written out.
+    """Check that YAML text has at most the size of a config after its aliases are expanded.
 
     Raises:
-        RefineError: it is too long, nested too deep, or grows without measure.
-        yaml.YAMLError: it is not YAML.
+        RefineError: the text is too long, nested too deeply, or has too many values.
+        yaml.YAMLError: the text is not YAML.
     """
     if len(text) > MAX_YAML:
-        raise RefineError(f"{len(text)} characters are no config; give at most {MAX_YAML}")
-    sizes: dict[str, int] = {}  # number of values of what each anchor names
-    open_: list[tuple[str | None, int]] = [(None, 0)]  # anchor and values so far of each list that is not closed
+        raise RefineError(f"has {len(text)} characters; expected at most {MAX_YAML}")
+    sizes: dict[str, int] = {}  # number of values under each anchor
+    open_: list[tuple[str | None, int]] = [(None, 0)]  # anchor and number of values so far of each open collection
     for event in yaml.parse(text, Loader=yaml.CSafeLoader):
         if isinstance(event, yaml.CollectionStartEvent):
             open_.append((event.anchor, 1))
             if len(open_) > MAX_DEPTH:
-                raise RefineError(f"lists or mappings lie {MAX_DEPTH} deep in each other; a config does not")
+                raise RefineError(f"is nested {MAX_DEPTH} levels deep or more; flatten it")
             continue
         if isinstance(event, yaml.CollectionEndEvent):
             anchor, size = open_.pop()
         elif isinstance(event, yaml.ScalarEvent):
             anchor, size = event.anchor, 1
         elif isinstance(event, yaml.AliasEvent):
-            anchor, size = None, sizes.get(event.anchor, MAX_VALUES + 1)  # unknown: it holds itself
+            anchor, size = None, sizes.get(event.anchor, MAX_VALUES + 1)  # unknown: it contains itself
         else:
             continue
         if anchor is not None:
             sizes[anchor] = size
         open_[-1] = (open_[-1][0], open_[-1][1] + size)
         if open_[-1][1] > MAX_VALUES:
-            raise RefineError(f"has over {MAX_VALUES} values when its aliases are written out; remove aliases")
+            raise RefineError(f"has over {MAX_VALUES} values after alias expansion; remove aliases")
 
 
 def one_line(error: Exception) -> str:
-    """jsonargparse's message in one line, with the field in front."""
+    """Return jsonargparse's message on one line, with the field in front."""
     message = " ".join(str(error)[:2000].split())
     message = re.sub(r"Group '(\S+)' does not accept option '(\S+)'", r"\1.\2: unknown field", message)
     message = re.sub(r"Option '(\S+)' is not accepted", r"\1: unknown field", message)
@@ -109,7 +109,7 @@ def one_line(error: Exception) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples become lists, as JSON and YAML have them."""
+    """Convert tuples to lists, as in JSON and YAML."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""How many processor cores this process may use. Nothing here imports torch."""
+"""Number of CPU cores that this process may use. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 def available_cores() -> int:
-    """Number of physical cores that this process may run on, or fewer where a cgroup grants less time; at least 1.
+    """Return the number of physical cores that this process may use, limited by its cgroup's quota; at least 1.
 
-    Two logical processors of one core share its arithmetic units: threads on both wait for each other.
+    Logical processors of one core are counted once: they share its arithmetic units, so that threads on both wait
+    for each other.
     """
     if not hasattr(os, "sched_getaffinity"):  # not on Linux
         return os.cpu_count() or 1
@@ -23,11 +24,11 @@ def available_cores() -> int:
 
 
 def cgroup_quota(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> float:
-    """Cores' worth of time that cgroups (version 2 or 1) grant this process; infinite without a limit.
+    """Return the CPU quota of this process in cores, from cgroups of version 2 or 1; infinity without a limit.
 
     Args:
-        root: where cgroups are mounted.
-        own: file that names the groups of this process, as HIERARCHY:CONTROLLERS:PATH.
+        root: mount point of the cgroups.
+        own: file that lists the cgroups of this process as HIERARCHY:CONTROLLERS:PATH.
     """
     quotas = [math.inf]
     for line in _read(own).splitlines():
@@ -36,7 +37,7 @@ def cgroup_quota(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) ->
             continue
         group = root / controllers / path.lstrip("/")
         base = root / controllers
-        for folder in (group, *group.parents):  # a limit of a group holds for all groups in it
+        for folder in (group, *group.parents):  # the limit of a group applies to its subgroups
             quotas.append(_quota(folder))
             if folder == base:
                 break

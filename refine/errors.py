@@ -1,4 +1,4 @@
-"""The error that a user can fix, and how foreign text appears in messages."""
+"""Errors that a user can fix, and formatting of untrusted text in messages."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ _VALUES.maxstring = _VALUES.maxother = _VALUES.maxlong = 60
 
 
 class RefineError(Exception):
-    """Bad input. The message names the file, the field and the fix.
+    """Invalid input. The message names the file, the field and the fix.
 
-    The command line prints the message alone and exits with 1; library callers may catch it.
-    Programming errors stay `ValueError`/`TypeError`/`AssertionError`, with their traceback.
+    The command line prints the message without a traceback and exits with 1; library callers may catch it.
+    Programming errors raise `ValueError`, `TypeError` or `AssertionError`.
     """
 
 
 class WriteError(RefineError):
-    """A file cannot be written: the disk is full, read-only or forbidden, so the next file would fail too."""
+    """A file cannot be written (disk full, read-only or no permission); the next file would fail too."""
 
 
 def missing_extra(what: str, extra: str) -> RefineError:
-    """Error for an optional dependency that is not installed.
+    """Return the error for an optional dependency that is not installed.
 
     Args:
-        what: subject of the sentence, with what it needs ("the page needs Gradio").
-        extra: name of the extra in pyproject.toml that brings it.
+        what: feature and the package that it needs, such as "the page needs Gradio".
+        extra: extra in pyproject.toml that installs the package.
     """
     return RefineError(f"{what}; install it in the checkout of refine: pip install -e '.[{extra}]'")
 
 
 def printable(text: str, most: int | None = None) -> str:
-    """Return text as a terminal can show it: control characters escaped, on one line.
+    """Return text on one line, with control characters escaped.
 
     Args:
         text: any string, such as a category name from a file.
-        most: longest result in characters; the rest is replaced by "…".
+        most: maximum number of characters of `text` to keep; longer text ends in "…".
     """
     if most is not None and len(text) > most:
         text = text[: most - 1] + "…"
@@ -51,7 +51,7 @@ def shown(value: Any) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an exception of Python, NumPy, PyTorch or OpenCV means that there is not enough memory."""
+    """Return whether an exception of Python, NumPy, PyTorch or OpenCV means that memory ran out."""
     if isinstance(error, MemoryError):
         return True
     words = ("not enough memory", "out of memory", "bad_alloc", "could not create a memory", "Insufficient memory")

@@ -1,4 +1,4 @@
-"""Reading files within limits, and writing them so that a reader never sees half of one."""
+"""Size-limited reading and atomic writing of files."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from typing import Any
 from refine.errors import RefineError, WriteError, shown
 
 MAX_BYTES = 2**31
-"""Largest file that is read whole."""
+"""Maximum size in bytes of a file that is read into memory."""
 
 MAX_PIXELS = 2**27
-"""Largest height × width of an image or id map, checked from the header, before anything is decoded. Reading
-an image takes at most 12 bytes per pixel."""
+"""Maximum height × width of an image or id map, checked from the header before decoding. Reading an image takes
+at most 12 bytes per pixel."""
 
 
 def write_bytes(path: str | Path, data: bytes | bytearray | memoryview) -> None:
-    """Write a file, and the folders above it, so that it is whole or not there; replaces a file of this name.
+    """Write or replace a file atomically, and create its parent folders.
 
-    The data are on the disk before the file gets its name: errors that a full disk, a quota or a network
-    raises late are seen.
+    The data are flushed to the disk before the file gets its name, so that late errors of a full disk, a quota or
+    a network are raised here.
 
     Raises:
-        WriteError: the file cannot be written. A file that was there before is still there.
+        WriteError: the file cannot be written. An earlier file of this name is unchanged.
     """
     path = Path(path)
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
@@ -44,23 +44,23 @@ def write_bytes(path: str | Path, data: bytes | bytearray | memoryview) -> None:
     except OSError as error:
         raise write_error(path, error) from error
     finally:
-        with suppress(OSError):  # it has got its name, or was never made
+        with suppress(OSError):  # already renamed, or never created
             temporary.unlink()
 
 
 def write_error(path: str | Path, error: OSError) -> WriteError:
-    """Return what to raise when `path` cannot be written."""
+    """Return the `WriteError` for a path that cannot be written."""
     reason = error.strerror or str(error)
     return WriteError(f"{path}: cannot be written ({reason}); free space or choose another folder")
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text as `write_bytes` does."""
+    """Write UTF-8 text atomically; see `write_bytes`."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
-    """Write JSON as `write_bytes` does; NaN is refused (it is not JSON)."""
+    """Write JSON atomically; see `write_bytes`. Raises ValueError for NaN, which is not JSON."""
     write_text(path, json.dumps(value, indent=indent, allow_nan=False))
 
 
@@ -68,14 +68,14 @@ def read_bytes(path: str | Path) -> bytes:
     """Read a whole file.
 
     Raises:
-        RefineError: missing, not a regular file (a device or a pipe may never end), or over `MAX_BYTES`.
+        RefineError: the file is missing, over `MAX_BYTES`, or not regular (a device or a pipe may never end).
     """
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not stat.S_ISREG(status.st_mode):
-            raise RefineError(f"{path}: is not a regular file; give one")
+            raise RefineError(f"{path}: is not a regular file; give a regular file")
         if status.st_size > MAX_BYTES:
             raise RefineError(f"{path}: has {status.st_size:,} bytes, expected at most {MAX_BYTES:,}; split it")
         with open(path, "rb", buffering=0) as file:
@@ -87,10 +87,10 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read JSON in UTF-8 (or UTF-16 and UTF-32, as the standard allows).
+    """Read a JSON file in UTF-8, UTF-16 or UTF-32.
 
     Raises:
-        RefineError: `read_bytes` fails, or the content is not JSON or nested too deeply.
+        RefineError: the file cannot be read, is not JSON, or is nested too deeply.
     """
     data = read_bytes(path)
     try:
@@ -104,7 +104,7 @@ def read_json(path: str | Path) -> Any:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Suspend the garbage collector, which takes half the time of parsing: of its many objects none is garbage."""
+    """Suspend the garbage collector, which would take half the time of parsing without finding garbage."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -115,9 +115,9 @@ def _no_collection() -> Iterator[None]:
 
 
 def name_problem(name: Any) -> str | None:
-    """Return what keeps a `file_name` from naming a file inside a folder, or None.
+    """Return why a `file_name` cannot name a file inside a folder; None if it can.
 
-    Files may come from strangers: absolute paths and `..` would read anything on the machine.
+    JSON files are untrusted: absolute paths and `..` would give access to any file on the machine.
     """
     if not isinstance(name, str) or not name:
         return f"file_name is {shown(name)}; expected the name of a file"
@@ -130,4 +130,4 @@ def name_problem(name: Any) -> str | None:
         encoded = b"\0"
     if b"\0" not in encoded and len(encoded) <= 1024:
         return None
-    return f"file_name {shown(name)} is not a possible name of a file; rename it"
+    return f"file_name {shown(name)} is not a possible file name; rename it"

@@ -1,4 +1,4 @@
-"""One training process among others: its device, and what all of them agree on."""
+"""Devices, CPU threads, and communication between training processes."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from refine.errors import RefineError
 
 
 def set_threads(count: int | None) -> None:
-    """Set how many CPU threads torch uses in this process.
+    """Set the number of CPU threads that torch uses in this process.
 
     Args:
-        count: number of threads; None takes one per physical core that this process may use (see
-            `available_cores`), unless OMP_NUM_THREADS says otherwise.
+        count: number of threads; None stands for OMP_NUM_THREADS if set, else for one per physical core that this
+            process may use (see `available_cores`).
     """
     if count is not None or "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(count or available_cores())
 
 
 def find_device(name: str | torch.device | None) -> torch.device:
-    """The device of this name; without one, the GPU if there is one.
+    """Return the device with this name; for None, the GPU if there is one, else the CPU.
 
     Raises:
-        RefineError: there is no such device, or it cannot be used.
+        RefineError: the device does not exist or cannot be used.
     """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -44,12 +44,12 @@ def find_device(name: str | torch.device | None) -> torch.device:
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of one run, as seen by one of them.
+    """Process group of one run, as seen by one of its processes.
 
     Attributes:
-        rank: of this process, 0..count-1; 0 writes files.
-        count: how many there are, on all machines together.
-        device: of this process.
+        rank: global rank of this process, 0..count-1; rank 0 writes files.
+        count: number of processes on all machines.
+        device: device of this process.
     """
 
     rank: int
@@ -61,13 +61,13 @@ class Processes:
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum over all processes, elementwise."""
+        """Sum a tensor over all processes, elementwise and in place."""
         if self.count > 1:
             dist.all_reduce(values)
         return values
 
     def any(self, *flags: bool) -> list[bool]:
-        """For each flag, whether it is set in any process; one exchange."""
+        """Return, for each flag, whether it is set in any process; one all-reduce."""
         if self.count == 1:
             return list(flags)
         values = torch.tensor([float(f) for f in flags], device=self.device)
@@ -75,7 +75,7 @@ class Processes:
         return [v > 0 for v in values.tolist()]
 
     def gather(self, value: Any) -> list[Any]:
-        """The value of every process, in the order of ranks; anything that pickles."""
+        """Return the values of all processes in rank order; the values must be picklable."""
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
@@ -83,25 +83,25 @@ class Processes:
         return values
 
     def wait(self) -> None:
-        """Return once every process is here."""
+        """Wait until all processes have called this method."""
         if self.count > 1:
             dist.barrier()
 
 
 def is_first() -> bool:
-    """Whether this process writes what all have found, also where no group has been joined."""
+    """Return whether this process has rank 0 and writes files; works outside a process group too."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
 @contextmanager
 def processes(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[Processes]:
-    """Join the processes that torchrun started; without torchrun there is this one alone.
+    """Join the process group that torchrun started; without torchrun, yield a group of this process alone.
 
-    Inside another `processes` the group is that one's: joining twice in one run could reach addresses that the
-    others have left.
+    A nested call reuses the outer group: joining twice in one run could reach addresses that the other processes
+    have left.
 
     Raises:
-        RefineError: "cuda" where there is no GPU, or more processes than GPUs on a machine.
+        RefineError: `device` is "cuda" and there is no GPU, or a machine has more processes than GPUs.
     """
     cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
     local = int(os.environ.get("LOCAL_RANK", 0))
@@ -110,19 +110,19 @@ def processes(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[Proce
             f"device: process {local} of this machine has no GPU of its own ({torch.cuda.device_count()} "
             f"found); start at most one process per GPU, or give --device cpu"
         )
-    mine = torch.device("cuda", local) if cuda else torch.device("cpu")
+    own = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
-        torch.cuda.set_device(mine)
+        torch.cuda.set_device(own)
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count == 1:
-        yield Processes(0, 1, mine)
+        yield Processes(0, 1, own)
         return
     if dist.is_initialized():
-        yield Processes(dist.get_rank(), count, mine)
+        yield Processes(dist.get_rank(), count, own)
         return
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     try:
-        yield Processes(dist.get_rank(), count, mine)
-        dist.barrier()  # nobody leaves while another still sends
+        yield Processes(dist.get_rank(), count, own)
+        dist.barrier()  # no process leaves while another still sends
     finally:
         dist.destroy_process_group()

@@ -1,7 +1,7 @@
-"""Weight files: read without running code in them, checked, fitted to a module, and written.
+"""Reading, checking, loading and writing of weight files, without executing code in them.
 
-A file is trusted in nothing: it may claim sizes that it does not have, hold values that no network works with,
-or be a program. Every reader of the package goes through `read_weights`, every loader through `fit_weights`.
+Files are untrusted: a file may claim sizes that it does not have, hold values that are not finite, or contain
+code. All of the package reads weights by `read_weights` and loads them into modules by `fit_weights`.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ _ENTRIES = (
     *("model_ema", "ema", "ema_state_dict", "state_dict_ema", "ema_model"),
     *("state_dict", "model_state_dict", "model_state", "model", "module", "network", "net", "weights", "blobs"),
 )
-"""Names under which training checkpoints hold a state dict, averaged (EMA) weights first."""
+"""Keys under which training checkpoints hold a state dict, averaged (EMA) weights first."""
 _PREFIXES = ("module.", "_orig_mod.", "model.")
-"""Put before every name by DistributedDataParallel and AveragedModel, torch.compile, and Lightning."""
+"""Prefixes that DistributedDataParallel and AveragedModel, torch.compile, and Lightning add to every name."""
 _ZERO_BY_DESIGN = re.compile(r".*\.offset\.weight|.*predictor\.weight|.*\.num_batches_tracked")
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of a .safetensors file or of a PyTorch checkpoint (.pth), by name, on the CPU.
+    """Read the tensors of a .safetensors file or a PyTorch checkpoint (.pth) to the CPU.
 
     Args:
-        path: file; a checkpoint may hold its state dict under a customary name such as "state_dict" or "model";
-            where there are averaged weights ("model_ema", …), these are taken.
+        path: weight file; a checkpoint may hold its state dict under a common key such as "state_dict" or
+            "model"; averaged weights ("model_ema", …) take precedence.
 
     Returns:
-        Tensors with the dtypes of the file, each with memory of its own.
+        Tensors by name, with the dtypes of the file and memory of their own.
 
     Raises:
-        RefineError: no such file, a file of something else, a tensor larger than its data, or a value that is
-            not finite.
+        RefineError: the file is missing or no weight file, a tensor is larger than its data, or a value is not
+            finite.
     """
     path = Path(path)
     _require_file(path)
@@ -54,7 +54,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         try:
             tensors = load_file(path)
-        except Exception as error:  # the reader raises all kinds on a damaged file
+        except Exception as error:  # safetensors raises many kinds of errors on a damaged file
             raise _damaged(path, error) from error
     else:
         tensors = _own_memory(find_state(_load_checkpoint(path), path), path)
@@ -63,7 +63,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
-    """Read the shapes of a .safetensors file's tensors from its header, without the data."""
+    """Read the shapes of the tensors of a .safetensors file, by name, from its header alone."""
     _require_file(Path(path))
     try:
         with safe_open(path, framework="pt") as file:
@@ -78,11 +78,11 @@ def _damaged(path: Path, error: Exception) -> RefineError:
 
 def _require_file(path: Path) -> None:
     if not path.is_file():
-        raise RefineError(f"{path}: no such file; check the path, or give the folder of a whole model")
+        raise RefineError(f"{path}: no such file; check the path, or give a model folder")
 
 
 def _load_checkpoint(path: Path) -> Any:
-    """Content of a .pth file; the zip format is mapped into memory, so that nothing is allocated on its word."""
+    """Load a .pth file; the zip format is memory-mapped, so that false sizes allocate nothing."""
     try:
         zipped = zipfile.is_zipfile(path)
         if zipped:
@@ -90,7 +90,7 @@ def _load_checkpoint(path: Path) -> Any:
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                     raise ValueError("its entries are compressed, which torch.save never does")
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # a damaged file fails in every possible way
+    except Exception as error:  # torch.load raises many kinds of errors on a damaged file
         foreign = re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error))
         reason = f"it holds the Python object {foreign[1]}, not only tensors" if foreign else first_line(error)
         raise RefineError(
@@ -100,10 +100,10 @@ def _load_checkpoint(path: Path) -> Any:
 
 
 def find_state(content: Any, path: str | Path) -> dict[str, Any]:
-    """Find the state dict in the content of a checkpoint: tensors or NumPy arrays by name.
+    """Return the state dict in the content of a checkpoint: tensors or NumPy arrays by name.
 
     Raises:
-        RefineError: there is none.
+        RefineError: the content holds no state dict.
     """
     state = _state(content, depth=4) if isinstance(content, Mapping) else {}
     if not state:
@@ -111,7 +111,7 @@ def find_state(content: Any, path: str | Path) -> dict[str, Any]:
             f"{path}: holds no weights by name (a {type(content).__name__} without tensors); give a state dict"
         )
     if len(state) > 1:
-        state.pop("n_averaged", None)  # the counter of AveragedModel, the only name without its prefix
+        state.pop("n_averaged", None)  # the counter of AveragedModel has no prefix
     while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None):
         state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
@@ -126,7 +126,7 @@ def _state(content: Mapping[Any, Any], depth: int) -> dict[str, Any]:
 
 
 def _own_memory(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Copy tensors out of a file, after making sure that it holds as many bytes as they claim."""
+    """Copy the tensors of a file, after checking that the file holds as many bytes as they claim."""
     total, size = 0, path.stat().st_size
     for name, tensor in state.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
@@ -144,16 +144,16 @@ def _own_memory(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: object) -> None:
-    """Raise RefineError where a value is NaN or infinite; names the source and the first such tensor.
+    """Raise RefineError if a value is NaN or infinite.
 
     Args:
-        tensors: by name, of any dtype, on any device.
-        source: what they belong to: the path of a file, or of an image.
+        tensors: tensors by name, of any dtype, on any device.
+        source: file or image that the tensors belong to, for the message.
     """
     floats = {
         name: _widened(tensor).isfinite().all() for name, tensor in tensors.items() if tensor.is_floating_point()
     }
-    finite = torch.stack(list(floats.values())).tolist() if floats else []  # one wait for the device
+    finite = torch.stack(list(floats.values())).tolist() if floats else []  # one synchronization
     broken = [name for name, good in zip(floats, finite, strict=True) if not good]
     if broken:
         raise RefineError(
@@ -163,25 +163,25 @@ def check_finite(tensors: Mapping[str, Tensor], source: object) -> None:
 
 
 def _widened(tensor: Tensor) -> Tensor:
-    """Eight-bit floats as float32: PyTorch has few functions of them."""
+    """Convert eight-bit floats to float32: few PyTorch functions support them."""
     return tensor.float() if tensor.element_size() == 1 else tensor
 
 
 def fit_weights(
     module: nn.Module, state: Mapping[str, Tensor], source: object, optional: Iterable[str] = ()
 ) -> None:
-    """Load a state dict if its names, shapes and kinds are those of the module; otherwise leave the module alone.
+    """Load a state dict into a module after checking names, shapes and dtypes; on an error the module is unchanged.
 
     Args:
-        module: filled in place; keeps its dtypes and its layout of memory.
-        state: tensors by name. BatchNorm's counter `num_batches_tracked`, which no result depends on, may be
-            missing or left over.
-        source: where they come from, for messages.
-        optional: parts of names; tensors whose name has such a part may be missing, if all of them are.
+        module: module to fill in place; keeps its dtypes and memory layout.
+        state: tensors by name. BatchNorm's counter `num_batches_tracked`, which does not affect results, may be
+            missing or unexpected.
+        source: file that the tensors come from, for messages.
+        optional: substrings of names; for each, the tensors whose names contain it may be missing together.
 
     Raises:
-        RefineError: names the first tensors that are missing, left over, or of another shape; integers where the
-            module has floats; values that are not finite; or weights that are all zero.
+        RefineError: tensors are missing, unexpected or of another shape (names the first ones), a tensor holds
+            integers where the module has floats, a value is not finite, or a weight is all zero.
     """
     own = module.state_dict()
     check_shapes(
@@ -196,12 +196,12 @@ def fit_weights(
 
 
 def check_kinds(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: object) -> None:
-    """Raise RefineError where a tensor cannot be a working weight of a module.
+    """Raise RefineError if a tensor has the wrong kind of dtype, is not finite, or is all zero.
 
     Args:
-        state: tensors of a file, all of them names in `own`.
-        own: the module's state dict.
-        source: where `state` comes from, for messages.
+        state: tensors by name; every name is in `own`.
+        own: state dict of the module.
+        source: file that `state` comes from, for messages.
     """
     for name, value in state.items():
         if value.is_floating_point() != own[name].is_floating_point():
@@ -215,15 +215,15 @@ def check_kinds(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: 
 
 
 def check_shapes(own: Shapes, given: Shapes, source: object, optional: Iterable[str] = ()) -> None:
-    """Raise RefineError unless two sets of names and shapes are the same; arguments as of `fit_weights`."""
+    """Raise RefineError unless two sets of names and shapes are equal; for the arguments see `fit_weights`."""
     own, given = ({k: tuple(v) for k, v in shapes.items() if not _counter(k)} for shapes in (own, given))
     absent = [part for part in optional if not any(part in name for name in given)]
     differences = {
         "missing": [
             f"{k} {shape}" for k, shape in own.items() if k not in given and not any(part in k for part in absent)
         ],
-        "left over": [f"{k} {shape}" for k, shape in given.items() if k not in own],
-        "other shape": [f"{k} {given[k]}, not {own[k]}" for k in own if given.get(k, own[k]) != own[k]],
+        "unexpected": [f"{k} {shape}" for k, shape in given.items() if k not in own],
+        "of another shape": [f"{k} {given[k]}, expected {own[k]}" for k in own if given.get(k, own[k]) != own[k]],
     }
     problems = [
         f"{len(names)} {kind}: {', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
@@ -232,8 +232,8 @@ def check_shapes(own: Shapes, given: Shapes, source: object, optional: Iterable[
     ]
     if problems:
         raise RefineError(
-            f"{source}: does not fit the model ({'; '.join(problems)}); choose weights and a configuration of the "
-            f"same architecture"
+            f"{source}: does not fit the model ({'; '.join(problems)}); choose weights and a config of the same "
+            f"architecture"
         )
 
 
@@ -242,12 +242,12 @@ def _counter(name: str) -> bool:
 
 
 def load_weights(module: nn.Module, path: str | Path) -> None:
-    """Fill a module from a file, all of it or nothing; see `read_weights` and `fit_weights`."""
+    """Load a weight file into a module; see `read_weights` and `fit_weights`."""
     fit_weights(module, read_weights(path), path)
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor], half: bool = False) -> None:
-    """Write a state dict as safetensors; `half` stores its floats as float16.
+    """Write a state dict as safetensors; `half` stores floats as float16.
 
     Raises:
         RefineError: the file cannot be written, or a value is too large for float16.
@@ -262,5 +262,5 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], half: bool = False)
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an exception's message, shortened; the name of its class if there is none."""
+    """Return the first line of an exception's message, shortened; its class name if the message is empty."""
     return (str(error).splitlines() or [""])[0][:200] or type(error).__name__

@@ -1,4 +1,4 @@
-"""What `import refine` offers."""
+"""The public names of `import refine`."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Threads: no more than the cores that a process may use."""
+"""The number of threads is limited to the cores that the process may use."""
 
 import math
 import os
@@ -11,7 +11,7 @@ from refine.cores import available_cores, cgroup_quota
 from refine.runtime import set_threads
 
 
-def test_quota_of_any_group_above_counts(tmp_path: Path) -> None:
+def test_the_smallest_quota_of_all_parent_groups_applies(tmp_path: Path) -> None:
     own = tmp_path / "cgroup"
     root = tmp_path / "fs"
     (root / "job/step").mkdir(parents=True)
@@ -21,11 +21,11 @@ def test_quota_of_any_group_above_counts(tmp_path: Path) -> None:
     assert cgroup_quota(root, own) == math.inf
     (root / "job/cpu.max").write_text("250000 100000\n")
     assert cgroup_quota(root, own) == 2.5
-    (root / "cpu.max").write_text("50000 100000\n")  # of a container, which sees its own group as the root
+    (root / "cpu.max").write_text("50000 100000\n")  # as in a container, which sees its own group as the root
     assert cgroup_quota(root, own) == 0.5
 
 
-def test_quota_of_version_1(tmp_path: Path) -> None:
+def test_cgroup_version_1(tmp_path: Path) -> None:
     own = tmp_path / "cgroup"
     own.write_text("5:memory:/a\n4:cpu,cpuacct:/job\n")
     folder = tmp_path / "fs/cpu,cpuacct/job"
@@ -39,7 +39,7 @@ def test_quota_of_version_1(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux only")
-def test_affinity_counts() -> None:
+def test_the_affinity_limits_the_cores() -> None:
     allowed = os.sched_getaffinity(0)
     assert 1 <= available_cores() <= len(allowed)
     try:
@@ -59,7 +59,7 @@ def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         set_threads(1)
         assert torch.get_num_threads() == 1
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
-        set_threads(None)  # torch has obeyed it
+        set_threads(None)  # torch reads the variable at start
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)

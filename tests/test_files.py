@@ -1,4 +1,4 @@
-"""Whatever is written is whole, or it is not there and a one-line error says so."""
+"""Files are written completely or not at all, with a one-line error."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ import torch
 
 from refine.checkpoint.folder import write_weights
 from refine.data.synthetic.scenes import _write
-from refine.drawing.overlay import write_picture
+from refine.drawing.overlay import write_image
 from refine.errors import RefineError, WriteError
 from refine.evaluation.interval import Counts, write_counts
 from refine.files import read_json, write_bytes, write_json, write_text
@@ -26,8 +26,8 @@ WRITERS = {
     "a.txt": lambda path: write_text(path, "ä" * 3000),
     "a.json": lambda path: write_json(path, NOISE.tolist()),
     "ids.png": lambda path: write_png(path, NOISE[0].astype(np.int32)),
-    "a.png": lambda path: write_picture(path, torch.from_numpy(NOISE)),
-    "a.jpg": lambda path: write_picture(path, torch.from_numpy(NOISE), "model x"),
+    "a.png": lambda path: write_image(path, torch.from_numpy(NOISE)),
+    "a.jpg": lambda path: write_image(path, torch.from_numpy(NOISE), "model x"),
     "scene.png": lambda path: _write(path, NOISE.transpose(1, 2, 0), []),
     "a.npz": lambda path: write_counts(path, COUNTS),
     "a.safetensors": lambda path: write_weights(path, {"w": torch.zeros(2000)}),
@@ -36,14 +36,14 @@ WRITERS = {
 
 @pytest.fixture
 def full_disk():
-    """No file may grow beyond 1 KiB, as on a disk that is almost full."""
+    """Function that limits files to 1 KiB, as on a disk that is almost full."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_full_disk_leaves_what_was_there(name, tmp_path, full_disk):
+def test_a_full_disk_leaves_the_earlier_file(name, tmp_path, full_disk):
     path = tmp_path / "sub" / name
     WRITERS[name](path)
     whole = path.read_bytes()
@@ -58,7 +58,7 @@ def test_a_full_disk_leaves_what_was_there(name, tmp_path, full_disk):
     assert path.read_bytes() == b"old"
 
 
-def test_errors_that_come_late_are_seen(tmp_path, monkeypatch):
+def test_late_write_errors_are_raised(tmp_path, monkeypatch):
     def fail(_):
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
@@ -68,7 +68,7 @@ def test_errors_that_come_late_are_seen(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_places_that_cannot_hold_a_file(tmp_path):
+def test_impossible_paths_are_reported(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     for path in (tmp_path / "file" / "a", tmp_path / ("n" * 300), tmp_path / "file" / "b" / "c"):
         with pytest.raises(WriteError, match="cannot be written"):
@@ -77,7 +77,7 @@ def test_places_that_cannot_hold_a_file(tmp_path):
     assert sorted(len(p.name) for p in tmp_path.iterdir()) == [4, 250]
 
 
-def test_files_get_the_usual_mode(tmp_path):
+def test_files_get_the_default_permissions(tmp_path):
     write_bytes(tmp_path / "a", b"1")
     (tmp_path / "b").write_bytes(b"1")
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
@@ -87,10 +87,10 @@ DIRECT = re.compile(
     r'\.write_(text|bytes)\(|\.tofile\(|imwrite\(|save_file\(|open\([^)]*"[wax]|(\.save|savefig)\((path|temporary)'
 )
 APPENDS = {"files.py", "training/logs.py", "formats/journal.py", "formats/image_like.py"}
-"""The atomic writer itself, files that grow line by line, and a temporary file."""
+"""The atomic writer, files that grow line by line, and a temporary file."""
 
 
-def test_everything_is_written_by_one_function():
+def test_all_files_are_written_atomically():
     package = Path(__file__).resolve().parents[1] / "refine"
     found = {
         f"{path.relative_to(package)}: {line.strip()}"
@@ -102,7 +102,7 @@ def test_everything_is_written_by_one_function():
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, "1" * 5000, "", "nul"])
-def test_json_that_cannot_be_read_is_one_line(tmp_path: Path, content: str) -> None:
+def test_invalid_json_is_reported_in_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(RefineError, match=r"x.json: is (not valid JSON|nested too deeply)") as error:
         read_json(tmp_path / "x.json")
@@ -127,7 +127,7 @@ def test_only_regular_files_within_the_limit_are_read(tmp_path: Path, monkeypatc
         read_json(tmp_path / "x.json")
 
 
-def test_json_of_other_encodings(tmp_path: Path) -> None:
+def test_json_in_other_encodings(tmp_path: Path) -> None:
     for encoding in ("utf-8-sig", "utf-16"):
         (tmp_path / "x.json").write_text('["é"]', encoding=encoding)
         assert read_json(tmp_path / "x.json") == ["é"]

@@ -1,4 +1,4 @@
-"""Imports point one way: see ALLOWED, from the commands down to the tensor functions."""
+"""Imports point one way: from the commands down to the tensor functions, as listed in ALLOWED."""
 
 import ast
 from pathlib import Path
@@ -35,7 +35,7 @@ ALLOWED = {
 
 
 CONVENIENCES = {("structures/panoptic.py", "formats"), ("structures/panoptic.py", "drawing")}
-"""A record saves and draws itself, for people at a prompt: imports inside methods alone, none at its top."""
+"""Modules that may import a higher layer inside methods: `PanopticResult` saves and draws itself."""
 
 
 def _imported_parts(node: ast.AST, path: Path) -> set[str]:
@@ -63,19 +63,19 @@ def test_imports_point_backwards(part: str) -> None:
     for path in files:
         tree, name = ast.parse(path.read_text()), str(path.relative_to(PACKAGE))
         wrong = _imported_parts(tree, path) - ALLOWED[part] - {part}
-        at_once = [node for node in tree.body if not isinstance(node, ast.ClassDef) and not _is_for_types(node)]
-        early = set().union(*(_imported_parts(node, path) for node in at_once))
+        at_import = [node for node in tree.body if not isinstance(node, ast.ClassDef) and not _is_for_types(node)]
+        early = set().union(*(_imported_parts(node, path) for node in at_import))
         wrong -= {other for other in wrong - early if (name, other) in CONVENIENCES}
         assert not wrong, f"{name} imports {sorted(wrong)}"
 
 
-def test_measuring_draws_nothing() -> None:
+def test_evaluation_does_not_import_drawing() -> None:
     for name in ("evaluate", "measures", "predictor"):
         path = PACKAGE / "inference" / f"{name}.py"
         assert "drawing" not in _imported_parts(ast.parse(path.read_text()), path)
 
 
-def test_every_part_has_its_place() -> None:
+def test_every_package_is_listed() -> None:
     parts = {path.stem for path in PACKAGE.glob("*.py")} | {
         path.parent.name for path in PACKAGE.glob("*/__init__.py")
     }

@@ -1,4 +1,4 @@
-"""Weight files of all kinds are read, and nothing that a file claims is believed."""
+"""Weight files: all common layouts are read, and every claim of a file is checked."""
 
 import zipfile
 from pathlib import Path
@@ -35,7 +35,7 @@ def saved(path: Path, content: object) -> Path:
     ],
 )
 @pytest.mark.parametrize("zipped", [True, False])
-def test_state_dicts_as_people_save_them(tmp_path, wrap, zipped):
+def test_common_checkpoint_layouts(tmp_path, wrap, zipped):
     model = network()
     torch.save(wrap(model), tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
     read, expected = read_weights(tmp_path / "w.pth"), model.state_dict()
@@ -46,7 +46,7 @@ def test_state_dicts_as_people_save_them(tmp_path, wrap, zipped):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_floats_of_every_size(tmp_path, dtype, suffix):
+def test_floats_of_every_width(tmp_path, dtype, suffix):
     path = tmp_path / f"w{suffix}"
     state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in network().state_dict().items()}
     write_weights(path, state) if suffix == ".safetensors" else saved(path, state)
@@ -56,7 +56,7 @@ def test_floats_of_every_size(tmp_path, dtype, suffix):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_tensor_larger_than_its_data_is_refused(tmp_path, zipped):
+def test_a_tensor_larger_than_its_data_is_rejected(tmp_path, zipped):
     path = tmp_path / "w.pth"
     torch.save({"w": torch.zeros(1).expand(10**9)}, path, _use_new_zipfile_serialization=zipped)
     assert path.stat().st_size < 4096
@@ -68,8 +68,8 @@ def test_a_tensor_larger_than_its_data_is_refused(tmp_path, zipped):
         read_weights(path)
 
 
-def test_archives_that_torch_does_not_write_are_refused(tmp_path):
-    """A storage that claims more than its record, and one that is packed, as bombs are."""
+def test_archives_that_torch_does_not_write_are_rejected(tmp_path):
+    """A storage that claims more than its record, and a compressed one, which may be a decompression bomb."""
     source = zipfile.ZipFile(saved(tmp_path / "whole.pth", {"w": torch.zeros(1000)}))
     for name, compression in (("short.pth", zipfile.ZIP_STORED), ("packed.pth", zipfile.ZIP_DEFLATED)):
         with zipfile.ZipFile(tmp_path / name, "w", compression) as archive:
@@ -94,7 +94,7 @@ def test_archives_that_torch_does_not_write_are_refused(tmp_path):
         (network(), r"holds the Python object torch\.nn\.modules\.container\.Sequential, not only tensors"),
     ],
 )
-def test_what_is_no_weights_is_refused_in_one_line(tmp_path, content, message):
+def test_other_content_is_rejected_in_one_line(tmp_path, content, message):
     with pytest.raises(RefineError, match=message) as caught:
         read_weights(saved(tmp_path / "w.pth", content))
     assert "w.pth" in str(caught.value)
@@ -113,24 +113,27 @@ def test_only_regular_files_are_read(tmp_path):
         ({"0.weight": torch.ones(4, 3, 3, 3, dtype=torch.int8)}, r"0\.weight is torch\.int8"),
         ({"0.weight": torch.zeros(4, 3, 3, 3)}, r"0\.weight \(4, 3, 3, 3\) is all zero"),
         ({"1.running_var": torch.full((4,), torch.nan)}, r"first 1\.running_var"),
-        ({"0.weight": torch.ones(4, 3, 3, 1)}, r"1 other shape: 0\.weight \(4, 3, 3, 1\), not \(4, 3, 3, 3\)"),
-        ({"stray": torch.ones(1)}, r"1 left over: stray"),
+        (
+            {"0.weight": torch.ones(4, 3, 3, 1)},
+            r"1 of another shape: 0\.weight \(4, 3, 3, 1\), expected \(4, 3, 3, 3\)",
+        ),
+        ({"stray": torch.ones(1)}, r"1 unexpected: stray"),
         ({"0.bias": None}, r"1 missing: 0\.bias \(4,\)"),
     ],
 )
-def test_weights_that_do_not_work_leave_the_module_alone(change, message):
+def test_invalid_weights_leave_the_module_unchanged(change, message):
     model, state = network(), network().state_dict() | change
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    with pytest.raises(RefineError, match=f"^there: .*{message}"):
-        fit_weights(model, {k: v for k, v in state.items() if v is not None}, "there")
+    with pytest.raises(RefineError, match=rf"^w\.pth: .*{message}"):
+        fit_weights(model, {k: v for k, v in state.items() if v is not None}, "w.pth")
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-def test_optional_weights_are_all_there_or_none():
+def test_optional_weights_are_missing_together_or_not_at_all():
     model, state = network(), network().state_dict()
-    fit_weights(model, {k: v for k, v in state.items() if not k.startswith("2.")}, "there", optional=("2.",))
+    fit_weights(model, {k: v for k, v in state.items() if not k.startswith("2.")}, "w.pth", optional=("2.",))
     with pytest.raises(RefineError, match=r"missing: 2\.bias"):
-        fit_weights(model, {k: v for k, v in state.items() if k != "2.bias"}, "there", optional=("2.",))
+        fit_weights(model, {k: v for k, v in state.items() if k != "2.bias"}, "w.pth", optional=("2.",))
 
 
 def test_shapes_come_from_the_header(tmp_path):
@@ -138,7 +141,7 @@ def test_shapes_come_from_the_header(tmp_path):
     assert read_shapes(tmp_path / "w.safetensors") == {k: tuple(v.shape) for k, v in network().state_dict().items()}
 
 
-def test_weights_are_written_whole_or_not_at_all(tmp_path):
+def test_weights_are_written_completely_or_not_at_all(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RefineError, match="cannot be written"):
         write_weights(tmp_path / "file" / "w.safetensors", {"w": torch.ones(1)})

@@ -18,23 +18,36 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser = argparse.ArgumentParser(
         prog,
         description=description,
-        epilog="Further arguments change fields of the YAML files, such as --model.occlusion {} --eval.method soe.",
+        epilog="Further arguments override fields of the YAML files, e.g. --model.occlusion {} --eval.method soe.",
     )
-    parser.add_argument("model", nargs="+", help="YAML of a run (random weights), a shipped model, or a folder")
-    parser.add_argument("--things", type=count_from(1), default=80, help="thing classes of a YAML (80, COCO's)")
-    parser.add_argument("--classes", type=count_from(1), default=133, help="all classes of a YAML (133, COCO's)")
-    parser.add_argument("--size", type=count_from(1), nargs=2, default=(800, 1333), metavar=("H", "W"))
-    parser.add_argument("--batch", type=count_from(1), default=1, help="images per forward pass (1)")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", choices=("32", "bf16", "fp16"), default="32")
-    parser.add_argument("--compile", action="store_true", help="compile the backbone and the pyramid")
-    parser.add_argument("--rounds", type=count_from(1), default=5, help="timed runs; the median counts (5)")
-    parser.add_argument("--out", help="JSON to write")
+    parser.add_argument("model", nargs="+", help="config YAML (random weights), name of a model, or model folder")
+    parser.add_argument(
+        "--things", type=count_from(1), default=80, help="number of thing classes for a YAML (default: 80, as COCO)"
+    )
+    parser.add_argument(
+        "--classes", type=count_from(1), default=133, help="number of classes for a YAML (default: 133, as COCO)"
+    )
+    parser.add_argument(
+        "--size",
+        type=count_from(1),
+        nargs=2,
+        default=(800, 1333),
+        metavar=("H", "W"),
+        help="height and width of the images in pixels (default: 800 1333)",
+    )
+    parser.add_argument("--batch", type=count_from(1), default=1, help="images per forward pass (default: 1)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, … (default: cpu)")
+    parser.add_argument("--precision", choices=("32", "bf16", "fp16"), default="32", help="(default: 32)")
+    parser.add_argument("--compile", action="store_true", help="compile the backbone and the FPN")
+    parser.add_argument(
+        "--rounds", type=count_from(1), default=5, help="timed runs, of which the median is taken (default: 5)"
+    )
+    parser.add_argument("--out", help="JSON file to write")
     options, overrides = parser.parse_known_args(arguments)
     if options.things > options.classes:
         parser.error(f"--things {options.things}: expected at most --classes {options.classes}")
     if overrides and not all(_is_yaml(model) for model in options.model):
-        parser.error(f"unrecognized arguments: {' '.join(overrides)}; only fields of a YAML can be changed")
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}; only the fields of a YAML can be overridden")
 
     from rich.table import Table
 
@@ -86,7 +99,7 @@ def _is_yaml(model: str) -> bool:
 
 
 def _build(model: str, options: argparse.Namespace, overrides: Sequence[str]) -> SavedModel:
-    """The trained model of this name, or the network of a YAML with random weights."""
+    """Load a trained model by name or folder, or build the network of a YAML with random weights."""
     from refine.checkpoint.folder import SavedModel, load_model
     from refine.experiments.cost import random_model
     from refine.structures import Categories

@@ -12,22 +12,22 @@ from refine.cli.options import count_from, refuse_overwriting, require_paths
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser = argparse.ArgumentParser(prog, description=description)
     coco = parser.add_argument_group("COCO panoptic format")
-    coco.add_argument("--images", help="folder of pictures")
+    coco.add_argument("--images", help="folder of images")
     coco.add_argument("--json", help="panoptic JSON")
-    coco.add_argument("--segments", help="folder of its PNGs")
-    coco.add_argument("--remap", help="file of category changes")
-    coco.add_argument("--instances", help="instances JSON whose masks may overlap")
-    coco.add_argument("--exif", choices=["shown", "stored"], help="how images with an EXIF turn were annotated")
-    cityscapes = parser.add_argument_group("Cityscapes as it is downloaded")
+    coco.add_argument("--segments", help="folder of the panoptic PNGs")
+    coco.add_argument("--remap", help="JSON that maps categories to others or to void")
+    coco.add_argument("--instances", help="instances JSON with masks that may overlap")
+    coco.add_argument("--exif", choices=["shown", "stored"], help="how images with an EXIF rotation are annotated")
+    cityscapes = parser.add_argument_group("Cityscapes as downloaded")
     cityscapes.add_argument("--cityscapes", metavar="ROOT", help="folder with leftImg8bit/ and gtFine/")
     cityscapes.add_argument("--split", help="train, val or test")
-    parser.add_argument("--out", help="JSON of everything that was found")
-    parser.add_argument("--threads", type=count_from(1), help="that read pictures (all cores, at most 8)")
+    parser.add_argument("--out", help="JSON report to write")
+    parser.add_argument("--threads", type=count_from(1), help="reading threads (default: one per core, at most 8)")
     options = parser.parse_args(arguments)
     coco_options = (options.images, options.json, options.segments)
     if options.cityscapes:
         if not options.split or any((*coco_options, options.remap, options.instances, options.exif)):
-            parser.error("--cityscapes takes --split, and none of the options of COCO's format")
+            parser.error("--cityscapes needs --split, and excludes the options for COCO panoptic format")
     elif options.split or not all(coco_options):
         parser.error("give --images, --json and --segments, or --cityscapes and --split")
 
@@ -38,7 +38,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     from refine.files import write_json
 
     refuse_overwriting("--out", [options.out], [options.json, options.remap, options.instances])
-    progress = _tell if sys.stderr.isatty() else None
+    progress = _print_progress if sys.stderr.isatty() else None
     if options.cityscapes:
         report = check_cityscapes(options.cityscapes, options.split, threads=options.threads, progress=progress)
     else:
@@ -57,5 +57,5 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         raise RefineError(f"{report.source}: {len(report.errors)} errors; fix them as described above")
 
 
-def _tell(done: int, total: int) -> None:
-    print(f"\r{done} of {total} pictures", end="\n" if done == total else "", file=sys.stderr, flush=True)
+def _print_progress(done: int, total: int) -> None:
+    print(f"\r{done} of {total} images", end="\n" if done == total else "", file=sys.stderr, flush=True)

@@ -10,10 +10,10 @@ from refine.cli.options import refuse_overwriting
 DETAILS = """\
 Converts detectron2's Panoptic-FPN and Mask R-CNN with a ResNet-FPN (FrozenBN or GN; deformable; cascade),
 torchvision's maskrcnn_resnet50_fpn and _v2, and ImageNet backbones of MSRA, FAIR and torchvision. The
-architecture is read off the weights. No code in the file runs.
+architecture is inferred from the weights. No code in the file is executed.
 
-A detector becomes a folder that `refine predict --checkpoint` takes; a backbone becomes FILE.safetensors for
-`backbone.weights` in a configuration.
+A detector is written as a model folder for `refine predict --checkpoint`; a backbone is written as
+FILE.safetensors for `backbone.weights` of a config.
 """
 
 
@@ -22,12 +22,12 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         prog, description=f"{description}.\n\n{DETAILS}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", help=".pkl of detectron2 or Caffe2, .pth of torchvision, or .safetensors")
-    parser.add_argument("-o", "--out", required=True, help="folder of the model, or FILE.safetensors of a backbone")
+    parser.add_argument("-o", "--out", required=True, help="model folder, or FILE.safetensors for a backbone")
     parser.add_argument(
-        "--config", help="YAML of detectron2 or of ours: what weights do not tell (strides, pixel statistics, …)"
+        "--config", help="detectron2 or refine YAML with what weights do not contain (strides, pixel statistics, …)"
     )
-    parser.add_argument("--categories", help="panoptic JSON of what the network tells apart (default: COCO's 133)")
-    parser.add_argument("--report", help="JSON file: every name, what became of it, and the whole configuration")
+    parser.add_argument("--categories", help="panoptic JSON with the network's categories (default: COCO's 133)")
+    parser.add_argument("--report", help="JSON file to write: the fate of every tensor, and the whole config")
     options = parser.parse_args(arguments)
 
     import json
@@ -43,11 +43,11 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     if options.report:
         write_json(options.report, report, indent=1)
     print(f"{options.source}: {conversion.source}")
-    print(f"taken: {len(conversion.names)} weights; left: {len(conversion.left)}")
+    print(f"converted: {len(conversion.names)} weights; unused: {len(conversion.left)}")
     for name, shape in list(conversion.left.items())[: None if options.report is None else 5]:
-        print(f"  left: {name} {shape}")
+        print(f"  unused: {name} {shape}")
     if conversion.absent:
-        print("absent: the semantic head; the model finds things, and no stuff until it is trained")
+        print("missing: the semantic head; the model predicts things but no stuff until the head is trained")
     if conversion.backbone_only:
         backbone = report["model"].pop("backbone") | {"weights": options.out}
         report["model"] = {"backbone": backbone, **report["model"]}

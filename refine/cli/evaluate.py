@@ -20,34 +20,38 @@ from refine.cli.options import (
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser = argparse.ArgumentParser(prog, description=description)
-    files = parser.add_argument_group("result files, no model")
+    files = parser.add_argument_group("result files")
     files.add_argument("--gt", help="panoptic JSON of the ground truth")
-    files.add_argument("--gt-dir", help="folder of its PNGs")
+    files.add_argument("--gt-dir", help="folder of the ground-truth PNGs")
     files.add_argument("--pred", help="panoptic JSON of the predictions")
-    files.add_argument("--pred-dir", help="folder of their PNGs")
+    files.add_argument("--pred-dir", help="folder of the predicted PNGs")
     files.add_argument("--workers", type=count_from(1), help="threads (default: one per core)")
     model = parser.add_argument_group("a model on a data set")
-    model.add_argument("--checkpoint", help="name of a shipped model, or a folder")
-    model.add_argument("--images", help="folder of pictures")
+    model.add_argument("--checkpoint", help="name of a model (see `refine models`), or model folder")
+    model.add_argument("--images", help="folder of images")
     model.add_argument("--json", help="panoptic JSON")
-    model.add_argument("--segments", help="folder of its PNGs")
-    model.add_argument("--remap", help="file of category changes")
-    model.add_argument("--instances", help="instances JSON, whose masks may overlap, for AP")
-    model.add_argument("--exif", choices=["shown", "stored"], help="how images with an EXIF turn were annotated")
-    model.add_argument("--cityscapes", metavar="ROOT", help="raw Cityscapes, instead of these three")
-    model.add_argument("--split", default="val", help="of Cityscapes (val)")
-    model.add_argument("--device", help="cpu, cuda, …")
+    model.add_argument("--segments", help="folder of the panoptic PNGs")
+    model.add_argument("--remap", help="JSON that maps categories to others or to void")
+    model.add_argument("--instances", help="instances JSON with masks that may overlap, for AP")
+    model.add_argument("--exif", choices=["shown", "stored"], help="how images with an EXIF rotation are annotated")
+    model.add_argument(
+        "--cityscapes", metavar="ROOT", help="folder with leftImg8bit/ and gtFine/, instead of COCO panoptic data"
+    )
+    model.add_argument("--split", default="val", help="Cityscapes split (default: val)")
+    model.add_argument("--device", help="cpu, cuda, … (default: the GPU if there is one)")
     add_threads(model)
-    model.add_argument("--method", help="rule of fusion (default: the checkpoint's)")
+    model.add_argument("--method", help="fusion rule (default: the checkpoint's)")
     add_fusion(model)
     model.add_argument(
         "--ap-detections",
         type=count_from(1),
-        help="detections per image that AP counts; COCO's AP counts 100 (default: all that the model gives)",
+        help="detections per image that AP uses; 100 for COCO's AP (default: all that the model returns)",
     )
-    model.add_argument("--max-images", type=count_from(1), help="only the first so many")
-    parser.add_argument("--out", required=True, help="JSON to write")
-    parser.add_argument("--worst", type=count_from(0), default=5, help="how many worst images to list or draw (5)")
+    model.add_argument("--max-images", type=count_from(1), help="evaluate the first N images only", metavar="N")
+    parser.add_argument("--out", required=True, help="JSON file to write")
+    parser.add_argument(
+        "--worst", type=count_from(0), default=5, help="number of worst images to list or draw (default: 5)"
+    )
     options = parser.parse_args(arguments)
     rule = [options.method, *(getattr(options, name) for name in FUSION)]
     of_files = [options.gt, options.gt_dir, options.pred, options.pred_dir]
@@ -63,16 +67,16 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     else:
         parser.error(
             "give --gt, --gt-dir, --pred and --pred-dir; or --checkpoint with --images, --json and --segments; "
-            "or --checkpoint with --cityscapes; a rule of fusion and its thresholds go with --checkpoint"
+            "or --checkpoint with --cityscapes; --method and the thresholds need --checkpoint"
         )
 
 
 def _check_out(out: str, inputs: Sequence[str | None]) -> None:
-    """Told before the work, not after it."""
+    """Raise RefineError, before the evaluation, if `out` is a folder or an input file."""
     from refine.errors import RefineError
 
     if Path(out).is_dir():
-        raise RefineError(f"--out {out}: is a folder; name a JSON file")
+        raise RefineError(f"--out {out}: is a folder; expected the path of a JSON file")
     refuse_overwriting("--out", [out], inputs)
 
 

@@ -31,7 +31,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     refuse_overwriting("--out: its", written, (file.path for file in files))
 
     from refine.drawing.explanation import explanation_sheet
-    from refine.drawing.overlay import write_picture
+    from refine.drawing.overlay import write_image
     from refine.files import write_json
     from refine.formats.images import read_image
     from refine.fusion.explain import explain
@@ -46,7 +46,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
 
     def explain_one(file: ImageFile) -> str:
         image = read_image(file.path, options=reading, tell=note)
-        told = explain(
+        explanation = explain(
             predictor.predict_raw([image])[0],
             categories=predictor.categories,
             methods=methods,
@@ -54,29 +54,31 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
             **predictor.fusion_heads(),
         )
         target = out / PurePath(file.name).with_suffix(".png")
-        write_picture(target, explanation_sheet(image, told), f"refine {__version__}, model {options.checkpoint}")
-        record = {"file_name": file.name, "model": options.checkpoint} | told.to_json()
+        sheet = explanation_sheet(image, explanation)
+        write_image(target, sheet, f"refine {__version__}, model {options.checkpoint}")
+        record = {"file_name": file.name, "model": options.checkpoint} | explanation.to_json()
         write_json(target.with_suffix(".json"), record, indent=1)
-        return f"{_summary(told)}; model: {options.checkpoint}"
+        return f"{_summary(explanation)}; model: {options.checkpoint}"
 
     finish(for_each(files, explain_one), files, options.out, f"explanations of model {options.checkpoint}")
 
 
 def _left_out(methods: Sequence[Method]) -> str:
-    """The rules that a model cannot follow, and how it learns to."""
+    """Name the rules for which a model has no head, and how to train one."""
     left_out = ", ".join(method for method in get_args(Method) if method not in methods)
     parts = dict.fromkeys(HEADS[method] for method in get_args(Method) if method not in methods)
     heads = {"ranking": "--model.ranking true", "occlusion": "--model.occlusion '{}'"}
     return (
-        f"left out: {left_out}, for the model has no {' and no '.join(parts)} head; to train it, give its config "
-        f"and data to refine train with --init MODEL {' '.join(heads[part] for part in parts)} "
+        f"left out: {left_out}, because the model has no {' and no '.join(parts)} head; to train it, run refine "
+        f"train with the model's config and data and --init MODEL {' '.join(heads[part] for part in parts)} "
         f"--optim.train_only '[{', '.join(parts)}]'"
     )
 
 
-def _summary(told: Explanation) -> str:
-    differing = (f"{method} {int(told.differs(method).sum())}" for method in told.front)
+def _summary(explanation: Explanation) -> str:
+    differing = (f"{method} {int(explanation.differs(method).sum())}" for method in explanation.front)
     return (
-        f"instances: {len(told.instances)}, contested pixels: {int((told.covers > 1).sum())}, pairs to decide: "
-        f"{int(told.asked.triu().sum())}; pixels that differ: {', '.join(list(differing)[1:])}"
+        f"instances: {len(explanation.instances)}, contested pixels: {int((explanation.covers > 1).sum())}, "
+        f"pairs to decide: {int(explanation.asked.triu().sum())}; "
+        f"pixels that differ: {', '.join(list(differing)[1:])}"
     )

@@ -20,24 +20,26 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser = argparse.ArgumentParser(
         prog,
         description=description,
-        epilog="Semantic PNGs have one channel of 8 or 16 bits: the category id of each pixel, 0 for none. "
-        "They and the confidences are named like the image, folders included, with .png.",
+        epilog="Semantic PNGs have one channel of 8 or 16 bits with the category id of each pixel, 0 for none. "
+        "Semantic and confidence PNGs have the path of their image with the suffix .png.",
     )
     parser.add_argument("--instances", required=True, help="COCO results JSON: image_id, category_id, score, mask")
     parser.add_argument("--semantic", required=True, help="folder of semantic PNGs")
-    parser.add_argument("--confidence", help="folder of PNGs of the semantic confidence, 0-255 for 0-1")
+    parser.add_argument("--confidence", help="folder of semantic confidence PNGs, 0-255 for 0-1")
     parser.add_argument("--categories", required=True, help="JSON with `images` and panoptic `categories`")
-    parser.add_argument("--method", choices=get_args(Method), default="heuristic", help="rule (heuristic)")
+    parser.add_argument(
+        "--method", choices=get_args(Method), default="heuristic", help="fusion rule (default: heuristic)"
+    )
     parser.add_argument(
         "--checkpoint",
-        help="of learned rules: a model with the head that they ask; an occlusion head must see no features",
+        help="model with the ranking or occlusion head of a learned rule (an occlusion head without features)",
     )
     add_fusion(parser, FusionConfig())
     parser.add_argument("-o", "--out", required=True, help="folder for panoptic.json and panoptic/")
     options = parser.parse_args(arguments)
 
     if options.unknown_erasing and not options.confidence:
-        raise RefineError("--unknown-erasing: needs --confidence; give the folder, or leave erasing out")
+        raise RefineError("--unknown-erasing: needs --confidence; give the folder, or omit --unknown-erasing")
     config = FusionConfig(**fusion_changes(options))
     out = Path(options.out)
     given = [options.instances, options.categories, options.semantic, options.confidence]
@@ -75,7 +77,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
 
 
 def _named(item: tuple[int | str, ImageEntry]) -> tuple[int | str, tuple[str, int, int]]:
-    """Image id and (file name, height, width), which the reader has made sure of."""
+    """Return the image id and (file name, height, width); the reader has checked that they are present."""
     image_id, image = item
     assert image.file_name is not None
     assert image.size is not None
@@ -83,14 +85,14 @@ def _named(item: tuple[int | str, ImageEntry]) -> tuple[int | str, tuple[str, in
 
 
 def _learned(method: str, checkpoint: str | None, categories: Categories) -> dict[str, Any]:
-    """What a learned rule asks, from a checkpoint's head that looks at masks and classes alone."""
+    """Return the keyword argument of `fuse` that a learned rule needs, from a checkpoint; {} for other rules."""
     name = HEADS.get(method)
     if name is None:
         if checkpoint:
-            raise RefineError(f"--checkpoint: method {method!r} learns nothing; leave it out")
+            raise RefineError(f"--checkpoint: method {method!r} is not learned; omit the option")
         return {}
     if not checkpoint:
-        cues = "" if name == "ranking" else ", on the cues mask and label (--model.occlusion.cues '[mask, label]')"
+        cues = "" if name == "ranking" else " on the cues mask and label (--model.occlusion.cues '[mask, label]')"
         raise RefineError(f"--method {method}: needs --checkpoint, a model whose {name} head is trained{cues}")
 
     from refine.checkpoint.folder import load_model
@@ -103,7 +105,7 @@ def _learned(method: str, checkpoint: str | None, categories: Categories) -> dic
         raise RefineError(f"--checkpoint {checkpoint}: has no {name} head; train one (`optim.train_only`)")
     if name == "occlusion" and "feature" in head.config.cues:
         raise RefineError(
-            f"--checkpoint {checkpoint}: its occlusion head sees {', '.join(head.config.cues)}, and files have no "
+            f"--checkpoint {checkpoint}: its occlusion head needs {', '.join(head.config.cues)}, and files hold no "
             "features; train one with --model.occlusion.cues '[mask, label]'"
         )
     if [c for c in saved.categories if c.isthing] != [c for c in categories if c.isthing]:

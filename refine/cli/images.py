@@ -1,4 +1,4 @@
-"""Working on image after image, which `predict` and `explain` have in common."""
+"""Processing of many images, shared by `predict` and `explain`."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from refine.files import read_json
 from refine.formats.image_list import ImageFile, list_images
 
 EVERY = 30.0
-"""Seconds between two lines of progress where there is no terminal."""
+"""Seconds between two progress lines if the output is not a terminal."""
 
 
 def add_arguments(parser: argparse.ArgumentParser, out: str) -> None:
-    """Add images, model and thresholds; `out` says what the output folder is for."""
-    parser.add_argument("source", nargs="+", help="images, folders of them, or patterns in quotes")
-    parser.add_argument("--recursive", action="store_true", help="read the subfolders of folders too")
+    """Add the options for images, model and thresholds; `out` is the help text of the output folder."""
+    parser.add_argument("source", nargs="+", help="images, folders of images, or quoted patterns")
+    parser.add_argument("--recursive", action="store_true", help="include the subfolders of folders")
     parser.add_argument("-o", "--out", required=True, help=out)
-    parser.add_argument("--checkpoint", help="name of a shipped model (`refine models`), or a folder; required")
+    parser.add_argument("--checkpoint", help="name of a model (see `refine models`), or model folder; required")
     parser.add_argument("--device", help="cpu, cuda, … (default: the GPU if there is one)")
     add_threads(parser)
     add_fusion(parser)
 
 
 def check_model(options: argparse.Namespace) -> None:
-    """Raise RefineError unless a model is named: none is right for micrographs and photographs both."""
+    """Raise RefineError unless a model is given: no single default suits both micrographs and photographs."""
     if not options.checkpoint:
         data = {name: read_json(SHIPPED / name / "config.json").get("data") for name in shipped_models()}
         models = ", ".join(f"{name} (trained on {what})" for name, what in data.items())
@@ -43,23 +43,23 @@ def check_model(options: argparse.Namespace) -> None:
 
 
 def find_images(options: argparse.Namespace) -> list[ImageFile]:
-    """List the images that the options name; the folder of the results is left out."""
+    """List the images given on the command line, without those in the output folder."""
     return list_images(options.source, recursive=options.recursive, skip=options.out, tell=note)
 
 
 def note(text: str) -> None:
-    """Print a remark that is no error."""
+    """Print a remark to stderr."""
     print(f"refine: note: {printable(text)}", file=sys.stderr)
 
 
 def for_each(files: Sequence[ImageFile], work: Callable[[ImageFile], str]) -> int:
-    """Print what `work` returns for each image; one that fails is reported and passed over.
+    """Call `work` for each image and print the line that it returns; report an image that fails and continue.
 
     Returns:
-        How many failed.
+        Number of images that failed.
 
     Raises:
-        WriteError: results cannot be written, so that going on is of no use.
+        WriteError: results cannot be written, so that the next image would fail too.
         RefineError: all images failed.
         KeyboardInterrupt, SystemExit: interrupted, or terminated by SIGTERM or SIGHUP.
     """
@@ -83,7 +83,7 @@ def for_each(files: Sequence[ImageFile], work: Callable[[ImageFile], str]) -> in
                     failed += 1
                     print(f"refine: error: {printable(problem)}", file=sys.stderr)
                 advance()
-        except BrokenPipeError as error:  # nobody reads on: stop as the signal would have it, with what is finished
+        except BrokenPipeError as error:  # stop as SIGPIPE would; finished results are kept
             raise SystemExit(PIPE_CLOSED) from error
         except (KeyboardInterrupt, SystemExit):
             note(f"stopped after {done} of {len(files)} images")
@@ -94,20 +94,20 @@ def for_each(files: Sequence[ImageFile], work: Callable[[ImageFile], str]) -> in
 
 
 def finish(failed: int, files: Sequence[ImageFile], out: str, what: str) -> None:
-    """Say where the results are; raises RefineError if some are missing."""
+    """Print where the results are; raise RefineError if some images failed."""
     if failed:
-        raise RefineError(f"{failed} of {len(files)} images failed; the {what} of the others are in {out}")
+        raise RefineError(f"{failed} of {len(files)} images failed; the {what} for the others are in {out}")
     print(f"{what} in {out}")
 
 
 @contextmanager
 def _termination() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, with the exit code 128 + the signal's number."""
+    """Exit the block cleanly on SIGTERM and SIGHUP, with exit code 128 + the signal's number."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers
         yield
         return
     names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -125,7 +125,7 @@ class _Advance(Protocol):
 
 @contextmanager
 def _progress(total: int) -> Iterator[_Advance]:
-    """Show images done, images per second and the time left: as a bar on a terminal, else as lines."""
+    """Show the number of finished images, images per second and time left: a bar on a terminal, else lines."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -146,7 +146,7 @@ def _progress(total: int) -> Iterator[_Advance]:
 
 
 class _Lines:
-    """Progress as one line every `EVERY` seconds."""
+    """Progress printed as one line every `EVERY` seconds."""
 
     def __init__(self, total: int) -> None:
         self.total, self.done = total, 0

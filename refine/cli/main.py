@@ -1,4 +1,4 @@
-"""The command line. Commands import what they need when they run, so that `refine --help` is instant."""
+"""Command line. Each command imports its dependencies when it runs, so that `refine --help` is instant."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from refine.cli.options import PIPE_CLOSED
 from refine.errors import RefineError, is_out_of_memory, printable
 
 COMMANDS = {
-    "predict": "panoptic results of pictures: PNG + JSON as COCO has them, and overlays to look at",
-    "explain": "who lies in front of whom under each rule of fusion, drawn and as JSON, and what was erased",
-    "serve": "a web page: drop a picture, move the thresholds, point at segments",
-    "evaluate": "PQ (and AP) of a model on a data set, or of result files without any model",
-    "fuse": "only the fusion: instances and semantic maps of any model to panoptic results",
-    "train": "train a model on your own COCO panoptic data, or go on with a run",
-    "check-data": "name every fault of a data set before an hour of training is lost",
-    "benchmark": "parameters, arithmetic, seconds per image stage by stage, and memory of models",
-    "models": "the models that come with the package",
-    "reproduce": "train and measure the rows of tables of the paper, on any data",
-    "synthesize": "write a data set of procedural scenes with known depth order",
-    "convert": "turn weights of detectron2 or torchvision into a model of ours",
+    "predict": "segment images; write COCO panoptic PNGs and JSON, and overlays",
+    "explain": "show, for each fusion rule, which instance lies in front and what was erased (PNG and JSON)",
+    "serve": "start a local web page for segmenting images and inspecting the results",
+    "evaluate": "compute PQ (and AP) of a model on a data set, or PQ of result files",
+    "fuse": "fuse instances and semantic maps of any model into panoptic results",
+    "train": "train a model on COCO panoptic or Cityscapes data, or resume a run",
+    "check-data": "report every error of a data set before training",
+    "benchmark": "measure parameters, GFLOPs, seconds per stage and memory of models",
+    "models": "list the available models",
+    "reproduce": "train and evaluate the rows of the paper's tables, on any data set",
+    "synthesize": "generate a data set of scenes with known depth order",
+    "convert": "import detectron2, torchvision and Caffe2 weights",
 }
 
 
@@ -33,17 +33,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0; 1 after an error that the user can fix, reported in one line; 130 when interrupted; 141 when the
-        reader of the output has gone. Wrong arguments exit with 2, SIGTERM during `predict` with 143.
+        Exit code: 0 for success; 1 after an error that the user can fix, reported in one line; 130 after Ctrl-C;
+        141 if the reader of the output has closed the pipe. Invalid arguments exit with 2, SIGTERM with 143.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files that a terminal cannot show
+            stream.reconfigure(errors="backslashreplace")  # file names that the terminal cannot show
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         prog="refine",
         description="Panoptic segmentation by prediction fusion.",
-        epilog="`refine COMMAND --help` tells the options of one command.",
+        epilog="Run `refine COMMAND --help` for the options of a command.",
     )
     parser.add_argument("--version", action="version", version=f"refine {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where what is left is flushed to at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # receives the final flush at exit
         return PIPE_CLOSED
     except Exception as error:
         if (problem := _problem(error)) is None:
@@ -70,11 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _problem(error: Exception) -> str | None:
-    """What to tell of an error that is not the program's own fault, in one line; None for any other."""
+    """Return the one-line message of an error that the user can fix; None for a programming error."""
     if isinstance(error, RefineError):
         return str(error)
     if is_out_of_memory(error):
-        return "there is not enough memory; take a smaller input, or a machine with more"
+        return "not enough memory; use a smaller input or a machine with more memory"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return None

@@ -11,7 +11,7 @@ from refine.cli.options import print_tables
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser = argparse.ArgumentParser(prog, description=description)
     parser.add_argument(
-        "--fetch", metavar="NAME", help="fetch and convert public weights now, and say where they are"
+        "--fetch", metavar="NAME", help="fetch and convert public weights, and print the model folder"
     )
     options = parser.parse_args(arguments)
 
@@ -23,7 +23,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
 
     from rich.table import Table
 
-    table = Table("name", "knows", "quality (%)", "MB", "licence", "where")
+    table = Table("name", "categories", "quality (%)", "MB", "licence", "location")
     table.columns[0].no_wrap, table.columns[3].justify = True, "right"
     for row in _rows():
         table.add_row(*row)
@@ -31,7 +31,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
 
 
 def _rows() -> list[tuple[str, ...]]:
-    """Cells of every model that has a name; read from descriptions, without loading a network."""
+    """Return the table cells of every named model, without loading a network."""
     from refine.checkpoint.find import find_model, is_cached, shipped_models
     from refine.checkpoint.public import PUBLIC
     from refine.files import read_json

@@ -1,4 +1,4 @@
-"""Options, and checks of them, which several commands share."""
+"""Options that several commands share, and their validation."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ FUSION = (
 )
 
 PIPE_CLOSED = 141
-"""Exit code of a program whose reader has gone: 128 + SIGPIPE."""
+"""Exit code if the reader of the output has closed the pipe: 128 + SIGPIPE."""
 
 MOST = 2**31 - 1
-"""Largest whole number that an option takes."""
+"""Largest integer that an option accepts."""
 
 
 def count_from(least: int, most: int = MOST) -> Callable[[str], int]:
-    """Return an argparse type for whole numbers from `least` to `most`."""
+    """Return an argparse type for integers from `least` to `most`."""
 
     def count(text: str) -> int:
         try:
@@ -42,14 +42,14 @@ def count_from(least: int, most: int = MOST) -> Callable[[str], int]:
             number = least - 1
         if not least <= number <= most:
             expected = f"from {least}" if most == MOST and number < least else f"from {least} to {most}"
-            raise argparse.ArgumentTypeError(f"{text!r:.40}: expected a whole number {expected}")
+            raise argparse.ArgumentTypeError(f"{text!r:.40}: expected an integer {expected}")
         return number
 
     return count
 
 
 def positive(text: str) -> float:
-    """Convert a finite number above 0, as an argparse type."""
+    """Convert text to a finite number above 0; an argparse type."""
     try:
         number = float(text)
     except ValueError:
@@ -60,27 +60,27 @@ def positive(text: str) -> float:
 
 
 def add_threads(parser: Any) -> None:
-    """Give a parser, or a group of its arguments, `--threads`; see `refine.runtime.set_threads`."""
+    """Add `--threads` to a parser or an argument group; see `refine.runtime.set_threads`."""
     parser.add_argument(
         "--threads",
         type=count_from(1, 1024),
-        help="CPU threads (default: OMP_NUM_THREADS if set, else one per physical core that is free to use)",
+        help="CPU threads (default: OMP_NUM_THREADS, else one per available physical core)",
     )
 
 
 def print_tables(*tables: Any, width: int = 120) -> None:
-    """Print tables of rich, as wide as the terminal; `width` characters into a file or a pipe, which have none."""
+    """Print rich tables, as wide as the terminal, or `width` characters wide if the output is a file or a pipe."""
     from rich.console import Console
 
     class _Console(Console):
         def on_broken_pipe(self) -> None:
-            raise BrokenPipeError  # which all commands treat alike
+            raise BrokenPipeError  # handled in `main` for all commands
 
     _Console(width=None if sys.stdout.isatty() else width, markup=False, emoji=False).print(*tables)
 
 
 def require_paths(paths: Iterable[str | Path | None]) -> None:
-    """Raise RefineError if an input is missing, before anything heavy is imported."""
+    """Raise RefineError if an input does not exist, before torch is imported."""
     for path in paths:
         if path and not Path(path).exists():
             raise RefineError(f"{path}: cannot be read (No such file or directory); check the path")
@@ -89,57 +89,65 @@ def require_paths(paths: Iterable[str | Path | None]) -> None:
 def refuse_overwriting(
     option: str, written: Iterable[str | Path | None], read: Iterable[str | Path | None]
 ) -> None:
-    """Raise RefineError, before the work, where a file (or folder of files) to be written is one that is read."""
-    given = {Path(path).resolve() for path in read if path and Path(path).exists()}
+    """Raise RefineError if an output path is also an input path.
+
+    Args:
+        option: option that names the output, for the message.
+        written: files or folders to be written; None and "" are ignored.
+        read: input files or folders; None and "" are ignored.
+    """
+    inputs = {Path(path).resolve() for path in read if path and Path(path).exists()}
     for path in written:
-        if path and Path(path).resolve() in given:
+        if path and Path(path).resolve() in inputs:
             raise RefineError(f"{option} {path}: is also an input file; choose a different path")
 
 
 def add_fusion(parser: Any, default: FusionConfig | None = None) -> None:
-    """Give a parser, or a group of its arguments, one option for each of `FUSION`.
+    """Add one option for each name in `FUSION`.
 
     Args:
-        parser: to add them to.
-        default: values to name in the help; None for those of a checkpoint.
+        parser: parser or argument group to add the options to.
+        default: defaults shown in the help; None if the checkpoint's values are the defaults.
     """
 
-    def told(name: str) -> str:
-        return "the checkpoint's" if default is None else f"{getattr(default, name)}"
+    def add(name: str, text: str, **keywords: Any) -> None:
+        value = "the checkpoint's" if default is None else getattr(default, name)
+        parser.add_argument(f"--{name.replace('_', '-')}", help=f"{text} (default: {value})", **keywords)
 
-    def add(name: str, what: str, **how: Any) -> None:
-        parser.add_argument(f"--{name.replace('_', '-')}", help=f"{what} (default: {told(name)})", **how)
-
-    add("score_threshold", "drop instances below, 0-1", type=float)
-    add("overlap_threshold", "drop instances of which more is covered, 0-1", type=float)
-    add("stuff_area", "pixels below which a class of stuff is dropped", type=count_from(0))
-    add("sigma", "of soe", type=float)
-    add("unknown_erasing", "uncertain regions become unknown", action=argparse.BooleanOptionalAction)
-    add("ue_threshold", "mean confidence below which they do, 0-1", type=float)
-    add("ue_region", "where that mean is taken", choices=["core", "dilated"])
+    add("score_threshold", "minimum score of an instance, 0-1", type=float)
+    add("overlap_threshold", "drop an instance if more than this fraction of it is covered, 0-1", type=float)
+    add("stuff_area", "minimum area of a stuff segment in pixels", type=count_from(0))
+    add("sigma", "width of the soe penalty", type=float)
+    add("unknown_erasing", "erase uncertain regions to unknown", action=argparse.BooleanOptionalAction)
+    add("ue_threshold", "erase regions whose mean confidence is below, 0-1", type=float)
+    add("ue_region", "pixels of a region over which the mean is taken", choices=["core", "dilated"])
 
 
 def fusion_changes(options: argparse.Namespace) -> dict[str, Any]:
-    """The thresholds of fusion that were given, by name."""
+    """Return the fusion thresholds given on the command line, by field name."""
     return {name: getattr(options, name) for name in FUSION if getattr(options, name) is not None}
 
 
 def add_image_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say what to read of stacks, channels and images of more than 8 bits."""
-    group = parser.add_argument_group("images of several pages or channels, or of more than 8 bits")
+    """Add the options for image stacks, multichannel images and images of more than 8 bits."""
+    group = parser.add_argument_group("images with several pages or channels, or with more than 8 bits")
     group.add_argument("--page", type=count_from(1), help="page of a stack or frame of an animation, from 1")
-    group.add_argument("--channel", type=count_from(1), help="channel to read as grey, from 1")
+    group.add_argument("--channel", type=count_from(1), help="channel to read as greyscale, from 1")
     group.add_argument(
         "--range",
         nargs="+",
         metavar=("LOW|full", "HIGH"),
-        help="values that become black and white, or `full` for all that the data type can hold (default: the "
-        "significant bits that the file states, or else percentiles of each image)",
+        help="values mapped to black and white, or `full` for the range of the data type (default: the "
+        "significant bits stated in the file, else percentiles of each image)",
     )
 
 
 def image_options(options: argparse.Namespace) -> ImageOptions:
-    """Return what `add_image_options` asked for; raises RefineError for a range that is none."""
+    """Return the values of `add_image_options`.
+
+    Raises:
+        RefineError: `--range` is neither two increasing numbers nor `full`.
+    """
     from refine.formats.raw import ImageOptions
 
     words = options.range
@@ -150,5 +158,5 @@ def image_options(options: argparse.Namespace) -> ImageOptions:
     except ValueError:
         low = high = 0.0
     if not low < high < math.inf or low == -math.inf:
-        raise RefineError(f"--range {' '.join(words)}: expected two rising numbers or `full`, after all images")
+        raise RefineError(f"--range {' '.join(words)}: expected two increasing numbers or `full`, after all images")
     return ImageOptions(options.page, options.channel, (low, high))

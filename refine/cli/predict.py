@@ -31,27 +31,27 @@ if TYPE_CHECKING:
     from refine.structures import PanopticResult
 
 REDUCED = 0.5
-"""Factor of resizing below which small objects may be lost."""
+"""Resize factor below which small objects may be lost."""
 
 NO_LIMIT = 2**31
-"""Long side in pixels that no image has."""
+"""Long side in pixels that no image reaches."""
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser = argparse.ArgumentParser(prog, description=description)
     add_arguments(parser, "folder for panoptic.json, panoptic/ and overlays/")
     parser.add_argument(
-        "--json", metavar="GT.json", help="predict the images that this data set lists, below the one folder given"
+        "--json", metavar="GT.json", help="predict the images listed in this JSON, below the one folder given"
     )
-    parser.add_argument("--method", help="rule of fusion (default: the checkpoint's)")
+    parser.add_argument("--method", help="fusion rule (default: the checkpoint's)")
     parser.add_argument(
-        "--scale", type=positive, help="resize images by this factor (default: to the model's size)"
+        "--scale", type=positive, help="resize images by this factor (default: to the model's test size)"
     )
     parser.add_argument(
-        "--max-detections", type=count_from(1), help="most objects per image (default: the model's)"
+        "--max-detections", type=count_from(1), help="maximum number of objects per image (default: the model's)"
     )
-    parser.add_argument("--no-overlays", action="store_true", help="write no overlays")
-    parser.add_argument("--resume", action="store_true", help="keep finished results of the same run in --out")
+    parser.add_argument("--no-overlays", action="store_true", help="do not write overlays")
+    parser.add_argument("--resume", action="store_true", help="keep the finished results of the same run in --out")
     add_image_options(parser)
     options = parser.parse_args(arguments)
     check_model(options)
@@ -87,20 +87,20 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
 
 
 def _listed(options: argparse.Namespace) -> list[ImageFile]:
-    """The images of a data set, below the one folder given."""
+    """List the images of a data set, which lie below the one folder given."""
     from refine.formats.panoptic_json import PanopticJson
 
     if len(options.source) != 1 or not Path(options.source[0]).is_dir():
-        raise RefineError("--json: give one folder, below which the images of the data set are")
+        raise RefineError("--json: give one folder that holds the images of the data set")
     folder, files = Path(options.source[0]), []
     for image_id, image in PanopticJson(options.json, needs=("images", "categories")).images.items():
-        assert image.file_name is not None  # the reader has made sure
+        assert image.file_name is not None  # checked by the reader
         files.append(ImageFile(folder / image.file_name, image.file_name, image_id, image.size))
     return files
 
 
 def _info(predictor: Predictor, options: argparse.Namespace) -> dict[str, Any]:
-    """What results depend on beside the images: `info` of panoptic.json."""
+    """Return everything but the images that determines the results: `info` of panoptic.json."""
     weights = hashlib.blake2b(digest_size=8)
     for name, tensor in predictor.model.state_dict().items():
         weights.update(name.encode())
@@ -119,12 +119,12 @@ def _info(predictor: Predictor, options: argparse.Namespace) -> dict[str, Any]:
 
 
 class _Job:
-    """Predicts and writes one image after the other, and remembers what may have been lost.
+    """Prediction of one image after the other, with a record of images in which objects may be missing.
 
     Args:
-        predictor: with the method and thresholds to use.
-        writer: takes the results.
-        options: of the command.
+        predictor: model, method and thresholds.
+        writer: writes the results.
+        options: parsed command line.
     """
 
     def __init__(self, predictor: Predictor, writer: PredictionWriter, options: argparse.Namespace) -> None:
@@ -167,19 +167,19 @@ class _Job:
         return predictor.fuse(raw)
 
     def warn(self) -> None:
-        """Say what may have been lost, and what helps."""
+        """Name the images in which objects may be missing, and the option that helps."""
         if self.full:
             note(
-                f"{_count(self.full)} full: {self.most} objects were found, as many as allowed, and there may be "
-                f"more; give --max-detections {4 * self.most}, or cut the image into tiles"
+                f"{_count(self.full)} full: {self.most} objects were found, the maximum, and there may be more; "
+                f"give --max-detections {4 * self.most}, or cut the image into tiles"
             )
         if self.reduced:
             note(
                 f"{_count(self.reduced)} reduced to less than {REDUCED:.0%} of the size for the network; small "
-                "objects may be lost: give --scale 1, or cut the image into tiles"
+                "objects may be missed; give --scale 1, or cut the image into tiles"
             )
 
 
 def _count(names: list[str]) -> str:
-    """Subject and verb of a remark about images: one of them is named."""
+    """Return the subject and verb of a remark about images; names the first image."""
     return f"{names[0]} is" if len(names) == 1 else f"{names[0]} and {len(names) - 1} more images are"

@@ -15,31 +15,31 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser = argparse.ArgumentParser(
         prog=prog,
         description=description,
-        epilog="Further arguments change fields of the config, such as --optim.max_steps 500.",
+        epilog="Further arguments override fields of the config, e.g. --optim.max_steps 500.",
     )
     parser.add_argument(
         "table",
         nargs="+",
-        help="table1 … table6, rules, ibpp, exchange, settings, or YAML files of rows; one after another",
+        help="table1 … table6, rules, ibpp, exchange, settings, routes, or YAML files of rows; run in this order",
     )
     parser.add_argument(
         "--data",
         required=True,
-        help="NAME for configs/NAME.yaml or, for table1 and table2, the folder configs/NAME",
+        help="NAME of configs/NAME.yaml or, for table1 and table2, of the folder configs/NAME; or a path",
     )
-    parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these, and those that they go on from")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="run only these rows and the rows they start from")
     parser.add_argument(
         "--paper-schedule",
         action="store_true",
-        help="train every row for all updates of the config, and the heads of fusion for three epochs, as the "
-        "paper does; without, rows go on from a start that they share",
+        help="train every row with the full schedule of the config and the fusion heads for three epochs, as in "
+        "the paper (default: rows start from a shared checkpoint)",
     )
-    parser.add_argument("--seeds", type=count_from(1), default=3, help="runs per row (3)")
-    parser.add_argument("--first-seed", type=count_from(0), default=0, help="0; others for runs side by side")
-    parser.add_argument("--checkpoint", nargs="+", metavar="RUN", help="for routes: runs with several seeds")
-    parser.add_argument("--budget", type=float, help="minutes after which to stop; call again to go on")
-    parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
-    parser.add_argument("--out", default="runs/tables", help="folder of models and tables (runs/tables)")
+    parser.add_argument("--seeds", type=count_from(1), default=3, help="runs per row (default: 3)")
+    parser.add_argument("--first-seed", type=count_from(0), default=0, help="first seed of these runs (default: 0)")
+    parser.add_argument("--checkpoint", nargs="+", metavar="RUN", help="runs of several seeds, for routes")
+    parser.add_argument("--budget", type=float, help="minutes after which to stop; the same command resumes")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: auto)")
+    parser.add_argument("--out", default="runs/tables", help="folder of runs and tables (default: runs/tables)")
     options, overrides = parser.parse_known_args(arguments)
     if "routes" in options.table:
         make_routes(find_config(options.data), options, overrides, command=f"{prog} {shlex.join(arguments)}")
@@ -48,15 +48,19 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
 
 
 def find_config(name: str) -> Path:
-    """NAME, configs/NAME.yaml or the folder configs/NAME below the current folder."""
+    """Return configs/NAME.yaml, the folder configs/NAME, or the path NAME, whichever exists first.
+
+    Raises:
+        RefineError: none of them exists.
+    """
     for path in (Path("configs") / f"{name}.yaml", Path("configs") / name, Path(name)):
         if path.exists():
             return path
-    raise RefineError(f"{name}: no such config; give a file, or a name in configs/ from where that folder is")
+    raise RefineError(f"{name}: no such config; give a path, or run from the folder that holds configs/")
 
 
 def make_tables(base: Path, options: argparse.Namespace, overrides: Sequence[str], command: str) -> None:
-    """Run tables, or rows of them, and print them; each is written to OUT/TABLE_DATA.{md,json,png}."""
+    """Run tables, or some of their rows, and print them; write each to OUT/TABLE_DATA.{md,json,png}."""
     from rich.markdown import Markdown
 
     from refine.experiments.render import write_table
@@ -87,7 +91,7 @@ def make_tables(base: Path, options: argparse.Namespace, overrides: Sequence[str
 
 
 def make_routes(base: Path, options: argparse.Namespace, overrides: Sequence[str], command: str) -> None:
-    """Measure each route of trained networks and print it; written to OUT/routes_DATA.{md,json,png}."""
+    """Evaluate each route of the exchange of trained networks; print it and write OUT/routes_DATA.{md,json,png}."""
     from rich.markdown import Markdown
 
     from refine.data.build import build_dataset
@@ -96,10 +100,10 @@ def make_routes(base: Path, options: argparse.Namespace, overrides: Sequence[str
     from refine.training.config import load_run
 
     if options.table != ["routes"] or not options.checkpoint:
-        raise RefineError("routes: give it alone, with --checkpoint RUN [RUN …]")
+        raise RefineError("routes: expected no other table, and --checkpoint RUN [RUN …]")
     config = load_run(base, overrides)
     if config.data.val is None:
-        raise RefineError(f"{base}: data.val is not given; routes are measured on it")
+        raise RefineError(f"{base}: data.val is missing; routes are evaluated on it")
     out = Path(options.out)
     dataset = build_dataset(config.data.val, "data.val")
     table, results, flow = measure_routes(options.checkpoint, dataset, out, config.eval.max_images, options.device)

@@ -11,12 +11,12 @@ from refine.cli.options import add_threads
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser = argparse.ArgumentParser(prog, description=description)
-    parser.add_argument("--checkpoint", help="model chosen at first: a name or a folder (default: visitors choose)")
+    parser.add_argument("--checkpoint", help="model selected at start: a name or model folder (default: none)")
     parser.add_argument("--device", help="cpu, cuda, … (default: the GPU if there is one)")
     add_threads(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets others in (default: this computer only)")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 allows other computers (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=7860, help="(default: 7860)")
-    parser.add_argument("--auth", metavar="USER:PASSWORD", help="ask visitors for this name and password")
+    parser.add_argument("--auth", metavar="USER:PASSWORD", help="user name and password that the page requires")
     options = parser.parse_args(arguments)
 
     from refine.errors import RefineError, missing_extra

@@ -10,9 +10,11 @@ from pathlib import Path
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser = argparse.ArgumentParser(prog, description=description)
     parser.add_argument("out", help="folder for images/, segments/, panoptic.json and instances.json")
-    parser.add_argument("--images", type=int, required=True, help="how many scenes")
-    parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("H", "W"))
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--images", type=int, required=True, help="number of scenes")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(256, 256), metavar=("H", "W"), help="in pixels (default: 256 256)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     options = parser.parse_args(arguments)
 
     from refine.data.synthetic.scenes import generate

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from refine.errors import RefineError
 
-if TYPE_CHECKING:  # its package is slow to import, which would delay every --help
+if TYPE_CHECKING:  # slow to import, which would delay every --help
     from refine.training.config import RunConfig
 
 RESUMING = (
-    "--resume goes on from the last checkpoint in --out, with the config stored there unless --config gives "
-    "one; other options change it. Ctrl-C and SIGTERM end a run after the current update, with a checkpoint, and "
-    "exit with 130 and 143."
+    "--resume continues from the last checkpoint in --out, with the config stored there unless --config is "
+    "given; other options override it. Ctrl-C and SIGTERM end a run after the current update, write a checkpoint, "
+    "and exit with 130 and 143."
 )
 
 
@@ -48,7 +48,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
 
 
 def _read_config(words: Sequence[str], resume: bool) -> RunConfig:
-    """Parse a command line; a run that is resumed has its config in its folder."""
+    """Parse a command line; the config of a resumed run is read from its folder."""
     from refine.training.config import RunConfig, load_run, parse_run
     from refine.training.run_folder import last_checkpoint
 
@@ -60,5 +60,5 @@ def _read_config(words: Sequence[str], resume: bool) -> RunConfig:
         return parse_run(words)
     last = last_checkpoint(known.out)
     if last is None:
-        raise RefineError(f"{known.out}: holds no run to resume; check --out, or give --config to start one")
+        raise RefineError(f"{known.out}: holds no run to resume; check --out, or give --config to start a run")
     return load_run(last / "run.json", [*words, f"--out={known.out}"])

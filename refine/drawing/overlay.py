@@ -162,7 +162,7 @@ def encode_image(image: Tensor, kind: Literal["JPEG", "PNG"], comment: str = "")
     return content.getvalue()
 
 
-def write_picture(path: str | Path, picture: Tensor, comment: str = "") -> None:
+def write_image(path: str | Path, picture: Tensor, comment: str = "") -> None:
     """Write Tensor[3, H, W] uint8 RGB as JPEG (`.jpg`, `.jpeg`) or PNG, atomically; see `encode_image`."""
     kind: Literal["JPEG", "PNG"] = "JPEG" if Path(path).suffix.lower() in (".jpg", ".jpeg") else "PNG"
     write_bytes(path, encode_image(picture, kind, comment))

@@ -170,7 +170,7 @@ def explain(
 
         told = explain(predictor.predict_raw([image])[0], categories=predictor.categories, config=predictor.fusion,
                        methods=possible_methods(predictor.model), **predictor.fusion_heads())
-        write_picture("why.png", explanation_sheet(image, told))
+        write_image("why.png", explanation_sheet(image, told))
 
     Args:
         raw: of the network.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from refine.data.loader import PanopticDataset
 from refine.data.segments import SegmentMap
-from refine.drawing.overlay import overlay, write_picture
+from refine.drawing.overlay import overlay, write_image
 from refine.drawing.sheet import difference
 from refine.evaluation.report import PQReport
 from refine.inference.measures import Example, Fused, Measure
@@ -75,7 +75,7 @@ def write_worst(
         path = folder / f"{quality}_{name.stem}.png"
         if path in paths:  # another suffix
             path = folder / f"{quality}_{name.name}.png"
-        write_picture(path, torch.cat(panels, 2))
+        write_image(path, torch.cat(panels, 2))
         paths.append(path)
     return paths
 

@@ -249,7 +249,7 @@ def test_any_weight_of_another_shape_is_an_error():
 )
 def test_a_weight_too_many_is_an_error(name):
     state = detectron2_state() | {name: np.ones((8, 8, 3, 3), np.float32)}
-    with pytest.raises(RefineError, match=r"no network here has, first|missing|left over"):
+    with pytest.raises(RefineError, match=r"no network here has, first|missing|unexpected"):
         to_model(convert(state), Categories.from_json(CATEGORIES))
 
 
@@ -299,7 +299,7 @@ def test_our_own_config_is_the_whole_network(tmp_path):
     settings.model.box_head.max_detections = 7
     assert convert(detectron2_state(), settings).config.box_head.max_detections == 7
     settings.model.fpn_channels = 16
-    with pytest.raises(RefineError, match="other shape: fpn"):
+    with pytest.raises(RefineError, match="of another shape: fpn"):
         to_model(convert(detectron2_state(), settings), Categories.from_json(CATEGORIES))
 
 

@@ -82,7 +82,7 @@ def test_weights_of_another_config_name_what_differs(saved: SavedModel, tmp_path
     description["model"]["box_head"]["fc_channels"] = 128
     description["model"]["ibpp"]["iterations"] = 2
     path.write_text(json.dumps(description))
-    with pytest.raises(RefineError, match=r"missing: ibpp\.\S+.*other shape: box_heads\S+ \(64"):
+    with pytest.raises(RefineError, match=r"missing: ibpp\.\S+.*of another shape: box_heads\S+ \(64"):
         load_model(tmp_path / "model")
 
 
@@ -90,7 +90,7 @@ def test_surplus_weights_are_refused(saved: SavedModel, tmp_path: Path) -> None:
     save_model(tmp_path / "model", saved)
     path = tmp_path / "model" / "model.safetensors"
     save_file(load_file(path) | {"stray": torch.zeros(1)}, path)
-    with pytest.raises(RefineError, match="1 left over: stray"):
+    with pytest.raises(RefineError, match="1 unexpected: stray"):
         load_model(tmp_path / "model")
 
 

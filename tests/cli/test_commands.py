@@ -1,4 +1,4 @@
-"""Commands as users type them: what they print and write, and one line for every mistake."""
+"""All commands: their output and files, and a one-line error for every mistake."""
 
 import json
 import os
@@ -30,7 +30,7 @@ CATEGORIES = Categories(
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A small network that has learnt nothing."""
+    """Folder of a small network with random weights."""
     torch.manual_seed(0)
     config = tiny_config(2, {"max_detections": 5})
     folder = tmp_path_factory.mktemp("model") / "tiny"
@@ -41,15 +41,15 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image_path(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     Image.fromarray(pixels).save(path)
     return path
 
 
 def last_line(capsys) -> str:
-    """What an error told: one line, no traceback."""
+    """Return the error line on stderr, after checking that there is no traceback."""
     error = capsys.readouterr().err
     assert "Traceback" not in error
     line = error.strip().splitlines()[-1]
@@ -57,26 +57,26 @@ def last_line(capsys) -> str:
     return line
 
 
-def test_predict_writes_what_panopticapi_reads(checkpoint, picture, tmp_path, capsys):
+def test_predict_writes_what_panopticapi_reads(checkpoint, image_path, tmp_path, capsys):
     grey = tmp_path / "grey.jpg"
-    Image.open(picture).convert("L").save(grey)
+    Image.open(image_path).convert("L").save(grey)
     out = tmp_path / "out"
-    assert main(["predict", str(picture), str(grey), "-o", str(out), "--checkpoint", checkpoint]) == 0
+    assert main(["predict", str(image_path), str(grey), "-o", str(out), "--checkpoint", checkpoint]) == 0
     content = json.loads((out / "panoptic.json").read_text())
-    assert [image["file_name"] for image in content["images"]] == ["picture.png", "grey.jpg"]
+    assert [image["file_name"] for image in content["images"]] == ["image.png", "grey.jpg"]
     for annotation in content["annotations"]:
         ids = rgb_to_id(np.asarray(Image.open(out / "panoptic" / annotation["file_name"])))
         assert ids.shape == (40, 60)
         areas = {s["id"]: s["area"] for s in annotation["segments_info"]}
         assert areas == {i: int((ids == i).sum()) for i in np.unique(ids) if i}
-    assert sorted(p.name for p in (out / "overlays").iterdir()) == ["grey.jpg", "picture.jpg"]
+    assert sorted(p.name for p in (out / "overlays").iterdir()) == ["grey.jpg", "image.jpg"]
     assert "classes of stuff" in capsys.readouterr().out
 
 
-def test_thresholds_given_go_before_those_of_the_checkpoint(checkpoint, picture, tmp_path):
+def test_thresholds_override_those_of_the_checkpoint(checkpoint, image_path, tmp_path):
     def areas(*thresholds):
         out = tmp_path / "-".join(thresholds)
-        assert main(["predict", str(picture), "--checkpoint", checkpoint, "-o", str(out), *thresholds]) == 0
+        assert main(["predict", str(image_path), "--checkpoint", checkpoint, "-o", str(out), *thresholds]) == 0
         (annotation,) = json.loads((out / "panoptic.json").read_text())["annotations"]
         return [segment["area"] for segment in annotation["segments_info"]]
 
@@ -86,14 +86,14 @@ def test_thresholds_given_go_before_those_of_the_checkpoint(checkpoint, picture,
     assert areas("--score-threshold", "1", "--stuff-area", str(max(alone) + 1)) == []
 
 
-def test_one_bad_picture_does_not_cost_the_others(checkpoint, picture, tmp_path, capsys):
+def test_one_bad_image_does_not_affect_the_others(checkpoint, image_path, tmp_path, capsys):
     bad = tmp_path / "bad.png"
-    bad.write_bytes(picture.read_bytes()[:-200])
+    bad.write_bytes(image_path.read_bytes()[:-200])
     out = tmp_path / "out"
-    assert main(["predict", str(bad), str(picture), "-o", str(out), "--checkpoint", checkpoint]) == 1
+    assert main(["predict", str(bad), str(image_path), "-o", str(out), "--checkpoint", checkpoint]) == 1
     assert "1 of 2 images failed" in last_line(capsys)
     content = json.loads((out / "panoptic.json").read_text())
-    assert [image["file_name"] for image in content["images"]] == ["picture.png"]
+    assert [image["file_name"] for image in content["images"]] == ["image.png"]
 
 
 def claim(path, width, height):
@@ -110,50 +110,50 @@ def claim(path, width, height):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda p: p.write_bytes(b""), "picture.png"),
-        (lambda p: p.write_bytes(b"no picture at all"), "picture.png"),
-        (lambda p: p.write_bytes(p.read_bytes()[:500]), "picture.png"),
-        (lambda p: claim(p, 0, 40), "picture.png"),
-        (lambda p: claim(p, 100_000, 100_000), "picture.png"),
-        (lambda p: p.unlink(), "picture.png"),
+        (lambda p: p.write_bytes(b""), "image.png"),
+        (lambda p: p.write_bytes(b"not an image"), "image.png"),
+        (lambda p: p.write_bytes(p.read_bytes()[:500]), "image.png"),
+        (lambda p: claim(p, 0, 40), "image.png"),
+        (lambda p: claim(p, 100_000, 100_000), "image.png"),
+        (lambda p: p.unlink(), "image.png"),
     ],
     ids=["empty", "text", "cut off", "zero wide", "huge", "missing"],
 )
-def test_pictures_that_cannot_be_read(damage, words, checkpoint, picture, tmp_path, capsys):
-    damage(picture)
-    assert main(["predict", str(picture), "-o", str(tmp_path / "out"), "--checkpoint", checkpoint]) == 1
+def test_unreadable_images_are_reported(damage, words, checkpoint, image_path, tmp_path, capsys):
+    damage(image_path)
+    assert main(["predict", str(image_path), "-o", str(tmp_path / "out"), "--checkpoint", checkpoint]) == 1
     error = capsys.readouterr().err
     assert "Traceback" not in error
     assert words in error
     assert not [path for path in tmp_path.glob("out/**/*") if path.is_file()]
 
 
-def test_folder_without_pictures(checkpoint, tmp_path, capsys):
+def test_a_folder_without_images_is_reported(checkpoint, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert main(["predict", str(tmp_path / "empty"), "-o", str(tmp_path / "out"), "--checkpoint", checkpoint]) == 1
     assert "empty" in last_line(capsys)
     assert not (tmp_path / "out").exists()
 
 
-def test_unknown_checkpoints_and_methods(checkpoint, picture, tmp_path, capsys):
+def test_unknown_checkpoints_and_methods_are_reported(checkpoint, image_path, tmp_path, capsys):
     out = ["-o", str(tmp_path / "out")]
-    assert main(["predict", str(picture), *out, "--checkpoint", "nowhere"]) == 1
+    assert main(["predict", str(image_path), *out, "--checkpoint", "nowhere"]) == 1
     assert "nowhere: no such model" in last_line(capsys)
-    assert main(["predict", str(picture), *out, "--checkpoint", checkpoint, "--method", "soe"]) == 1
+    assert main(["predict", str(image_path), *out, "--checkpoint", checkpoint, "--method", "soe"]) == 1
     assert "occlusion" in last_line(capsys)
-    assert main(["predict", str(picture), *out, "--checkpoint", checkpoint, "--method", "magic"]) == 1
+    assert main(["predict", str(image_path), *out, "--checkpoint", checkpoint, "--method", "magic"]) == 1
     assert "magic" in last_line(capsys)
 
 
 @pytest.mark.parametrize("device", ["foo", "cuda:99"])
-def test_devices_that_are_not_there(device, checkpoint, picture, tmp_path, capsys):
-    words = [str(picture), "-o", str(tmp_path / "out"), "--checkpoint", checkpoint, "--device", device]
+def test_missing_devices_are_reported(device, checkpoint, image_path, tmp_path, capsys):
+    words = [str(image_path), "-o", str(tmp_path / "out"), "--checkpoint", checkpoint, "--device", device]
     for command in ("predict", "explain"):
         assert main([command, *words]) == 1
         assert f"device {device}: cannot be used" in last_line(capsys)
 
 
-def test_inputs_are_not_overwritten(checkpoint, picture, tmp_path, capsys):
+def test_inputs_are_not_overwritten(checkpoint, image_path, tmp_path, capsys):
     def refused(*words):
         assert main([str(word) for word in words]) == 1
         assert "is also an input file; choose a different path" in last_line(capsys)
@@ -166,27 +166,27 @@ def test_inputs_are_not_overwritten(checkpoint, picture, tmp_path, capsys):
     assert given.read_text() == "{}"
     overlay = tmp_path / "out" / "overlays" / "a.jpg"
     overlay.parent.mkdir(parents=True)
-    Image.open(picture).save(overlay)
+    Image.open(image_path).save(overlay)
     before = overlay.read_bytes()
     refused("predict", overlay, "-o", tmp_path / "out", "--checkpoint", checkpoint)  # would be its own overlay
     assert overlay.read_bytes() == before
 
 
-def test_names_that_the_terminal_cannot_show(checkpoint, picture, tmp_path):
-    named = picture.rename(tmp_path / "naïve 图.png")
+def test_file_names_that_the_terminal_cannot_show(checkpoint, image_path, tmp_path):
+    named = image_path.rename(tmp_path / "naïve 图.png")
     words = ["predict", str(named), "-o", str(tmp_path / "out"), "--checkpoint", checkpoint]
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    told = subprocess.run([sys.executable, "-m", "refine.cli.main", *words], env=environment, capture_output=True)
-    assert told.returncode == 0, told.stderr
+    done = subprocess.run([sys.executable, "-m", "refine.cli.main", *words], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "out/panoptic/naïve 图.png").exists()
 
 
-def test_damaged_checkpoint(checkpoint, picture, tmp_path, capsys):
+def test_damaged_checkpoints_are_reported(checkpoint, image_path, tmp_path, capsys):
     broken = tmp_path / "broken"
     shutil.copytree(checkpoint, broken)
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    words = ["predict", str(picture), "-o", str(tmp_path / "out"), "--checkpoint", str(broken)]
+    words = ["predict", str(image_path), "-o", str(tmp_path / "out"), "--checkpoint", str(broken)]
     assert main(words) == 1
     assert "model.safetensors" in last_line(capsys)
     config = json.loads((broken / "config.json").read_text())
@@ -197,20 +197,20 @@ def test_damaged_checkpoint(checkpoint, picture, tmp_path, capsys):
     assert "broken" in last_line(capsys)
 
 
-def test_outputs_that_are_not_finite_name_the_image(checkpoint, picture, tmp_path, capsys):
+def test_outputs_that_are_not_finite_name_the_image(checkpoint, image_path, tmp_path, capsys):
     shutil.copytree(checkpoint, tmp_path / "overflowing")
     path = tmp_path / "overflowing" / "model.safetensors"
     write_weights(path, {k: v * 1e25 if "fpn.levels" in k else v for k, v in read_weights(path).items()})
     out = tmp_path / "out"
-    assert main(["predict", str(picture), "-o", str(out), "--checkpoint", str(path.parent)]) == 1
+    assert main(["predict", str(image_path), "-o", str(out), "--checkpoint", str(path.parent)]) == 1
     error = capsys.readouterr().err
-    assert f"{picture}: image 1 of 1: " in error
+    assert f"{image_path}: image 1 of 1: " in error
     assert "NaN or infinite values" in error
     assert not list(out.glob("panoptic/*.png"))
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--optim.lr", "fast"], "optim.lr"),
@@ -220,16 +220,16 @@ def test_outputs_that_are_not_finite_name_the_image(checkpoint, picture, tmp_pat
         (["--config", "not_utf8.yaml"], "is no UTF-8 text"),
     ],
 )
-def test_configs_that_cannot_be_used(words, told, tmp_path, capsys, monkeypatch):
+def test_invalid_configs_are_reported(words, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "not_utf8.yaml").write_bytes(b"out: \xff")
     assert main(["train", *words, "--out", str(tmp_path / "run")]) == 1
-    assert told in last_line(capsys)
+    assert message in last_line(capsys)
     assert not (tmp_path / "run").exists()
 
 
 def test_help_is_instant_and_every_command_has_one(capsys):
-    """No heavy import before a command is known, and for these not before its arguments are."""
+    """`--help` and `models` do not import torch."""
     code = "import sys; from refine.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
     for name in ("predict", "evaluate", "check-data", "convert", "benchmark"):
         code += f"try: main(['{name}', '--help'])\nexcept SystemExit: pass\n"
@@ -244,7 +244,7 @@ def test_help_is_instant_and_every_command_has_one(capsys):
         assert f"refine {name}" in capsys.readouterr().out
 
 
-def test_models_of_the_package(capsys):
+def test_models_lists_the_shipped_models(capsys):
     assert main(["models"]) == 0
     assert "nuclei" in capsys.readouterr().out
 

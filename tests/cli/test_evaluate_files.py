@@ -1,4 +1,4 @@
-"""`refine evaluate` on files: what it prints and writes, and one line for every bad input."""
+"""`refine evaluate` on files: its output, and a one-line error for every invalid input."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ MAP = np.array([[1, 1, 2, 2], [1, 1, 2, 2]])
 
 @pytest.fixture
 def files(tmp_path):
-    """A ground truth of two images and its perfect prediction."""
+    """Folder with the ground truth of two images and its perfect prediction."""
     for side in ("gt", "pred"):
         (tmp_path / side).mkdir()
         annotations = []
@@ -117,7 +117,7 @@ def of_segment(**fields):
     ],
     ids=range(26),
 )
-def test_bad_input_is_told_in_one_line(files, capsys, spoil, words):
+def test_invalid_input_is_reported_in_one_line(files, capsys, spoil, words):
     spoil(files)
     before = sorted(files.rglob("*"))
     assert evaluate(files) == 1
@@ -137,22 +137,22 @@ def test_inputs_are_not_overwritten(files, capsys):
     assert (files / "pred.json").read_bytes() == before
 
 
-def test_a_result_of_before_survives_an_error(files):
-    (files / "result.json").write_text("of before")
+def test_an_earlier_result_survives_an_error(files):
+    (files / "result.json").write_text("earlier")
     cut(files / "gt/2.png")
     assert evaluate(files) == 1
-    assert (files / "result.json").read_text() == "of before"
+    assert (files / "result.json").read_text() == "earlier"
 
 
 @pytest.mark.parametrize("wrong", [["--workers", "0"], ["--workers", "two"], ["--worst", "-1"]])
-def test_wrong_numbers_are_told(files, capsys, wrong):
+def test_invalid_numbers_are_reported(files, capsys, wrong):
     with pytest.raises(SystemExit) as ended:
         evaluate(files, *wrong)
     assert ended.value.code == 2
-    assert "expected a whole number" in capsys.readouterr().err
+    assert "expected an integer" in capsys.readouterr().err
 
 
-def test_workers_change_nothing(files):
+def test_results_do_not_depend_on_the_number_of_workers(files):
     for workers in ("1", "3"):
         assert evaluate(files, "--workers", workers, out=f"{workers}.json") == 0
     assert (files / "1.json").read_bytes() == (files / "3.json").read_bytes()
@@ -165,7 +165,7 @@ def change_ids(content, new):
         annotation["image_id"] = new(annotation["image_id"])
 
 
-def test_images_numbered_otherwise_are_joined_by_name(files, capsys):
+def test_images_with_permuted_ids_are_joined_by_name(files, capsys):
     write_png(files / "pred/2.png", np.where(MAP == 1, 0, MAP))  # so that the images differ
     edit(files / "pred.json", lambda c: c["annotations"][1]["segments_info"].pop(0))
     assert evaluate(files) == 0
@@ -179,7 +179,7 @@ def test_images_numbered_otherwise_are_joined_by_name(files, capsys):
     assert after == before
 
 
-def test_other_ids_are_joined_by_name_too(files):
+def test_images_with_other_ids_are_joined_by_name(files):
     edit(files / "gt.json", lambda c: change_ids(c, lambda i: i + 40))
     assert evaluate(files) == 0
     assert json.loads((files / "result.json").read_text())["All"]["pq"] == 1
@@ -196,7 +196,7 @@ def test_other_ids_are_joined_by_name_too(files):
     ],
     ids=["subfolders", "another folder", "suffixes", "PNGs of the predictions", "PNGs of both"],
 )
-def test_all_that_names_say_of_images_numbered_otherwise(files, of_gt, of_pred, unnamed):
+def test_images_with_permuted_ids_are_joined_by_any_name(files, of_gt, of_pred, unnamed):
     write_png(files / "pred/2.png", np.where(MAP == 1, 0, MAP))  # so that the images differ
     edit(files / "pred.json", lambda c: c["annotations"][1]["segments_info"].pop(0))
     assert evaluate(files) == 0
@@ -224,7 +224,7 @@ def test_all_that_names_say_of_images_numbered_otherwise(files, of_gt, of_pred, 
     assert "joined by file name" in result["notes"][0]
 
 
-def test_pngs_named_by_ids_say_nothing(files):
+def test_pngs_named_by_ids_are_not_used_to_join(files):
     for side in ("gt", "pred"):
         edit(files / f"{side}.json", lambda c: c["images"].reverse())
     edit(files / "gt.json", lambda c: [i.update(file_name=f"{3 - i['id']}.jpg") for i in c["images"]])
@@ -235,20 +235,20 @@ def test_pngs_named_by_ids_say_nothing(files):
     assert json.loads((files / "result.json").read_text())["All"]["pq"] == 1
 
 
-def test_a_name_of_another_id_is_an_error(files, capsys):
+def test_conflicting_names_are_an_error(files, capsys):
     for side, names in (("gt", ("x/0.jpg", "y/0.jpg")), ("pred", ("y/0.jpg", "z/0.jpg"))):
         edit(files / f"{side}.json", lambda c, n=names: [i.update(file_name=n[i["id"] - 1]) for i in c["images"]])
     assert evaluate(files) == 1
     assert "pred.json: image 1 is 'y/0.jpg', but 'x/0.jpg' in" in capsys.readouterr().err
 
 
-def test_ids_of_other_images_are_an_error(files, capsys):
+def test_an_id_of_another_image_is_an_error(files, capsys):
     edit(files / "pred.json", lambda c: c["images"][0].update(file_name="7.jpg"))
     assert evaluate(files) == 1
     assert "pred.json: image 1 is '7.jpg', but '1.jpg' in" in capsys.readouterr().err
 
 
-def test_categories_numbered_otherwise_are_joined_by_name(files):
+def test_categories_with_other_ids_are_joined_by_name(files):
     def change(content):
         for category in content["categories"]:
             category["id"] = 13 - category["id"]
@@ -270,13 +270,13 @@ def test_categories_numbered_otherwise_are_joined_by_name(files):
         ({"isthing": 0}, "pred.json: category 4 is 'cat' (stuff), but category 4 is 'cat' (thing) in"),
     ],
 )
-def test_other_categories_are_an_error(files, capsys, change, words):
+def test_conflicting_categories_are_an_error(files, capsys, change, words):
     edit(files / "pred.json", lambda c: c["categories"][0].update(change))
     assert evaluate(files) == 1
     assert words in capsys.readouterr().err
 
 
-def test_a_category_of_the_predictions_alone_is_an_error_where_it_is_used(files, capsys):
+def test_a_category_missing_in_the_ground_truth_is_an_error_only_if_used(files, capsys):
     edit(files / "pred.json", lambda c: c["categories"].append({"id": 5, "name": "dog", "isthing": 1}))
     assert evaluate(files) == 0
     edit(files / "pred.json", of_segment(category_id=5))
@@ -285,7 +285,7 @@ def test_a_category_of_the_predictions_alone_is_an_error_where_it_is_used(files,
 
 
 @pytest.mark.parametrize("name", ["nucleus [tumor]", "cell [/dead]", "a:cat:b", "\x1b[2J\n"])
-def test_names_are_printed_as_they_are(files, capsys, name):
+def test_names_are_printed_without_markup(files, capsys, name):
     for side in ("gt.json", "pred.json"):
         edit(files / side, lambda c: c["categories"][0].update(name=name))
         edit(files / side, lambda c: c["images"][0].update(file_name=f"{name}.jpg"))
@@ -293,7 +293,7 @@ def test_names_are_printed_as_they_are(files, capsys, name):
     assert capsys.readouterr().out.count(name.replace("\x1b", "\\x1b").replace("\n", "\\n")) == 2
 
 
-def test_a_flat_bomb_is_refused_by_its_header(files, capsys):
+def test_a_decompression_bomb_is_rejected_by_its_header(files, capsys):
     header = struct.pack(">IIBBBBB", 2**14, 2**14, 8, 2, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", b"x"), (b"IEND", b""))
     parts = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]

@@ -16,7 +16,7 @@ from refine.modeling.model import PanopticModel
 
 @pytest.fixture
 def folder(tmp_path):
-    """A frame that is road but for a car, and a network that calls every pixel road."""
+    """Folder with a frame of road and one car, and a network that predicts road for every pixel."""
     values = np.full((64, 96), 7)
     values[8:24, 8:40] = 26001
     write_cityscapes(tmp_path / "data", values)
@@ -33,7 +33,7 @@ def test_pq_on_raw_cityscapes(folder, capsys):
     words = ["--checkpoint", folder / "model", "--cityscapes", folder / "data", "--out", folder / "r.json"]
     assert main(["evaluate", *map(str, words)]) == 0, capsys.readouterr().err
     result = json.loads((folder / "r.json").read_text())
-    road = 64 * 96 - 16 * 32  # owned by a segment of the whole frame
+    road = 64 * 96 - 16 * 32  # the predicted segment covers the whole frame
     assert result["per_class"]["7"]["pq"] == pytest.approx(road / (64 * 96))
     assert result["Things"] == {"pq": 0.0, "sq": 0.0, "rq": 0.0, "n": 1}
 
@@ -43,7 +43,7 @@ def test_pq_on_raw_cityscapes(folder, capsys):
     [["--stuff-area", "100000"], ["--unknown-erasing", "--ue-threshold", "1"]],
     ids=["area", "erasing"],
 )
-def test_thresholds_of_the_fusion(folder, capsys, thresholds):
+def test_fusion_thresholds_are_applied(folder, capsys, thresholds):
     words = ["--checkpoint", folder / "model", "--cityscapes", folder / "data", "--out", folder / "r.json"]
     assert main(["evaluate", *map(str, words), *thresholds]) == 0, capsys.readouterr().err
     assert json.loads((folder / "r.json").read_text())["per_class"]["7"]["pq"] == 0
@@ -51,16 +51,16 @@ def test_thresholds_of_the_fusion(folder, capsys, thresholds):
     assert "fusion.ue_threshold is 1.5" in capsys.readouterr().err
 
 
-def test_result_files_are_fused_already(capsys):
+def test_fusion_options_need_a_checkpoint(capsys):
     files = ["--gt", "a", "--gt-dir", "b", "--pred", "c", "--pred-dir", "d", "--out", "r.json"]
     for rule in (["--sigma", "2"], ["--no-unknown-erasing"], ["--method", "shr"]):
         with pytest.raises(SystemExit) as stop:
             main(["evaluate", *files, *rule])
         assert stop.value.code == 2
-        assert "go with --checkpoint" in capsys.readouterr().err
+        assert "need --checkpoint" in capsys.readouterr().err
 
 
-def test_instances_are_read(tmp_path, capsys):
+def test_missing_instances_are_reported(tmp_path, capsys):
     data = write_coco(tmp_path / "data")
     words = ["--images", data.images, "--json", data.json, "--segments", data.segments]
     words += ["--checkpoint", "nuclei", "--instances", tmp_path / "instances.json", "--out", tmp_path / "r.json"]
@@ -68,7 +68,7 @@ def test_instances_are_read(tmp_path, capsys):
     assert "instances.json" in capsys.readouterr().err
 
 
-def test_either_cityscapes_or_coco(folder, capsys):
+def test_cityscapes_and_coco_exclude_each_other(folder, capsys):
     words = ["evaluate", "--checkpoint", "x", "--cityscapes", "y", "--instances", "z", "--out", "r.json"]
     with pytest.raises(SystemExit) as stop:
         main(words)

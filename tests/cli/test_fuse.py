@@ -1,4 +1,4 @@
-"""`refine fuse` on files, and one line for every mistake."""
+"""`refine fuse` on files, and a one-line error for every mistake."""
 
 import json
 import resource
@@ -30,7 +30,7 @@ SIZE = (24, 32)
 
 @pytest.fixture
 def files(tmp_path):
-    """Two pictures, one without an instance."""
+    """Folder with the inputs of two images, one of them without instances."""
     images = [{"id": n, "file_name": f"{name}.jpg", "height": 24, "width": 32} for n, name in ((4, "a"), (9, "b"))]
     (tmp_path / "set.json").write_text(json.dumps({"images": images, "annotations": [], "categories": CATEGORIES}))
     square = [[2, 2, 14, 2, 14, 14, 2, 14]]
@@ -61,7 +61,7 @@ def words(files, *more):
 
 
 @pytest.mark.parametrize("method", ["heuristic", "shr"])
-def test_files_give_what_the_call_gives(files, method):
+def test_the_command_equals_the_function(files, method):
     assert main(words(files, "--method", method)) == 0
     content = json.loads((files / "out/panoptic.json").read_text())
     assert [a["image_id"] for a in content["annotations"]] == [4, 9]
@@ -81,7 +81,7 @@ def test_files_give_what_the_call_gives(files, method):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A small network whose heads for fusion have learnt nothing, but look at masks and classes."""
+    """Folder of a small network with random fusion heads on masks and classes."""
     torch.manual_seed(0)
     occlusion = OcclusionConfig(cues=["mask", "label"], conv_channels=8, fc_channels=8)
     config = tiny_config(0, {}, occlusion=occlusion, ranking=True)
@@ -93,8 +93,8 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.mark.parametrize("method", ["ocfusion", "strong", "soe", "srm"])
-def test_learned_rules_ask_the_checkpoints_head(files, checkpoint, method, capsys):
-    # The instances share a fifth of the second's mask, so that the pair is decided.
+def test_learned_rules_use_the_heads_of_the_checkpoint(files, checkpoint, method, capsys):
+    # The instances share a fifth of the second mask, so that the head decides the pair.
     edit(files / "results.json", lambda r: r[1].update(segmentation=[[10, 6, 20, 6, 20, 14, 10, 14]]))
     assert main(words(files, "--method", method, "--checkpoint", checkpoint)) == 0
     model = load_model(checkpoint).model
@@ -102,7 +102,7 @@ def test_learned_rules_ask_the_checkpoints_head(files, checkpoint, method, capsy
     results = json.loads((files / "results.json").read_text())
     instances = add_roi_masks(from_coco(results, SIZE, categories))
     occlusion = model.occlusion.predict(instances, torch.tensor([[0, 1]]))
-    assert (occlusion[0, 1] - 0.5).abs() > 0  # it was asked
+    assert (occlusion[0, 1] - 0.5).abs() > 0  # the head was evaluated
     expected = fuse(
         instances, torch.full(SIZE, -1), categories=categories, method=method,
         occlusion=occlusion, ranking=model.ranking.predict(instances, network_size(SIZE, 64, 96)),
@@ -111,7 +111,7 @@ def test_learned_rules_ask_the_checkpoints_head(files, checkpoint, method, capsy
     assert np.array_equal(np.where(ids <= 2, ids, 0), expected.segment_ids.numpy())
 
 
-def test_things_of_another_data_set(files, checkpoint, capsys):
+def test_things_of_another_data_set_are_rejected(files, checkpoint, capsys):
     edit(files / "set.json", lambda s: s["categories"][1].update(id=19))
     edit(files / "results.json", lambda r: r[1].update(category_id=19))
     assert main(words(files, "--method", "soe", "--checkpoint", checkpoint)) == 1
@@ -131,7 +131,7 @@ def edit(path, change):
 
 
 @pytest.mark.parametrize(
-    ("change", "more", "told"),
+    ("change", "more", "message"),
     [
         (lambda f: (f / "results.json").unlink(), [], "results.json"),
         (lambda f: (f / "results.json").write_text("{}"), [], "results.json: is no list of mappings"),
@@ -155,23 +155,23 @@ def edit(path, change):
         (lambda f: None, ["--unknown-erasing"], "--unknown-erasing: needs --confidence"),
         (lambda f: None, ["--method", "soe"], "--method soe: needs --checkpoint"),
         (lambda f: None, ["--method", "srm"], "--method srm: needs --checkpoint, a model whose ranking"),
-        (lambda f: None, ["--checkpoint", "nuclei"], "method 'heuristic' learns nothing"),
+        (lambda f: None, ["--checkpoint", "nuclei"], "method 'heuristic' is not learned"),
         (lambda f: None, ["--method", "soe", "--checkpoint", "nuclei"], "has no occlusion head"),
         (lambda f: None, ["--score-threshold", "2"], "fusion.score_threshold is 2"),
     ],
 )  # fmt: skip
-def test_mistakes_are_told_in_one_line(files, change, more, told, capsys):
+def test_mistakes_are_reported_in_one_line(files, change, more, message, capsys):
     change(files)
     more = [*more, str(files / "confidence")] if more == ["--confidence"] else more
     assert main(words(files, *more)) == 1
     error = capsys.readouterr().err
     assert error.startswith("refine: error: ")
     assert len(error.splitlines()) == 1
-    assert told in error
+    assert message in error
     assert not (files / "out/panoptic.json").exists()
 
 
-def test_what_is_given_is_not_overwritten(files, capsys):
+def test_inputs_are_not_overwritten(files, capsys):
     assert main(words(files)) == 0
     made = {path: path.read_bytes() for path in (files / "out").rglob("*.*")}
     for option, path in (("--categories", "out/panoptic.json"), ("--semantic", "out/panoptic")):
@@ -180,7 +180,7 @@ def test_what_is_given_is_not_overwritten(files, capsys):
     assert made == {path: path.read_bytes() for path in (files / "out").rglob("*.*")}
 
 
-def test_a_failure_leaves_no_list_of_other_maps(files):
+def test_a_failure_removes_the_json_of_an_earlier_run(files):
     assert main(words(files)) == 0
     Image.new("L", (32, 24), 7).save(files / "semantic/b.png")
     assert main(words(files, "--score-threshold", "0.85")) == 1
@@ -192,7 +192,7 @@ def test_an_image_list_needs_no_annotations(files):
     assert main(words(files)) == 0
 
 
-def test_folders_of_equal_names_are_kept(files):
+def test_subfolders_with_equal_file_names_are_kept_apart(files):
     def move(content):
         for entry in content["images"]:
             entry["file_name"] = f"{entry['file_name'][0]}/0.jpg"

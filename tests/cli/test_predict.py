@@ -1,4 +1,4 @@
-"""`refine predict`: which images, what is written, and what an interruption leaves."""
+"""`refine predict`: selection of images, outputs, interruption and resumption."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ CATEGORIES = Categories([Category(7, "thing", True, (220, 20, 60)), Category(9, 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A small network that has learnt nothing."""
+    """Folder of a small network with random weights."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("model") / "tiny"
     model = PanopticModel(tiny_config(0, {"max_detections": 5}), 1, 2).eval()
@@ -41,7 +41,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def images(tmp_path):
-    """Four images in two folders, of equal names."""
+    """Folder with four images, some with equal names in different subfolders."""
     rng = np.random.default_rng(0)
     for name in ("x/0.png", "x/1.jpg", "y/0.png", "y/deep/0.png"):
         path = tmp_path / "images" / name
@@ -68,7 +68,7 @@ def content(out):
 
 @pytest.fixture
 def whole(checkpoint, images, tmp_path, capsys):
-    """What an uninterrupted run writes."""
+    """Hashes of the files that an uninterrupted run writes."""
     assert run(checkpoint, images, tmp_path / "whole", "--recursive") == 0
     capsys.readouterr()
     return files(tmp_path / "whole")
@@ -120,7 +120,7 @@ def test_every_output_names_the_model(checkpoint, images, tmp_path, capsys):
         assert overlay.info["comment"].decode().endswith(f"model {checkpoint}")
 
 
-def test_a_model_is_asked_for(images, tmp_path, capsys):
+def test_a_model_must_be_chosen(images, tmp_path, capsys):
     for command in ("predict", "explain"):
         assert main([command, str(images / "x"), "-o", str(tmp_path / "out")]) == 1
         error = capsys.readouterr().err
@@ -132,7 +132,7 @@ def test_a_model_is_asked_for(images, tmp_path, capsys):
 
 
 class _Stop:
-    """Raises before the n-th image is predicted."""
+    """Patch of `Predictor.predict_raw` that raises an error at the n-th image."""
 
     def __init__(self, monkeypatch, n, error):
         self.left, self.error = n, error
@@ -191,7 +191,7 @@ main(sys.argv[2:])
 """
 
 
-def test_a_killed_run_goes_on(checkpoint, images, whole, tmp_path, capsys):
+def test_a_killed_run_is_resumed(checkpoint, images, whole, tmp_path, capsys):
     out = tmp_path / "out"
     words = ["predict", str(images), "-o", str(out), "--checkpoint", checkpoint, "--device", "cpu", "--recursive"]
     done = subprocess.run([sys.executable, "-c", KILLED, "2", *words], capture_output=True)
@@ -206,7 +206,7 @@ def test_a_killed_run_goes_on(checkpoint, images, whole, tmp_path, capsys):
     assert files(out) == whole
 
 
-def test_what_counts_as_finished(checkpoint, images, tmp_path, capsys):
+def test_resume_recomputes_only_missing_or_outdated_results(checkpoint, images, tmp_path, capsys):
     out = tmp_path / "out"
 
     def finished(*more):
@@ -230,7 +230,7 @@ def test_what_counts_as_finished(checkpoint, images, tmp_path, capsys):
     assert [i["file_name"] for i in result["images"]][:2] == ["x/0.png", "x/00.png"]
 
 
-def test_other_settings_are_not_resumed(checkpoint, images, tmp_path, capsys):
+def test_resume_rejects_other_settings(checkpoint, images, tmp_path, capsys):
     assert run(checkpoint, images / "x", tmp_path / "out") == 0
     before = files(tmp_path / "out")
     assert run(checkpoint, images / "x", tmp_path / "out", "--resume", "--score-threshold", "0.2") == 1
@@ -250,9 +250,9 @@ def test_an_image_that_does_not_fit_into_memory_fails_alone(
 ):
     _Stop(monkeypatch, 1, error)
     assert run(checkpoint, images / "x", tmp_path / "out") == 1
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("refine: error: ")]
-    assert told[0].startswith(f"refine: error: {images}/x/0.png: does not fit into memory")
-    assert told[1].startswith("refine: error: 1 of 2 images failed")
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("refine: error: ")]
+    assert errors[0].startswith(f"refine: error: {images}/x/0.png: does not fit into memory")
+    assert errors[1].startswith("refine: error: 1 of 2 images failed")
     assert [i["file_name"] for i in content(tmp_path / "out")["images"]] == ["1.jpg"]
 
 
@@ -272,7 +272,7 @@ def test_a_full_disk_ends_the_run_with_one_line(checkpoint, images, tmp_path, ca
     assert run(checkpoint, images / "x", out, "--resume") == 0
 
 
-def test_two_runs_in_one_folder(checkpoint, images, tmp_path, capsys):
+def test_two_runs_in_one_folder_are_rejected(checkpoint, images, tmp_path, capsys):
     from refine.formats.journal import Journal
 
     journal = Journal(tmp_path / "out" / JOURNAL, {})
@@ -282,7 +282,7 @@ def test_two_runs_in_one_folder(checkpoint, images, tmp_path, capsys):
     assert run(checkpoint, images / "x", tmp_path / "out") == 0
 
 
-def test_what_may_be_lost_is_said(checkpoint, images, tmp_path, capsys, monkeypatch):
+def test_possibly_missed_objects_are_noted(checkpoint, images, tmp_path, capsys, monkeypatch):
     found = {}
     before = Predictor.predict_raw
 
@@ -295,10 +295,10 @@ def test_what_may_be_lost_is_said(checkpoint, images, tmp_path, capsys, monkeypa
     Image.open(images / "x/0.png").resize((300, 200)).save(images / "large.png")
     some = ["--score-threshold", "0.1"]
     assert run(checkpoint, images / "large.png", tmp_path / "out", *some) == 0
-    told = capsys.readouterr().err
-    assert "large.png is full: 5 objects were found" in told
-    assert "give --max-detections 20" in told
-    assert "large.png is reduced to less than 50%" in told
+    notes = capsys.readouterr().err
+    assert "large.png is full: 5 objects were found" in notes
+    assert "give --max-detections 20" in notes
+    assert "large.png is reduced to less than 50%" in notes
     assert (
         run(checkpoint, images / "large.png", tmp_path / "out", *some, "--scale", "1", "--max-detections", 4000)
         == 0
@@ -321,7 +321,7 @@ def test_what_may_be_lost_is_said(checkpoint, images, tmp_path, capsys, monkeypa
         ["--max-detections", "9" * 5000],
     ],
 )
-def test_values_out_of_range(words, checkpoint, images, tmp_path, capsys):
+def test_values_out_of_range_are_reported(words, checkpoint, images, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         run(checkpoint, images, tmp_path / "out", *words)
     assert stopped.value.code == 2
@@ -329,7 +329,7 @@ def test_values_out_of_range(words, checkpoint, images, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["score-threshold", "overlap-threshold", "sigma", "ue-threshold"])
-def test_thresholds_that_are_no_numbers(name, checkpoint, images, tmp_path, capsys):
+def test_nan_thresholds_are_reported(name, checkpoint, images, tmp_path, capsys):
     assert run(checkpoint, images, tmp_path / "out", f"--{name}", "nan") == 1
     assert f"fusion.{name.replace('-', '_')} is nan" in capsys.readouterr().err
 
@@ -356,7 +356,7 @@ def test_wrong_paths_are_found_before_torch_is_imported(images):
 
 
 @pytest.mark.parametrize("command", ["--help", "models"])
-def test_a_reader_that_goes_away(command):
+def test_a_closed_pipe_ends_the_command_quietly(command):
     reader, writer = os.pipe()
     os.close(reader)
     words = [sys.executable, "-m", "refine.cli.main", command]

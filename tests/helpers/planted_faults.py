@@ -189,15 +189,13 @@ IN_JSON: Faults = {
     "name with NUL": (
         lambda f: f.content["annotations"][0].update(file_name="a\0.png"),
         [
-            "annotation: annotation of image 10: file_name 'a\\x00.png' is not a possible name of a file; "
-            "rename it",
+            "annotation: annotation of image 10: file_name 'a\\x00.png' is not a possible file name; rename it",
         ],
     ),
     "name with half a character": (
         lambda f: f.content["annotations"][0].update(file_name="\ud800.png"),
         [
-            "annotation: annotation of image 10: file_name '\\ud800.png' is not a possible name of a file; "
-            "rename it",
+            "annotation: annotation of image 10: file_name '\\ud800.png' is not a possible file name; rename it",
         ],
     ),
 }

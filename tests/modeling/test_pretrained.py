@@ -186,7 +186,7 @@ def test_weights_from_a_file(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"layer4.1.bn2.weight": None}, r"missing: layer4.1.bn2.weight \(512,\)"),
-        ({"layer5.weight": torch.zeros(3)}, r"left over: layer5.weight \(3,\)"),
+        ({"layer5.weight": torch.zeros(3)}, r"unexpected: layer5.weight \(3,\)"),
         ({"conv1.weight": torch.zeros(64, 3, 3, 3)}, r"conv1.weight \(64, 3, 3, 3\), not \(64, 3, 7, 7\)"),
     ],
 )

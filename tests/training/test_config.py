@@ -161,8 +161,8 @@ BOMB = "a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]\n" + "".join(
     [
         (BOMB, "over 100000 values"),
         ("optim: {milestones: &a [*a]}", "over 100000 values"),
-        (f"optim: {{milestones: {'[' * 100_000}", "50 deep"),
-        ("#" * 2**21, "characters are no config"),
+        (f"optim: {{milestones: {'[' * 100_000}", "nested 50 levels deep"),
+        ("#" * 2**21, "characters; expected at most"),
         ("optim: {lr: [", "optim|config"),
         ("\0", "config"),
     ],

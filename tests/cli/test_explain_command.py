@@ -1,4 +1,4 @@
-"""`refine explain` on a real micrograph with the shipped model, and on a network with every head."""
+"""`refine explain` with the shipped model on a real micrograph, and with a network that has all heads."""
 
 import json
 from typing import get_args
@@ -21,7 +21,7 @@ from refine.structures import Categories, Category
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A small network with all heads that has learnt nothing: its instances overlap everywhere."""
+    """Folder of a small network with all heads and random weights, whose instances overlap everywhere."""
     torch.manual_seed(0)
     config = tiny_config(
         1, {"max_detections": 12}, occlusion=OcclusionConfig(conv_channels=8, fc_channels=8), ranking=True
@@ -35,7 +35,7 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image_path(tmp_path):
     path = tmp_path / "scene.png"
     Image.fromarray(make_scene(0, 0, (64, 96)).image).save(path)
     return path
@@ -47,7 +47,7 @@ def test_the_shipped_model(tmp_path, capsys):
     assert main(["explain", str(nuclei), "-o", str(out), "--device", "cpu", "--checkpoint", "nuclei"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(
-        "left out: srm, ocfusion, strong, soe, for the model has no ranking and no occlusion"
+        "left out: srm, ocfusion, strong, soe, because the model has no ranking and no occlusion"
     )
     assert "--optim.train_only '[ranking, occlusion]'" in lines[0]
     record = json.loads((out / "nuclei.json").read_text())
@@ -62,8 +62,8 @@ def test_the_shipped_model(tmp_path, capsys):
     assert sorted(path.name for path in out.iterdir()) == ["nuclei.json", "nuclei.png"]
 
 
-def test_a_model_with_every_head(checkpoint, picture, tmp_path, capsys):
-    words = ["explain", str(picture), "-o", str(tmp_path / "out"), "--checkpoint", checkpoint]
+def test_a_model_with_every_head(checkpoint, image_path, tmp_path, capsys):
+    words = ["explain", str(image_path), "-o", str(tmp_path / "out"), "--checkpoint", checkpoint]
     assert main(words) == 0
     assert "left out" not in capsys.readouterr().out
     record = json.loads((tmp_path / "out" / "scene.json").read_text())
@@ -76,46 +76,45 @@ def test_a_model_with_every_head(checkpoint, picture, tmp_path, capsys):
         assert pair["front"]["soe"] == pair["ij"[pair["soft_O"][0] < pair["soft_O"][1]]]
 
 
-def test_a_higher_threshold_keeps_fewer(checkpoint, picture, tmp_path):
+def test_a_higher_threshold_keeps_fewer(checkpoint, image_path, tmp_path):
     counts = []
     for threshold in ("0.05", "0.99"):
-        words = ["explain", str(picture), "-o", str(tmp_path / threshold), "--score-threshold", threshold]
+        words = ["explain", str(image_path), "-o", str(tmp_path / threshold), "--score-threshold", threshold]
         assert main([*words, "--checkpoint", checkpoint]) == 0
         counts.append(len(json.loads((tmp_path / threshold / "scene.json").read_text())["instances"]))
     assert counts[0] > counts[1]
 
 
-def test_what_cannot_be_explained(checkpoint, picture, tmp_path, capsys):
-    """A broken image: the other is still explained."""
+def test_a_broken_image_does_not_affect_the_others(checkpoint, image_path, tmp_path, capsys):
     broken, out = tmp_path / "broken.png", tmp_path / "out"
-    broken.write_bytes(picture.read_bytes()[:-200])
-    sources = [str(picture), str(broken)]
+    broken.write_bytes(image_path.read_bytes()[:-200])
+    sources = [str(image_path), str(broken)]
     assert main(["explain", *sources, "-o", str(out), "--checkpoint", checkpoint]) == 1
     error = capsys.readouterr().err
     assert "Traceback" not in error
-    told = [line for line in error.splitlines() if line.startswith("refine: error: ")]
-    assert str(broken) in told[0]
-    assert told[1].startswith("refine: error: 1 of 2 images failed; the explanations")
+    errors = [line for line in error.splitlines() if line.startswith("refine: error: ")]
+    assert str(broken) in errors[0]
+    assert errors[1].startswith("refine: error: 1 of 2 images failed; the explanations")
     assert sorted(path.name for path in out.iterdir()) == ["scene.json", "scene.png"]
 
 
-def test_pictures_are_not_overwritten(checkpoint, picture, capsys):
-    before = picture.read_bytes()
-    assert main(["explain", str(picture), "-o", str(picture.parent), "--checkpoint", checkpoint]) == 1
+def test_images_are_not_overwritten(checkpoint, image_path, capsys):
+    before = image_path.read_bytes()
+    assert main(["explain", str(image_path), "-o", str(image_path.parent), "--checkpoint", checkpoint]) == 1
     assert "is also an input file" in capsys.readouterr().err
-    assert picture.read_bytes() == before
-    assert [path.name for path in picture.parent.iterdir()] == ["scene.png"]
+    assert image_path.read_bytes() == before
+    assert [path.name for path in image_path.parent.iterdir()] == ["scene.png"]
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--score-threshold", "1.5"], "score_threshold is 1.5"),
         (["--checkpoint", "nowhere"], "nowhere: no such model"),
     ],
 )
-def test_options_that_cannot_be_used(words, told, checkpoint, picture, tmp_path, capsys):
-    arguments = ["explain", str(picture), "-o", str(tmp_path / "out"), "--checkpoint", checkpoint, *words]
+def test_invalid_options_are_reported(words, message, checkpoint, image_path, tmp_path, capsys):
+    arguments = ["explain", str(image_path), "-o", str(tmp_path / "out"), "--checkpoint", checkpoint, *words]
     assert main(arguments) == 1
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
