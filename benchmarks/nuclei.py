@@ -41,9 +41,9 @@ from refine.errors import RefineError
 from refine.evaluation.interval import paired_interval, read_counts, write_counts
 from refine.experiments.machine import describe_machine, name_machine
 from refine.files import read_json, write_json, write_text
+from refine.inference.drawings import side_by_side, to_result
 from refine.inference.evaluate import Evaluation
 from refine.inference.measures import Quality
-from refine.inference.pictures import side_by_side, to_result
 from refine.inference.predictor import Predictor
 from refine.modeling.model import PanopticModel
 from refine.modeling.pretrained import load_pretrained

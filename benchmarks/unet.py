@@ -21,7 +21,7 @@ from refine.data.loader import PanopticDataset
 from refine.data.segments import SegmentMap
 from refine.data.transforms import resize_for_test, resize_map
 from refine.evaluation.pq import PanopticQuality
-from refine.inference.pictures import to_result
+from refine.inference.drawings import to_result
 from refine.modeling.backbones import build_backbone
 from refine.modeling.config import ModelConfig
 from refine.modeling.norms import conv_norm

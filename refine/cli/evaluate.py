@@ -97,9 +97,9 @@ def _files(options: argparse.Namespace) -> None:
 def _model(options: argparse.Namespace) -> None:
     from refine.data.build import build_dataset
     from refine.data.config import DatasetConfig
+    from refine.inference.drawings import write_worst
     from refine.inference.evaluate import evaluate
     from refine.inference.measures import BoxAndMaskAP, Quality
-    from refine.inference.pictures import write_worst
     from refine.inference.predictor import Predictor
     from refine.runtime import set_threads
 

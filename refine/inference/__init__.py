@@ -1,1 +1,1 @@
-"""From images to results, and measuring them."""
+"""Prediction and evaluation."""

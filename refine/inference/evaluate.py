@@ -1,4 +1,4 @@
-"""Measuring a model on a data set, image by image, on one process or many."""
+"""Evaluation of a model on a data set, on one process or many."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ M = TypeVar("M", bound=Measure)
 
 
 class Evaluation:
-    """What was measured under one rule of fusion.
+    """Measures of all images under one fusion rule.
 
-    `evaluation[Quality]` is the measure of this class; KeyError if it was not asked for.
+    `evaluation[Quality]` returns the measure of this class; KeyError if there is none.
 
     Args:
-        measures: of all images, at most one of each class.
+        measures: measures updated with all images, at most one of each class.
     """
 
     def __init__(self, measures: Sequence[Measure]) -> None:
@@ -54,26 +54,26 @@ class Evaluation:
 
     @property
     def report(self) -> PQReport:
-        """PQ, SQ and RQ of all classes, things, stuff, each class and each image."""
+        """PQ, SQ and RQ over all classes, things and stuff, and per class and image."""
         return self[Quality].report
 
     @property
     def counts(self) -> Counts:
-        """What each image adds to PQ and, where it was measured, to the order of pairs."""
+        """Counts of each image for PQ and, if `OrderAccuracy` was measured, for the order of pairs."""
         quality = self[Quality]
         pairs = self[OrderAccuracy].pairs if OrderAccuracy in self else None
         return Counts.of(quality.quality.categories, quality.counts, pairs)
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The main numbers of all measures by name, 0-1; those that could be measured."""
+        """Main numbers of all measures by name, 0-1, without those that are NaN."""
         numbers: dict[str, float] = {}
         for measure in self._measures.values():
             numbers |= measure.compute()
         return {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
 
     def write(self, path: str | Path, **more: object) -> None:
-        """Write PQ of everything, the AP, and further fields as JSON."""
+        """Write the PQ report, AP if measured, and the fields in `more` as JSON."""
         precision: dict[str, Any] | None = None
         if BoxAndMaskAP in self:
             measure = self[BoxAndMaskAP]
@@ -118,24 +118,24 @@ def evaluate(
     workers: int = 0,
     group: Processes = ALONE,
 ) -> Evaluation | list[Evaluation]:
-    """Predict and compare every image. The network runs once per image, for all rules.
+    """Evaluate a predictor on a data set. The network runs once per image for all rules.
 
         data = {"images": "val", "json": "panoptic_val.json", "segments": "panoptic_val"}
         refine.evaluate(refine.Predictor("nuclei"), data).metrics["PQ"]
 
-    Memory grows with the number of images only by AP's run lengths and 40 bytes per image and class.
+    Memory grows by 40 bytes per image and class, plus the run-length masks that AP needs.
 
     Args:
-        predictor: model with the categories of the data set.
-        dataset: ground truth: a data set, or the fields of a `DatasetConfig`.
-        rules: method and thresholds, each measured on its own; the predictor's own rule if None.
-        measures: what is measured, at most one of each class; `Quality` alone if None.
-        max_images: limit on the number of images; the first ones are used.
-        workers: processes that read images.
-        group: processes that share the images; each returns the sum.
+        predictor: predictor whose model has the categories of the data set.
+        dataset: data set with ground truth, or the fields of a `DatasetConfig`.
+        rules: pairs of method and thresholds, evaluated separately; None stands for the predictor's own rule.
+        measures: measures to compute, at most one of each class; None stands for `Quality` alone.
+        max_images: maximum number of images; the first ones are used.
+        workers: number of processes that read images.
+        group: processes that share the images; each returns the evaluation of all images.
 
     Returns:
-        One evaluation, or a list of one for each of `rules`.
+        One evaluation, or one per rule if `rules` is given.
 
     Raises:
         RefineError: model and data set have different categories, or a file cannot be read.
@@ -143,18 +143,18 @@ def evaluate(
     if isinstance(dataset, Mapping):
         dataset = build_dataset(from_mapping(DatasetConfig, dataset, "dataset"), "dataset")
     predictor.categories.check_equal(dataset.categories, "the model", "the data set")
-    chosen = [(predictor.method, predictor.fusion)] if rules is None else list(rules)
+    pairs = [(predictor.method, predictor.fusion)] if rules is None else list(rules)
     wanted = [Quality()] if measures is None else list(measures)
     shared = _copies((m for m in wanted if m.before_fusion), dataset.categories)
-    own = [_copies((m for m in wanted if not m.before_fusion), dataset.categories) for _ in chosen]
+    own = [_copies((m for m in wanted if not m.before_fusion), dataset.categories) for _ in pairs]
     everything = any(measure.all_detections for measure in wanted)
-    min_score = 0.0 if everything else min(config.score_threshold for _, config in chosen)
+    min_score = 0.0 if everything else min(config.score_threshold for _, config in pairs)
     total = min(max_images or len(dataset), len(dataset))
     for index, image, truth in _read(dataset, range(group.rank, total, group.count), workers):
         truth = truth.named(len(dataset.categories))
         prediction = predictor.predict_raw([image], min_score)[0]
         example = Example(index, image, truth, *dataset.name(index), dataset.categories, prediction)
-        for number, ((method, config), part) in enumerate(zip(chosen, own, strict=True)):
+        for number, ((method, config), part) in enumerate(zip(pairs, own, strict=True)):
             fused = Fused(predictor.fuse(prediction, method, config), config)
             for measure in [*part, *(shared if number == 0 else [])]:
                 measure.update(example, fused)
@@ -164,7 +164,7 @@ def evaluate(
 
 
 def _copies(measures: Iterable[Measure], categories: Categories) -> list[Measure]:
-    """The same measures, without an image."""
+    """Return copies of the measures, reset to no images."""
     copies = [copy.copy(measure) for measure in measures]
     for measure in copies:
         measure.reset(categories)
@@ -172,7 +172,7 @@ def _copies(measures: Iterable[Measure], categories: Categories) -> list[Measure
 
 
 def gathered(measures: Sequence[Measure], categories: Categories, group: Processes) -> list[Measure]:
-    """The measures over the images of all processes."""
+    """Merge the measures of all processes."""
     wholes = _copies(measures, categories)
     for parts in group.gather(list(measures)):
         for whole, part in zip(wholes, parts, strict=True):
@@ -181,7 +181,7 @@ def gathered(measures: Sequence[Measure], categories: Categories, group: Process
 
 
 class _Indexed:
-    """Samples of a data set with their numbers."""
+    """Data set whose samples include their index."""
 
     def __init__(self, dataset: PanopticDataset) -> None:
         self.dataset = dataset

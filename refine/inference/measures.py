@@ -1,4 +1,4 @@
-"""What `evaluate` measures: each measure is updated image by image, merged over processes, and computed.
+"""Measures for `evaluate`, which updates them per image, merges them over processes, and computes them.
 
 evaluation = evaluate(predictor, dataset, measures=[Quality(), BoxAndMaskAP()])
 evaluation[Quality].report.pq
@@ -28,15 +28,15 @@ from refine.structures import VOID, Categories, PanopticResult, Prediction, Targ
 
 @dataclass(frozen=True)
 class Example:
-    """One image of a data set and what the network predicts of it, before fusion.
+    """One image of a data set with its ground truth and the network's prediction before fusion.
 
     Attributes:
-        number: place in the data set, from 0.
+        number: index in the data set, from 0.
         image: Tensor[3, H, W] uint8 RGB.
-        truth: ground truth.
-        image_id, file_name: names in the data set.
+        truth: ground-truth segments.
+        image_id, file_name: identifiers of the image in the data set.
         categories: categories of the data set.
-        prediction: output of the network.
+        prediction: instances and semantic map that the network predicted.
     """
 
     number: int
@@ -49,29 +49,29 @@ class Example:
 
     @cached_property
     def targets(self) -> Targets:
-        """Boxes, masks and labels of the ground truth."""
+        """Ground-truth boxes, masks and labels."""
         return self.truth.targets(self.categories.num_things, self.image_id, self.file_name)
 
     @cached_property
     def segments_info(self) -> list[dict[str, Any]]:
-        """COCO's `segments_info` of the ground truth."""
+        """Ground truth in the form of COCO's `segments_info`."""
         return segments_info(self.truth, self.categories)
 
 
 @dataclass(frozen=True)
 class Fused:
-    """What one rule of fusion makes of an example: its result, by these thresholds."""
+    """Result of one fusion rule for an example, and the thresholds used."""
 
     result: PanopticResult
     config: FusionConfig
 
 
 class Measure(ABC):
-    """Something that is measured on a data set. `evaluate` copies and resets a measure before it uses it.
+    """Base class of measures. `evaluate` works on reset copies of the measures that it is given.
 
     Attributes:
-        before_fusion: does not depend on the rule of fusion, so that all rules share it.
-        all_detections: looks at detections of any score, also below `score_threshold`.
+        before_fusion: whether the measure is independent of the fusion rule, so that all rules share it.
+        all_detections: whether the measure uses detections with scores below `score_threshold`.
     """
 
     before_fusion: ClassVar[bool] = False
@@ -79,7 +79,7 @@ class Measure(ABC):
 
     @abstractmethod
     def reset(self, categories: Categories) -> None:
-        """Forget all images; the next ones are of a data set with these categories."""
+        """Remove all images, and prepare for a data set with these categories."""
 
     @abstractmethod
     def update(self, example: Example, fused: Fused) -> None:
@@ -87,19 +87,19 @@ class Measure(ABC):
 
     @abstractmethod
     def merge(self, other: Self) -> None:
-        """Add the images of another process."""
+        """Add the images of another measure of the same class."""
 
     @abstractmethod
     def compute(self) -> dict[str, float]:
-        """Main numbers by name, 0-1, for logs and tables; NaN where there was nothing to measure."""
+        """Return the main numbers by name, 0-1; NaN if there was nothing to measure."""
 
 
 class Quality(Measure):
     """PQ, SQ and RQ.
 
     Attributes:
-        quality: sums over the images.
-        counts: what each image adds to `quality.state()`, [5, classes] int64 each.
+        quality: PQ accumulated over the images.
+        counts: contribution of each image to `quality.state()`, [5, classes] int64.
     """
 
     quality: PanopticQuality
@@ -126,11 +126,11 @@ class Quality(Measure):
 
     @property
     def report(self) -> PQReport:
-        """PQ, SQ and RQ of all classes, things, stuff, each class and each image."""
+        """PQ, SQ and RQ over all classes, things and stuff, and per class and image."""
         return self.quality.compute()
 
     def compute(self) -> dict[str, float]:
-        """PQ, SQ and RQ, alone and with _things and _stuff."""
+        """Return PQ, SQ and RQ over all classes, and with the suffixes _things and _stuff."""
         report, numbers = self.report, dict[str, float]()
         for suffix, isthing in (("", None), ("_things", True), ("_stuff", False)):
             group = report.group(isthing)
@@ -140,14 +140,13 @@ class Quality(Measure):
 
 @dataclass
 class BoxAndMaskAP(Measure):
-    """COCO's box and mask AP of all detections before fusion.
+    """COCO box and mask AP of all detections before fusion.
 
     Args:
-        max_detections: most detections of an image that count; 100 makes it COCO's own AP, None counts all that
-            the model gives.
+        max_detections: maximum number of detections per image; 100 gives COCO's AP, None uses all detections.
 
     Attributes:
-        precision: detections and ground truth so far.
+        precision: accumulated detections and ground truth.
     """
 
     max_detections: int | None = None
@@ -160,7 +159,7 @@ class BoxAndMaskAP(Measure):
 
     def update(self, example: Example, fused: Fused) -> None:
         instances = example.prediction.instances
-        assert instances.roi_masks is not None, "the network gives masks"
+        assert instances.roi_masks is not None, "the network predicts masks"
         masks = paste_masks(instances.roi_masks, instances.boxes, instances.image_size)
         self.precision.update(example.targets, replace(instances, masks=masks).to("cpu"))
 
@@ -169,23 +168,23 @@ class BoxAndMaskAP(Measure):
 
     @cached_property
     def table(self) -> dict[str, dict[str, float]]:
-        """`bbox` and `segm` with COCO's twelve numbers each."""
+        """COCO's twelve numbers for "bbox" and for "segm"."""
         return self.precision.compute()
 
     def compute(self) -> dict[str, float]:
-        """AP_box and AP_mask."""
+        """Return AP_box and AP_mask."""
         return {"AP_box": self.table["bbox"]["AP"], "AP_mask": self.table["segm"]["AP"]}
 
 
 class OrderAccuracy(Measure):
-    """Share of the overlapping pairs of detections whose order fusion got right.
+    """Fraction of overlapping pairs of detections that fusion puts in the right order.
 
-    Of a pair, the instance in front is the one that got more of the pixels that both claim; a pair of which
-    neither got any is wrong. Pairs are those whose order the ground truth decides (see
-    `refine.ops.order.ordered_pairs`), among the detections that fusion used.
+    The instance in front is the one that owns more of the pixels that both masks cover; if neither owns any, the
+    pair counts as wrong. Evaluated are pairs of detections used by fusion whose order the ground truth determines
+    (see `refine.ops.order.ordered_pairs`).
 
     Attributes:
-        pairs: (right, all) of each image.
+        pairs: (number in the right order, number of pairs) of each image.
     """
 
     pairs: list[tuple[int, int]]
@@ -196,18 +195,18 @@ class OrderAccuracy(Measure):
     def update(self, example: Example, fused: Fused) -> None:
         instances, result = example.prediction.instances, fused.result
         targets = example.targets.to(instances.boxes.device)
-        places = torch.nonzero(instances.scores >= fused.config.score_threshold).squeeze(1)
-        chosen = instances[places]
-        assert chosen.roi_masks is not None, "the network gives masks"
-        masks = paste_masks(chosen.roi_masks.float(), chosen.boxes, targets.size).flatten(1)
-        matched = match_masks(masks, chosen.labels, targets.masks.flatten(1), targets.labels, targets.iscrowd)
+        kept = torch.nonzero(instances.scores >= fused.config.score_threshold).squeeze(1)
+        used = instances[kept]
+        assert used.roi_masks is not None, "the network predicts masks"
+        masks = paste_masks(used.roi_masks.float(), used.boxes, targets.size).flatten(1)
+        matched = match_masks(masks, used.labels, targets.masks.flatten(1), targets.labels, targets.iscrowd)
         labelled = targets.sem_seg.flatten() != VOID
         pairs = ordered_pairs(masks, matched, targets.owner.flatten(), labelled, fused.config.pair_overlap)
         if not len(pairs):
             self.pairs.append((0, 0))
             return
         shown = {segment.instance: segment.id for segment in result.segments if segment.isthing}
-        ids = torch.tensor([shown.get(n, -1) for n in places.tolist()], device=masks.device)
+        ids = torch.tensor([shown.get(n, -1) for n in kept.tolist()], device=masks.device)
         owned = (masks & (result.segment_ids.flatten() == ids[:, None])).float() @ masks.float().T
         front, back = pairs.unbind(1)
         self.pairs.append((int((owned[front, back] > owned[back, front]).sum()), len(pairs)))
@@ -217,17 +216,17 @@ class OrderAccuracy(Measure):
 
     @property
     def totals(self) -> tuple[int, int]:
-        """Pairs in the right order, and all."""
+        """Number of pairs in the right order, and number of pairs."""
         return sum(right for right, _ in self.pairs), sum(decided for _, decided in self.pairs)
 
     def compute(self) -> dict[str, float]:
-        """pairs_right."""
+        """Return the fraction as pairs_right."""
         right, decided = self.totals
         return {"pairs_right": right / decided if decided else math.nan}
 
 
 def segments_info(truth: SegmentMap, categories: Categories) -> list[dict[str, Any]]:
-    """COCO's `segments_info` of a ground truth: segment k has id k + 1, void 0."""
+    """Return ground truth in the form of COCO's `segments_info`: segment k has id k + 1, void 0."""
     shown = torch.unique(truth.index[truth.index >= 0]).tolist()
     labels, crowd = truth.labels.tolist(), truth.iscrowd.tolist()
     return [{"id": k + 1, "category_id": categories[labels[k]].id, "iscrowd": int(crowd[k])} for k in shown]

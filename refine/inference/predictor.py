@@ -1,4 +1,4 @@
-"""From an image to a panoptic result: `Predictor("nuclei")("cells.png")`."""
+"""Prediction of panoptic results: `Predictor("nuclei")("cells.png")`."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ from refine.structures import Categories, Instances, PanopticResult, Prediction
 from refine.structures.images import padded_size
 
 GPU_BATCH = 8
-"""Images of a list that go through the network together on a GPU; on a CPU a batch only costs memory."""
+"""Images of a list that are predicted in one batch on a GPU; on a CPU a batch would only cost memory."""
 
 
 class Predictor:
-    """Loads a model once and turns images into panoptic results.
+    """Model with the settings to predict panoptic results of images.
 
-    An image's result does not depend on the others in its list: only images that are padded to the same size
-    share a batch, since the statistics of normalisation layers include the padding. What remains is that kernels
-    may sum in another order for another batch size. A list is predicted one image at a time on a CPU, where results
-    are equal to the bit.
+    The result of an image does not depend on the other images in its list: only images that are padded to the
+    same size share a batch, because the statistics of normalisation layers include the padding. On a GPU, kernels
+    may sum in another order for another batch size; on a CPU, images are predicted one at a time with
+    bit-identical results.
 
     Args:
-        checkpoint: name of a shipped model (`refine models` lists them), the folder of a trained one, or
-            a model at hand. The latter keeps its mode (training or evaluation) and its device.
-        device: "cpu", "cuda", …; None takes the GPU if there is one, or the device of a model at hand. A model at
-            hand on another device is copied.
-        method: rule of fusion; the checkpoint's own if None.
-        fusion: its thresholds: all of them, or a mapping of those that differ from the checkpoint's own.
+        checkpoint: name of a model (see `refine models`), folder of a trained model, or a loaded model. A loaded
+            model keeps its mode (training or evaluation) and its device.
+        device: "cpu", "cuda", …; None stands for the GPU if there is one, or for the device of a loaded model. A
+            loaded model on another device is copied.
+        method: fusion rule; None stands for the checkpoint's.
+        fusion: fusion thresholds, or a mapping of those that differ from the checkpoint's.
         precision: "bf16" or "fp16" runs the network under autocast.
-        compiled: compile backbone and pyramid with torch.compile, in place, again for every size of image.
+        compiled: whether to compile backbone and FPN in place with torch.compile, once per image size.
 
     Raises:
-        RefineError: no such checkpoint or device, a broken one, one without the head that the method needs, or
-            a threshold that does not exist or is out of range.
+        RefineError: the checkpoint or device does not exist or is broken, the model has no head for the method,
+            or a threshold is unknown or out of range.
     """
 
     def __init__(
@@ -82,17 +82,20 @@ class Predictor:
     def __call__(self, image: list[ImageLike]) -> list[PanopticResult]: ...
 
     def __call__(self, image: ImageLike | list[ImageLike]) -> PanopticResult | list[PanopticResult]:
-        """Predict one image, or each image of a list, at its own size.
+        """Predict one image or a list of images.
 
         Args:
             image: path, encoded bytes, Pillow image, array [H, W, 3] or [H, W], or Tensor[3, H, W], uint8 or
                 floats 0-1 (see `refine.formats.image_like.to_tensor`); or a list of these, which is read and
                 predicted a few images at a time.
 
+        Returns:
+            One result at the size of the image, or one per image of a list.
+
         Raises:
             RefineError: a file cannot be read.
-            ValueError: an array or tensor of another shape or type.
-            TypeError: something else than an image.
+            ValueError: an array or tensor has another shape or dtype.
+            TypeError: `image` is of another type.
         """
         if not isinstance(image, list | tuple):
             return self._predict([to_tensor(image)])[0]
@@ -109,7 +112,7 @@ class Predictor:
     def fuse(
         self, raw: Prediction, method: Method | None = None, fusion: FusionConfig | None = None
     ) -> PanopticResult:
-        """Apply a rule of fusion, the predictor's own if not given, to what `raw` gave."""
+        """Fuse an output of `predict_raw`; method and thresholds default to the predictor's."""
         return fuse(
             raw.instances,
             raw.sem_seg,
@@ -122,19 +125,19 @@ class Predictor:
         )
 
     def fusion_heads(self) -> dict[Head, Any]:
-        """`occlusion` and `ranking` for `refine.fuse`: functions of the model's heads, or None."""
+        """Return the arguments `occlusion` and `ranking` of `refine.fuse`; see the function `fusion_heads`."""
         return fusion_heads(self.model, self.test_size)
 
     @torch.inference_mode()
     def predict_raw(self, images: Sequence[Tensor], min_score: float = 0.0) -> list[Prediction]:
-        """Run the network on images, those in one batch that are padded to the same size.
+        """Run the network without fusion; images that are padded to the same size share a batch.
 
         Args:
-            images: Tensor[3, H, W] uint8 RGB each, of any sizes.
-            min_score: lowest score of the detections that will be used, 0-1; see `PanopticModel.predict`.
+            images: images of any sizes, each Tensor[3, H, W] uint8 RGB.
+            min_score: minimum score of the detections, 0-1; see `PanopticModel.predict`.
 
         Returns:
-            The predictions in the order of the images.
+            One prediction per image, in the same order and at the size of the image.
         """
         resized = [resize_for_test(image.to(self.device), *self.test_size) for image in images]
         batches: dict[tuple[int, int], list[int]] = {}
@@ -142,10 +145,10 @@ class Predictor:
             frame = padded_size((image.shape[1], image.shape[2]), self.model.config.divisor)
             batches.setdefault(frame, []).append(n)
         outputs: dict[int, NetworkOutput] = {}
-        for places in batches.values():
-            batch = self.model.image_batch([resized[n] for n in places])
+        for indices in batches.values():
+            batch = self.model.image_batch([resized[n] for n in indices])
             with _evaluation_mode(self.model), self._precision():
-                outputs |= zip(places, self.model.predict(batch, min_score), strict=True)
+                outputs |= zip(indices, self.model.predict(batch, min_score), strict=True)
         for n, output in outputs.items():
             output.check_finite(f"image {n + 1} of {len(images)}")
         return [
@@ -158,7 +161,7 @@ class Predictor:
 
 
 def _placed(model: PanopticModel, device: str | torch.device | None, held: bool) -> PanopticModel:
-    """The model on the device; a copy if it would have to move while somebody else holds it."""
+    """Return the model on the device; a copy if it must be moved and the caller holds it."""
     here = model.pixel_mean.device
     wanted = here if held and device is None else torch.empty(0, device=find_device(device)).device
     if wanted == here:
@@ -168,7 +171,7 @@ def _placed(model: PanopticModel, device: str | torch.device | None, held: bool)
 
 @contextmanager
 def _evaluation_mode(model: PanopticModel) -> Iterator[None]:
-    """Evaluation mode inside the context; every module has its own mode back after it."""
+    """Set evaluation mode inside the context, and restore the mode of every module after it."""
     training = [module for module in model.modules() if module.training]
     if training:
         model.eval()
@@ -180,7 +183,7 @@ def _evaluation_mode(model: PanopticModel) -> Iterator[None]:
 
 
 def _nth(images: Sequence[ImageLike], n: int) -> Tensor:
-    """One image of a list; errors say which."""
+    """Convert one image of a list; errors name its index."""
     try:
         return to_tensor(images[n])
     except (RefineError, ValueError, TypeError) as error:
@@ -188,12 +191,12 @@ def _nth(images: Sequence[ImageLike], n: int) -> Tensor:
 
 
 def fusion_heads(model: PanopticModel, test_size: tuple[int, int]) -> dict[Head, Any]:
-    """`occlusion` and `ranking` for `refine.fuse`: functions of a model's heads, or None.
+    """Return the arguments `occlusion` and `ranking` of `refine.fuse`: functions of a model's heads, or None.
 
-    The ranking is computed in the frame that the network sees, in which it was trained.
+    The ranking is computed on boxes in the resized image, as in training.
 
     Args:
-        model: the network.
+        model: network with or without these heads.
         test_size: (short, long) side in pixels that images are resized to.
     """
 
@@ -208,11 +211,11 @@ def fusion_heads(model: PanopticModel, test_size: tuple[int, int]) -> dict[Head,
 
 
 def rescale(prediction: NetworkOutput, size: tuple[int, int], semantic_classes: Tensor) -> Prediction:
-    """Bring a prediction from the network's frame to an image of `size` (height, width).
+    """Rescale a prediction from the resized image to the original image.
 
     Args:
-        prediction: of the model.
-        size: of the image, in pixels.
+        prediction: output of the network for the resized image.
+        size: (height, width) of the original image in pixels.
         semantic_classes: Tensor[L] int64, class of each semantic channel.
     """
     channels, confidence = semantic_map(prediction.sem_logits, prediction.image_size, size)
@@ -230,7 +233,7 @@ def rescale(prediction: NetworkOutput, size: tuple[int, int], semantic_classes: 
 
 
 def limit_detections(model: PanopticModel, most: int) -> None:
-    """Let a model find at most `most` objects per image, in place; the proposals it looks at grow in proportion."""
+    """Set a model's maximum number of detections in place; the numbers of proposals rise in proportion."""
     box_head, rpn = model.config.box_head, model.config.rpn
     factor = max(1.0, most / box_head.max_detections)
     before, after = ((train, math.ceil(test * factor)) for train, test in (rpn.pre_nms_top_n, rpn.post_nms_top_n))
@@ -241,15 +244,15 @@ def limit_detections(model: PanopticModel, most: int) -> None:
 
 
 def check_method(method: str, model: PanopticModel) -> None:
-    """Raise RefineError if there is no such rule of fusion, or the model lacks the head that it needs."""
+    """Raise RefineError if a fusion rule is unknown, or the model does not have the head that it needs."""
     check_known(method)
     if method not in possible_methods(model):
         raise RefineError(
-            f"method {method!r}: the model has no {HEADS[method]} head; train one on it "
+            f"method {method!r}: the model has no {HEADS[method]} head; train one "
             f"(`optim.train_only`), or use heuristic or shr"
         )
 
 
 def possible_methods(model: PanopticModel) -> list[Method]:
-    """The rules of fusion whose heads a model has."""
+    """Return the fusion rules whose heads a model has."""
     return methods_with([name for name in get_args(Head) if getattr(model, name) is not None])

@@ -22,9 +22,9 @@ from refine.data.loader import PanopticDataset
 from refine.data.workers import worker_failures
 from refine.errors import RefineError
 from refine.files import read_json
+from refine.inference.drawings import Drawings
 from refine.inference.evaluate import Evaluation, evaluate
 from refine.inference.measures import Quality
-from refine.inference.pictures import Pictures
 from refine.inference.predictor import Predictor, check_method
 from refine.modeling.detector import Detector
 from refine.modeling.model import PanopticModel
@@ -194,7 +194,7 @@ class _Run:
                 f"evaluation at step {step} failed: {reason}; the checkpoint {folder} is kept: {self._go_on()}"
             ) from error
         self.log.scalars(step, "val", result.metrics)
-        self.log.pictures(step, result[Pictures].drawn)
+        self.log.pictures(step, result[Drawings].drawn)
         if self.group.first:
             write_metrics(folder, result.metrics)
             self.learner.progress.best = best_checkpoint(self.config.out, self.learner.progress.best)
@@ -208,7 +208,7 @@ class _Run:
         return evaluate(
             Predictor(self._describe(), device=self.group.device, precision=config.optim.precision),
             validation,
-            measures=[Quality(), Pictures(config.eval.pictures if config.log.tensorboard else 0)],
+            measures=[Quality(), Drawings(config.eval.pictures if config.log.tensorboard else 0)],
             group=self.group,
             max_images=config.eval.max_images,
             workers=config.workers,

@@ -1,4 +1,4 @@
-"""Evaluation while training and after, against results put together by hand."""
+"""Evaluation during and after training, against expected results constructed by hand."""
 
 import json
 import pickle
@@ -16,9 +16,9 @@ from refine.drawing.overlay import overlay
 from refine.errors import RefineError
 from refine.evaluation.pq import PanopticQuality
 from refine.fusion import FusionConfig
+from refine.inference.drawings import Drawings, to_result, write_worst
 from refine.inference.evaluate import Evaluation, evaluate, gathered
 from refine.inference.measures import BoxAndMaskAP, Measure, OrderAccuracy, Quality
-from refine.inference.pictures import Pictures, to_result, write_worst
 from refine.inference.predictor import Predictor
 from refine.modeling.model import PanopticModel
 from refine.runtime import Processes
@@ -28,7 +28,7 @@ from refine.training.train import train
 
 
 class Oracle(Predictor):
-    """Knows the ground truth of a data set, but for one segment of each image, which it leaves void."""
+    """Predictor that returns the ground truth of a data set without one segment per image, which is void."""
 
     def __init__(self, dataset: CocoPanoptic) -> None:
         self.categories = dataset.categories
@@ -67,7 +67,7 @@ def test_oracle_misses_one_thing_per_image(dataset: CocoPanoptic, tmp_path: Path
     assert evaluation.metrics["SQ"] == 1
     expected = sum(tp / (tp + 0.5 * fn) for tp, _, fn in rows.values()) / 3
     assert evaluation.metrics["PQ"] == pytest.approx(expected)
-    # Boxes and (rectangular) masks were all given.
+    # All boxes and (rectangular) masks were predicted.
     assert evaluation.metrics["AP_box"] == evaluation.metrics["AP_mask"] == pytest.approx(1)
     evaluation.write(tmp_path / "result.json", model="oracle")
     written = json.loads((tmp_path / "result.json").read_text())
@@ -75,7 +75,7 @@ def test_oracle_misses_one_thing_per_image(dataset: CocoPanoptic, tmp_path: Path
     assert (written["images"], written["model"]) == (6, "oracle")
 
 
-def test_shards_sum_to_the_whole(dataset: CocoPanoptic) -> None:
+def test_counts_of_shards_sum_to_the_whole(dataset: CocoPanoptic) -> None:
     whole = evaluate(Oracle(dataset), dataset).report
     parts = []
     for rank in range(2):
@@ -89,7 +89,7 @@ def test_shards_sum_to_the_whole(dataset: CocoPanoptic) -> None:
 
 def test_measures_of_shards_merge_to_the_whole(dataset: CocoPanoptic) -> None:
     def measures() -> list[Measure]:
-        return [Quality(), BoxAndMaskAP(100), OrderAccuracy(), Pictures(3)]
+        return [Quality(), BoxAndMaskAP(100), OrderAccuracy(), Drawings(3)]
 
     whole, parts = evaluate(Oracle(dataset), dataset, measures=measures()), []
     for rank in range(2):
@@ -97,16 +97,16 @@ def test_measures_of_shards_merge_to_the_whole(dataset: CocoPanoptic) -> None:
         object.__setattr__(group, "gather", lambda value: [pickle.loads(pickle.dumps(value))])
         parts.append(evaluate(Oracle(dataset), dataset, measures=measures(), group=group))
     group = Processes(0, 2, torch.device("cpu"))
-    others = [part[kind] for part in parts for kind in (Quality, BoxAndMaskAP, OrderAccuracy, Pictures)]
+    others = [part[kind] for part in parts for kind in (Quality, BoxAndMaskAP, OrderAccuracy, Drawings)]
     object.__setattr__(group, "gather", lambda value: [others[: len(value)], others[len(value) :]])
     merged = Evaluation(gathered(others[:4], dataset.categories, group))
     assert merged.metrics == pytest.approx(whole.metrics)
     assert merged.report.to_json() == whole.report.to_json()
-    assert merged[Pictures].drawn.keys() == whole[Pictures].drawn.keys()
+    assert merged[Drawings].drawn.keys() == whole[Drawings].drawn.keys()
     assert merged[OrderAccuracy].totals == whole[OrderAccuracy].totals
 
 
-def test_a_data_set_by_its_fields(dataset: CocoPanoptic, tmp_path: Path) -> None:
+def test_a_data_set_given_by_its_fields(dataset: CocoPanoptic, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     fields = {"images": folder / "images", "json": folder / "panoptic.json", "segments": folder / "segments"}
     named = evaluate(Oracle(dataset), {name: str(path) for name, path in fields.items()})
@@ -117,15 +117,15 @@ def test_a_data_set_by_its_fields(dataset: CocoPanoptic, tmp_path: Path) -> None
         named[BoxAndMaskAP]
 
 
-def test_pictures(dataset: CocoPanoptic, tmp_path: Path) -> None:
+def test_drawings(dataset: CocoPanoptic, tmp_path: Path) -> None:
     oracle = Oracle(dataset)
-    evaluation = evaluate(oracle, dataset, measures=[Quality(), Pictures(2)])
-    drawn = evaluation[Pictures].drawn
+    evaluation = evaluate(oracle, dataset, measures=[Quality(), Drawings(2)])
+    drawn = evaluation[Drawings].drawn
     assert sorted(drawn) == ["000.png", "001.png"]
-    picture, (image, truth) = drawn["001.png"], dataset[1]
-    assert picture.shape == (3, 64, 3 * 96)
-    assert torch.equal(picture[:, :, :96], image)
-    assert torch.equal(picture[:, :, 96:192], overlay(image, to_result(truth, dataset.categories)))
+    panels, (image, truth) = drawn["001.png"], dataset[1]
+    assert panels.shape == (3, 64, 3 * 96)
+    assert torch.equal(panels[:, :, :96], image)
+    assert torch.equal(panels[:, :, 96:192], overlay(image, to_result(truth, dataset.categories)))
     worst = write_worst(evaluation.report, oracle, dataset, tmp_path, 3)
     assert len(worst) == len(list((tmp_path / "worst").iterdir())) == 3
     assert [int(path.name[:4]) for path in worst] == [
@@ -134,11 +134,11 @@ def test_pictures(dataset: CocoPanoptic, tmp_path: Path) -> None:
     assert Image.open(worst[0]).size == (4 * 96, 64)
 
 
-def test_only_the_first_images(dataset: CocoPanoptic) -> None:
+def test_max_images(dataset: CocoPanoptic) -> None:
     assert len(evaluate(Oracle(dataset), dataset, max_images=2, workers=1).report.images) == 2
 
 
-def test_other_categories_are_refused(dataset: CocoPanoptic) -> None:
+def test_other_categories_are_rejected(dataset: CocoPanoptic) -> None:
     oracle = Oracle(dataset)
     oracle.categories = Categories(
         replace(c, isthing=not c.isthing) if c.name == "red" else c for c in dataset.categories
@@ -147,13 +147,13 @@ def test_other_categories_are_refused(dataset: CocoPanoptic) -> None:
         evaluate(oracle, dataset)
 
 
-def test_untrained_network_is_measurable(dataset: CocoPanoptic) -> None:
+def test_an_untrained_network_is_evaluated(dataset: CocoPanoptic) -> None:
     saved = SavedModel(PanopticModel(tiny_model(), 2, 3), dataset.categories, test_size=(64, 96))
     metrics = evaluate(Predictor(saved), dataset, measures=[BoxAndMaskAP(), Quality()]).metrics
     assert 0 <= metrics["PQ"] < 0.5
 
 
-def test_rules_share_the_network_and_are_each_as_alone(dataset: CocoPanoptic) -> None:
+def test_rules_share_one_forward_pass_and_equal_separate_evaluations(dataset: CocoPanoptic) -> None:
     class Counting(Predictor):
         calls = 0
 

@@ -1,4 +1,4 @@
-"""What a predictor takes, gives and leaves alone."""
+"""Inputs and results of a predictor, and the state of its model."""
 
 import io
 from dataclasses import replace
@@ -27,11 +27,11 @@ def saved_model(ranking: bool = False, iterations: int = 1) -> SavedModel:
     return SavedModel(model, Categories.from_json(CATEGORIES), test_size=(64, 128), fusion=ALL)
 
 
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+def random_image(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-RGB = picture(20, 30)
+RGB = random_image(20, 30)
 ALPHA = np.dstack([RGB, np.full((20, 30), 255, np.uint8)])
 
 
@@ -55,7 +55,7 @@ def encoded(image: np.ndarray, kind: str = "PNG") -> bytes:
         (RGB[..., :1], RGB[..., :1].repeat(3, 2)),
         (RGB[..., 0] > 99, (RGB[..., :1] > 99).repeat(3, 2) * np.uint8(255)),
         (ALPHA, RGB),
-        (ALPHA * np.array([1, 1, 1, 0], np.uint8), np.full_like(RGB, 255)),  # transparent lies over white
+        (ALPHA * np.array([1, 1, 1, 0], np.uint8), np.full_like(RGB, 255)),  # transparency is composited over white
         (torch.from_numpy(RGB).permute(2, 0, 1), RGB),
         (torch.from_numpy(RGB).permute(2, 0, 1) / 255, RGB),
         (torch.from_numpy(RGB[..., 0]), RGB[..., :1].repeat(3, 2)),
@@ -93,13 +93,13 @@ def test_images_of_all_kinds(image, expected) -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_is_no_image_is_said(image, error, words) -> None:
+def test_invalid_images_are_reported(image, error, words) -> None:
     with pytest.raises(error, match=words):
         to_tensor(image)
 
 
-def test_wide_integers_are_scaled_as_those_of_a_file(tmp_path) -> None:
-    wide = picture(40, 30)[..., 0].astype(np.uint16) * 13 + 100
+def test_16_bit_arrays_are_scaled_as_16_bit_files(tmp_path) -> None:
+    wide = random_image(40, 30)[..., 0].astype(np.uint16) * 13 + 100
     Image.fromarray(wide).save(tmp_path / "wide.png")
     expected = to_tensor(tmp_path / "wide.png")
     assert expected.max() == 255
@@ -109,24 +109,24 @@ def test_wide_integers_are_scaled_as_those_of_a_file(tmp_path) -> None:
 
 @pytest.mark.parametrize("iterations", [0, 2])
 def test_a_result_does_not_depend_on_the_batch(iterations: int) -> None:
-    """Images of four shapes, two of which are padded to one size."""
+    """Images of several shapes, two of which are padded to the same size."""
     predictor = Predictor(saved_model(iterations=iterations), device="cpu")
     sizes = [(64, 96), (64, 90), (96, 64), (50, 100), (64, 128), (64, 96)]
-    images = [to_tensor(picture(*size, seed)) for seed, size in enumerate(sizes)]
+    images = [to_tensor(random_image(*size, seed)) for seed, size in enumerate(sizes)]
     alone = [predictor.predict_raw([image])[0] for image in images]
     for order in (range(6), [5, 3, 1, 0, 2, 4], [0, 4]):
-        for n, ours in zip(order, predictor.predict_raw([images[n] for n in order]), strict=True):
-            assert ours.instances.image_size == sizes[n]
-            # Kernels may sum in another order for another batch size, which is all that may differ.
-            torch.testing.assert_close(ours.instances.boxes, alone[n].instances.boxes, atol=1e-3, rtol=0)
-            torch.testing.assert_close(ours.instances.scores, alone[n].instances.scores, atol=1e-5, rtol=0)
-            torch.testing.assert_close(ours.sem_confidence, alone[n].sem_confidence, atol=1e-4, rtol=0)
-            assert (ours.sem_seg != alone[n].sem_seg).float().mean() < 1e-3
+        for n, batched in zip(order, predictor.predict_raw([images[n] for n in order]), strict=True):
+            assert batched.instances.image_size == sizes[n]
+            # Only the order of summation may differ between batch sizes.
+            torch.testing.assert_close(batched.instances.boxes, alone[n].instances.boxes, atol=1e-3, rtol=0)
+            torch.testing.assert_close(batched.instances.scores, alone[n].instances.scores, atol=1e-5, rtol=0)
+            torch.testing.assert_close(batched.sem_confidence, alone[n].sem_confidence, atol=1e-4, rtol=0)
+            assert (batched.sem_seg != alone[n].sem_seg).float().mean() < 1e-3
 
 
-def test_a_list_gives_a_list_as_one_by_one() -> None:
+def test_a_list_equals_single_images() -> None:
     predictor = Predictor(saved_model(), device="cpu")
-    images = [picture(64, 96), picture(40, 64, 1), Image.fromarray(picture(64, 96, 2))]
+    images = [random_image(64, 96), random_image(40, 64, 1), Image.fromarray(random_image(64, 96, 2))]
     results = predictor(images)
     assert predictor([]) == []
     for image, result in zip(images, results, strict=True):
@@ -137,14 +137,14 @@ def test_a_list_gives_a_list_as_one_by_one() -> None:
         predictor([RGB, None])
 
 
-def test_a_model_at_hand_keeps_its_mode_and_place() -> None:
+def test_a_loaded_model_keeps_its_mode_and_device() -> None:
     saved = saved_model()
     saved.model.train()
     saved.model.fpn.eval()
     modes = [module.training for module in saved.model.modules()]
     result = Predictor(saved)(RGB)
     assert [module.training for module in saved.model.modules()] == modes
-    assert saved.model.pixel_mean.device.type == "cpu"  # also where there is a GPU
+    assert saved.model.pixel_mean.device.type == "cpu"  # even if there is a GPU
     saved.model.eval()
     assert torch.equal(Predictor(saved)(RGB).segment_ids, result.segment_ids)
     saved.model.train()
@@ -153,7 +153,7 @@ def test_a_model_at_hand_keeps_its_mode_and_place() -> None:
     assert saved.model.training
 
 
-def test_another_device_gets_a_copy() -> None:
+def test_another_device_copies_the_model() -> None:
     saved = saved_model()
     predictor = Predictor(saved, device="meta")
     assert predictor.device.type == "meta"
@@ -161,7 +161,7 @@ def test_another_device_gets_a_copy() -> None:
     assert Predictor(saved, device="cpu").model is saved.model
 
 
-def test_some_thresholds_or_all() -> None:
+def test_thresholds_as_a_mapping_or_a_config() -> None:
     saved = saved_model()
     changed = Predictor(saved, fusion={"score_threshold": 0.3})
     assert changed.fusion == replace(ALL, score_threshold=0.3)
@@ -172,9 +172,9 @@ def test_some_thresholds_or_all() -> None:
         Predictor(saved, fusion={"threshold": 0.3})
 
 
-def test_probabilities_are_those_of_the_semantic_map() -> None:
+def test_probabilities_agree_with_the_semantic_map() -> None:
     predictor = Predictor(saved_model(), device="cpu", fusion={"unknown_erasing": True, "ue_region": "dilated"})
-    image = to_tensor(picture(50, 70))
+    image = to_tensor(random_image(50, 70))
     (raw,) = predictor.predict_raw([image])
     best, classes = raw.sem_probabilities().max(0)
     torch.testing.assert_close(best, raw.sem_confidence, atol=1e-4, rtol=0)
@@ -182,11 +182,11 @@ def test_probabilities_are_those_of_the_semantic_map() -> None:
     assert predictor.fuse(raw).segment_ids.shape == (50, 70)
 
 
-def test_the_ranking_sees_the_frame_of_its_training() -> None:
-    """SRM's scores of an image are those in the network's own frame, whatever the size of the image."""
+def test_the_ranking_is_computed_on_the_resized_image() -> None:
+    """The ranking scores are computed on boxes in the resized image, whatever the size of the original image."""
     predictor = Predictor(saved_model(ranking=True), method="srm")
     for size in ((32, 48), (128, 192)):
-        (raw,) = predictor.predict_raw([to_tensor(picture(*size))])
+        (raw,) = predictor.predict_raw([to_tensor(random_image(*size))])
         frame = network_size(size, 64, 128)
         assert frame == (64, 96)
         scale = 64 / size[0]

@@ -187,7 +187,7 @@ def test_weights_from_a_file(tmp_path: Path) -> None:
     [
         ({"layer4.1.bn2.weight": None}, r"missing: layer4.1.bn2.weight \(512,\)"),
         ({"layer5.weight": torch.zeros(3)}, r"unexpected: layer5.weight \(3,\)"),
-        ({"conv1.weight": torch.zeros(64, 3, 3, 3)}, r"conv1.weight \(64, 3, 3, 3\), not \(64, 3, 7, 7\)"),
+        ({"conv1.weight": torch.zeros(64, 3, 3, 3)}, r"conv1.weight \(64, 3, 3, 3\), expected \(64, 3, 7, 7\)"),
     ],
 )
 def test_nothing_is_half_loaded(tmp_path: Path, changes, message: str) -> None:

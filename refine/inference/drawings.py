@@ -1,4 +1,4 @@
-"""Ground truth and results of a data set, drawn side by side."""
+"""Drawings of images, ground truth and results side by side."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from refine.structures import Categories, PanopticResult, Segment
 
 
 @dataclass
-class Pictures(Measure):
-    """Image, ground truth and result of the first images of a data set.
+class Drawings(Measure):
+    """Drawings of the first images of a data set with ground truth and result; no numbers.
 
     Args:
-        count: number of images.
+        count: number of images to draw.
 
     Attributes:
-        drawn: by file name, Tensor[3, H, 3 W] uint8 RGB.
+        drawn: Tensor[3, H, 3 W] uint8 RGB by file name.
     """
 
     count: int
@@ -45,23 +45,23 @@ class Pictures(Measure):
         self.drawn |= other.drawn
 
     def compute(self) -> dict[str, float]:
-        """Nothing: images are no numbers."""
+        """Return no numbers."""
         return {}
 
 
 def write_worst(
     report: PQReport, predictor: Predictor, dataset: PanopticDataset, out: str | Path, count: int
 ) -> list[Path]:
-    """Draw the images of lowest PQ: OUT/worst/FOLDER/PQ_NAME.png, with image, truth, prediction and difference.
+    """Draw image, ground truth, result and difference of the images with the lowest PQ.
 
     Args:
         report: PQ of the images.
-        predictor, dataset: what was measured.
-        out: folder.
-        count: number of images.
+        predictor, dataset: evaluated predictor and data set.
+        out: output folder; the files are OUT/worst/FOLDER/PQ_NAME.png with PQ in thousandths.
+        count: number of images to draw.
 
     Returns:
-        The files, the worst first.
+        Paths of the files, the lowest PQ first.
     """
     index = {dataset.name(n)[0]: n for n in range(len(dataset))}
     paths = []
@@ -73,7 +73,7 @@ def write_worst(
         name = PurePath(entry.file_name)
         folder, quality = Path(out) / "worst" / name.parent, f"{round(1000 * entry.pq):04d}"
         path = folder / f"{quality}_{name.stem}.png"
-        if path in paths:  # another suffix
+        if path in paths:  # two images whose names differ in the suffix
             path = folder / f"{quality}_{name.name}.png"
         write_image(path, torch.cat(panels, 2))
         paths.append(path)
@@ -81,12 +81,12 @@ def write_worst(
 
 
 def side_by_side(image: Tensor, truth: PanopticResult, result: PanopticResult) -> Tensor:
-    """Image, ground truth and result: Tensor[3, H, W] uint8 -> Tensor[3, H, 3 W] uint8."""
+    """Draw image, ground truth and result side by side: Tensor[3, H, W] uint8 → Tensor[3, H, 3 W] uint8."""
     return torch.cat([image, overlay(image, truth), overlay(image, result)], 2)
 
 
 def to_result(truth: SegmentMap, categories: Categories) -> PanopticResult:
-    """Ground truth as a result, to be drawn and compared: segment k has id k + 1, void 0."""
+    """Convert ground truth to a `PanopticResult` for drawing and comparison: segment k has id k + 1, void 0."""
     ids = truth.index + 1
     segments = []
     for number in torch.unique(ids[ids > 0]).tolist():
