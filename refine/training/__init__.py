@@ -1,1 +1,1 @@
-"""Training runs: updates, logs, checkpoints, resuming."""
+"""Training: updates, logs, checkpoints and resumption."""

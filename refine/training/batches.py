@@ -1,4 +1,4 @@
-"""From a run's config to its data."""
+"""Training batches of a run."""
 
 from __future__ import annotations
 
@@ -15,9 +15,15 @@ from refine.training.update import Batch
 def training_parts(
     dataset: PanopticDataset, config: RunConfig, group: Processes, start: int
 ) -> Generator[list[Batch], None, None]:
-    """This process's share of every batch from update `start` on, in `optim.accumulate` parts, endlessly.
+    """Yield this process's share of every batch from update `start` on, in `optim.accumulate` parts, endlessly.
 
-    The images of a batch depend on the seed and the update alone, not on processes or parts.
+    The images of a batch depend only on the seed and the update, not on the number of processes or parts.
+
+    Args:
+        dataset: training data set.
+        config: config of the run.
+        group: processes that share the batch.
+        start: number of updates already completed.
 
     Raises:
         RefineError: the batch cannot be divided evenly.

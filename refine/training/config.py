@@ -1,9 +1,8 @@
-"""What a training run is made of: one record, read from YAML with dotted overrides.
+"""Configuration of a training run, read from YAML with dotted overrides.
 
-    parser = run_parser()
     config = parse_run(["--config", "configs/nuclei.yaml", "--optim.lr", "0.01"])
 
-Unknown fields and values of the wrong type are errors that name them.
+Errors name unknown fields and fields of the wrong type.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from refine.modeling.config import ModelConfig
 
 @dataclass
 class DataConfig:
-    """Where the pictures are.
+    """Training and validation data.
 
     Attributes:
-        train: what is learnt from.
-        val: what PQ is measured on during training; None measures nothing.
-        name: of the data set, for the model's card.
+        train: training data set.
+        val: data set on which PQ is evaluated during training; None disables evaluation.
+        name: name of the data set, for the model card.
     """
 
     train: DatasetConfig = field(default_factory=DatasetConfig)
@@ -42,28 +41,28 @@ class DataConfig:
 
 @dataclass
 class OptimConfig:
-    """How the weights move.
+    """Optimizer, learning rate schedule and batch size.
 
     Attributes:
         name: SGD with momentum or AdamW.
         lr: learning rate after warm-up, for `reference_batch_size` images per update if that is given,
             else for `batch_size`.
-        reference_batch_size: scales the rate linearly to `batch_size`; None leaves it alone.
-        batch_size: images per update in TOTAL, over all processes and accumulated parts.
-        accumulate: parts that each process splits its share of the batch into, one after another.
-        momentum: of SGD.
-        betas: of AdamW.
-        weight_decay: of weights; norms and biases have none.
-        backbone_lr_factor: share of the rate that the backbone gets.
-        warmup_steps: updates over which the rate rises linearly from `warmup_factor` of it.
-        warmup_factor: where the warm-up starts, 0-1.
-        schedule: multiply by `gamma` at each milestone, fall along a half cosine to 0, or stay.
-        milestones: updates after which the rate falls ("steps").
-        gamma: what it falls by.
-        max_steps: updates in all.
-        clip_norm: gradients are scaled down to this norm; None leaves them.
-        ema: decay of the running mean of the weights, which is what is evaluated and shipped; None without.
-        precision: "32", or autocast to "bf16", or to "fp16" with scaled losses.
+        reference_batch_size: batch size from which `lr` is scaled linearly to `batch_size`; None disables scaling.
+        batch_size: global batch size: images per update over all processes and accumulated parts.
+        accumulate: number of parts into which each process splits its share of the batch.
+        momentum: momentum of SGD.
+        betas: betas of AdamW.
+        weight_decay: weight decay; norms and biases have none.
+        backbone_lr_factor: multiplier of the backbone's learning rate.
+        warmup_steps: updates over which the rate rises linearly from `warmup_factor` times its value.
+        warmup_factor: factor of the learning rate at the start of the warm-up, 0-1.
+        schedule: "steps" multiplies by `gamma` at each milestone, "cosine" falls to 0 along half a cosine.
+        milestones: updates after which the rate is multiplied by `gamma`, for "steps".
+        gamma: factor at each milestone.
+        max_steps: total number of updates.
+        clip_norm: maximum norm of the gradients; None disables clipping.
+        ema: decay of the moving average of the weights, which is evaluated and shipped; None disables it.
+        precision: "32", or autocast to "bf16", or to "fp16" with a loss scaler.
         train_only: name prefixes of the only parameters to train (["occlusion"]); empty trains all.
     """
 
@@ -90,15 +89,15 @@ class OptimConfig:
 
 @dataclass
 class EvalConfig:
-    """Measuring PQ, during training and after.
+    """Evaluation of PQ during and after training.
 
     Attributes:
         every: updates between two evaluations; 0 evaluates only at the end.
         short, long: images are resized to this short side unless the long side would exceed `long`.
-        max_images: only the first so many images of the set; None takes all.
-        pictures: of them drawn (image, ground truth, prediction) for TensorBoard.
-        method: rule of fusion.
-        fusion: its thresholds.
+        max_images: maximum number of images, the first of the data set; None evaluates all.
+        pictures: number of images drawn (image, ground truth, prediction) in TensorBoard.
+        method: fusion rule.
+        fusion: fusion thresholds.
     """
 
     every: int = bounded(5000, least=0)
@@ -112,14 +111,14 @@ class EvalConfig:
 
 @dataclass
 class LogConfig:
-    """What a run leaves behind.
+    """Logs and checkpoints of a run.
 
     Attributes:
         every: updates between two lines of OUT/log.jsonl and points in TensorBoard.
-        tensorboard: write OUT/tensorboard.
-        progress: show a bar with the time left, where the terminal can.
+        tensorboard: whether to write OUT/tensorboard.
+        progress: whether to show a progress bar with the time left, if the output is a terminal.
         checkpoint_every: updates between two checkpoints.
-        keep: newest checkpoints that stay; the best by PQ stays besides.
+        keep: number of newest checkpoints to keep, in addition to the one with the best PQ.
     """
 
     every: int = bounded(20, least=1)
@@ -131,17 +130,17 @@ class LogConfig:
 
 @dataclass
 class RunConfig:
-    """One training run.
+    """Configuration of one training run.
 
     Attributes:
-        model, data, augment, optim, eval, log: its parts.
+        model, data, augment, optim, eval, log: sections of the config.
         out: folder of the run: checkpoints/, log.jsonl, tensorboard/, and the pointers `last` and `best`.
-        init: folder of a trained model to start from; parts of other shape (a new number of classes) start
-            anew, and a log line names them.
-        seed: of weights, order, augmentation and sampling.
-        workers: processes that load data, per training process; 0 loads in the training process.
-        threads: number of CPU threads of torch per process; None takes OMP_NUM_THREADS if that is set, else one
-            per physical core that the process may use. Workers have one each.
+        init: folder of a trained model to start from; tensors of another shape (such as for a new number of
+            classes) are initialised randomly, and a log line names them.
+        seed: random seed of weights, order, augmentation and sampling.
+        workers: data loading processes per training process; 0 loads in the training process.
+        threads: number of CPU threads of torch per process; None stands for OMP_NUM_THREADS if set, else for one
+            per physical core that the process may use. Workers have one thread each.
         device: "cpu", "cuda" or "auto" (the GPU if there is one).
     """
 
@@ -160,7 +159,7 @@ class RunConfig:
 
 
 class ConfigFile(ActionConfigFile):
-    """Applies the YAML files that a config names as its `base`, in their order, then the config itself."""
+    """Argument action that applies the `base` files of a config in order, then the config itself."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         for content in with_bases(values):
@@ -172,18 +171,18 @@ def with_bases(path: str | Path, seen: tuple[Path, ...] = ()) -> list[str]:
 
     Args:
         path: YAML file. Its optional field `base` is one path or a list of paths, relative to the file's folder;
-            what they say holds where the file itself says nothing.
-        seen: files that lead to this one.
+            the file overrides its bases.
+        seen: files whose bases led to this one.
 
     Returns:
-        Paths and YAML texts, in the order in which they are to be applied.
+        Paths and YAML texts, in the order in which to apply them.
 
     Raises:
-        RefineError: a base that is not a path, does not exist, or leads back to itself; or see `check_yaml`.
+        RefineError: a base is not a path, does not exist, or leads back to itself; or see `check_yaml`.
     """
     path = Path(path)
     if path.resolve() in seen:
-        raise RefineError(f"{path}: base: the file is its own base; remove the circle")
+        raise RefineError(f"{path}: base: the file is its own base; remove the cycle")
     try:
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         check_yaml(text)
@@ -191,7 +190,7 @@ def with_bases(path: str | Path, seen: tuple[Path, ...] = ()) -> list[str]:
     except RefineError as error:
         raise RefineError(f"{path}: {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError):
-        values = None  # jsonargparse says what is wrong with it
+        values = None  # jsonargparse reports the error
     if not isinstance(values, dict) or "base" not in values:
         return [str(path)]
     names = values.pop("base")
@@ -207,27 +206,27 @@ def with_bases(path: str | Path, seen: tuple[Path, ...] = ()) -> list[str]:
 
 
 def add_run_arguments(parser: ArgumentParser) -> None:
-    """Give a parser `--config FILE` and one `--field.of.field` per field of `RunConfig`."""
+    """Add `--config FILE` and one option per field of `RunConfig`, such as `--optim.lr`, to a parser."""
     parser.add_argument(
-        "--config", action=ConfigFile, help="YAML of RunConfig fields; `base: FILE` builds on another"
+        "--config", action=ConfigFile, help="YAML of RunConfig fields; `base: FILE` extends another file"
     )
     parser.add_class_arguments(RunConfig)
 
 
 def parse_run(arguments: Sequence[str]) -> RunConfig:
-    """Parse command-line words into a checked `RunConfig`.
+    """Parse command-line arguments into a checked `RunConfig`.
 
     Raises:
-        RefineError: an unknown field, a wrong type, or values that do not fit together.
+        RefineError: an unknown field, a wrong type, or inconsistent values.
     """
     parser = ArgumentParser(exit_on_error=False)
     add_run_arguments(parser)
     try:
         namespace = parser.parse_args(list(arguments))
     except (ArgumentError, RecursionError) as error:
-        raise RefineError(f"config: {one_line(error)}; mend the field or see --help") from error
+        raise RefineError(f"config: {one_line(error)}; correct the field or see --help") from error
     except UnicodeDecodeError as error:
-        raise RefineError("config: is no UTF-8 text; save it as that") from error
+        raise RefineError("config: is not UTF-8 text; save it as UTF-8") from error
     values = parser.instantiate(namespace).as_dict()
     config = RunConfig(**{f.name: values[f.name] for f in dataclasses.fields(RunConfig)})
     check_run(config)
@@ -235,7 +234,7 @@ def parse_run(arguments: Sequence[str]) -> RunConfig:
 
 
 def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a YAML file, then apply overrides such as "--optim.lr=0.01"; raises as `parse_run`."""
+    """Read a YAML file and apply overrides such as "--optim.lr=0.01"; raises the errors of `parse_run`."""
     if not Path(path).is_file():
         raise RefineError(f"{path}: no such config file; check the path")
     try:
@@ -245,15 +244,15 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def check_run(config: RunConfig) -> None:
-    """Refuse values that no run can work with.
+    """Check the ranges and the consistency of all fields.
 
     Raises:
-        RefineError: names the field, its value and the mend.
+        RefineError: names the field, its value and the fix.
     """
     check_bounds(config)
     optim, rpn, jitter = config.optim, config.model.rpn, config.augment.jitter
     if optim.schedule == "steps" and optim.milestones != sorted(optim.milestones):
-        raise RefineError(f"optim.milestones is {optim.milestones}; give rising steps")
+        raise RefineError(f"optim.milestones is {optim.milestones}; give them in increasing order")
     if rpn.negative_iou > rpn.positive_iou:
         raise RefineError(
             f"model.rpn.negative_iou is {rpn.negative_iou}; give at most positive_iou ({rpn.positive_iou})"

@@ -10,13 +10,14 @@ from torch.optim.swa_utils import AveragedModel
 
 
 def build_ema(model: nn.Module, decay: float) -> AveragedModel:
-    """A copy of the model whose weights trail the trained ones; buffers are copied as they are.
+    """Return a copy of a model that averages its weights exponentially; buffers are copied without averaging.
 
-    After n updates the decay is min(decay, (1 + n) / (10 + n)), so that short runs forget their start.
+    After n updates the decay is min(decay, (1 + n) / (10 + n)), so that the initial weights lose their influence
+    in short runs too.
 
     Args:
-        model: its current weights are the start.
-        decay: share of the old average that each update keeps, 0-1.
+        model: network, whose current weights are the initial average.
+        decay: weight of the old average in each update, 0-1.
     """
 
     def lerp(averages: Sequence[Tensor], weights: Sequence[Tensor], updates: Tensor | int) -> None:

@@ -1,4 +1,4 @@
-"""What a run tells: lines of JSON, TensorBoard, and a progress bar."""
+"""Logs of a run: lines of JSON, TensorBoard, and a progress bar."""
 
 from __future__ import annotations
 
@@ -18,21 +18,19 @@ from refine.files import write_text
 from refine.training.config import LogConfig
 
 WIDTH = 80
-"""Columns of a line on the screen."""
+"""Maximum length of a line on the terminal."""
 
 
 class RunLog:
-    """Writes OUT/log.jsonl and OUT/tensorboard, and draws the bar; does nothing where not active.
-
-    A context manager: leaving it closes the files.
+    """Context manager that writes OUT/log.jsonl and OUT/tensorboard and shows a progress bar.
 
     Args:
         out: folder of the run.
-        config: what to write.
-        step: updates already done; later lines of an interrupted run are dropped.
-        max_steps: updates in all.
-        active: only the first of several processes logs.
-        measured: whether the evaluation of that step is kept; otherwise its lines are dropped, too.
+        config: settings of the log.
+        step: number of completed updates; later lines of an interrupted run are removed.
+        max_steps: total number of updates.
+        active: whether to log at all; true in the first process only.
+        measured: whether to keep the evaluation at `step`; otherwise its lines are removed too.
     """
 
     def __init__(
@@ -48,9 +46,9 @@ class RunLog:
             _drop_after(self.path, step, measured)
             self.file = self.path.open("a", encoding="utf-8", buffering=1)
         except OSError as error:
-            raise RefineError(f"{out}: cannot be written ({error.strerror}); name another --out") from error
+            raise RefineError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
         self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1) if config.tensorboard else None
-        self.console = Console(stderr=True, markup=False, emoji=False)  # names are printed as they are
+        self.console = Console(stderr=True, markup=False, emoji=False)  # names may contain brackets and colons
         self.bar = Progress(
             TextColumn("[bold]train"),
             BarColumn(bar_width=10),
@@ -77,14 +75,14 @@ class RunLog:
                 self.board.close()
 
     def advance(self, step: int) -> None:
-        """Move the bar."""
+        """Advance the progress bar."""
         if self.active:
             self.bar.update(self.task, completed=step)
 
     def scalars(self, step: int, group: str, values: dict[str, float]) -> None:
         """Write one line {"step", "group", values…} (null for NaN), and one TensorBoard point per value.
 
-        Shares, as PQ is, are 0-1 in the file, and in percent where people look.
+        Metrics such as PQ are 0-1 in the file, and percentages in TensorBoard and on the terminal.
         """
         if not self.active:
             return
@@ -98,13 +96,13 @@ class RunLog:
             self._print(one_line(f"step {step} " if group == "train" else f"step {step} {group} ", values))
 
     def pictures(self, step: int, pictures: dict[str, Tensor]) -> None:
-        """Tensor[3, H, W] uint8 each, to TensorBoard."""
+        """Write images, each Tensor[3, H, W] uint8, to TensorBoard under their names."""
         if self.active and self.board is not None:
             for name, picture in pictures.items():
                 self.board.add_image(f"pictures/{name}", picture, step)
 
     def message(self, step: int, text: str) -> None:
-        """A sentence, in the log and on the screen."""
+        """Write a message to the log and the terminal."""
         if self.active:
             self.file.write(json.dumps({"step": step, "group": "message", "text": text}) + "\n")
             self._print(text)
@@ -114,7 +112,7 @@ class RunLog:
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """Lines of a log.jsonl; one that a kill cut short is left out."""
+    """Read the lines of a log.jsonl, without lines that were truncated by a crash."""
     lines = []
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         try:
@@ -125,10 +123,10 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
 
 
 def one_line(start: str, values: dict[str, float]) -> str:
-    """What matters of a line of the log, for people, in at most 80 columns.
+    """Summarise a line of the log for the terminal, in at most 80 characters.
 
-    Of an update: the loss, the rate, the speed, and the terms of the loss as far as they fit, each summed over
-    stages and iterations ("box" holds "cls", too); of an evaluation: PQ, SQ and RQ in percent.
+    For an update: loss, learning rate, images per second, and as many loss terms as fit, each summed over stages
+    and iterations ("box" includes "cls"). For an evaluation: PQ, SQ and RQ in percent.
     """
     if "loss" not in values:
         return start + " ".join(f"{k} {100 * v:.1f}" for k, v in values.items() if k in {"PQ", "SQ", "RQ"})
@@ -145,7 +143,7 @@ def one_line(start: str, values: dict[str, float]) -> str:
 
 
 def _drop_after(path: Path, step: int, measured: bool) -> None:
-    """Forget what was logged after the step that the run goes on from."""
+    """Remove the lines after the step from which the run resumes."""
     if path.is_file():
         kept = [
             line

@@ -12,18 +12,21 @@ from refine.training.config import OptimConfig
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
-    """Group trained parameters by rate and decay.
+    """Group trained parameters by learning rate and weight decay.
 
-    Norms, biases and other vectors are not decayed; parameters of `model.backbone` learn at
-    `backbone_lr_factor` of the rate.
+    Norms, biases and other vectors have no weight decay; the learning rate of `model.backbone` is multiplied by
+    `backbone_lr_factor`.
 
     Args:
-        model: parameters with `requires_grad=False` are left out.
-        config: rates and decay.
+        model: network; parameters with `requires_grad=False` are excluded.
+        config: learning rates and weight decay.
 
     Returns:
-        Up to four groups for a torch optimizer, each with `names` (of its parameters, in order) and
-        `factor` (of the learning rate) beside torch's own keys.
+        Up to four parameter groups for a torch optimizer, with the additional keys `names` (parameter names, in
+        order) and `factor` (multiplier of the learning rate).
+
+    Raises:
+        RefineError: no parameter requires a gradient.
     """
     groups: dict[tuple[bool, bool], dict] = {}
     for name, parameter in model.named_parameters():
@@ -42,12 +45,12 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
         group["params"].append(parameter)
         group["names"].append(name)
     if not groups:
-        raise RefineError("optim.train_only: no parameter is left to train; name a part that the model has")
+        raise RefineError("optim.train_only: no parameter is left to train; name a trainable part of the model")
     return list(groups.values())
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
-    """SGD with momentum or AdamW over `parameter_groups`; the rate is set by `set_learning_rate`."""
+    """Build SGD with momentum or AdamW over `parameter_groups`; `set_learning_rate` sets the learning rate."""
     groups = parameter_groups(model, config)
     if config.name == "sgd":
         return SGD(groups, lr=config.lr, momentum=config.momentum)
@@ -55,10 +58,10 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
 
 
 def freeze_except(model: nn.Module, prefixes: list[str]) -> None:
-    """Train only the parameters whose names start with one of the prefixes; all, if there are none.
+    """Freeze all parameters whose names start with none of the prefixes; without prefixes, freeze nothing.
 
     Raises:
-        RefineError: a prefix that no parameter has.
+        RefineError: no parameter name starts with one of the prefixes.
     """
     names = [name for name, _ in model.named_parameters()]
     for prefix in prefixes:
@@ -71,9 +74,9 @@ def freeze_except(model: nn.Module, prefixes: list[str]) -> None:
 
 
 def learning_rate(step: int, config: OptimConfig) -> float:
-    """Rate of the update from step to step + 1, before `backbone_lr_factor`.
+    """Return the learning rate of the update from `step` to `step + 1`, without `backbone_lr_factor`.
 
-    Linear warm-up over the first `warmup_steps`, multiplied into the schedule, and scaled by
+    The rate follows the schedule, multiplied by a linear warm-up over the first `warmup_steps` and by
     batch_size / reference_batch_size [Goyal et al. 2017].
     """
     rate = config.lr
@@ -90,7 +93,7 @@ def learning_rate(step: int, config: OptimConfig) -> float:
 
 
 def set_learning_rate(optimizer: Optimizer, step: int, config: OptimConfig) -> float:
-    """Give every group its rate for this step; returns the rate of the groups with factor 1."""
+    """Set the learning rate of every group for this step; return that of the groups with factor 1."""
     rate = learning_rate(step, config)
     for group in optimizer.param_groups:
         group["lr"] = rate * group["factor"]

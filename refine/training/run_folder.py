@@ -1,11 +1,11 @@
-"""The folder of a training run, which is whole at every moment.
+"""Folder of a training run, which is consistent at every moment.
 
 OUT/last                                 name of the newest checkpoint
 OUT/best                                 name of the checkpoint with the highest PQ
 OUT/checkpoints/step_000500/             see `refine.training.state`
 
-A checkpoint is written once and never replaced; its metrics are added by replacing its config.json. `last` and
-`best` follow from the checkpoints, so `recover` can write them anew.
+A checkpoint is written once and never replaced; metrics are added by replacing its config.json. `last` and `best`
+are derived from the checkpoints, so that `recover` can rewrite them.
 """
 
 from __future__ import annotations
@@ -26,39 +26,39 @@ from refine.files import read_json, write_json, write_text
 
 @contextmanager
 def run_lock(out: str | Path) -> Iterator[None]:
-    """Hold a run's folder for this process; the lock ends with the process, however it ends.
+    """Lock a run's folder for this process; the lock is released when the process ends, even if it is killed.
 
     Raises:
-        RefineError: another process holds it, or the folder cannot be written.
+        RefineError: another process holds the lock, or the folder cannot be written.
     """
     out = Path(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         file = (out / ".lock").open("a+", encoding="utf-8")
     except OSError as error:
-        raise RefineError(f"{out}: cannot be written ({error.strerror}); name another --out") from error
+        raise RefineError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
     with file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             raise RefineError(
-                f"{out}: another training writes into this folder; wait until it ends, or name another --out"
+                f"{out}: another run writes into this folder; wait until it ends, or choose another --out"
             ) from error
         except OSError as error:
             warnings.warn(
-                f"{out}: cannot be locked ({error.strerror}); make sure that no other training writes into it",
+                f"{out}: cannot be locked ({error.strerror}); make sure that no other run writes into it",
                 stacklevel=3,
             )
         yield
 
 
 def checkpoint_path(out: str | Path, step: int) -> Path:
-    """Folder of the checkpoint of a step."""
+    """Return the folder of the checkpoint at a step."""
     return Path(out) / "checkpoints" / f"step_{step:06d}"
 
 
 def list_checkpoints(out: str | Path) -> list[Path]:
-    """Folders of a run's checkpoints, the oldest first."""
+    """List the folders of a run's checkpoints, the oldest first."""
     try:
         found = [path for path in (Path(out) / "checkpoints").iterdir() if re.fullmatch(r"step_\d+", path.name)]
     except (FileNotFoundError, NotADirectoryError):
@@ -67,30 +67,30 @@ def list_checkpoints(out: str | Path) -> list[Path]:
 
 
 def last_checkpoint(out: str | Path) -> Path | None:
-    """Folder of the newest checkpoint of a run, or None if it has none."""
+    """Return the folder of a run's newest checkpoint, or None if there is none."""
     found = list_checkpoints(out)
     return found[-1] if found else None
 
 
 def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
-    """Add to a checkpoint what was measured of it."""
+    """Add evaluation metrics to a checkpoint."""
     path = folder / "config.json"
     write_json(path, read_json(path) | {"metrics": metrics}, indent=1)
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """What was measured of a checkpoint; empty if it has not been evaluated."""
+    """Read the evaluation metrics of a checkpoint; empty if it has not been evaluated."""
     path = folder / "config.json"
     metrics = read_json(path).get("metrics", {}) if path.is_file() else {}
     return metrics if isinstance(metrics, dict) else {}
 
 
 def best_checkpoint(out: str | Path, known: dict[str, float]) -> dict[str, float]:
-    """{"step": …, "PQ": …} of the best evaluation, the first of equals; empty without one.
+    """Return {"step": …, "PQ": …} of the best evaluation, the earliest on a tie; empty if there is none.
 
     Args:
         out: folder of the run.
-        known: the best evaluation that a checkpoint remembers; its own checkpoint may be gone.
+        known: best evaluation stored in a checkpoint's state.json; its checkpoint may have been removed.
     """
     found = [known] if known else []
     for folder in list_checkpoints(out):
@@ -101,12 +101,12 @@ def best_checkpoint(out: str | Path, known: dict[str, float]) -> dict[str, float
 
 
 def update_pointers(out: str | Path, best: dict[str, float], keep: int) -> None:
-    """Write `last` and `best`, then remove all checkpoints but these two and the newest.
+    """Write `last` and `best`, then remove all checkpoints except the best and the newest ones.
 
     Args:
         out: folder of the run, with at least one checkpoint.
-        best: see `best_checkpoint`.
-        keep: number of newest checkpoints that stay.
+        best: result of `best_checkpoint`.
+        keep: number of newest checkpoints to keep.
     """
     out, folders = Path(out), list_checkpoints(out)
     kept = {folder.name for folder in folders[-keep:]}
@@ -120,18 +120,18 @@ def update_pointers(out: str | Path, best: dict[str, float], keep: int) -> None:
     for folder in folders:
         if folder.name not in kept:
             doomed = folder.with_name(f".{uuid.uuid4().hex[:8]}.{folder.name}")
-            folder.rename(doomed)  # so that no half of it is taken for a checkpoint
+            folder.rename(doomed)  # a partly removed folder must not pass for a checkpoint
             shutil.rmtree(doomed)
 
 
 def recover(out: str | Path, keep: int) -> Path | None:
-    """Bring a run's folder in order after a crash; returns its newest checkpoint, or None if it has none."""
+    """Repair a run's folder after a crash; return its newest checkpoint, or None if there is none."""
     out = Path(out)
     for path in [*out.glob(".*"), *out.glob("checkpoints/.*"), *out.glob("checkpoints/step_*/.*")]:
         moved = re.fullmatch(r"\.[0-9a-f]{8}\.(step_\d+)\.old", path.name)
         if moved and not path.with_name(moved[1]).exists():
             path.rename(path.with_name(moved[1]))  # earlier versions moved a checkpoint away to replace it
-        elif re.match(r"\.[0-9a-f]+\.", path.name):  # half-written, or half-removed
+        elif re.match(r"\.[0-9a-f]+\.", path.name):  # partly written or partly removed
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     last = last_checkpoint(out)
     if last is not None:

@@ -1,11 +1,11 @@
-"""Checkpoints of a training run, from which it goes on bit for bit.
+"""Checkpoints of a training run, which resume bit for bit.
 
 OUT/checkpoints/step_000500/
-    model.safetensors, ema.safetensors   weights, and their running mean
-    config.json                          makes the folder a model that `load_model` reads
+    model.safetensors, ema.safetensors   weights, and their moving average
+    config.json                          description of the model, for `load_model`
     trainer.safetensors                  tensors of the optimizer, as PARAMETER/KEY
-    state.json                           step, loss scale, updates of the mean, best PQ of earlier steps
-    run.json                             the run's config
+    state.json                           step, loss scale, number of EMA updates, best PQ of earlier steps
+    run.json                             config of the run
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from refine.training.config import RunConfig
 from refine.training.run_folder import best_checkpoint, checkpoint_path, update_pointers
 
 FIXED = ("model", "augment", "seed")
-"""Parts of the config that a run may not change half-way; nor data.name, optim.batch_size and optim.name. Where
-the data lie may change, for a run may go on on another machine."""
+"""Config sections that must not change on resumption; nor may data.name, optim.batch_size and optim.name. Paths of
+the data may change, because a run may be resumed on another machine."""
 
 
 @dataclass
 class Progress:
-    """How far a run has come.
+    """Progress of a run.
 
-    Order, augmentation and sampling are functions of the seed and the step, so the step is also the position
-    of the data loader and of every random generator.
+    Order, augmentation and sampling are functions of the seed and the step, so that the step also determines the
+    state of the data loader and of every random generator.
 
     Attributes:
-        step: updates done.
+        step: number of completed updates.
         best: {"step": …, "PQ": …} of the best evaluation so far, or empty.
     """
 
@@ -50,14 +50,14 @@ class Progress:
 
 @dataclass
 class Learner:
-    """Everything that a training run changes.
+    """Mutable state of a training run.
 
     Attributes:
-        model: the trained weights.
-        optimizer: its groups have `names`, see `parameter_groups`.
-        ema: running mean of the weights, or None.
-        scaler: of the loss, under fp16; disabled otherwise.
-        progress: how far it has come.
+        model: trained network.
+        optimizer: optimizer over `parameter_groups`.
+        ema: exponential moving average of the weights, or None.
+        scaler: loss scaler for fp16; disabled otherwise.
+        progress: step and best evaluation.
     """
 
     model: nn.Module
@@ -68,20 +68,20 @@ class Learner:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The weights to evaluate and ship: the running mean, if there is one."""
+        """Network to evaluate and ship: the moving average if there is one."""
         return self.model if self.ema is None else self.ema.module
 
 
 def save_state(config: RunConfig, learner: Learner, saved: SavedModel) -> Path:
-    """Write OUT/checkpoints/step_N atomically, point OUT/last at it, drop old ones.
+    """Write OUT/checkpoints/step_N atomically, update OUT/last, and remove old checkpoints.
 
     Args:
-        config: of the run.
-        learner: what is saved.
-        saved: describes the model (categories, test size).
+        config: config of the run.
+        learner: state to save.
+        saved: description of the model (categories, test size).
 
     Returns:
-        The checkpoint's folder.
+        Folder of the checkpoint.
     """
     progress = learner.progress
     folder = checkpoint_path(config.out, progress.step)
@@ -104,10 +104,10 @@ def save_state(config: RunConfig, learner: Learner, saved: SavedModel) -> Path:
 
 
 def restore_state(folder: Path, config: RunConfig, learner: Learner) -> None:
-    """Bring a freshly built learner to a checkpoint.
+    """Load a checkpoint into a newly built learner.
 
     Raises:
-        RefineError: the checkpoint is damaged, or comes from a run with another config.
+        RefineError: the checkpoint is damaged, or its run had another config.
     """
     _check_same_run(folder / "run.json", config)
     state = read_json(folder / "state.json")
@@ -133,7 +133,7 @@ def _optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def _load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Torch's own loading does the casting and placing; here only names become its numbers."""
+    """Map names to torch's parameter numbers; torch casts the tensors and moves them to the device."""
     by_name: dict[str, dict[str, Tensor]] = {}
     for path, value in tensors.items():
         name, key = path.rsplit("/", 1)
@@ -144,7 +144,7 @@ def _load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
 
 
 def _check_same_run(path: Path, config: RunConfig) -> None:
-    """Refuse what cannot go on; fields that configs got since then had their defaults."""
+    """Raise RefineError if the run had another config; fields added since then count as defaults."""
     now, then = to_mapping(config), to_mapping(from_mapping(RunConfig, read_json(path), str(path)))
     differing = [key for key in FIXED if then[key] != now[key]]
     differing += ["data.name"] if then["data"]["name"] != now["data"]["name"] else []
@@ -152,5 +152,5 @@ def _check_same_run(path: Path, config: RunConfig) -> None:
     differing += ["optim.ema"] if (then["optim"]["ema"] is None) != (now["optim"]["ema"] is None) else []
     if differing:
         raise RefineError(
-            f"{path}: the run had another {differing[0]}; resume with its own config, or name another --out"
+            f"{path}: the run had another {differing[0]}; resume with its own config, or choose another --out"
         )

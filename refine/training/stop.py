@@ -1,4 +1,4 @@
-"""How a training is told to stop."""
+"""Signals that stop a training run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stop:
-    """A request to stop.
+    """Request to stop a run.
 
     Attributes:
-        signal: the signal that asked for it, or None.
-        step: number of updates after which the run obeyed, or None if it ended before.
+        signal: signal that was received, or None.
+        step: number of updates after which the run stopped, or None if it did not stop early.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Stop:
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Note the first SIGTERM or Ctrl-C; a second one acts as usual."""
+    """Record the first SIGTERM or Ctrl-C in the `Stop` yielded; a second one has its default effect."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread may handle signals

@@ -1,4 +1,4 @@
-"""A training run, from its config to a folder of checkpoints; the same on one process or many.
+"""Training run, from its config to a folder of checkpoints, on one process or many.
 
 refine train --config configs/nuclei.yaml
 torchrun --nproc_per_node 8 --nnodes 2 … -m refine.cli.main train --config configs/nuclei.yaml
@@ -59,22 +59,21 @@ def train(
 ) -> Path:
     """Train a model; under torchrun, together with the other processes.
 
-    SIGTERM (and Ctrl-C) end the run after the current update, with a checkpoint.
+    SIGTERM and Ctrl-C end the run after the current update, with a checkpoint.
 
     Args:
         config: config of the run, or its YAML file.
-        resume: go on from the last checkpoint in `config.out`, or start if there is none yet.
-        deadline: of `time.monotonic()`; the run ends after it as if told to stop.
-        stop: of `stop_signals`, to learn afterwards whether a signal ended the run; by default signals are
-            handled here.
-        overrides: changes of the fields of a YAML file, such as "--data.val=null".
+        resume: whether to continue from the last checkpoint in `config.out`; without one, a new run starts.
+        deadline: value of `time.monotonic()` after which the run stops with a checkpoint.
+        stop: result of `stop_signals`, which records whether a signal ended the run; None handles signals here.
+        overrides: overrides for the fields of a YAML file, such as "--data.val=null".
 
     Returns:
-        The last checkpoint's folder.
+        Folder of the last checkpoint.
 
     Raises:
-        RefineError: a config or data set that cannot be used, a run in the way or in progress, a loss that is
-            not finite, or an evaluation that failed; checkpoints stay.
+        RefineError: the config or data set is invalid, the folder holds another run or one in progress, a loss is
+            not finite, or an evaluation failed; checkpoints are kept.
     """
     if not isinstance(config, RunConfig):
         config = load_run(config, overrides)
@@ -82,7 +81,7 @@ def train(
     set_threads(config.threads)
     with (
         processes(config.device) as group,
-        stop_signals() if stop is None else nullcontext(stop) as told,
+        stop_signals() if stop is None else nullcontext(stop) as request,
         run_lock(config.out) if group.first else nullcontext(),
         worker_failures(),
     ):
@@ -91,12 +90,12 @@ def train(
         group.wait()
         last = last_checkpoint(config.out)
         if last is not None and not resume:
-            raise RefineError(f"{config.out}: holds a run already; resume it (--resume) or name another --out")
-        return _Run(config, group, last).run(told, deadline)
+            raise RefineError(f"{config.out}: holds a run already; resume it (--resume) or choose another --out")
+        return _Run(config, group, last).run(request, deadline)
 
 
 class _Run:
-    """What one process of a run holds."""
+    """State of a run in one process."""
 
     def __init__(self, config: RunConfig, group: Processes, last: Path | None) -> None:
         self.config, self.group = config, group
@@ -129,14 +128,14 @@ class _Run:
         self.measured_step = step if measured else 0
         self.saved_step = step if last is not None else -1
         self.log = RunLog(config.out, config.log, step, config.optim.max_steps, group.first, measured)
-        self.log.message(step, self._greeting(last, fresh))
+        self.log.message(step, self._start_message(last, fresh))
 
     def run(self, stop: Stop, deadline: float | None = None) -> Path:
-        """Update until the end or until told to stop; returns the last checkpoint."""
+        """Train until the last update, a stop request or the deadline; return the last checkpoint."""
         config, progress = self.config, self.learner.progress
         meter = _Meter(self.group, config.optim.batch_size)
         with self.log, closing(training_parts(self.dataset, config, self.group, progress.step)) as parts:
-            if not self._evaluate_if_due() and self._finished:  # a stop may have come before it
+            if not self._evaluate_if_due() and self._finished:  # an earlier stop may have preceded it
                 self.log.message(progress.step, self._nothing_left())
             while not self._finished:
                 began = time.perf_counter()
@@ -147,11 +146,11 @@ class _Run:
                 self.log.advance(progress.step)
                 if progress.step % config.log.every == 0 or self._finished:
                     self.log.scalars(progress.step, "train", meter.take())
-                if self._told(stop, deadline):
+                if self._stopped(stop, deadline):
                     break
                 if progress.step % config.log.checkpoint_every == 0:
                     self._save()
-                if self._evaluate_if_due() and not self._finished and self._told(stop, deadline):
+                if self._evaluate_if_due() and not self._finished and self._stopped(stop, deadline):
                     break
             return self._save()
 
@@ -159,28 +158,29 @@ class _Run:
     def _finished(self) -> bool:
         return self.learner.progress.step >= self.config.optim.max_steps
 
-    def _told(self, stop: Stop, deadline: float | None) -> bool:
-        """Whether any process was told to stop; then a checkpoint is written."""
+    def _stopped(self, stop: Stop, deadline: float | None) -> bool:
+        """Return whether any process must stop; if so, write a checkpoint."""
         over = deadline is not None and time.monotonic() > deadline
-        (told,) = self.group.any(stop.signal is not None or over)
-        if told:
+        (stopped,) = self.group.any(stop.signal is not None or over)
+        if stopped:
             self._save()
             step = stop.step = self.learner.progress.step
-            self.log.message(step, f"stopped at step {step} of {self.config.optim.max_steps}; {self._go_on()}")
-        return told
+            most = self.config.optim.max_steps
+            self.log.message(step, f"stopped at step {step} of {most}; {self._resume_hint()}")
+        return stopped
 
-    def _go_on(self) -> str:
+    def _resume_hint(self) -> str:
         return f"continue with: refine train --resume --out {shlex.quote(self.config.out)}"
 
     def _nothing_left(self) -> str:
         step, most = self.learner.progress.step, self.config.optim.max_steps
         return (
             f"{self.config.out}: is finished at step {step} (optim.max_steps is {most}); nothing was trained. "
-            f"Give a higher --optim.max_steps to go on"
+            f"Give a higher --optim.max_steps to continue"
         )
 
     def _evaluate_if_due(self) -> bool:
-        """Measure PQ every `eval.every` updates and at the end; returns whether it was due."""
+        """Evaluate PQ if due: every `eval.every` updates and at the end; return whether it was due."""
         step, every = self.learner.progress.step, self.config.eval.every
         due = self._finished or (every > 0 and step % every == 0)
         if self.validation is None or not due or self.measured_step == step:
@@ -191,7 +191,7 @@ class _Run:
         except (RefineError, MemoryError, torch.OutOfMemoryError) as error:
             reason = str(error) or type(error).__name__
             raise RefineError(
-                f"evaluation at step {step} failed: {reason}; the checkpoint {folder} is kept: {self._go_on()}"
+                f"evaluation at step {step} failed: {reason}; checkpoint {folder} is kept; {self._resume_hint()}"
             ) from error
         self.log.scalars(step, "val", result.metrics)
         self.log.pictures(step, result[Drawings].drawn)
@@ -215,7 +215,7 @@ class _Run:
         )
 
     def _save(self) -> Path:
-        """Write a checkpoint of the current step, unless there is one; returns its folder."""
+        """Write a checkpoint of the current step unless there is one; return its folder."""
         step = self.learner.progress.step
         if self.group.first and self.saved_step != step:
             save_state(self.config, self.learner, self._describe())
@@ -234,14 +234,14 @@ class _Run:
             data=config.data.name,
         )
 
-    def _greeting(self, last: Path | None, fresh: list[str]) -> str:
+    def _start_message(self, last: Path | None, fresh: list[str]) -> str:
         config = self.config
         parameters = sum(p.numel() for p in self.learner.model.parameters())
         weights = config.model.backbone.weights
         fresh_start = f"{weights} backbone" if weights else "random weights"
         start = f"resumed from {last}" if last else f"started from {config.init or fresh_start}"
         if fresh:
-            start += f" ({len(fresh)} tensors of other shape or name start anew, first {fresh[0]})"
+            start += f" ({len(fresh)} tensors of another shape or name are initialised randomly, first {fresh[0]})"
         return (
             f"{parameters / 1e6:.1f} M parameters, {len(self.dataset)} images, {self.categories}, "
             f"{self.group.count} process(es) on {self.group.device.type}; {start}"
@@ -249,31 +249,31 @@ class _Run:
 
 
 def _load_detector(detector: Detector, fresh: list[str], initialised: bool) -> list[str]:
-    """Load the weights of a detector, unless `init` gave them; returns those of `fresh` that are still so."""
+    """Load a detector's weights unless `init` holds them; return the names in `fresh` outside the detector."""
     others = [name for name in fresh if not name.startswith("detector.")]
     if detector.config.weights is not None:
         load_weights(detector.network, detector.config.weights)
     elif not initialised or len(others) < len(fresh):
         raise RefineError(
-            "model.detector.weights is not given, and `init` brings no detector, which would stay at random "
-            "numbers; name the file that examples/nanodet.py writes"
+            "model.detector.weights is missing, and `init` holds no detector, whose weights would stay random; "
+            "give the file that examples/nanodet.py writes"
         )
     return others
 
 
 def _check_frozen(fresh: list[str], config: RunConfig) -> None:
-    """Tensors that neither `init` gives nor training changes would stay random."""
+    """Raise RefineError if tensors are neither in `init` nor trained, and would stay random."""
     trained = tuple(config.optim.train_only)
     left = [name for name in fresh if not name.startswith(trained)] if trained else []
     if left:
         raise RefineError(
-            f"init: {config.init} lacks {len(left)} tensors of the model, first {left[0]}, which optim.train_only "
-            f"{config.optim.train_only} would leave at random numbers; give `model` as that checkpoint has it"
+            f"init: {config.init} has no values for {len(left)} tensors of the model, first {left[0]}, and "
+            f"optim.train_only {config.optim.train_only} would leave them random; use that checkpoint's `model`"
         )
 
 
 class _Meter:
-    """Means of losses and of times between two lines of the log."""
+    """Means of losses and times between two lines of the log."""
 
     def __init__(self, group: Processes, batch_size: int) -> None:
         self.group, self.batch_size = group, batch_size
@@ -292,7 +292,7 @@ class _Meter:
         self.updates += 1
 
     def take(self) -> dict[str, float]:
-        """Means over the updates and processes so far; starts anew."""
+        """Return the means over the updates and processes since the last call."""
         totals = self.group.sum(torch.stack([v.float() for v in self.sums.values()]))
         means = (totals / (self.updates * self.group.count)).tolist()
         values = dict(zip(self.sums, means, strict=True))

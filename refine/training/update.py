@@ -1,4 +1,4 @@
-"""One update of the weights, on one process or many."""
+"""Update of the weights by one batch, on one process or many."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from refine.training.optim import build_optimizer, freeze_except, set_learning_r
 from refine.training.state import Learner, Progress
 
 Batch = tuple[Sequence[Tensor], Sequence[Targets]]
-"""Images, Tensor[3, H, W] uint8 each, and their targets."""
+"""Images, each Tensor[3, H, W] uint8, and their targets."""
 
 AUTOCAST = {"32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class _Losses(nn.Module):
-    """Calls `model.loss` from `forward`, which is where DistributedDataParallel listens."""
+    """Module whose `forward` is `model.loss`, as DistributedDataParallel requires."""
 
     def __init__(self, model: PanopticModel) -> None:
         super().__init__()
@@ -39,12 +39,12 @@ class _Losses(nn.Module):
 
 
 class TrainingModule:
-    """The learner and how it learns from a batch.
+    """Learner with its update step.
 
     Args:
-        model: on the process's device.
-        config: of the run.
-        group: the processes that share the batch.
+        model: network on the device of this process.
+        config: config of the run.
+        group: processes that share the batch.
     """
 
     def __init__(self, model: PanopticModel, config: RunConfig, group: Processes) -> None:
@@ -61,19 +61,19 @@ class TrainingModule:
             )
 
     def update(self, parts: Sequence[Batch]) -> dict[str, Tensor]:
-        """Move the weights by one step.
+        """Update the weights by one step.
 
-        Sampling inside the network draws from a generator seeded by (seed, step, part, process), so nothing
-        but the step decides it.
+        The generator for sampling inside the network is seeded by (seed, step, part, process), so that a resumed
+        run draws the same samples.
 
         Args:
-            parts: this process's share of the batch, in `optim.accumulate` pieces.
+            parts: this process's share of the batch, in `optim.accumulate` parts.
 
         Returns:
-            `loss` and its `loss_*` terms, of this process's share; `lr` and `gradient_norm`. Scalars.
+            Scalars by name: `loss` and its `loss_*` terms of this process's share, `lr` and `gradient_norm`.
 
         Raises:
-            RefineError: a loss or a gradient is not finite; the weights are as before.
+            RefineError: a loss or a gradient is not finite; the weights are unchanged.
         """
         model, optimizer, scaler = self.learner.model, self.learner.optimizer, self.learner.scaler
         config, step = self.config.optim, self.learner.progress.step
@@ -106,27 +106,27 @@ class TrainingModule:
             return {k: v.float() for k, v in self.losses(images, moved).items()}
 
     def _unsynchronised(self, wanted: bool) -> AbstractContextManager:
-        """Gradients are exchanged with the last part only."""
+        """Return a context without gradient synchronisation if `wanted`; only the last part synchronises."""
         if wanted and isinstance(self.losses, DistributedDataParallel):
             return self.losses.no_sync()
         return nullcontext()
 
     def _clip(self) -> Tensor:
-        """Scale the gradients to `clip_norm`; returns their norm before."""
+        """Clip the gradients to `clip_norm`; return their norm before clipping."""
         config, optimizer = self.config.optim, self.learner.optimizer
         self.learner.scaler.unscale_(optimizer)
         parameters = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
         norm = get_total_norm([p.grad for p in parameters])
-        # Under fp16 an overflow is expected now and then: the scaler skips the step and lowers the scale.
+        # Under fp16 occasional overflows are expected: the scaler skips the step and lowers the scale.
         if not self.learner.scaler.is_enabled() and not math.isfinite(norm.item()):
             step = self.learner.progress.step
-            raise RefineError(f"step {step}: the gradient's norm is {norm.item()}; {_mend(self.config)}")
+            raise RefineError(f"step {step}: the gradient's norm is {norm.item()}; {_fix(self.config)}")
         if config.clip_norm is not None:
             clip_grads_with_norm_(parameters, config.clip_norm, norm)
         return norm
 
     def _check_losses(self, losses: dict[str, Tensor], targets: Sequence[Targets]) -> None:
-        """All processes stop if the loss of one is not finite; otherwise the others would wait for ever."""
+        """Raise RefineError in all processes if the loss of one is not finite; the others would hang otherwise."""
         finite = math.isfinite(losses["loss"].item())
         (broken,) = self.group.any(not finite)
         if not broken:
@@ -137,12 +137,12 @@ class TrainingModule:
         terms = ", ".join(f"{k} = {v.item():.4g}" for k, v in losses.items() if k != "loss")
         images = ", ".join(t.file_name or str(t.image_id) for t in targets)
         raise RefineError(
-            f"step {step}: the loss is not finite ({terms}) on the images {images}; {_mend(self.config)}"
+            f"step {step}: the loss is not finite ({terms}) on the images {images}; {_fix(self.config)}"
         )
 
 
 def train_mode(model: nn.Module) -> None:
-    """Set the parts that learn to training; parts that are frozen as a whole keep their statistics."""
+    """Set training mode, except for completely frozen parts, whose statistics must not change."""
     model.train()
     for part in model.children():
         if not any(parameter.requires_grad for parameter in part.parameters()):
@@ -150,11 +150,11 @@ def train_mode(model: nn.Module) -> None:
 
 
 def derive_seed(*parts: int) -> int:
-    """A seed, 0..2^63-1, that depends on every part (seed, step, …) and hardly repeats."""
+    """Return a seed, 0..2^63-1, that depends on all parts (seed, step, …)."""
     return random.Random("/".join(map(str, parts))).getrandbits(63)
 
 
-def _mend(config: RunConfig) -> str:
+def _fix(config: RunConfig) -> str:
     optim = config.optim
     return (
         f"lower optim.lr ({optim.lr}), lengthen optim.warmup_steps ({optim.warmup_steps}), set "

@@ -217,7 +217,7 @@ def test_outputs_that_are_not_finite_name_the_image(checkpoint, image_path, tmp_
         (["--optim.rate", "1"], "optim.rate"),
         (["--optim.batch_size", "0"], "optim.batch_size is 0; give at least 1"),
         ([], "data.train.images is not given"),
-        (["--config", "not_utf8.yaml"], "is no UTF-8 text"),
+        (["--config", "not_utf8.yaml"], "is not UTF-8 text"),
     ],
 )
 def test_invalid_configs_are_reported(words, message, tmp_path, capsys, monkeypatch):

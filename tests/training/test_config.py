@@ -1,4 +1,4 @@
-"""Configs: strict reading, exact round trips, and no torch on the way."""
+"""Configs: strict parsing, bases, ranges and round trips."""
 
 import dataclasses
 import json
@@ -57,7 +57,7 @@ def test_errors_name_the_field(arguments: list[str], named: str) -> None:
         parse_run([*DATA, *arguments])
 
 
-def test_bases_come_first_in_their_order(tmp_path: Path) -> None:
+def test_bases_are_applied_in_order_before_the_config(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "data.yaml").write_text(
         "base: ../optim.yaml\ndata: {train: {images: a, json: b, segments: c}}\noptim: {lr: 0.2}\n"
@@ -72,11 +72,11 @@ def test_bases_come_first_in_their_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("base", "said"), [("3", "expected a path"), ("gone.yaml", "no such file"), ("run.yaml", "its own base")]
+    ("base", "message"), [("3", "expected a path"), ("gone.yaml", "no such file"), ("run.yaml", "its own base")]
 )
-def test_base_that_cannot_be_used(tmp_path: Path, base: str, said: str) -> None:
+def test_invalid_bases_are_reported(tmp_path: Path, base: str, message: str) -> None:
     (tmp_path / "run.yaml").write_text(f"base: {base}\n")
-    with pytest.raises(RefineError, match=rf"run\.yaml.* base: .*{said}"):
+    with pytest.raises(RefineError, match=rf"run\.yaml.* base: .*{message}"):
         load_run(tmp_path / "run.yaml")
 
 
@@ -134,7 +134,7 @@ def test_base_that_cannot_be_used(tmp_path: Path, base: str, said: str) -> None:
         "model.losses.mask=-1",
     ],
 )
-def test_ranges_belong_to_the_fields(argument: str) -> None:
+def test_values_out_of_range_are_reported(argument: str) -> None:
     with pytest.raises(RefineError) as error:
         parse_run([*DATA, f"--{argument}"])
     message = str(error.value)
@@ -145,7 +145,7 @@ def test_ranges_belong_to_the_fields(argument: str) -> None:
 
 
 @pytest.mark.parametrize("text", ['out: "a\\0b"', 'data: {name: "\\udc00\\ud800"}', 'optim: {train_only: ["\\0"]}'])
-def test_texts_can_be_names_of_files(text: str, tmp_path: Path) -> None:
+def test_text_must_be_a_possible_file_name(text: str, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(RefineError, match=r"run\.yaml: .*(give text without NUL|escape|surrogate)"):
         load_run(tmp_path / "run.yaml", DATA)
@@ -157,7 +157,7 @@ BOMB = "a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]\n" + "".join(
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (BOMB, "over 100000 values"),
         ("optim: {milestones: &a [*a]}", "over 100000 values"),
@@ -167,13 +167,13 @@ BOMB = "a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]\n" + "".join(
         ("\0", "config"),
     ],
 )
-def test_yaml_that_is_no_config(text: str, told: str, tmp_path: Path) -> None:
+def test_yaml_that_is_no_config(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(text)
-    with pytest.raises(RefineError, match=rf"run\.yaml: .*({told})") as error:
+    with pytest.raises(RefineError, match=rf"run\.yaml: .*({message})") as error:
         load_run(path, DATA)
     assert len(str(error.value)) < 1000
-    path.write_text("optim: &o {lr: 0.5}\nx: 1\n")  # an alias as such is fine
+    path.write_text("optim: &o {lr: 0.5}\nx: 1\n")  # aliases are allowed
     with pytest.raises(RefineError, match="x"):
         load_run(path, DATA)
 
@@ -192,7 +192,7 @@ def test_every_number_has_a_range() -> None:
         check_bounds(cls())
 
 
-def test_ranges_hold_for_stored_and_changed_configs() -> None:
+def test_ranges_are_checked_in_stored_and_modified_configs() -> None:
     with pytest.raises(RefineError, match=r"^config\.json: rpn\.nms is 2\.0; give a number from 0 to 1$"):
         from_mapping(ModelConfig, {"rpn": {"nms": 2}}, "config.json")
     config = parse_run(DATA)

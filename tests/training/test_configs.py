@@ -1,4 +1,4 @@
-"""Every configuration that comes with the package."""
+"""All shipped configs."""
 
 import json
 from dataclasses import replace
@@ -38,14 +38,14 @@ def test_parses_and_builds(path):
     assert any(p.requires_grad for p in model.parameters())
     if path.parent.name == "configs":
         return
-    # The papers' optimiser; the rate scales with the batch.
+    # The optimizer of the papers; the learning rate scales with the batch size.
     assert (config.optim.name, config.optim.momentum, config.optim.weight_decay) == ("sgd", 0.9, 1e-4)
     assert config.optim.batch_size == config.optim.reference_batch_size
     assert config.optim.milestones[-1] < config.optim.max_steps
 
 
 def flat(values: dict, prefix: str = "") -> dict[str, object]:
-    """Nested mappings as one, with dotted names."""
+    """Flatten nested mappings to one with dotted names."""
     found: dict[str, object] = {}
     for name, value in values.items():
         found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
@@ -53,8 +53,8 @@ def flat(values: dict, prefix: str = "") -> dict[str, object]:
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.parent != CONFIGS], ids=name)
-def test_composed_from_bases_every_field_is_as_written_out(path):
-    """The expected values were read from configs that repeated every block."""
+def test_composed_configs_equal_written_out_ones(path):
+    """The expected values were read from configs without bases."""
     expected = json.loads(Path(__file__).with_name("written_out.json").read_text())[name(path)]
     default = flat(to_mapping(RunConfig()))
     composed = flat(to_mapping(load_run(path)))
@@ -69,7 +69,7 @@ def test_the_papers_schedule(path):
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=name)
-def test_second_stages_fit_on_the_first(stage):
+def test_second_stages_extend_the_first(stage):
     config = parse_run(["--config", str(stage.with_name("refine_r50_gn.yaml")), "--config", str(stage)])
     assert config.optim.train_only == ["occlusion"]
     assert config.model.occlusion is not None
@@ -78,7 +78,7 @@ def test_second_stages_fit_on_the_first(stage):
 
 
 def scene(things: int, classes: int) -> tuple[torch.Tensor, Targets]:
-    """Two squares, a thing each, before two kinds of stuff."""
+    """Return an image of two thing squares in front of two stuff classes, and its targets."""
     image = torch.full((3, 128, 160), 60, dtype=torch.uint8)
     index = torch.zeros(128, 160, dtype=torch.int32)
     index[:, 80:] = 1
@@ -92,10 +92,10 @@ def scene(things: int, classes: int) -> tuple[torch.Tensor, Targets]:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", FULL_SIZE, ids=name)
 def test_full_networks_learn(path):
-    """Forward, backward and four steps at full width, on one small picture.
+    """Forward and backward passes and four updates at full width on one small image.
 
-    With random weights and fixed statistics maps would grow from block to block, so residual branches start small.
-    The rate is that of one image, by linear scaling. Boxes are fewer, to save time.
+    With random weights and fixed statistics, activations would grow from block to block, so residual branches
+    start small. The learning rate is scaled to one image. Fewer boxes are sampled to save time.
     """
     config = load_run(path)
     config.model.box_head.samples = 32

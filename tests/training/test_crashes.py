@@ -1,4 +1,4 @@
-"""A run that is killed before any of its file operations resumes as if nothing had happened."""
+"""A run that is killed before any of its file operations resumes with the same result."""
 
 import json
 import os
@@ -25,7 +25,7 @@ WRITES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", 
 
 
 class FakeEvaluation:
-    """PQ falls after the first step, so that the best checkpoint is not the last."""
+    """Evaluation whose PQ falls with the step, so that the best checkpoint is the first."""
 
     def __init__(self, step: int) -> None:
         self.pictures: dict[str, torch.Tensor] = {}
@@ -70,7 +70,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
 
 
 def run_in_child(config: RunConfig, at: Callable[[int], bool], resume: bool = True) -> tuple[int, int]:
-    """Train in a forked process that ends before the first file operation in its folder that `at` names.
+    """Train in a forked process that exits before the first file operation, counted from 1, that `at` selects.
 
     Returns:
         The exit code, and the number of file operations.
@@ -104,7 +104,7 @@ def run_in_child(config: RunConfig, at: Callable[[int], bool], resume: bool = Tr
 
 
 def outcome(out: Path) -> dict[str, object]:
-    """Everything that a run leaves, but for times."""
+    """Return all outputs of a run except times."""
     log = read_log(out / "log.jsonl")
     checkpoints = {}
     for folder in sorted((out / "checkpoints").iterdir()):

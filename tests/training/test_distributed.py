@@ -1,4 +1,4 @@
-"""Two processes learn what one learns from their joint batch."""
+"""Two processes equal one process with the same global batch."""
 
 import socket
 import subprocess
@@ -22,7 +22,7 @@ EXHAUSTIVE = [
 
 
 def torchruns(machines: int) -> list[list[str]]:
-    """Commands that start two processes, on one machine or as if on two."""
+    """Return commands that start two processes, on one machine or simulating two."""
     torchrun = [sys.executable, "-m", "torch.distributed.run"]
     if machines == 1:
         return [[*torchrun, "--standalone", "--nproc_per_node=2"]]
@@ -48,8 +48,8 @@ def test_two_processes_equal_one(machines: int, tmp_path: Path) -> None:
         for torchrun in torchruns(machines)
     ]
     for machine in running:
-        told, _ = machine.communicate(timeout=180)
-        assert machine.returncode == 0, told[-3000:]
+        output, _ = machine.communicate(timeout=180)
+        assert machine.returncode == 0, output[-3000:]
     two = tmp_path / "two" / "checkpoints" / one.name
 
     logs = [read_log(out / "log.jsonl") for out in (tmp_path / "one", tmp_path / "two")]

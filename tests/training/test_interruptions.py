@@ -1,4 +1,4 @@
-"""What ends a run early: bad images, failing evaluations, signals, a second training; nothing hangs or is lost."""
+"""Runs that end early: unreadable images, failing evaluations, signals, a second run in the same folder."""
 
 import multiprocessing
 import os
@@ -33,7 +33,9 @@ def cut_off(path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("missing", [True, False])
-def test_bad_training_image(workers: int, missing: bool, config: RunConfig, tmp_path: Path) -> None:
+def test_an_unreadable_training_image_ends_the_run(
+    workers: int, missing: bool, config: RunConfig, tmp_path: Path
+) -> None:
     image = tmp_path / "data" / "images" / "002.png"
     config.workers = workers
     image.unlink() if missing else cut_off(image)
@@ -65,7 +67,7 @@ def test_failing_evaluation_keeps_the_checkpoint(workers: int, config: RunConfig
     assert (Path(config.out) / "best").read_text().strip() == kept.name
 
 
-def test_evaluation_leaves_the_mode_of_every_part(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_restores_the_mode_of_every_module(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     config.data.val, config.eval.every, config.eval.max_images = config.data.train, 1, 1
     config.optim.ema, config.optim.train_only = None, ["semantic_head"]
     config.model.backbone.norm = "bn"
@@ -103,22 +105,22 @@ def test_signal_ends_the_command(
         with pytest.raises(SystemExit) as ended:
             main(["train", "--config", str(tmp_path / "run.json")])
     assert ended.value.code == code
-    told = capfd.readouterr()
-    assert f"stopped at step 1 of 2; continue with: refine train --resume --out {config.out}\n" in told.err
-    assert told.out == ""
-    # The folder alone suffices, and an option may change what it says.
+    output = capfd.readouterr()
+    assert f"stopped at step 1 of 2; continue with: refine train --resume --out {config.out}\n" in output.err
+    assert output.out == ""
+    # The folder alone suffices, and options override its config.
     assert main(["train", "--resume", "--out", config.out, "--log.every", "2"]) == 0
     assert capfd.readouterr().out == f"written to {config.out}/checkpoints/step_000002\n"
     for most in ("2", "1"):
         assert main(["train", "--resume", "--out", config.out, "--optim.max_steps", most]) == 0
-        told = capfd.readouterr()
-        assert f"is finished at step 2 (optim.max_steps is {most}); nothing was trained" in told.err
-        assert told.out == ""
+        output = capfd.readouterr()
+        assert f"is finished at step 2 (optim.max_steps is {most}); nothing was trained" in output.err
+        assert output.out == ""
     assert main(["train", "--resume", "--out", str(tmp_path / "typo")]) == 1
     assert "typo: holds no run to resume" in capfd.readouterr().err
 
 
-def test_second_training_in_a_folder_is_refused(config: RunConfig) -> None:
+def test_a_second_run_in_a_folder_is_rejected(config: RunConfig) -> None:
     out = Path(config.out)
     out.mkdir()
     code = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, 2); print(1, flush=True); input()"
@@ -127,7 +129,7 @@ def test_second_training_in_a_folder_is_refused(config: RunConfig) -> None:
     )
     assert holder.stdout is not None
     holder.stdout.readline()
-    with pytest.raises(RefineError, match="out: another training writes into this folder"):
+    with pytest.raises(RefineError, match="out: another run writes into this folder"):
         train(config)
     assert [path.name for path in out.iterdir()] == [".lock"]
     holder.kill()
@@ -135,7 +137,7 @@ def test_second_training_in_a_folder_is_refused(config: RunConfig) -> None:
     train(config)
 
 
-def test_lines_for_people_fit_the_screen(config: RunConfig) -> None:
+def test_terminal_lines_fit_80_characters(config: RunConfig) -> None:
     train(config)
     values = next(line for line in read_log(Path(config.out) / "log.jsonl") if line["group"] == "train")
     line = one_line("step 180000 ", values)

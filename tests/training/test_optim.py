@@ -1,4 +1,4 @@
-"""Parameter groups and the learning rate, against figures worked out by hand."""
+"""Parameter groups and learning rates, against values computed by hand."""
 
 import pytest
 import torch
@@ -58,13 +58,13 @@ def test_freeze_except() -> None:
         freeze_except(net, ["hat"])
 
 
-def test_mean_of_weights() -> None:
+def test_moving_average_of_weights() -> None:
     net = nn.Linear(1, 1, bias=False)
     nn.init.constant_(net.weight, 1.0)
     ema = build_ema(net, decay=0.9)
     for value in (1.0, 2.0, 4.0):
         nn.init.constant_(net.weight, value)
         ema.update_parameters(net)
-    # The first update copies; the next keep 2/11 and 3/12 of the old mean.
+    # The first update copies the weights; the next two keep 2/11 and 3/12 of the old average.
     second = 2 / 11 * 1 + 9 / 11 * 2
     assert torch.allclose(ema.module.weight, torch.tensor(3 / 12 * second + 9 / 12 * 4))

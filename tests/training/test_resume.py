@@ -1,4 +1,4 @@
-"""A killed run goes on as if nothing had happened: not one bit of the weights differs."""
+"""Runs that are killed or stopped resume bit for bit."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ SCRIPT = Path(__file__).parents[1] / "helpers" / "tiny_run.py"
 
 
 def kill_at(step: int, folder: Path, out: Path) -> None:
-    """Start a run in a process of its own and send SIGKILL once it has logged this step."""
+    """Start a run in a separate process and send SIGKILL after it has logged this step."""
     process = subprocess.Popen([sys.executable, str(SCRIPT), str(folder), str(out)], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
@@ -85,14 +85,14 @@ def test_stop_signal_writes_a_checkpoint(tmp_path: Path, monkeypatch: pytest.Mon
     assert_same_files(whole, train(config, resume=True))
 
 
-def test_what_a_stop_kept_from_being_measured_is_measured_later(tmp_path: Path) -> None:
+def test_an_evaluation_skipped_by_a_stop_is_made_up_for(tmp_path: Path) -> None:
     config = tiny_run(write_dataset(tmp_path / "data"), tmp_path / "out")
     config.data.val, config.eval.every, config.eval.max_images = config.data.train, 2, 2
     config.optim.max_steps, config.log.checkpoint_every = 4, 100
     whole = train(config)
 
     config.out = str(tmp_path / "stopped")
-    for step in range(1, 5):  # a deadline that is over stops a run after its next update
+    for step in range(1, 5):  # a past deadline stops the run after one update
         stopped = train(config, resume=True, deadline=0.0)
         assert stopped.name == f"step_{step:06d}"
         assert read_json(stopped / "config.json")["metrics"] == {}
@@ -104,13 +104,13 @@ def test_what_a_stop_kept_from_being_measured_is_measured_later(tmp_path: Path) 
         assert read_json(whole / f"{name}.json") == read_json(stopped / f"{name}.json")
 
 
-def test_resuming_another_run_is_refused(tmp_path: Path) -> None:
+def test_resuming_with_another_config_is_rejected(tmp_path: Path) -> None:
     config = tiny_run(write_dataset(tmp_path / "data"), tmp_path / "out")
     config.optim.max_steps = 1
     train(config)
     with pytest.raises(RefineError, match="--resume"):
         train(config)
-    # A field that configs have only got since then had its default.
+    # A field that was added to the config later counts as its default.
     written = last_checkpoint(config.out) / "run.json"
     content = read_json(written)
     del content["model"]["roi_canonical_size"]
@@ -125,7 +125,7 @@ def test_resuming_another_run_is_refused(tmp_path: Path) -> None:
         train(config, resume=True)
 
 
-def test_other_categories_are_not_resumed(tmp_path: Path) -> None:
+def test_resuming_with_other_categories_is_rejected(tmp_path: Path) -> None:
     folder = write_dataset(tmp_path / "data", 2)
     config = tiny_run(folder, tmp_path / "out")
     config.optim.max_steps = 1

@@ -1,4 +1,4 @@
-"""What a run does besides learning: files, limits, and stopping when it must."""
+"""Training runs: files, losses, initial weights, and errors."""
 
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def test_files_of_a_run(config: RunConfig) -> None:
     assert list((out / "tensorboard").iterdir())
 
 
-def test_shipped_weights_are_the_mean(config: RunConfig) -> None:
+def test_shipped_weights_are_the_moving_average(config: RunConfig) -> None:
     last = train(config)
     assert load_model(config.out).data == "rectangles"
     ema, weights = (load_file(last / f"{n}.safetensors")["backbone.conv1.weight"] for n in ("ema", "model"))
@@ -54,14 +54,14 @@ def test_shipped_weights_are_the_mean(config: RunConfig) -> None:
     assert torch.equal(loaded, ema)
 
 
-def test_learns(config: RunConfig) -> None:
+def test_the_loss_falls(config: RunConfig) -> None:
     config.optim.max_steps = 20
     train(config)
     losses = [x["loss"] for x in read_log(Path(config.out) / "log.jsonl") if x["group"] == "train"]
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
 
 
-def test_loss_that_is_not_finite_stops_the_run(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     from refine.modeling.model import PanopticModel
 
     loss = PanopticModel.loss
@@ -78,13 +78,15 @@ def test_loss_that_is_not_finite_stops_the_run(config: RunConfig, monkeypatch: p
     assert (Path(config.out) / "last").read_text().strip() == "step_000003"
 
 
-def test_gradient_that_is_not_finite_leaves_the_weights(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gradient_that_is_not_finite_leaves_the_weights_unchanged(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from refine.modeling.model import PanopticModel
 
     loss = PanopticModel.loss
 
     def poisoned(self, images, targets):  # type: ignore[no-untyped-def]
-        # The square root of 0 is finite, its slope is not.
+        # The square root of 0 is finite, but its derivative is not.
         return loss(self, images, targets) | {"loss_bad": (self.backbone.conv1.weight * 0).sum().sqrt()}
 
     monkeypatch.setattr(PanopticModel, "loss", poisoned)
@@ -94,7 +96,7 @@ def test_gradient_that_is_not_finite_leaves_the_weights(config: RunConfig, monke
 
 
 def test_parts_of_a_batch_add_up(config: RunConfig, tmp_path: Path) -> None:
-    """Losses are means over what each part holds, so parts of a batch are close to it, not equal."""
+    """Losses are means over each part, so that the mean over parts is close to that of the batch, not equal."""
     losses = []
     for parts in (1, 2):
         config = exhaustive(tiny_run(tmp_path / "data", tmp_path / f"out{parts}"))
@@ -104,13 +106,13 @@ def test_parts_of_a_batch_add_up(config: RunConfig, tmp_path: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
-def test_batch_must_divide(config: RunConfig) -> None:
+def test_the_batch_must_divide_evenly(config: RunConfig) -> None:
     config.optim.accumulate = 3
     with pytest.raises(RefineError, match=r"optim\.batch_size is 4.*multiple of 3"):
         train(config)
 
 
-def test_start_from_a_model(config: RunConfig, tmp_path: Path) -> None:
+def test_init_from_a_model(config: RunConfig, tmp_path: Path) -> None:
     train(config)
     save_model(tmp_path / "exported", load_model(config.out), half=True)
     config.init, config.out, config.optim.lr = str(tmp_path / "exported"), str(tmp_path / "next"), 0.0
@@ -139,19 +141,19 @@ def test_train_only_one_part(config: RunConfig, tmp_path: Path) -> None:
     assert changed == {"semantic_head"}
 
 
-def test_nothing_random_stays_frozen(config: RunConfig, tmp_path: Path) -> None:
+def test_frozen_random_weights_are_an_error(config: RunConfig, tmp_path: Path) -> None:
     config.model.ibpp.iterations, config.optim.max_steps = 0, 1
     train(config)
     config.init, config.out = config.out, str(tmp_path / "second")
-    config.model.ibpp.iterations = 1  # a semantic head that the start has not
+    config.model.ibpp.iterations = 1  # a semantic head that the checkpoint does not have
     config.optim.train_only = ["semantic_head"]
-    with pytest.raises(RefineError, match=r"init: .*lacks \d+ tensors.*first ibpp\..*train_only"):
+    with pytest.raises(RefineError, match=r"init: .*no values for \d+ tensors.*first ibpp\..*train_only"):
         train(config)
     config.optim.train_only = ["semantic_head", "ibpp"]
     train(config)
 
 
-def test_rule_of_fusion_is_checked_before_the_first_update(config: RunConfig) -> None:
+def test_the_fusion_rule_is_checked_before_the_first_update(config: RunConfig) -> None:
     config.data.val, config.eval.method = config.data.train, "soe"
     config.model.occlusion = None
     with pytest.raises(RefineError, match="no occlusion head"):
@@ -159,10 +161,10 @@ def test_rule_of_fusion_is_checked_before_the_first_update(config: RunConfig) ->
     assert not list(Path(config.out).glob("checkpoints/*"))
 
 
-def test_out_that_cannot_be_a_folder(config: RunConfig, tmp_path: Path) -> None:
+def test_an_impossible_output_folder_is_reported(config: RunConfig, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     config.out = str(tmp_path / "file" / "run")
-    with pytest.raises(RefineError, match=r"run: cannot be written .*; name another --out"):
+    with pytest.raises(RefineError, match=r"run: cannot be written .*; choose another --out"):
         train(config)
 
 
