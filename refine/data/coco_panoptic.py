@@ -135,8 +135,8 @@ class CocoPanoptic:
         )
 
     def name(self, index: int) -> tuple[int | str, str]:
-        """Return (image id, file name) of an image."""
-        return self._image_ids[index], Path(str(self._names[index])).name
+        """Return (image id, file name with its folders) of an image."""
+        return self._image_ids[index], str(self._names[index])
 
     def __getitem__(self, index: int) -> tuple[Tensor, SegmentMap]:
         """Return the image, Tensor[3, H, W] uint8 RGB, and its segment map.

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,6 +133,25 @@ def test_drawings(dataset: CocoPanoptic, tmp_path: Path) -> None:
         round(1000 * entry.pq) for entry in evaluation.report.worst(3)
     ]
     assert Image.open(worst[0]).size == (4 * 96, 64)
+
+
+def test_images_of_one_name_in_subfolders_are_all_drawn(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "data", 3)
+    content = json.loads((folder / "panoptic.json").read_text())
+    for image, part in zip(content["images"], "xyz", strict=True):
+        image["file_name"] = f"{part}/0.png"
+        (folder / f"images/{part}").mkdir()
+        shutil.copy(folder / "images/000.png", folder / f"images/{part}/0.png")  # one image, so one PQ
+    for annotation in content["annotations"]:
+        annotation |= {key: content["annotations"][0][key] for key in ("file_name", "segments_info")}
+    (folder / "panoptic.json").write_text(json.dumps(content))
+    dataset = CocoPanoptic(folder / "images", folder / "panoptic.json", folder / "segments")
+    oracle = Oracle(dataset)
+    evaluation = evaluate(oracle, dataset, measures=[Quality(), Drawings(3)])
+    assert sorted(evaluation[Drawings].drawn) == ["x/0.png", "y/0.png", "z/0.png"]
+    worst = write_worst(evaluation.report, oracle, dataset, tmp_path, 3)
+    assert [path.parent.name for path in worst] == ["x", "y", "z"]
+    assert all(path.is_file() for path in worst)
 
 
 def test_max_images(dataset: CocoPanoptic) -> None:
