@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from refine.config import to_mapping
+from refine.data.config import DatasetConfig
 from refine.modeling.model import PanopticModel
 from refine.structures import Targets
-from refine.training.config import RunConfig, load_run, parse_run
+from refine.training.config import DataConfig, RunConfig, load_run, parse_run
 from refine.training.optim import build_optimizer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -56,7 +57,7 @@ def flat(values: dict, prefix: str = "") -> dict[str, object]:
 def test_composed_configs_equal_written_out_ones(path):
     """The expected values were read from configs without bases."""
     expected = json.loads(Path(__file__).with_name("written_out.json").read_text())[name(path)]
-    default = flat(to_mapping(RunConfig()))
+    default = flat(to_mapping(RunConfig(data=DataConfig(val=DatasetConfig()))))
     composed = flat(to_mapping(load_run(path)))
     assert {k: v for k, v in composed.items() if default.get(k, "absent") != v} == expected
 
