@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import gc
 import json
@@ -21,6 +22,9 @@ MAX_BYTES = 2**31
 MAX_PIXELS = 2**27
 """Maximum height × width of an image or id map, checked from the header before decoding. Reading an image takes
 at most 12 bytes per pixel."""
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+"""Values of Linux's fcntl.h and stdio.h: paths are relative to the current folder, and both names stay in use."""
 
 
 def write_bytes(path: str | Path, data: bytes | bytearray | memoryview) -> None:
@@ -46,6 +50,23 @@ def write_bytes(path: str | Path, data: bytes | bytearray | memoryview) -> None:
     finally:
         with suppress(OSError):  # already renamed, or never created
             temporary.unlink()
+
+
+def exchange(one: str | Path, other: str | Path) -> bool:
+    """Let two files or folders trade names in one step; return False where the system or file system cannot.
+
+    Linux alone has a call for it (`man 2 renameat2`), and network file systems mostly refuse it.
+    """
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):  # another system, whose C library lacks it
+        return False
+    if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), str(one), None, str(other))
 
 
 def write_error(path: str | Path, error: OSError) -> WriteError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -48,6 +49,8 @@ def find_model(source: str | Path) -> Path:
     if Path(source).is_file():
         path = Path(source)
         return _converted(path, f"{path.stem}-{digest_of(path)[:16]}")
+    for old in Path(source).parent.glob(f".*.{glob.escape(Path(source).name)}.old"):
+        raise RefineError(f"{source}: a kill has cut off its replacement; rename {old} to {source}")
     raise RefineError(
         f"{source}: no such model; give a folder with config.json, a run's folder, a file of weights, one of the "
         f"shipped models ({', '.join(shipped_models()) or 'none installed'}), or one that is fetched "

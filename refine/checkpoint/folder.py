@@ -21,7 +21,7 @@ from torch import Tensor
 from refine.checkpoint.find import find_model
 from refine.config import from_mapping, to_mapping
 from refine.errors import RefineError
-from refine.files import read_json, write_error, write_json
+from refine.files import exchange, read_json, write_error, write_json
 from refine.fusion.config import FusionConfig, Method
 from refine.modeling.config import ModelConfig
 from refine.modeling.model import PanopticModel
@@ -264,10 +264,16 @@ def _later_heads(weights: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[s
 def atomic_folder(folder: str | Path) -> Iterator[Path]:
     """Yield a new folder beside `folder`; on success flush its files and let it take the place of `folder`.
 
+    A reader finds the old or the new folder at every moment, however the process ends. Where the file system cannot
+    exchange two names, there is a moment without one; a kill then leaves the old folder as .*.NAME.old, which
+    `find_model` names.
+
     Raises:
-        RefineError: the disk is full or may not be written.
+        RefineError: the disk is full or may not be written, or `folder` is a file.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # a link stays one
+    if folder.exists() and not folder.is_dir():
+        raise RefineError(f"{folder}: is a file, expected the name of a folder; choose another")
     temporary = folder.with_name(f".{uuid.uuid4().hex[:8]}.{folder.name}")
     try:
         temporary.mkdir(parents=True)
@@ -275,13 +281,17 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
         for path in temporary.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        if folder.exists():
+        if not folder.exists():
+            temporary.rename(folder)
+        elif not exchange(temporary, folder):
             old = folder.with_name(f"{temporary.name}.old")
             folder.rename(old)
-            temporary.rename(folder)
+            try:
+                temporary.rename(folder)
+            except OSError:
+                old.rename(folder)
+                raise
             shutil.rmtree(old)
-        else:
-            temporary.rename(folder)
     except OSError as error:
         raise write_error(folder, error) from error
     finally:
