@@ -206,11 +206,12 @@ class BoxHeads(nn.Module):
     @torch.no_grad()
     def predict(
         self, pyramid: Sequence[Tensor], proposals: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
-    ) -> list[Instances]:
-        """Detections of each image, by falling score.
+    ) -> tuple[list[Instances], Tensor]:
+        """Return the detections of each image, by falling score, and Tensor[B] bool, whether all of it was finite.
 
         A cascade runs to its end; the class probabilities are the mean over its stages. Boxes are clipped
-        to the image, thresholded and suppressed per class; empty ones are dropped last, as detectron2 does.
+        to the image, thresholded and suppressed per class; empty ones are dropped last, as detectron2 does. Those
+        that are not finite are dropped first, as training under fp16 has to go on.
 
         Args:
             pyramid: P2..P5.
@@ -218,17 +219,20 @@ class BoxHeads(nn.Module):
             image_sizes: (height, width) of the unpadded images.
         """
         boxes, counts = list(proposals), [len(p) for p in proposals]
-        scores = []
+        scores, finite = [], []
         for stage in range(len(self.stages)):
             if stage > 0:
                 boxes = [clip_boxes(b, size) for b, size in zip(boxes, image_sizes, strict=True)]
             logits, deltas = self._run(stage, pyramid, boxes)
             scores.append(logits.float().softmax(1))
-            boxes = list(decode_boxes(deltas, torch.cat(boxes), self.weights(stage)).split(counts))
+            decoded = decode_boxes(deltas, torch.cat(boxes), self.weights(stage))
+            finite += [logits.isfinite().all(1), deltas.isfinite().all(1), decoded.isfinite().all(1)]
+            boxes = list(decoded.split(counts))
         probabilities = torch.stack(scores).mean(0).split(counts)
-        return [
+        found = [
             self._detect(b, p[:, :-1], size) for b, p, size in zip(boxes, probabilities, image_sizes, strict=True)
         ]
+        return found, torch.stack([f.all() for f in torch.stack(finite).all(0).split(counts)])
 
     def _detect(self, boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> Instances:
         """Threshold, NMS per class and the best `max_detections`: Tensor[n, 4 or 4K], Tensor[n, K]."""

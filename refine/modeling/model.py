@@ -41,16 +41,21 @@ class NetworkOutput:
             head), in the pixels of the unpadded network input, by falling score.
         sem_logits: Tensor[L, h, w], P_sem^(T) at stride 4 in the padded frame.
         image_size: (height, width) of the unpadded network input.
+        boxes_finite: Tensor[] bool, whether all that the parts before say of boxes was finite, also of those that
+            are no instances; None if they were given.
     """
 
     instances: Instances
     sem_logits: Tensor
     image_size: tuple[int, int]
+    boxes_finite: Tensor | None = None
 
     def check_finite(self, image: str) -> None:
         """Raise RefineError, which names the image, where a value is NaN or infinite."""
         found = self.instances
         values = {"boxes": found.boxes, "scores": found.scores, "semantic logits": self.sem_logits}
+        if self.boxes_finite is not None:
+            values["proposals and box scores"] = self.boxes_finite.float().log()  # 0 or -inf
         check_finite(values if found.roi_masks is None else values | {"masks": found.roi_masks}, image)
 
 
@@ -320,14 +325,18 @@ class PanopticModel(nn.Module):
         if self.detector is not None and seen is not None:
             with span("detector"):
                 detections = self.detector.detect(images, seen, min_score)
+            finite = _finite_images([*seen.classes, *seen.sides])
         else:
             with span("rpn"):
-                proposals = self.rpn.propose(self.rpn(pyramid), images.sizes, training=False)
+                found = self.rpn(pyramid)
+                proposals = self.rpn.propose(found, images.sizes, training=False)
             with span("box heads"):
-                detections = self.box_heads.predict(pyramid[:4], proposals, images.sizes)
+                detections, finite = self.box_heads.predict(pyramid[:4], proposals, images.sizes)
+            finite = finite & _finite_images([*found.objectness, *found.deltas])
         if min_score > 0:
             detections = [d[d.scores >= min_score] for d in detections]
-        return self._segment(images, pyramid, features, detections)
+        outputs = self._segment(images, pyramid, features, detections)
+        return [replace(output, boxes_finite=good) for output, good in zip(outputs, finite, strict=True)]
 
     @torch.no_grad()
     def _segment(
@@ -381,3 +390,8 @@ class PanopticModel(nn.Module):
         if len(self.config.box_head.ious) > 1 and losses.cascade == "loss":
             return (1.0, 0.5, 0.25)[min(t, 3) - 1]
         return 1.0 if box else 1.0 / max(self.config.ibpp.iterations, 1)
+
+
+def _finite_images(values: Sequence[Tensor]) -> Tensor:
+    """Tensor[B] bool: whether all values of an image, Tensor[B, …] each, are finite."""
+    return torch.stack([v.isfinite().flatten(1).all(1) for v in values]).all(0)

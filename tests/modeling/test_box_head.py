@@ -212,6 +212,6 @@ def test_half_precision_network():
     with torch.autocast("cpu", torch.bfloat16):
         samples = heads.sample([near(target)], [target])
         losses, probabilities, following = heads.stage_loss(0, x, samples, [target])
-        (found,) = heads.predict(x, [near(target)], [SIZE])
+        (found,), _ = heads.predict(x, [near(target)], [SIZE])
     kinds = [*losses.values(), probabilities[0], following[0].boxes, found.boxes, found.scores]
     assert {v.dtype for v in kinds} == {torch.float32}

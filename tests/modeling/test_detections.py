@@ -14,12 +14,13 @@ from refine.ops.roi import Sampling, roi_align_levels, to_rois
 @pytest.mark.parametrize("changes", [{}, CASCADE])
 def test_no_proposals_and_no_detections_at_test(changes):
     heads, x = make_heads(**changes), pyramid(batch=2)
-    first, second = heads.predict(x, [torch.zeros(0, 4), random_boxes(5)], [SIZE, SIZE])
+    (first, second), finite = heads.predict(x, [torch.zeros(0, 4), random_boxes(5)], [SIZE, SIZE])
+    assert finite.tolist() == [True, True]
     assert len(first) == 0
     assert first.image_size == SIZE
     assert len(second) > 0
     heads.config.score_threshold = 1.0
-    assert [len(d) for d in heads.predict(x, [random_boxes(5)] * 2, [SIZE] * 2)] == [0, 0]
+    assert [len(d) for d in heads.predict(x, [random_boxes(5)] * 2, [SIZE] * 2)[0]] == [0, 0]
 
 
 def test_detections_equal_torchvision():
@@ -33,7 +34,7 @@ def test_detections_equal_torchvision():
     logits = torch.cat([logits[:, -1:], logits[:, :-1]], 1)
     deltas = torch.cat([torch.zeros(len(deltas), 4), deltas], 1)
     expected = theirs.postprocess_detections(logits, deltas, proposals, sizes)
-    found = heads.predict(x, proposals, sizes)
+    found, _ = heads.predict(x, proposals, sizes)
     for n, (boxes, scores, labels) in enumerate(zip(*expected, strict=True)):
         assert 0 < len(found[n]) <= 30
         torch.testing.assert_close(found[n].boxes, boxes, atol=1e-3, rtol=1e-5)
@@ -46,9 +47,9 @@ def test_detections_equal_torchvision():
 def test_images_of_a_batch_do_not_mix(changes):
     heads, x = make_heads(**changes), pyramid(batch=2)
     proposals, sizes = [random_boxes(30, seed=1), random_boxes(20, seed=2)], [SIZE, (100, 120)]
-    together = heads.predict(x, proposals, sizes)
+    together, _ = heads.predict(x, proposals, sizes)
     for n in range(2):
-        (alone,) = heads.predict([v[[n]] for v in x], [proposals[n]], [sizes[n]])
+        (alone,), _ = heads.predict([v[[n]] for v in x], [proposals[n]], [sizes[n]])
         torch.testing.assert_close(together[n].boxes, alone.boxes, atol=1e-4, rtol=1e-4)
         assert torch.equal(together[n].labels, alone.labels)
         assert (together[n].scores.diff() <= 0).all()
@@ -65,7 +66,7 @@ def test_cascade_averages_scores_on_its_last_boxes():
             torch.nn.init.zeros_(layer.weight)
         stage.classifier.bias.data = biases[n]
         stage.regressor.bias.data = torch.tensor([0.2 * 10 * (n + 1), 0, 0, 0])
-    (found,) = heads.predict(x, [torch.tensor([[10.0, 10, 50, 50]])], [SIZE])
+    (found,), _ = heads.predict(x, [torch.tensor([[10.0, 10, 50, 50]])], [SIZE])
     mean = torch.stack([b.softmax(0) for b in biases]).mean(0)[:K]
     order = mean.argsort(descending=True, stable=True)  # equal classes in their order
     assert torch.equal(found.labels, order)
@@ -89,6 +90,25 @@ def test_infinite_boxes_are_dropped():
     assert found.boxes.unique(dim=0).tolist() == [[0, 0, 10, 10]]
 
 
+@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize("layer", ["classifier", "regressor"])
+def test_values_that_are_not_finite_are_told_of_their_image(stage, layer):
+    heads, x = make_heads(**CASCADE), pyramid()
+    x = [torch.cat([v, v]) for v in x]
+    module = heads.stages[stage].get_submodule(layer)
+    second = torch.arange(10) >= 5  # boxes of the second image
+
+    def spoil(module, inputs, output):
+        output = output.clone()
+        output[second, -1] = torch.inf  # of a regressor dh, which decoding clamps
+        return output
+
+    module.register_forward_hook(spoil)
+    found, finite = heads.predict(x, [random_boxes(5)] * 2, [SIZE, SIZE])
+    assert finite.tolist() == [True, False]
+    assert all(d.boxes.isfinite().all() and d.scores.isfinite().all() for d in found)
+
+
 @pytest.mark.parametrize("name", FIXTURES)
 def test_equals_detectron2(shared_dir, name):
     weights, reference = detectron2_case(shared_dir, name)
@@ -105,7 +125,7 @@ def test_equals_detectron2(shared_dir, name):
         }
     load_renamed(heads, weights, names)
     x = [reference["fpn"][f"p{n}"][None] for n in range(2, 6)]
-    (found,) = heads.predict(x, [reference["proposal_boxes"]], [tuple(reference["padded_size"])])
+    (found,), _ = heads.predict(x, [reference["proposal_boxes"]], [tuple(reference["padded_size"])])
     expected = reference["detections"]
     assert torch.equal(found.labels, expected["pred_classes"])
     torch.testing.assert_close(found.boxes, expected["pred_boxes"], atol=1e-2, rtol=0)

@@ -101,6 +101,23 @@ def test_images_without_instances(iterations):
     assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
 
 
+@pytest.mark.parametrize(
+    "name", ["rpn.objectness", "box_heads.stages.0.classifier", "box_heads.stages.0.regressor"]
+)
+def test_boxes_that_are_not_finite_are_an_error_of_their_image(name):
+    model = PanopticModel(tiny(0), THINGS, CLASSES).eval()
+    image = scene()[0]
+    sound = model.predict(model.image_batch([image]))[0]
+    sound.check_finite("a.png")
+    with torch.no_grad():
+        model.get_submodule(name).bias[-1] = torch.nan
+    broken = model.predict(model.image_batch([image]))[0]
+    assert broken.instances.boxes.isfinite().all()
+    assert broken.sem_logits.isfinite().all()
+    with pytest.raises(RefineError, match=r"^a\.png: .* first proposals and box scores"):
+        broken.check_finite("a.png")
+
+
 def test_no_detection_at_all():
     model = PanopticModel(tiny(3, box_head=replace(tiny().box_head, score_threshold=1.0)), THINGS, CLASSES).eval()
     prediction = model.predict(model.image_batch([scene()[0]]))[0]
