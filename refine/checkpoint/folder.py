@@ -147,16 +147,6 @@ def _read_description(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
         fusion = from_mapping(FusionConfig, description["fusion"], f"{path}: fusion")
     except (RecursionError, OverflowError) as error:
         raise RefineError(f"{path}: model or fusion: {first_line(error)}; export the model again") from error
-    # What multiplies the memory or time of a prediction without showing in the weights.
-    limited = {
-        "divisor": (config.divisor, 4096),
-        "roi_sampling": (config.roi_sampling, 64),
-        "mask_head.pool_size": (config.mask_head.pool_size, 112),
-        "ibpp.iterations": (config.ibpp.iterations, 100),
-    }
-    for name, (value, most) in limited.items():
-        if value > most:
-            raise RefineError(f"{path}: model.{name} is {value}, expected at most {most}; correct it")
     return config, {
         "categories": Categories.from_json(description["categories"], str(path)),
         "test_size": (sides[0], sides[1]),

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from refine.bounds import check_bounds
 from refine.errors import RefineError
 from refine.modeling.config import BackboneConfig
 from refine.modeling.deform import DeformableConv
@@ -71,7 +72,10 @@ class ResNet(Backbone):
         block, depths, groups, width = RESNETS[config.name]
         planes = [config.res2_channels // 4 * 2**n for n in range(4)]
         super().__init__([p * block.expansion for p in planes])
-        _check(config, block)
+        if config.stride_in_1x1 and block is not Bottleneck:
+            raise RefineError(
+                f"backbone.stride_in_1x1: {config.name} has no 1×1 convolutions to stride in; set it to false"
+            )
         norm = partial(make_norm, config.norm, eps=config.norm_eps)
         # torchvision counts the width of a 3×3 convolution in 64ths of `planes` per group.
         base_width = (config.width_per_group or width) * 64 // planes[0] if block is Bottleneck else 64
@@ -123,17 +127,6 @@ class Shortcut(nn.Conv2d):
             return super().forward(x)
         down, right = self.stride
         return F.conv2d(x[..., ::down, ::right], self.weight, self.bias)
-
-
-def _check(config: BackboneConfig, block: type) -> None:
-    if config.stride_in_1x1 and block is not Bottleneck:
-        raise RefineError(
-            f"backbone.stride_in_1x1: {config.name} has no 1×1 convolutions to stride in; set it to false"
-        )
-    if not set(config.deform_stages) <= {3, 4, 5}:
-        raise RefineError(f"backbone.deform_stages: {config.deform_stages}; choose from 3, 4 and 5")
-    if not 0 <= config.frozen_stages <= 5:
-        raise RefineError(f"backbone.frozen_stages: {config.frozen_stages}; give 0 (none) to 5 (all)")
 
 
 def _stride_in_1x1(network: nn.Module) -> None:
@@ -238,8 +231,10 @@ def build_backbone(config: BackboneConfig) -> Backbone:
     """The network that `config` names, randomly initialised (see `pretrained.load_pretrained`).
 
     Raises:
-        RefineError: an unknown name, or a choice that this architecture does not have.
+        RefineError: an unknown name, a value out of its field's range, or a choice that this architecture does not
+            have.
     """
+    check_bounds(config, "backbone")
     if config.name in RESNETS:
         return ResNet(config)
     if config.name.startswith("timm/"):

@@ -158,7 +158,7 @@ class MaskHeadConfig:
     num_convs: int = bounded(4, least=0, most=100)
     channels: int = bounded(256, least=1, most=16384)
     norm: Norm = "gn"
-    pool_size: int = bounded(14, least=1, most=256)
+    pool_size: int = bounded(14, least=1, most=112)
 
 
 @dataclass
@@ -286,7 +286,7 @@ class ModelConfig:
     ranking: bool = False
     fpn_channels: int = bounded(256, least=1, most=16384)
     fpn_norm: Norm = "gn"
-    roi_sampling: int = bounded(2, least=0, most=100)
+    roi_sampling: int = bounded(2, least=0, most=64)
     roi_aligned: bool = True
     roi_canonical_size: float = bounded(224.0, above=0)
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)

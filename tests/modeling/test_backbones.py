@@ -182,8 +182,8 @@ def test_timm_frozen_batchnorm() -> None:
     ("config", "message"),
     [
         (BackboneConfig(name="resnet51"), "'resnet51' is unknown"),
-        (BackboneConfig(name="resnet50", deform_stages=[2]), r"deform_stages: \[2\]"),
-        (BackboneConfig(name="resnet50", frozen_stages=6), "frozen_stages: 6"),
+        (BackboneConfig(name="resnet50", deform_stages=[2]), r"deform_stages is \[2\]; give a number from 3 to 5"),
+        (BackboneConfig(name="resnet50", frozen_stages=6), "frozen_stages is 6; give a number from 0 to 5"),
         (BackboneConfig(name="resnet18", stride_in_1x1=True), "stride_in_1x1: resnet18"),
         (BackboneConfig(name="timm/no_such_model"), "no model 'no_such_model'"),
         (BackboneConfig(name="timm/vit_tiny_patch16_224"), r"strides \[16, 16, 16\]"),
