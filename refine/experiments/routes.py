@@ -21,7 +21,7 @@ from torch import Tensor
 from refine.data.loader import PanopticDataset
 from refine.data.transforms import resize_for_test, resize_map
 from refine.errors import RefineError
-from refine.evaluation.interval import Counts, write_counts
+from refine.evaluation.interval import Counts, metric, write_counts
 from refine.evaluation.pq import PanopticQuality
 from refine.experiments.machine import describe_machine
 from refine.experiments.tables import Row, Table
@@ -38,12 +38,8 @@ Change = Literal["empty", "shuffled", "oracle"]
 
 CHANGES: tuple[tuple[str, Change], ...] = (
     ("f_sem", "empty"),
-    ("p_sem", "empty"),
-    ("p_sem", "shuffled"),
-    ("p_sem", "oracle"),
-    ("canvas", "empty"),
-    ("canvas", "shuffled"),
-    ("canvas", "oracle"),
+    *(("p_sem", "empty"), ("p_sem", "shuffled"), ("p_sem", "oracle")),
+    *(("canvas", "empty"), ("canvas", "shuffled"), ("canvas", "oracle")),
 )
 
 
@@ -85,10 +81,10 @@ def measure_routes(
         device: "cpu", "cuda" or "auto".
 
     Returns:
-        The table, its results for `refine.experiments.render.write_table`, and lines on the gradients.
+        The table, its results for `write_table`, and lines on the gradients.
 
     Raises:
-        RefineError: no such checkpoint, or one without iterations.
+        RefineError: no such checkpoint, one without iterations, or ones of different routes.
     """
     results: dict[str, list[dict[str, Any]]] = {}
     flows = []
@@ -97,6 +93,8 @@ def measure_routes(
         if not predictor.model.config.ibpp.iterations:
             raise RefineError(f"{checkpoint}: has no iterations (T = 0), so nothing is exchanged; name another")
         table = route_table(predictor.model)
+        if results and set(results) != {row.name for row in table.rows}:
+            raise RefineError(f"{checkpoint}: has other routes than {checkpoints[0]}; give runs of one config")
         count = min(max_images or len(dataset), len(dataset))
         for name, (metrics, counts) in _measure(predictor, dataset, table, count).items():
             path = out / "routes" / f"{seed}_{name.replace(' ', '_')}.npz"
@@ -140,11 +138,10 @@ def _measure(
             )
             states[name].append(quality[name].state() - before)
     measured = {}
-    for name, part in quality.items():
-        report = part.compute()
-        groups = {"PQ": None, "PQ_things": True, "PQ_stuff": False}
-        metrics = {key: float(report.group(isthing)["pq"]) for key, isthing in groups.items()}
-        measured[name] = (metrics, Counts.of(categories, states[name]))
+    for name, of_images in states.items():
+        counts = Counts.of(categories, of_images)
+        every = np.ones((1, count), int)
+        measured[name] = ({key: float(metric(counts, every, key)[0]) for key in table.metrics}, counts)
     return measured
 
 
@@ -298,8 +295,7 @@ def _mean_flow(predictor: Predictor, dataset: PanopticDataset, count: int) -> di
 
 def describe_flow(flows: Sequence[dict[str, float]]) -> list[str]:
     """Markdown of `gradient_flow`, mean over the checkpoints."""
-    lines = ["| prediction | gradient from | share of it, % |", "|-|-|-|"]
-    for name in flows[0]:
-        other = "mask losses, through p_sem" if name.startswith("P") else "semantic losses, through the canvas"
-        lines.append(f"| {name} | {other} | {100 * np.mean([flow[name] for flow in flows]):.1f} |")
-    return lines
+    source = {"P": "mask losses, through p_sem", "m": "semantic losses, through the canvas"}
+    shares = {name: 100 * np.mean([flow[name] for flow in flows]) for name in flows[0]}
+    rows = [f"| {name} | {source[name[0]]} | {share:.1f} |" for name, share in shares.items()]
+    return ["| prediction | gradient from | share of it, % |", "|-|-|-|", *rows]

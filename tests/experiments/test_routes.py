@@ -99,6 +99,14 @@ def test_table_of_two_checkpoints(dataset, tmp_path, capsys):
     assert "written to" in capsys.readouterr().out
 
 
+def test_networks_of_different_routes_are_refused(dataset, tmp_path):
+    for n, routes in enumerate((["p_sem"], ["canvas"])):
+        predictor = make_predictor(dataset, routes=routes)
+        save_model(tmp_path / f"m{n}", SavedModel(predictor.model, dataset.categories, test_size=(64, 96)))
+    with pytest.raises(RefineError, match=r"m1: has other routes than .*m0"):
+        measure_routes([str(tmp_path / "m0"), str(tmp_path / "m1")], dataset, tmp_path / "out", device="cpu")
+
+
 def test_networks_without_exchange_are_refused(dataset, tmp_path):
     save_model(tmp_path / "m", SavedModel(PanopticModel(tiny_model(0), 2, 3), dataset.categories))
     with pytest.raises(RefineError, match=r"m: has no iterations \(T = 0\)"):
