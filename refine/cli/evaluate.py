@@ -58,17 +58,19 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     coco = [options.images, options.json, options.segments]
     of_model = [options.checkpoint, *([options.cityscapes] if options.cityscapes else coco)]
     coco_only = [*coco, options.remap, options.instances, options.exif]
-    require_paths([*of_files, *coco_only, options.cityscapes])
-    _check_out(options.out, [options.gt, options.pred, options.json, options.remap, options.instances])
-    if all(of_files) and not any([*of_model, *coco_only]) and all(value is None for value in rule):
-        _files(options)
-    elif all(of_model) and not any(of_files) and not (options.cityscapes and any(coco_only)):
-        _model(options)
-    else:
+    from_files = all(of_files) and not any([*of_model, *coco_only]) and all(value is None for value in rule)
+    from_model = all(of_model) and not any(of_files) and not (options.cityscapes and any(coco_only))
+    if not (from_files or from_model):
         parser.error(
             "give --gt, --gt-dir, --pred and --pred-dir; or --checkpoint with --images, --json and --segments; "
             "or --checkpoint with --cityscapes; --method and the thresholds need --checkpoint"
         )
+    require_paths([*of_files, *coco_only, options.cityscapes])
+    _check_out(options.out, [options.gt, options.pred, options.json, options.remap, options.instances])
+    if from_files:
+        _files(options)
+    else:
+        _model(options)
 
 
 def _check_out(out: str, inputs: Sequence[str | None]) -> None:
