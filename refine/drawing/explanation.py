@@ -1,4 +1,4 @@
-"""The sheet that draws an `Explanation`: one column per rule, results above decisions, the semantic map below."""
+"""Sheet that draws an `Explanation`: one column per rule, results above decisions, the semantic map below."""
 
 from __future__ import annotations
 
@@ -32,39 +32,39 @@ from refine.fusion.unknown import KEPT
 from refine.structures import VOID, PanopticResult, Segment
 
 WIDTH, HEIGHT = 600, 800
-"""Size in pixels of a tile, into which images are scaled."""
-GAP, HEAD = 14, 30  # pixels between tiles, and of their titles
+"""Maximum size in pixels of a tile, to which images are scaled."""
+GAP, HEAD = 14, 30  # pixels between tiles, and height of their titles
 TITLE: dict[str, Any] = {"fontsize": 12, "loc": "left", "pad": 6}
 MAX_ARROWS = 12
-"""Those with the most pixels at stake; more would cover each other."""
+"""Maximum number of arrows, for the pairs that share the most pixels; more would cover each other."""
 MARK = (1.0, 0.16, 0.86)
-"""What differs from the heuristic's result, and what is erased."""
+"""Colour of differences from the heuristic's result, and of erased regions."""
 CONTESTED = (0.98, 0.78, 0.12, 0.5)
 APART = 52
-"""Least distance in pixels between numbers."""
+"""Minimum distance in pixels between numbers."""
 REACH = 50
-"""How far from what it shares an instance's number may stand, in pixels of a tile."""
+"""Maximum distance in pixels between an instance's number and its contested pixels."""
 BY = {"heuristic": "score", "shr": "boxes", "srm": "rank", "ocfusion": "O", "strong": "O", "soe": "soft O"}
-"""What a rule compares."""
+"""Quantity that each rule compares."""
 
 
 def explanation_sheet(image: Tensor, explanation: Explanation) -> Tensor:
-    """Draw what every rule decided.
+    """Draw the decisions and results of every rule.
 
-    First row: the image, and what each rule makes of it, hatched where it differs from the heuristic.
-    Second row: contested pixels (yellow) under the outlines of all masks, and each rule's decisions, arrows
-    from the instance in front to the one behind, marked where the heuristic decides the other way. Only
-    pairs that are put to pairwise rules have arrows, the `MAX_ARROWS` with the most shared pixels. What was
-    compared stands on an arrow, the front's value first, if there is room. Third row: confidence of the
-    semantic map, and the map before and after Unknown Erasing. "strong" has no column beside "ocfusion": one
-    head answers both, and they are the same rule.
+    First row: the image, and the result of each rule, hatched where it differs from the heuristic. Second row:
+    contested pixels (yellow) under the outlines of all masks, and the decisions of each rule as arrows from the
+    instance in front to the one behind, marked where the heuristic decides the other way. Only pairs that pairwise
+    rules decide have arrows, at most the `MAX_ARROWS` pairs with the most shared pixels. The compared values are
+    written on an arrow if there is room, that of the front instance first. Third row: confidence of the semantic
+    map, and the map before and after Unknown Erasing. "strong" shares the column of "ocfusion", because with one
+    occlusion head the two rules are the same.
 
     Args:
         image: Tensor[3, H, W] uint8 RGB.
-        explanation: of the same image.
+        explanation: explanation of the image's fusion.
 
     Returns:
-        Tensor[3, h, w] uint8 RGB, tiles `WIDTH` wide.
+        Tensor[3, h, w] uint8 RGB with tiles `WIDTH` wide.
 
     Raises:
         ValueError: sizes differ.
@@ -83,7 +83,7 @@ def explanation_sheet(image: Tensor, explanation: Explanation) -> Tensor:
 
 
 def _render(rows: Sequence[Sequence[Callable[[Axes], None]]], size: tuple[int, int]) -> Tensor:
-    """Draw rows of tiles, each `size` (height, width) in the middle of a cell that is `WIDTH` wide."""
+    """Draw rows of tiles of `size` (height, width), each centred in a cell that is `WIDTH` wide."""
     height = len(rows) * (size[0] + HEAD + GAP) + GAP
     width = max(map(len, rows)) * (WIDTH + GAP) + GAP
     figure = Figure((width / 100, height / 100), dpi=100, facecolor="white")
@@ -92,21 +92,21 @@ def _render(rows: Sequence[Sequence[Callable[[Axes], None]]], size: tuple[int, i
         bottom = height - (r + 1) * (size[0] + HEAD + GAP)
         for c, draw in enumerate(row):
             left = GAP + c * (WIDTH + GAP) + (WIDTH - size[1]) // 2
-            place = (left / width, bottom / height, size[1] / width, size[0] / height)
-            axes = figure.add_axes(place, xlim=(0, size[1]), ylim=(size[0], 0))
+            frame = (left / width, bottom / height, size[1] / width, size[0] / height)
+            axes = figure.add_axes(frame, xlim=(0, size[1]), ylim=(size[0], 0))
             axes.set_axis_off()
             draw(axes)
-    with warnings.catch_warnings():  # of letters that the font lacks, which it draws as boxes
+    with warnings.catch_warnings():  # about characters missing in the font, which are drawn as boxes
         warnings.simplefilter("ignore", UserWarning)
         canvas.draw()
     return torch.from_numpy(np.array(canvas.buffer_rgba())[..., :3]).permute(2, 0, 1).contiguous()
 
 
 class _Tiles:
-    """The tiles, each of which draws itself into axes of `size` (height, width) in pixels, y downwards.
+    """Tiles of a sheet; each method draws one into axes of `size` (height, width) in pixels, y downwards.
 
     Args:
-        image, explanation: as in `explanation_sheet`.
+        image, explanation: arguments of `explanation_sheet`.
     """
 
     def __init__(self, image: Tensor, explanation: Explanation) -> None:
@@ -120,7 +120,7 @@ class _Tiles:
         both = {"ocfusion", "strong"} <= explanation.front.keys()
         self.names = {m: "ocfusion, strong" if both and m == "ocfusion" else m for m in explanation.front}
         self.contest = self._any(explanation.covers > 1)
-        # The same instance has the same colour everywhere, whether a rule shows it or not.
+        # An instance has the same colour in all tiles.
         labels, scores = explanation.instances.labels.tolist(), explanation.instances.scores.tolist()
         classes = [explanation.categories[label] for label in labels] + list(explanation.categories)
         self.segments = [
@@ -141,27 +141,26 @@ class _Tiles:
         _hatch(axes, self._any(differs))
 
     def contested(self, axes: Axes) -> None:
-        told = self.explanation
-        axes.set_title(f"contested pixels: {int((told.covers > 1).sum())}", **TITLE)
-        everyone, labels = range(len(told.instances)), told.instances.labels.tolist()
-        self._outlines(axes, everyone, 0.7)
-        if len(everyone) <= MAX_LABELS:
-            self._numbers(
-                axes, everyone, [f"{n + 1} {short_name(told.categories[labels[n]].name)}" for n in everyone]
-            )
+        explanation = self.explanation
+        axes.set_title(f"contested pixels: {int((explanation.covers > 1).sum())}", **TITLE)
+        instances, labels = range(len(explanation.instances)), explanation.instances.labels.tolist()
+        self._outlines(axes, instances, 0.7)
+        if len(instances) <= MAX_LABELS:
+            names = [short_name(explanation.categories[labels[n]].name) for n in instances]
+            self._numbers(axes, instances, [f"{n + 1} {name}" for n, name in enumerate(names)])
 
     def decisions(self, axes: Axes, method: Method) -> None:
-        told = self.explanation
-        asked = [(i, j) for i, j in told.pairs().tolist() if told.asked[i, j]]
-        arrows = [(i, j) if told.front[method][i, j] else (j, i) for i, j in asked[:MAX_ARROWS]]
-        some = f"{len(arrows)} of {len(asked)}" if len(asked) > len(arrows) else f"{len(asked)}"
+        explanation = self.explanation
+        pairs = [(i, j) for i, j in explanation.pairs().tolist() if explanation.asked[i, j]]
+        arrows = [(i, j) if explanation.front[method][i, j] else (j, i) for i, j in pairs[:MAX_ARROWS]]
+        some = f"{len(arrows)} of {len(pairs)}" if len(pairs) > len(arrows) else f"{len(pairs)}"
         axes.set_title(f"{self.names[method]}: front to back by {BY[method]} ({some})", **TITLE)
         involved = sorted({n for pair in arrows for n in pair})
         self._outlines(axes, involved, 0.45)
         nodes = self._numbers(axes, involved, [f"{n + 1}" for n in involved])
-        claims, taken = told.claims(method), [node.get_window_extent() for node in nodes.values()]
+        claims, taken = explanation.claims(method), [node.get_window_extent() for node in nodes.values()]
         for i, j in arrows:
-            color = "white" if told.front["heuristic"][i, j] else MARK
+            color = "white" if explanation.front["heuristic"][i, j] else MARK
             _arrow(axes, nodes[i], nodes[j], color)
             if claims is not None:
                 middle = np.add(nodes[i].xy, nodes[j].xy) / 2
@@ -206,14 +205,14 @@ class _Tiles:
         )
 
     def _panoptic(self, ids: Tensor) -> PanopticResult:
-        """Instance n as n + 1, class c as N + c + 1, nothing as 0, at the size of the tiles."""
+        """Return a result at the size of the tiles: instance n as n + 1, class c as N + c + 1, void as 0."""
         return PanopticResult(torch.from_numpy(self._nearest(ids)), self.segments, self.explanation.categories)
 
     def _show(self, axes: Axes, pixels: np.ndarray) -> None:
         axes.imshow(pixels, extent=(0, self.size[1], self.size[0], 0), aspect="auto", interpolation="nearest")
 
     def _outlines(self, axes: Axes, instances: Sequence[int], light: float) -> None:
-        """Draw the image darkened, contested pixels tinted, some masks outlined."""
+        """Draw the darkened image with contested pixels tinted and the outlines of some masks."""
         self._show(axes, (self.pixels * light).astype(np.uint8))
         self._show(axes, self.contest[..., None] * np.array(CONTESTED))
         lines, colors = [], []
@@ -224,14 +223,14 @@ class _Tiles:
         axes.add_collection(PolyCollection(lines, facecolors="none", edgecolors=colors, linewidths=1.6))
 
     def _numbers(self, axes: Axes, instances: Sequence[int], texts: Sequence[str]) -> dict[int, Annotation]:
-        """Write a text on each of some instances, where possible where it is alone, near to what it shares."""
+        """Write a text on each instance, preferably on pixels of that instance alone, near its contested pixels."""
         single = self._nearest(self.explanation.covers) == 1
         around, points = np.ones((2 * REACH + 1, 2 * REACH + 1), np.uint8), []
         for n in instances:
             mask = self._mask(n)
             near = cv2.dilate((mask & self.contest).astype(np.uint8), around) > 0
-            places = (mask & single & near, mask & single, mask)
-            points.append(innermost(next((place for place in places if place.any()), mask)))
+            regions = (mask & single & near, mask & single, mask)
+            points.append(innermost(next((region for region in regions if region.any()), mask)))
         moved = apart(np.array(points, np.float64).reshape(-1, 2), APART)
         inside = moved.clip(12, np.maximum(np.array(self.size[::-1]) - 12, 12))
         style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9, "parse_math": False}
@@ -246,7 +245,7 @@ class _Tiles:
         return self._any(self.explanation.runs[torch.tensor([n])].dense()[0])
 
     def _nearest(self, values: Tensor) -> np.ndarray:
-        """[H, W] of any type at the size of the tiles."""
+        """Resize [H, W] of any dtype to the size of the tiles."""
         rows, columns = (
             ((np.arange(to) + 0.5) * of / to).astype(np.int64)
             for to, of in zip(self.size, values.shape, strict=True)
@@ -254,16 +253,16 @@ class _Tiles:
         return np.ascontiguousarray(values.numpy()[rows[:, None], columns])
 
     def _any(self, mask: Tensor) -> np.ndarray:
-        """Tensor[H, W] bool at the size of the tiles; no pixel gets lost."""
+        """Resize Tensor[H, W] bool to the size of the tiles; a tile pixel is true if any of its pixels is."""
         return cv2.resize(mask.float().numpy(), self.size[::-1], interpolation=cv2.INTER_AREA) > 0
 
 
 def apart(points: np.ndarray, least: float) -> np.ndarray:
-    """Push points, [K, 2] float, away from each other until all are `least` apart, or nearly so."""
+    """Move points, [K, 2] float, away from each other until all are about `least` pixels apart."""
     order = np.arange(len(points))
     for _ in range(50):
         delta = points[:, None] - points
-        delta[..., 0] += 1e-3 * np.sign(order[:, None] - order)  # equal points part sideways
+        delta[..., 0] += 1e-3 * np.sign(order[:, None] - order)  # equal points move sideways
         distance = np.hypot(delta[..., 0], delta[..., 1]) + np.eye(len(points))
         step = 0.5 * np.maximum(least - distance, 0) / distance
         points = points + (step[..., None] * delta).sum(1)  # delta is 0 on the diagonal
@@ -271,7 +270,7 @@ def apart(points: np.ndarray, least: float) -> np.ndarray:
 
 
 def _hatch(axes: Axes, mask: np.ndarray) -> None:
-    """Draw stripes over the pixels of a mask, and a line around them."""
+    """Hatch the pixels of a mask, and draw a line around them."""
     if not mask.any():
         return
     y, x = (np.arange(-1, n + 1) + 0.5 for n in mask.shape)
@@ -289,10 +288,10 @@ def _arrow(axes: Axes, start: Annotation, end: Annotation, color: str | tuple[fl
         axes.annotate("", end.xy, start.xy, arrowprops=arrow, zorder=2)
 
 
-def _label(axes: Axes, place: tuple[float, float], text: str, taken: list[Bbox]) -> None:
-    """Write a label unless it would cover one of `taken`, to which it is added."""
+def _label(axes: Axes, position: tuple[float, float], text: str, taken: list[Bbox]) -> None:
+    """Write a label unless it would cover a box in `taken`; add its box to `taken`."""
     style = {"boxstyle": "round,pad=0.2", "fc": "black", "ec": "none", "alpha": 0.75}
-    label = axes.annotate(text, place, color="white", fontsize=8, ha="center", va="center", bbox=style)
+    label = axes.annotate(text, position, color="white", fontsize=8, ha="center", va="center", bbox=style)
     box = label.get_window_extent()
     if box.count_overlaps(taken):
         label.remove()

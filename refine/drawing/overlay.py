@@ -1,4 +1,4 @@
-"""Pictures of panoptic results."""
+"""Overlays of panoptic results."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from refine.structures import Categories, PanopticResult, Segment
 from refine.structures.categories import made_up_color
 
 MAX_LABELS = 40
-"""Pictures of more things get contours and colours, but no names, which nobody could read."""
+"""Maximum number of things for which names are drawn; more would be unreadable."""
 
 JPEG_SIDE = 65_500
-"""Longest side in pixels that the JPEG encoder takes."""
+"""Maximum side in pixels that the JPEG encoder accepts."""
 
 BAND = 64
-"""Rows drawn at a time, so that they stay in the cache."""
+"""Number of rows drawn at a time, so that they stay in the CPU cache."""
 
 MAX_LETTERS = 30
-"""Longer names are cut."""
+"""Maximum length of a name; longer names are truncated."""
 
 NAMED = {
     "person": (220, 20, 60),
@@ -49,7 +49,7 @@ NAMED = {
     "building": (125, 115, 130),
     "furnishing": (195, 165, 145),
 }
-"""Colours for classes to which the data set gives none, RGB 0-255: things are bright, stuff looks like itself."""
+"""Colours, RGB 0-255, for classes without a colour in the data set: bright for things, natural for stuff."""
 
 Box = tuple[int, int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -59,15 +59,15 @@ def overlay(image: Tensor, result: PanopticResult, *, labels: bool = True, alpha
     """Draw a result over its image.
 
     Things have an outline and, on a plate, a name with a score; things of one class have different shades. Stuff
-    has a lighter fill, no outline, and a name without a plate. Void is darkened. A name is left out where it would
-    hide a good part of a thing.
+    has a lighter fill, no outline, and a name without a plate. Void is darkened. A name that would hide a large
+    part of a thing is omitted.
 
-    This takes 2 bytes per pixel beside the arguments and the result.
+    Memory: 2 bytes per pixel in addition to the arguments and the result.
 
     Args:
         image: Tensor[3, H, W] uint8 RGB.
-        result: of the same size.
-        labels: write names.
+        result: result with the size of the image.
+        labels: whether to write names.
         alpha: opacity of the fill of things, 0-1.
 
     Returns:
@@ -105,7 +105,7 @@ def overlay(image: Tensor, result: PanopticResult, *, labels: bool = True, alpha
 
 
 def segment_colors(result: PanopticResult) -> np.ndarray:
-    """Return a colour per segment, in their order: [S, 3] uint8 RGB; things of one class differ from each other."""
+    """Return a colour per segment, [S, 3] uint8 RGB; things of one class have different colours."""
     seen: dict[int, int] = {}
     classes = class_colors(result.categories)
     colors = np.zeros((len(result.segments), 3), np.uint8)
@@ -117,14 +117,14 @@ def segment_colors(result: PanopticResult) -> np.ndarray:
 
 
 def class_colors(categories: Categories) -> list[tuple[int, int, int]]:
-    """Return the colour to draw each class in, RGB 0-255: the data set's, or one that suits the name."""
+    """Return the colour of each class, RGB 0-255: the data set's, or one from `NAMED`."""
     made_up = {made_up_color(n) for n in range(len(categories))}
     made_up |= {made_up_color(category.id) for category in categories}
     return [NAMED.get(c.name, c.color) if c.color in made_up else c.color for c in categories]
 
 
 def _vary(color: tuple[int, int, int], count: int) -> tuple[int, int, int]:
-    """Return the count-th variation of a colour: another hue, saturation and lightness, well spread."""
+    """Return the count-th variation of a colour, with hue, saturation and lightness spread evenly."""
     hue, light, saturation = colorsys.rgb_to_hls(*(c / 255 for c in color))
     hue = (hue + 0.38 * ((count * 0.618034) % 1 - 0.5)) % 1
     light = min(max(light + 0.35 * ((count * 0.754878) % 1 - 0.5), 0.3), 0.78)
@@ -134,21 +134,21 @@ def _vary(color: tuple[int, int, int], count: int) -> tuple[int, int, int]:
 
 
 def encode_image(image: Tensor, kind: Literal["JPEG", "PNG"], comment: str = "") -> bytes:
-    """Return the file content of an image.
+    """Encode an image as the content of a file.
 
     Args:
         image: Tensor[3, H, W] uint8 RGB.
-        kind: format of the file.
-        comment: text to keep in the file's metadata.
+        kind: file format.
+        comment: text stored in the metadata of the file.
 
     Raises:
-        RefineError: too large for JPEG.
+        RefineError: the image is too large for JPEG.
     """
     if kind == "JPEG" and max(image.shape[1:]) > JPEG_SIDE:
         height, width = image.shape[1:]
         raise RefineError(
             f"{width} × {height} pixels do not fit into a JPEG, which has at most {JPEG_SIDE} on a side; "
-            "leave the overlay out (--no-overlays)"
+            "omit the overlay (--no-overlays)"
         )
     content = io.BytesIO()
     drawn = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
@@ -162,14 +162,14 @@ def encode_image(image: Tensor, kind: Literal["JPEG", "PNG"], comment: str = "")
     return content.getvalue()
 
 
-def write_image(path: str | Path, picture: Tensor, comment: str = "") -> None:
-    """Write Tensor[3, H, W] uint8 RGB as JPEG (`.jpg`, `.jpeg`) or PNG, atomically; see `encode_image`."""
+def write_image(path: str | Path, image: Tensor, comment: str = "") -> None:
+    """Write Tensor[3, H, W] uint8 RGB atomically as JPEG (`.jpg`, `.jpeg`) or PNG; see `encode_image`."""
     kind: Literal["JPEG", "PNG"] = "JPEG" if Path(path).suffix.lower() in (".jpg", ".jpeg") else "PNG"
-    write_bytes(path, encode_image(picture, kind, comment))
+    write_bytes(path, encode_image(image, kind, comment))
 
 
 def segment_ranks(result: PanopticResult) -> np.ndarray:
-    """Return the place of each pixel's segment, from 1, or 0 for void: [H, W] uint16, or int32 if they are many."""
+    """Return the position of each pixel's segment in the list, from 1, or 0 for void: [H, W] uint16 or int32."""
     ids = result.segment_ids.cpu().numpy()
     kind = np.uint16 if len(result.segments) < 1 << 16 else np.int32
     table = np.zeros(max([int(ids.max(initial=0)), *(s.id for s in result.segments)]) + 1, kind)
@@ -179,11 +179,12 @@ def segment_ranks(result: PanopticResult) -> np.ndarray:
 
 
 def line_width(size: Sequence[int]) -> int:
+    """Return the width of contours in pixels for an image of `size` (height, width)."""
     return max(1, round(min(size) / 350))
 
 
 def contours(rank: np.ndarray, width: int) -> np.ndarray:
-    """Draw smooth lines, `width` pixels wide, between what differs in [H, W]: [H, W] float32, 0-1."""
+    """Draw smooth lines, `width` pixels wide, between regions of different values: [H, W] → [H, W] float32, 0-1."""
     edge: np.ndarray = np.zeros(rank.shape, np.uint8)
     edge[:, 1:] |= rank[:, 1:] != rank[:, :-1]
     edge[1:] |= rank[1:] != rank[:-1]
@@ -193,7 +194,7 @@ def contours(rank: np.ndarray, width: int) -> np.ndarray:
 
 
 def _write_names(drawn: np.ndarray, rank: np.ndarray, result: PanopticResult, colors: np.ndarray) -> None:
-    """Write the names of segments, the large ones first, into [H, W, 3] uint8, where they hide little."""
+    """Write the names of segments into [H, W, 3] uint8, the largest segments first, where they hide little."""
     size = max(11, round(min(drawn.shape[:2]) / 36))
     font = ImageFont.load_default(size=size)
     things = np.array([False, *(s.isthing for s in result.segments)])
@@ -206,7 +207,7 @@ def _write_names(drawn: np.ndarray, rank: np.ndarray, result: PanopticResult, co
         text = _name(result, segment)
         left, top, right, bottom = font.getbbox(text, anchor="mm")
         half = math.ceil((right - left) / 2) + 4, math.ceil((bottom - top) / 2) + 3
-        for x, y in _places(segment, rank, n + 1, half):
+        for x, y in _positions(segment, rank, n + 1, half):
             box = _pushed_inside(x, y, half, drawn.shape)
             hidden = np.bincount(rank[box[1] : box[3], box[0] : box[2]].ravel(), minlength=len(areas))
             allowed = np.where(np.arange(len(areas)) == n + 1, 0.35, 0.1)
@@ -217,8 +218,8 @@ def _write_names(drawn: np.ndarray, rank: np.ndarray, result: PanopticResult, co
             break
 
 
-def _places(segment: Segment, rank: np.ndarray, number: int, half: tuple[int, int]) -> list[tuple[float, float]]:
-    """Return where the middle of a name may be, (x, y), the best first: in the segment, above or below it."""
+def _positions(segment: Segment, rank: np.ndarray, number: int, half: tuple[int, int]) -> list[tuple[float, float]]:
+    """Return positions (x, y) for a name's centre, the best first: in the segment, or above or below a thing."""
     x, y, width, height = segment.bbox
     column, row = innermost(rank[y : y + height, x : x + width] == number)
     inside = (x + column, y + row)
@@ -237,7 +238,7 @@ def _overlap(a: Box, b: Box) -> bool:
 
 
 def _write_name(drawn: np.ndarray, box: Box, text: str, font: Font, color: np.ndarray | None) -> None:
-    """Write into a box of [H, W, 3] uint8: on a plate of a colour, or white with a dark rim if that is None."""
+    """Write text into a box of [H, W, 3] uint8: on a coloured plate, or white with a rim if `color` is None."""
     part = drawn[box[1] : box[3], box[0] : box[2]]
     image = Image.fromarray(part)
     draw, middle = ImageDraw.Draw(image, "RGBA"), ((box[2] - box[0]) / 2, (box[3] - box[1]) / 2)
@@ -251,7 +252,7 @@ def _write_name(drawn: np.ndarray, box: Box, text: str, font: Font, color: np.nd
 
 
 def readable_on(color: Sequence[int] | np.ndarray) -> str:
-    """Return white or black, whichever can be read on a colour, RGB 0-255."""
+    """Return "white" or "black", whichever is readable on a colour, RGB 0-255."""
     r, g, b = (float(c) for c in color)
     return "white" if 0.299 * r + 0.587 * g + 0.114 * b < 150 else "black"
 
@@ -262,14 +263,14 @@ def _name(result: PanopticResult, segment: Segment) -> str:
 
 
 def short_name(name: str) -> str:
-    """Return one line of at most `MAX_LETTERS` letters."""
+    """Return a name on one line, truncated to `MAX_LETTERS` characters."""
     name = " ".join(name[: 2 * MAX_LETTERS].split())
     return name if len(name) <= MAX_LETTERS else f"{name[: MAX_LETTERS - 1]}…"
 
 
 def innermost(mask: np.ndarray) -> tuple[float, float]:
-    """Return the point (x, y) of a mask, [H, W] bool, that is farthest from its border."""
-    step = max(1, round(max(mask.shape) / 500))  # a large mask is not looked at pixel by pixel
+    """Return the point (x, y) of a mask, [H, W] bool, farthest from its border."""
+    step = max(1, round(max(mask.shape) / 500))  # large masks are subsampled
     distance = cv2.distanceTransform(np.pad(mask[::step, ::step].astype(np.uint8), 1), cv2.DIST_L2, 3)
     row, column = np.unravel_index(int(distance.argmax()), distance.shape)
     return step * (float(column) - 1) + 0.5, step * (float(row) - 1) + 0.5

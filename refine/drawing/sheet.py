@@ -1,4 +1,4 @@
-"""Results beside each other: contact sheets, and what is different from the truth."""
+"""Contact sheets, and drawings of the differences between result and ground truth."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ GREEN, RED, YELLOW = (40, 200, 80), (230, 50, 50), (250, 200, 30)
 def contact_sheet(
     images: Sequence[Tensor], titles: Sequence[str] | None = None, columns: int = 3, width: int = 480
 ) -> Tensor:
-    """Lay out images in a grid.
+    """Arrange images in a grid.
 
     Args:
-        images: Tensor[3, H, W] uint8 RGB each, of any sizes.
-        titles: one line above each, or None.
-        columns: images in a row.
-        width: of each image, in pixels; they are scaled to it.
+        images: images of any sizes, each Tensor[3, H, W] uint8 RGB.
+        titles: one line of text above each image, or None.
+        columns: number of images per row.
+        width: width in pixels to which each image is scaled.
 
     Returns:
         Tensor[3, H, W] uint8 RGB on white.
@@ -54,16 +54,16 @@ def contact_sheet(
 
 
 def difference(image: Tensor, truth: PanopticResult, result: PanopticResult) -> Tensor:
-    """Draw what is right and wrong: segments that match the truth green, made-up ones red, missed ones yellow.
+    """Draw true positives in green, false positives in red and false negatives in yellow.
 
     Args:
         image: Tensor[3, H, W] uint8 RGB.
-        truth, result: of the same size and categories.
+        truth, result: ground truth and result, with the size of the image and the same categories.
 
     Returns:
         Tensor[3, H, W] uint8 RGB.
     """
-    picture = image.permute(1, 2, 0).cpu().numpy().astype(np.float32) * 0.6
+    drawn = image.permute(1, 2, 0).cpu().numpy().astype(np.float32) * 0.6
     of_truth, of_result = segment_ranks(truth).astype(np.int64), segment_ranks(result)
     width = len(result.segments) + 1
     overlap = np.bincount((of_truth * width + of_result).ravel(), minlength=(len(truth.segments) + 1) * width)
@@ -75,16 +75,16 @@ def difference(image: Tensor, truth: PanopticResult, result: PanopticResult) -> 
     match = same & (2 * overlap[1:, 1:] > union)
     found = np.concatenate([[False], match.any(0)])
     missed = np.concatenate([[False], ~match.any(1)])
-    made_up = ~found
-    made_up[0] = False
+    wrong = ~found
+    wrong[0] = False
     thick = line_width(image.shape[1:]) + 1
-    for chosen, rank, color in (
+    for selected, rank, color in (
         (found, of_result, GREEN),
         (missed, of_truth, YELLOW),
-        (made_up, of_result, RED),
+        (wrong, of_result, RED),
     ):
-        inside = chosen[rank]
-        picture[inside] = picture[inside] * 0.75 + np.array(color, np.float32) * 0.25
+        inside = selected[rank]
+        drawn[inside] = drawn[inside] * 0.75 + np.array(color, np.float32) * 0.25
         line = contours(np.where(inside, rank, 0), thick)[..., None]
-        picture = picture * (1 - line) + np.array(color, np.float32) * line
-    return torch.from_numpy(picture.clip(0, 255).astype(np.uint8)).permute(2, 0, 1)
+        drawn = drawn * (1 - line) + np.array(color, np.float32) * line
+    return torch.from_numpy(drawn.clip(0, 255).astype(np.uint8)).permute(2, 0, 1)

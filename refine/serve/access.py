@@ -1,7 +1,7 @@
-"""Who may ask the page: requests that name a foreign host, or come from a foreign page, are refused.
+"""Access control: requests for a foreign host name or from a foreign page are rejected.
 
-Another site that a visitor has open could otherwise talk to the page, by a name that it lets point to this
-computer (DNS rebinding) or by a form (cross-site request forgery).
+Otherwise another site that a user has open could send requests to the page, by a host name that it resolves to
+this computer (DNS rebinding) or by a form (cross-site request forgery).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class SameHost:
-    """ASGI middleware that lets only requests to this computer through, from its own page or from programs.
+    """ASGI middleware that accepts only requests to this computer, from its own page or from programs.
 
-    A request's `Host` must be an IP address, localhost or this computer's name; its `Origin`, if it has one, must
-    be the same host and port.
+    The `Host` of a request must be an IP address, localhost or the name of this computer; its `Origin`, if any,
+    must be the same host and port.
 
     Args:
-        app: the application behind it.
+        app: application to protect.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -35,13 +35,13 @@ class SameHost:
                 await PlainTextResponse(f"unknown host {host!r}", 421)(scope, receive, send)
                 return
             if origin is not None and urlsplit(origin).netloc != host:
-                await PlainTextResponse("requests of other sites are not answered", 403)(scope, receive, send)
+                await PlainTextResponse("requests from other sites are rejected", 403)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
 
 def is_local_name(host: str) -> bool:
-    """Whether a `Host` header, with or without a port, names this computer and nothing that DNS could redirect."""
+    """Return whether a `Host` header, with or without a port, is an IP address or a local name, not a DNS name."""
     name = urlsplit(f"//{host}").hostname or ""
     try:
         ip_address(name)
@@ -52,7 +52,7 @@ def is_local_name(host: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this computer can reach a server that listens on `host`."""
+    """Return whether a server that listens on `host` can be reached from this computer only."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

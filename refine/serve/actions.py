@@ -1,4 +1,4 @@
-"""What the page does when a visitor asks for something."""
+"""Event handlers of the page."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from refine.structures import PanopticResult
 
 
 class Actions:
-    """What the page does when a visitor asks for something; `gr.Request` says which visitor.
+    """Event handlers of the page; `gr.Request` identifies the browser session.
 
     Args:
-        models: the models that visitors can choose.
+        models: selectable models.
         folder: folder of uploaded files.
-        examples: the page's own images.
+        examples: example images of the page.
     """
 
     def __init__(self, models: Models, folder: str | Path, examples: Collection[Path] = ()) -> None:
@@ -40,11 +40,11 @@ class Actions:
         erase: bool,
         certainty: float,
     ) -> tuple[Any, Any]:
-        """A new image or model: run the network, then fuse."""
+        """Run the network on a new image or with a new model, then fuse."""
         if path is None:
             return self.close(request)
         if model is None:
-            return _failed("Choose a model for what the image shows.")
+            return _failed("Choose a model that fits the image.")
         try:
             upload = replace(self.models.predict(path, model), serial=next(self.serial))
         except RefineError as error:
@@ -55,7 +55,7 @@ class Actions:
     def fuse(
         self, request: gr.Request, method: Method, score: float, erase: bool, certainty: float
     ) -> tuple[Any, Any]:
-        """Other settings for the same image."""
+        """Fuse the same image with new settings."""
         upload = self.uploads.get(_visitor(request))
         if upload is None:
             return gr.skip(), gr.skip()
@@ -67,34 +67,34 @@ class Actions:
     def save_archive(
         self, request: gr.Request, method: Method, score: float, erase: bool, certainty: float
     ) -> dict[str, str]:
-        """The result as files."""
+        """Return the result as a zip archive."""
         upload = self._kept(request)
         return archive_file(upload, self._result(upload, method, score, erase, certainty))
 
     def save_overlay(
         self, request: gr.Request, method: Method, score: float, erase: bool, certainty: float
     ) -> dict[str, str]:
-        """The overlay as a file."""
+        """Return the overlay as a file."""
         upload = self._kept(request)
         return overlay_file(upload, self._result(upload, method, score, erase, certainty))
 
     def close(self, request: gr.Request) -> tuple[None, Any]:
-        """The visitor removed the image."""
+        """Remove the image of a session from the page."""
         self.uploads.drop(_visitor(request))
         return None, gr.Row(visible=False)
 
     def leave(self, request: gr.Request) -> None:
-        """The visitor closed the tab."""
+        """Delete the image of a session whose tab was closed."""
         self.uploads.drop(_visitor(request))
 
     def own_settings(self, model: str | None) -> tuple[Any, ...]:
-        """A model's own rule and thresholds, and the rules that it has the heads for."""
+        """Return the settings of a model: its fusion rule and thresholds, and the rules for which it has heads."""
         if model is None:
             return gr.skip(), gr.skip(), gr.skip(), gr.Slider(visible=False)
         predictor = self.models.predictor(model)
         own, possible = predictor.fusion, possible_methods(predictor.model)
         missing = [name for name in get_args(Method) if name not in possible]
-        info = "which of two overlapping objects lies in front"
+        info = "decides which of two overlapping objects lies in front"
         if missing:
             info += f"; {', '.join(missing)} need a head that this model does not have"
         return (
@@ -107,13 +107,13 @@ class Actions:
     def _kept(self, request: gr.Request) -> Upload:
         upload = self.uploads.get(_visitor(request))
         if upload is None:
-            raise gr.Error("The image is no longer kept; open it again.")
+            raise gr.Error("The image is no longer stored; open it again.")
         return upload
 
     def _result(
         self, upload: Upload, method: Method, score: float, erase: bool, certainty: float
     ) -> PanopticResult:
-        """Fuse under the model's own thresholds with those of the page."""
+        """Fuse with the model's thresholds, of which the page overrides some."""
         own = self.models.predictor(upload.model).fusion
         fusion = replace(own, score_threshold=score, unknown_erasing=erase, ue_threshold=certainty)
         return self.models.fuse(upload, method, fusion)

@@ -1,4 +1,4 @@
-"""Models behind the page, and what they predict of the visitors' images."""
+"""Models of the page, and the uploaded images with their predictions."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ from refine.runtime import find_device
 from refine.structures import PanopticResult, Prediction
 
 MAX_PIXELS = 40_000_000
-"""A larger image is refused, from its header alone."""
+"""Maximum height × width of an image, checked from its header."""
 
 PATIENCE = 60.0
-"""Seconds that a request waits for the network while others use it."""
+"""Maximum number of seconds that a request waits for the network."""
 
 KEPT_BYTES = 1 << 30
-"""Memory for the visitors' last images and predictions, all together."""
+"""Memory in bytes for the images and predictions of all sessions."""
 
 
 @dataclass(frozen=True)
 class Upload:
-    """One visitor's image and what a network predicted; every fusion starts from it.
+    """Uploaded image with the network's prediction, from which it is fused with any settings.
 
     Attributes:
         model: name of the model.
-        path: the uploaded file.
+        path: uploaded file.
         image: Tensor[3, H, W] uint8 RGB.
-        prediction: prediction before fusion; `sem_seg` as int16, which takes a quarter of the memory.
-        seconds: time that the network took.
-        serial: number of the upload, rising with time.
+        prediction: prediction before fusion, with `sem_seg` as int16 to save memory.
+        seconds: running time of the network.
+        serial: number of the upload, increasing with time.
     """
 
     model: str
@@ -55,32 +55,32 @@ class Upload:
 
     @property
     def name(self) -> str:
-        """Name of the file, without folders."""
+        """File name without folders."""
         return self.path.name
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all its tensors."""
+        """Total size of all tensors in bytes."""
         prediction = self.prediction
         tensors = [self.image, prediction.sem_seg, prediction.sem_confidence, *vars(prediction.instances).values()]
         return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
 
 
 class Models:
-    """The models that a visitor can choose, each loaded when first used.
+    """Selectable models, each loaded when first used.
 
-    The network runs for one image at a time; fusion and drawing of several visitors run side by side.
+    One image at a time runs through the network; fusion and drawing of several sessions run in parallel.
 
     Args:
-        checkpoint: chosen at first: the name of a shipped model, or a folder; None lets the visitor choose.
-        device: "cpu", "cuda", …; None takes the GPU if there is one.
+        checkpoint: model selected at start: name of a model, or model folder; None selects none.
+        device: "cpu", "cuda", …; None stands for the GPU if there is one.
 
     Attributes:
-        first: the checkpoint, or None.
-        names: the checkpoint, then the shipped models.
+        first: model selected at start, or None.
+        names: `checkpoint`, then the shipped models.
 
     Raises:
-        RefineError: no such checkpoint or device, or a broken checkpoint.
+        RefineError: the checkpoint or device does not exist, or the checkpoint is broken.
     """
 
     def __init__(self, checkpoint: str | None = None, device: str | None = None) -> None:
@@ -94,7 +94,7 @@ class Models:
             self.predictor(checkpoint)
 
     def predictor(self, name: str) -> Predictor:
-        """The predictor of a model, with the model's own rule of fusion and thresholds."""
+        """Return the predictor of a model, with the model's fusion rule and thresholds."""
         if name not in self.names:
             raise RefineError(f"model {name!r}: expected one of {', '.join(self.names)}")
         with self._loading:
@@ -113,7 +113,7 @@ class Models:
         path, predictor = Path(path), self.predictor(name)
         try:
             image = read_image(path, max_pixels=MAX_PIXELS)
-        except RefineError as error:  # the folder of uploads is none of the visitor's business
+        except RefineError as error:  # do not disclose the folder of uploads
             raise RefineError(str(error).replace(str(path), path.name)) from error
         with self._turn():
             start = time.perf_counter()
@@ -126,10 +126,10 @@ class Models:
         return Upload(name, path, image, prediction, seconds)
 
     def fuse(self, upload: Upload, method: Method, fusion: FusionConfig) -> PanopticResult:
-        """Apply a rule of fusion; the network does not run again.
+        """Fuse a prediction without running the network again.
 
         Raises:
-            RefineError: the model lacks the head that the method evaluates.
+            RefineError: the model does not have the head that the method needs.
         """
         predictor = self.predictor(upload.model)
         check_method(method, predictor.model)
@@ -138,7 +138,7 @@ class Models:
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """Wait for the network, but not for ever."""
+        """Hold the network exclusively; raise RefineError after waiting for `PATIENCE` seconds."""
         if not self._network.acquire(timeout=PATIENCE):
             raise RefineError(f"the network has been busy with other images for {PATIENCE:.0f} s; try again")
         try:
@@ -148,13 +148,12 @@ class Models:
 
 
 class Uploads:
-    """The last upload of each visitor. Above a number of bytes those unused for longest are dropped.
+    """Last upload of each session; if they exceed the capacity, the least recently used ones are removed.
 
     Args:
-        folder: folder of uploaded files. The file of a dropped upload is deleted unless another visitor's upload
-            is the same file.
-        examples: the page's own images; their copies in the folder are not deleted.
-        capacity: bytes for all uploads; the newest one is kept even if it alone is larger.
+        folder: folder of uploaded files. The file of a removed upload is deleted unless another session uses it.
+        examples: example images of the page, whose copies in the folder are not deleted.
+        capacity: maximum size of all uploads in bytes; the newest one is kept even if it alone is larger.
     """
 
     def __init__(self, folder: str | Path, examples: Collection[Path] = (), capacity: int = KEPT_BYTES) -> None:
@@ -163,7 +162,7 @@ class Uploads:
         self._lock = Lock()
 
     def put(self, visitor: str, upload: Upload) -> None:
-        """Keep a visitor's upload in place of the one before."""
+        """Store the upload of a session in place of its previous one."""
         with self._lock:
             before = self._kept.pop(visitor, None)
             self._kept[visitor] = upload
@@ -174,21 +173,21 @@ class Uploads:
                 self._delete(oldest.path)
 
     def get(self, visitor: str) -> Upload | None:
-        """A visitor's upload, or None if there is none or it was dropped."""
+        """Return the upload of a session, or None if there is none or it was removed."""
         with self._lock:
             if visitor in self._kept:
                 self._kept.move_to_end(visitor)
             return self._kept.get(visitor)
 
     def drop(self, visitor: str) -> None:
-        """Forget a visitor and delete the uploaded file."""
+        """Remove the upload of a session and delete its file."""
         with self._lock:
             upload = self._kept.pop(visitor, None)
             if upload is not None:
                 self._delete(upload.path)
 
     def _delete(self, path: Path) -> None:
-        """Delete an uploaded file that nobody has open; equal uploads share one file."""
+        """Delete an uploaded file unless another session uses it; equal uploads share one file."""
         if self.folder not in path.resolve().parents or not path.is_file():
             return
         if any(kept.path == path for kept in self._kept.values()):

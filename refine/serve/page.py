@@ -1,4 +1,4 @@
-"""The page: where things stand on it, and which of them asks for what. Gradio draws it."""
+"""Layout of the Gradio page, and the events of its components."""
 
 from __future__ import annotations
 
@@ -26,42 +26,42 @@ EXAMPLES = (
     ("Cup of coffee", "skimage", "data/coffee.png", "photographs"),
     ("Cat", "skimage", "data/chelsea.png", "photographs"),
 )
-"""Images inside other packages' wheels, offered where those are installed: caption, package, file, model."""
+"""Example images of other packages, offered if these are installed: caption, package, file, model."""
 
 MAX_FILE = "200mb"
-"""A larger file is not accepted."""
+"""Maximum size of an uploaded file."""
 
 WAITING = 32
-"""Requests that may wait; further ones are refused at once."""
+"""Maximum number of waiting requests; further ones are rejected."""
 
 AT_ONCE = 2
-"""Requests that are worked on side by side."""
+"""Number of requests processed in parallel."""
 
 HOUR = 3600
 
 HERE = Path(__file__).parent
 
 INTRODUCTION = """# refine
-Every pixel gets a class, every countable object its own id. Drop an image, choose the model for what it shows, then
-point at what was found. Images stay on the computer that serves this page and are deleted when you leave."""
+Every pixel gets a class, and every countable object its own id. Drop an image, choose a model that fits it, then
+point at the segments. Images stay on the computer that serves this page and are deleted when you leave."""
 
 
 def serve(models: Models, host: str, port: int, auth: tuple[str, str] | None = None) -> None:
     """Serve the page until interrupted.
 
     Args:
-        models: the models that visitors can choose.
+        models: selectable models.
         host: address to listen on.
         port: TCP port.
-        auth: user name and password that visitors must give; None lets everybody in who reaches the address.
+        auth: required user name and password; None allows everybody who can reach the address.
 
     Raises:
         RefineError: the address cannot be used.
     """
     if auth is None and not is_loopback(host):
         print(
-            f"refine: warning: everybody who reaches {host}:{port} can use this page; --auth USER:PASSWORD asks "
-            f"for a password",
+            f"refine: warning: everybody who can reach {host}:{port} can use this page; give --auth USER:PASSWORD "
+            f"to require a password",
             file=sys.stderr,
         )
     print("starting …", flush=True)
@@ -69,7 +69,7 @@ def serve(models: Models, host: str, port: int, auth: tuple[str, str] | None = N
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when the page is built
         page = build(models, folder)
         launch(page, host, port, auth)
-        print(f"open {page.local_url} in a browser; Ctrl-C ends it", flush=True)
+        print(f"open {page.local_url} in a browser; press Ctrl-C to stop", flush=True)
         try:
             while True:
                 time.sleep(HOUR)
@@ -78,14 +78,14 @@ def serve(models: Models, host: str, port: int, auth: tuple[str, str] | None = N
 
 
 def launch(page: gr.Blocks, host: str, port: int, auth: tuple[str, str] | None = None) -> None:
-    """Start the page in threads of its own; `page.close()` ends it.
+    """Start the page in background threads; `page.close()` stops it.
 
     Raises:
         RefineError: the address cannot be used.
     """
     system = ("system-ui", "sans-serif")
     theme = gr.themes.Default(primary_hue="teal", neutral_hue="slate", font=system, font_mono=("monospace",))
-    # Hints and placeholders of the default theme are too pale to read.
+    # Hints and placeholders of the default theme have too little contrast.
     theme.set(block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300")
     theme.set(body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_300")
     try:
@@ -106,14 +106,14 @@ def launch(page: gr.Blocks, host: str, port: int, auth: tuple[str, str] | None =
             app_kwargs={"middleware": [Middleware(SameHost)]},
         )
     except OSError as error:
-        raise RefineError(f"{host}:{port}: cannot be served; name another --port or --host") from error
+        raise RefineError(f"{host}:{port}: cannot be served; choose another --port or --host") from error
 
 
 def build(models: Models, folder: str | Path) -> gr.Blocks:
     """Build the page without serving it.
 
     Args:
-        models: the models that visitors can choose.
+        models: selectable models.
         folder: folder of uploaded files.
     """
     examples = packaged_images()
@@ -122,7 +122,7 @@ def build(models: Models, folder: str | Path) -> gr.Blocks:
         gr.Markdown(INTRODUCTION)
         with gr.Row():
             with gr.Column(scale=1, min_width=300, elem_id="left"):
-                file = gr.File(label="Image", file_types=["image"], height=130, elem_id="picture")
+                file = gr.File(label="Image", file_types=["image"], height=130, elem_id="image")
                 with gr.Row(elem_id="examples"):
                     buttons = [
                         gr.Button(caption, icon=str(path), size="sm", min_width=90) for caption, path, _ in examples
@@ -132,16 +132,16 @@ def build(models: Models, folder: str | Path) -> gr.Blocks:
                         models.names,
                         value=models.first,
                         label="Model",
-                        info="what the image shows",
+                        info="for the kind of image",
                         elem_id="model",
                     )
-                    method = gr.Dropdown(list(get_args(Method)), label="Rule of fusion", elem_id="method")
-                    score = _threshold("Score threshold", "objects of a lower score are not used")
+                    method = gr.Dropdown(list(get_args(Method)), label="Fusion rule", elem_id="method")
+                    score = _threshold("Score threshold", "minimum score of an object")
                     erase = gr.Checkbox(label="Erase unknown regions", elem_id="erase")
-                    certainty = _threshold("Unknown threshold", "regions of a lower mean confidence become unknown")
+                    certainty = _threshold("Unknown threshold", "minimum mean confidence of a region")
                     with gr.Row(visible=False) as downloads:
                         archive = gr.Button("Save result (zip)", size="sm", min_width=120, elem_id="archive")
-                        picture = gr.Button("Save overlay", size="sm", min_width=120, elem_id="overlay")
+                        drawn = gr.Button("Save overlay", size="sm", min_width=120, elem_id="overlay")
             with gr.Column(scale=3, min_width=300, elem_id="right"):
                 viewer = gr.HTML(
                     html_template=_asset("viewer.html"),
@@ -151,7 +151,7 @@ def build(models: Models, folder: str | Path) -> gr.Blocks:
                     elem_id="viewer",
                 )
         settings: list[Any] = [method, score, erase, certainty]
-        handed = gr.JSON(visible="hidden")
+        download = gr.JSON(visible="hidden")
 
         queue: dict[str, Any] = {
             "concurrency_id": "work",
@@ -161,25 +161,25 @@ def build(models: Models, folder: str | Path) -> gr.Blocks:
         hidden: dict[str, Any] = {**queue, "api_visibility": "private"}
         shown = [viewer, downloads]
         opened: dict[str, Any] = {"fn": actions.open, "inputs": [file, model, *settings], "outputs": shown}
-        suited: dict[str, Any] = {"fn": actions.own_settings, "inputs": model, "outputs": settings}
+        defaults: dict[str, Any] = {"fn": actions.own_settings, "inputs": model, "outputs": settings}
         file.upload(**opened, api_name="open", **queue)
         file.clear(actions.close, None, shown, **hidden)
         for button, (_, path, name) in zip(buttons, examples, strict=True):
-            chosen = button.click(partial(_choose, str(path), name), model, [file, model], **hidden)
-            chosen.then(**suited, **hidden).then(**opened, **hidden)
-        model.input(**suited, **hidden).then(**opened, **hidden)
-        page.load(**suited, **hidden)
+            clicked = button.click(partial(_choose, str(path), name), model, [file, model], **hidden)
+            clicked.then(**defaults, **hidden).then(**opened, **hidden)
+        model.input(**defaults, **hidden).then(**opened, **hidden)
+        page.load(**defaults, **hidden)
         erase.input(lambda on: gr.Slider(visible=on), erase, certainty, **hidden)
         changed = [setting.input for setting in settings]
         gr.on(changed, actions.fuse, settings, shown, api_name="fuse", show_progress="hidden", **queue)
-        for button, action in ((archive, actions.save_archive), (picture, actions.save_overlay)):
-            button.click(action, settings, handed, **hidden).then(None, handed, None, js=_asset("save.js"))
+        for button, action in ((archive, actions.save_archive), (drawn, actions.save_overlay)):
+            button.click(action, settings, download, **hidden).then(None, download, None, js=_asset("save.js"))
         page.unload(actions.leave)
     return page
 
 
 def packaged_images() -> list[tuple[str, Path, str]]:
-    """Those of `EXAMPLES` that are installed: caption, path, model."""
+    """List the installed images of `EXAMPLES`: caption, path, model."""
     found = []
     for caption, package, name, model in EXAMPLES:
         spec = find_spec(package)
@@ -188,9 +188,9 @@ def packaged_images() -> list[tuple[str, Path, str]]:
     return found
 
 
-def _choose(path: str, suited: str, model: str | None) -> tuple[str, str | None]:
-    """An example, and the model for what it shows where that one is shipped."""
-    return path, suited if suited in shipped_models() else model
+def _choose(path: str, fitting: str, model: str | None) -> tuple[str, str | None]:
+    """Return an example image and its model if that one is shipped, else the selected model."""
+    return path, fitting if fitting in shipped_models() else model
 
 
 def _threshold(label: str, info: str) -> gr.Slider:

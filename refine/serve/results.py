@@ -1,4 +1,4 @@
-"""What the page shows and what visitors save: views, overlays and archives."""
+"""Views of results for the browser, and files to download."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ from refine.structures import PanopticResult
 from refine.structures.panoptic import id_to_rgb
 
 VIEW_SIDE = 1600
-"""Longest side of a shown image in pixels; saved files have the image's own size."""
+"""Maximum side of a displayed image in pixels; downloaded files have the size of the original image."""
 
 
 def view(upload: Upload, result: PanopticResult) -> dict[str, Any]:
-    """What the browser needs to show a result.
+    """Return the data with which the browser displays a result.
 
     Args:
-        upload: the visitor's image.
-        result: its panoptic result.
+        upload: uploaded image.
+        result: panoptic result of the image.
 
     Returns:
-        `serial` of the upload; `picture`, `overlay` (JPEG) and `ids` (PNG in COCO's colours, void 0), data URLs of
-        one size, at most `VIEW_SIDE` long; `name`, `model`, `width`, `height` of the image, `seconds` of the
-        network; and `segments`, a mapping each: `id`, `name`, `thing`, `score` (0-1 or None), `area` in pixels
-        of the image, `share` of the image (0-1), `color` as "#rrggbb".
+        `serial` of the upload; data URLs `image` and `overlay` (JPEG) and `ids` (PNG with COCO's encoding, void
+        0), all of one size, at most `VIEW_SIDE` on a side; `name`, `model`, `width` and `height` of the image;
+        `seconds` of the network; and `segments`, each a mapping of `id`, `name`, `thing`, `score` (0-1 or None),
+        `area` in pixels of the image, `share` of the image (0-1), and `color` as "#rrggbb".
     """
     _, height, width = upload.image.shape
     scale = min(1, VIEW_SIDE / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    picture = _to_pil(upload.image).resize(size)
+    image = _to_pil(upload.image).resize(size)
     ids = result.segment_ids.cpu().numpy()
     small = ids[np.arange(size[1]) * height // size[1]][:, np.arange(size[0]) * width // size[0]]
     shown = replace(result, segment_ids=torch.from_numpy(small))
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     return {
         "serial": upload.serial,
         "name": upload.name,
@@ -54,8 +54,8 @@ def view(upload: Upload, result: PanopticResult) -> dict[str, Any]:
         "width": width,
         "height": height,
         "seconds": upload.seconds,
-        "picture": _data_url(picture, "JPEG"),
-        # The page writes the names itself, in letters of a readable size on every screen.
+        "image": _data_url(image, "JPEG"),
+        # The browser writes the names, at a readable size on every screen.
         "overlay": _data_url(_to_pil(overlay(pixels, shown, labels=False)), "JPEG"),
         "ids": _data_url(Image.fromarray(id_to_rgb(small)), "PNG"),
         "segments": [
@@ -74,7 +74,7 @@ def view(upload: Upload, result: PanopticResult) -> dict[str, Any]:
 
 
 def overlay_file(upload: Upload, result: PanopticResult) -> dict[str, str]:
-    """The overlay at the image's own size, JPEG: `name` of the file and its `data` URL."""
+    """Return the overlay at the size of the original image, a JPEG, as `name` of the file and its `data` URL."""
     return {
         "name": f"{Path(upload.name).stem}_overlay.jpg",
         "data": _data_url(_to_pil(overlay(upload.image, result)), "JPEG"),
@@ -82,8 +82,10 @@ def overlay_file(upload: Upload, result: PanopticResult) -> dict[str, str]:
 
 
 def archive_file(upload: Upload, result: PanopticResult) -> dict[str, str]:
-    """What `refine predict` writes, zipped (panoptic.json, panoptic/NAME.png, overlays/NAME.jpg): `name` of
-    the file and its `data` URL."""
+    """Return the files that `refine predict` writes as a zip archive: `name` of the file and its `data` URL.
+
+    The archive holds panoptic.json, panoptic/NAME.png and overlays/NAME.jpg.
+    """
     stem, content = Path(upload.name).stem, io.BytesIO()
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         out = Path(folder)
@@ -96,8 +98,8 @@ def archive_file(upload: Upload, result: PanopticResult) -> dict[str, str]:
     return {"name": f"{stem}_panoptic.zip", "data": _url(content.getvalue(), "application/zip")}
 
 
-def _to_pil(picture: Tensor) -> Image.Image:
-    return Image.fromarray(picture.permute(1, 2, 0).cpu().numpy())
+def _to_pil(image: Tensor) -> Image.Image:
+    return Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
 
 
 def _data_url(image: Image.Image, kind: str) -> str:

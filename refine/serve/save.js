@@ -1,4 +1,4 @@
-// Let the browser save what the page was handed.
+// Download a file, given as its name and data URL.
 (file) => {
   const link = document.createElement("a");
   link.href = file.data;

@@ -1,9 +1,9 @@
-// Shows a result: two images one over the other, and the id of every pixel to find what is pointed at.
+// Displays a result: the overlay above the image, and the segment under the pointer, found by the pixel's id.
 const find = (selector) => element.querySelector(selector);
 const number = new Intl.NumberFormat("en");
 
-let shown = 0; // counts results, so that images of an earlier one that load late are dropped
-let newest = 0; // serial of the last upload, so that an earlier one's result that comes late is dropped
+let shown = 0; // number of results so far; images of an earlier result that load late are ignored
+let newest = 0; // serial of the last upload; a late result of an earlier upload is ignored
 let ids = null; // { width, height, of: Uint32Array, boxes: Map id -> [left, top, right, bottom, sumX, sumY, pixels] }
 let segments = new Map();
 let marked = 0;
@@ -22,7 +22,7 @@ element.addEventListener("click", (event) => {
   mark(pinned, event);
   if (event.target.closest(".stage")) scrollToRow(pinned);
 });
-// The keyboard reaches every segment through its row: the arrows move, Enter and Space pin.
+// Keyboard access to the segments through their rows: arrow keys move, Enter and Space pin.
 element.addEventListener("focusin", (event) => {
   const line = event.target.closest("tbody tr");
   if (line) mark(Number(line.dataset.id));
@@ -57,7 +57,7 @@ function show() {
   segments = new Map();
   if (!value || failed) return;
   segments = new Map(value.segments.map((segment) => [segment.id, segment]));
-  find(".picture").src = value.picture;
+  find(".image").src = value.image;
   find(".overlay").src = value.overlay;
   find(".overlay").style.opacity = opacity / 100;
   find(".fade input").value = opacity;
@@ -126,7 +126,7 @@ function readIds(url, mine) {
   image.src = url;
 }
 
-// Write the names of segments in letters of one size; a name wider or higher than its segment is left out.
+// Write the names of segments at a fixed size; a name wider or higher than its segment is omitted.
 function writeNames() {
   const names = find(".names");
   names.replaceChildren();
@@ -155,9 +155,9 @@ function under(event) {
   return x >= 0 && y >= 0 && x < ids.width && y < ids.height ? ids.of[y * ids.width + x] : 0;
 }
 
-// Paint a segment white at its border and lighter inside, and say what it is beside the pointer.
+// Paint the border of a segment white and its inside translucent, and describe it beside the pointer.
 function mark(id, event) {
-  tell(id, event);
+  showTip(id, event);
   if (id === marked) return;
   marked = id;
   for (const line of element.querySelectorAll("tbody tr")) line.classList.toggle("on", Number(line.dataset.id) === id);
@@ -180,7 +180,7 @@ function mark(id, event) {
   context.putImageData(paint, left, top);
 }
 
-function tell(id, event) {
+function showTip(id, event) {
   const tip = find(".tip");
   const segment = segments.get(id);
   tip.hidden = !segment || !event || !event.target.closest(".stage");

@@ -1,4 +1,4 @@
-"""The sheet of an explanation: what is marked, where arrows point, and that any image and name can be drawn."""
+"""Explanation sheets: marks, directions of arrows, and unusual images and names."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def marked(sheet):
 
 
 def test_sheet_marks_what_differs(raw):
-    """Three columns, the last of them a rule's; nothing is marked where it agrees with the heuristic."""
+    """The last of three columns is the rule's; it is marked only where the rule differs from the heuristic."""
     sheets = [
         explanation_sheet(picture(), told_of(raw, ["heuristic", "soe"], FusionConfig(sigma=sigma), occlusion))
         for sigma in (25.0, 2.5)
@@ -61,7 +61,7 @@ def test_sheet_marks_what_is_erased(erased):
 
 
 def test_arrows_point_from_front_to_back(raw, monkeypatch):
-    """Of the one pair that is asked: 1 lies before 2 by score, 2 before 1 by occlusion."""
+    """The one contested pair: 1 lies in front of 2 by score, 2 in front of 1 by occlusion."""
     drawn = []
     monkeypatch.setattr(module, "_render", lambda rows, size: drawn.extend(rows[1][1:]))
     explanation_sheet(picture(), told_of(raw, ["heuristic", "soe"], occlusion=occlusion))
@@ -73,7 +73,7 @@ def test_arrows_point_from_front_to_back(raw, monkeypatch):
         axes.figure.canvas.draw()
         numbers = {t.get_text(): np.array(t.xy) for t in axes.texts if t.get_text() in ("1", "2")}
         arrows = [t for t in axes.texts if isinstance(t.arrow_patch, FancyArrowPatch)]
-        assert len(numbers) == len(arrows) == 2  # the rim is one, too
+        assert len(numbers) == len(arrows) == 2  # each arrow has a rim, which is an arrow too
         assert len({(t.xyann, t.xy) for t in arrows}) == 1
         ends.append(
             [next(n for n, at in numbers.items() if (at == end).all()) for end in (arrows[0].xyann, arrows[0].xy)]
@@ -101,19 +101,19 @@ def test_odd_sizes_and_equal_masks(size):
 
 
 def test_any_name(raw):
-    """Dollars are not formulas, brackets not markup; letters that the font lacks and long names are no error."""
+    """Names with dollars, brackets or characters missing in the font, and long names, are drawn as text."""
     for name in ("$x", "$\\frac$", "[tumor]", "核", "a" * 10**6):
         categories = Categories([Category(10, name, True, (9, 9, 9)), *list(CATEGORIES)[1:]])
         told = told_of(raw, ["heuristic"], categories=categories)
         assert explanation_sheet(picture(), told).shape[2] == THREE
 
 
-def test_sheet_of_another_image(raw):
+def test_an_image_of_another_size_is_an_error(raw):
     with pytest.raises(ValueError, match=r"image \(6, 17\), explanation \(6, 16\)"):
         explanation_sheet(picture((6, 17)), told_of(raw, ["heuristic"]))
 
 
-def test_points_part():
+def test_points_are_moved_apart():
     points = np.array([[50.0, 50], [50, 50], [52, 51], [200, 50]])
     moved = apart(points, 20)
     distance = np.linalg.norm(moved[:, None] - moved, axis=2) + 1000 * np.eye(4)

@@ -1,4 +1,4 @@
-"""Overlays: what every pixel shows, where names may stand, and which colours classes have."""
+"""Overlays: pixel values, positions of names, and colours of classes."""
 
 import tracemalloc
 
@@ -31,7 +31,7 @@ def _result(ids: np.ndarray, classes: dict[int, int], categories: Categories = C
 
 @pytest.fixture
 def scene() -> tuple[torch.Tensor, PanopticResult]:
-    """Void, two classes of stuff side by side, and two things that touch, on noise."""
+    """Noise image, and a result with void, two adjacent stuff classes and two adjacent things."""
     ids = np.zeros((90, 120), np.int32)
     ids[10:, :60], ids[10:, 60:] = 7, 9
     ids[30:60, 20:50], ids[30:60, 50:70] = 3, 500
@@ -39,8 +39,8 @@ def scene() -> tuple[torch.Tensor, PanopticResult]:
     return image, _result(ids, {3: 1, 500: 1, 7: 2, 9: 3})
 
 
-def test_every_pixel(scene) -> None:
-    """Fills are what they say; only things have an outline, in their colour and on their own pixels."""
+def test_fills_and_outlines(scene) -> None:
+    """Fills have the stated opacity; only things have an outline, in their colour and on their own pixels."""
     image, result = scene
     drawn = overlay(image, result, labels=False, alpha=0.5).permute(1, 2, 0).numpy()
     pixels, ids = image.permute(1, 2, 0).numpy().astype(float), result.segment_ids.numpy()
@@ -69,7 +69,7 @@ def test_bands_leave_no_seam(scene, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_names_hide_no_small_thing() -> None:
-    """Small things lie in the middle of a large one, where its name would stand."""
+    """Small things lie in the middle of a large one, where its name would be written."""
     ids = np.full((300, 400), 1, np.int32)
     ids[100:200, 100:300] = 2
     ids[146:154, 196:204], ids[140:146, 150:156] = 3, 4
@@ -82,13 +82,13 @@ def test_names_hide_no_small_thing() -> None:
         assert changed[ids == number].mean() <= 0.1
 
 
-def test_names_that_touch_the_border_or_do_not_fit() -> None:
+def test_names_at_the_border_or_too_long_for_the_image() -> None:
     for size in ((1, 1), (5, 300), (300, 5), (40, 40)):
         result = _result(np.ones(size, np.int32), {1: 1})
         assert overlay(torch.zeros(3, *size, dtype=torch.uint8), result).shape == (3, *size)
 
 
-def test_names_are_cut() -> None:
+def test_long_names_are_truncated() -> None:
     assert short_name("traffic light") == "traffic light"
     assert short_name("two\nlines") == "two lines"
     assert len(short_name("a" * 10**6)) == MAX_LETTERS
@@ -99,7 +99,7 @@ def test_names_are_cut() -> None:
 
 
 def test_colors_of_classes() -> None:
-    """What the data set states stays; where it states nothing, sky is blue and plants are green."""
+    """Colours of the data set are used; without them, sky is blue and plants are green."""
     entries = [{"id": n, "name": name, "isthing": 0} for n, name in enumerate(("sky", "plants", "gravel"), 1)]
     made_up = Categories.from_json(entries)
     sky, plants, gravel = class_colors(made_up)
@@ -117,7 +117,7 @@ def test_memory() -> None:
     overlay(image, result)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 7 * 2000 * 1500  # 3 of the result and 2 of the map, and what bands and names take
+    assert peak < 7 * 2000 * 1500  # 3 bytes per pixel for the result, 2 for the map, and the bands and names
 
 
 def test_sizes_must_agree(scene) -> None:

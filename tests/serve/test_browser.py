@@ -1,4 +1,4 @@
-"""`refine serve` as a visitor meets it: the command as a process of its own, and Chromium."""
+"""`refine serve` end to end: the command in a separate process, and Chromium."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """Of the page, served by the command until the test ends."""
+    """URL of the page, served by the command until the tests end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -74,10 +74,10 @@ def rows(browser) -> int:
 
 
 def drop(browser, address, path) -> int:
-    """Upload an image; returns the number of segments that the page shows."""
+    """Upload an image; return the number of segments that the page displays."""
     browser.get(address)
     wait = WebDriverWait(browser, 120)
-    wait.until(lambda b: b.find_element(By.CSS_SELECTOR, "#picture input[type=file]")).send_keys(str(path))
+    wait.until(lambda b: b.find_element(By.CSS_SELECTOR, "#image input[type=file]")).send_keys(str(path))
     return wait.until(rows)
 
 
@@ -85,8 +85,8 @@ def test_drop_an_image_and_move_a_threshold(address, browser, cells):
     before = drop(browser, address, cells)
     assert before > 3
     wait = WebDriverWait(browser, 120)
-    wait.until(lambda b: b.find_elements(By.CSS_SELECTOR, "#viewer .names span"))  # names, as large as other text
-    # The keyboard reaches a segment through its row.
+    wait.until(lambda b: b.find_elements(By.CSS_SELECTOR, "#viewer .names span"))  # written by the page
+    # Segments are accessible by keyboard through their rows.
     first = browser.find_element(By.CSS_SELECTOR, "#viewer tbody tr")
     first.send_keys(Keys.ARROW_DOWN)
     assert browser.find_elements(By.CSS_SELECTOR, "#viewer tr.on")[0] != first
@@ -95,8 +95,8 @@ def test_drop_an_image_and_move_a_threshold(address, browser, cells):
     threshold.send_keys("1", Keys.TAB)
     wait.until(lambda b: 0 < rows(b) < before)
     assert rows(browser) == 1  # only the background is left
-    asked = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    urls = [m["params"]["request"]["url"] for m in asked if m["method"] == "Network.requestWillBeSent"]
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
     web = [url for url in urls if url.startswith(("http:", "https:", "ws:", "wss:"))]
     assert web
     assert all(url.startswith(address) for url in web), web
@@ -104,7 +104,7 @@ def test_drop_an_image_and_move_a_threshold(address, browser, cells):
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_accessibility(address, browser, cells, theme):
-    """axe-core finds nothing critical or serious, with a result and with an error on the page."""
+    """axe-core finds no critical or serious violations, with a result or an error on the page."""
     axe = pytest.importorskip("axe_core_python.selenium").Axe()
     address = f"{address}?__theme={theme}"
     drop(browser, address, cells)
@@ -112,7 +112,7 @@ def test_accessibility(address, browser, cells, theme):
     cells.write_bytes(b"no image")
     browser.get(address)
     wait = WebDriverWait(browser, 120)
-    wait.until(lambda b: b.find_element(By.CSS_SELECTOR, "#picture input[type=file]")).send_keys(str(cells))
+    wait.until(lambda b: b.find_element(By.CSS_SELECTOR, "#image input[type=file]")).send_keys(str(cells))
     wait.until(lambda b: "is not an image" in b.find_element(By.CSS_SELECTOR, "#viewer .error").text)
     found += serious(axe.run(browser))
     assert not found, "\n".join(found)

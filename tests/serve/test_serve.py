@@ -1,4 +1,4 @@
-"""The page of `refine serve`: the parts behind it, and the served page itself, without a browser."""
+"""`refine serve` without a browser: its parts, and the running server."""
 
 import base64
 import io
@@ -42,7 +42,7 @@ def models():
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Two parts of a micrograph; the second is narrower."""
+    """Two crops of a micrograph; the second is narrower."""
     mahotas = pytest.importorskip("mahotas")
     whole = Image.open(Path(mahotas.__file__).parent / "demos" / "data" / "nuclear.png")
     folder = tmp_path_factory.mktemp("pictures")
@@ -69,10 +69,10 @@ def test_fusing_again_does_not_run_the_network(models, upload, monkeypatch):
     erased = models.fuse(upload, own.method, replace(own.fusion, unknown_erasing=True, ue_threshold=1.0))
     assert [s for s in before.segments if not s.isthing]
     assert not [s for s in erased.segments if not s.isthing]
-    assert own.fusion.score_threshold == 0.5  # nobody's settings become everybody's
+    assert own.fusion.score_threshold == 0.5  # settings of one session do not leak
 
 
-def test_the_view_says_what_the_pixels_are(models, upload, monkeypatch):
+def test_the_view_describes_the_pixels(models, upload, monkeypatch):
     own = models.predictor("nuclei")
     result = models.fuse(upload, own.method, own.fusion)
     shown = view(upload, result)
@@ -82,9 +82,9 @@ def test_the_view_says_what_the_pixels_are(models, upload, monkeypatch):
     areas = {i: int((ids == i).sum()) for i in np.unique(ids) if i}
     assert {s["id"]: s["area"] for s in shown["segments"]} == areas
     assert {s["name"] for s in shown["segments"]} == {"nucleus", "background"}
-    assert pixels(shown["picture"]).shape == pixels(shown["overlay"]).shape == (480, 640, 3)
+    assert pixels(shown["image"]).shape == pixels(shown["overlay"]).shape == (480, 640, 3)
     json.dumps(shown)
-    # A larger picture is shown smaller; the segments stay those of the picture.
+    # Larger images are displayed smaller; areas remain those of the original image.
     monkeypatch.setattr(refine.serve.results, "VIEW_SIDE", 160)
     small = view(upload, result)
     assert pixels(small["ids"]).shape == pixels(small["overlay"]).shape == (120, 160, 3)
@@ -93,12 +93,12 @@ def test_the_view_says_what_the_pixels_are(models, upload, monkeypatch):
     assert VIEW_SIDE >= 1000
 
 
-def test_files_are_those_of_refine_predict(models, upload, pictures, tmp_path):
+def test_downloads_equal_the_files_of_refine_predict(models, upload, pictures, tmp_path):
     own = models.predictor("nuclei")
     result = models.fuse(upload, own.method, own.fusion)
-    handed = archive_file(upload, result)
-    assert handed["name"] == "left_panoptic.zip"
-    with zipfile.ZipFile(io.BytesIO(decoded(handed["data"]))) as archive:
+    download = archive_file(upload, result)
+    assert download["name"] == "left_panoptic.zip"
+    with zipfile.ZipFile(io.BytesIO(decoded(download["data"]))) as archive:
         archive.extractall(tmp_path / "page")
     assert (
         main(
@@ -127,7 +127,7 @@ def test_files_are_those_of_refine_predict(models, upload, pictures, tmp_path):
     assert pixels(overlay_file(upload, result)["data"]).shape == (480, 640, 3)
 
 
-def test_what_cannot_be_done_is_told_without_folders(models, upload, pictures, tmp_path, monkeypatch):
+def test_errors_do_not_name_folders(models, upload, pictures, tmp_path, monkeypatch):
     text = tmp_path / "notes.png"
     text.write_text("no image")
     with pytest.raises(RefineError, match=r"^notes\.png: is not an image"):
@@ -141,7 +141,7 @@ def test_what_cannot_be_done_is_told_without_folders(models, upload, pictures, t
     assert MAX_PIXELS > 1000
 
 
-def test_without_gradio_one_line_says_what_to_install(monkeypatch, capsys):
+def test_without_gradio_the_error_names_the_extra(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["serve"]) == 1
@@ -150,16 +150,16 @@ def test_without_gradio_one_line_says_what_to_install(monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def served(models, tmp_path_factory):
-    """The page on a free port, and the addresses outside this machine that anything here called."""
+    """URL of the running page, and the addresses outside this machine that were connected to."""
     pytest.importorskip("gradio", reason="the page needs Gradio (extra `serve`)")
     from refine.serve.page import build, launch
 
-    strangers = []
+    external = []
     connect = socket.socket.connect
 
     def watched(self, address):
         if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1", "localhost"):
-            strangers.append(address)
+            external.append(address)
         return connect(self, address)
 
     with pytest.MonkeyPatch.context() as patch, socket.socket() as probe:
@@ -169,7 +169,7 @@ def served(models, tmp_path_factory):
         probe.close()
         page = build(models, tmp_path_factory.mktemp("uploads"))
         launch(page, "127.0.0.1", port)
-        yield page.local_url, strangers
+        yield page.local_url, external
         page.close()
 
 
@@ -188,7 +188,7 @@ def opened(client, path: Path):
     return client.predict(handle_file(str(path)), "nuclei", *SETTINGS, api_name="/open")
 
 
-def test_visitors_do_not_mix(served, pictures):
+def test_sessions_are_separate(served, pictures):
     clients = [visitor(served) for _ in pictures]
     with ThreadPoolExecutor() as pool:
         first = list(pool.map(opened, clients, pictures))
@@ -200,30 +200,30 @@ def test_visitors_do_not_mix(served, pictures):
         assert 0 < len(after["segments"]) < len(before["segments"])
 
 
-def test_errors_stand_on_the_page(served, pictures, tmp_path):
+def test_errors_are_displayed_on_the_page(served, pictures, tmp_path):
     client = visitor(served)
     bad = tmp_path / "bad.png"
     bad.write_bytes(pictures[0].read_bytes()[:400])
-    told = opened(client, bad)["error"]
-    assert told.startswith("bad.png: is damaged")
+    error = opened(client, bad)["error"]
+    assert error.startswith("bad.png: is damaged")
     opened(client, pictures[1])
-    told = client.predict("srm", 0.5, False, 0.5, api_name="/fuse")["error"]
-    assert "no ranking head" in told
+    error = client.predict("srm", 0.5, False, 0.5, api_name="/fuse")["error"]
+    assert "no ranking head" in error
     again = client.predict(*SETTINGS, api_name="/fuse")
     assert again["name"] == "right.png"
 
 
-def test_nothing_calls_home(served):
+def test_no_external_connections(served):
     import httpx
 
-    url, strangers = served
+    url, external = served
     page = httpx.get(url).text
     assert "refine" in page
     assert not [tag for tag in ("fonts.googleapis", "cdn.") if tag in page]
-    assert not strangers
+    assert not external
 
 
-def test_addresses_that_cannot_be_served(models, served, tmp_path):
+def test_an_address_in_use_is_reported(models, served, tmp_path):
     from refine.serve.page import build, launch
 
     host, port = served[0].rstrip("/").rsplit("/", 1)[1].split(":")
@@ -231,7 +231,7 @@ def test_addresses_that_cannot_be_served(models, served, tmp_path):
         launch(build(models, tmp_path), host, int(port))
 
 
-def test_examples_are_images_at_hand_with_a_model_that_knows_them(monkeypatch):
+def test_examples_are_installed_images_with_a_fitting_model(monkeypatch):
     pytest.importorskip("gradio")
     from refine.serve import page
 
@@ -256,7 +256,7 @@ def test_uploads_are_kept_by_bytes_and_their_files_deleted(tmp_path, upload):
     assert upload.nbytes > 9 * 640 * 480  # image, classes and confidences
     first, second = put("first"), put("second")
     assert uploads.get("first") is not None
-    third = put("third")  # the second was unused for longest
+    third = put("third")  # the second is least recently used
     assert uploads.get("second") is None
     assert [path.exists() for path in (first, second, third)] == [True, False, True]
     uploads.put("first", replace(upload, path=first))  # the same file under another model
@@ -265,7 +265,7 @@ def test_uploads_are_kept_by_bytes_and_their_files_deleted(tmp_path, upload):
     assert not first.exists()
     uploads.put("same", replace(upload, path=third))
     uploads.drop("third")
-    assert third.exists()  # another visitor uploaded the same
+    assert third.exists()  # another session uploaded the same file
     copy = tmp_path / "copy.png"
     copy.write_bytes(b"an example")
     for path in (example, copy):
@@ -277,15 +277,15 @@ def test_uploads_are_kept_by_bytes_and_their_files_deleted(tmp_path, upload):
     assert alone.get("a") is upload
 
 
-def test_a_busy_network_is_said_after_a_while(models, pictures, monkeypatch):
+def test_a_busy_network_is_reported_after_a_timeout(models, pictures, monkeypatch):
     monkeypatch.setattr(refine.serve.models, "PATIENCE", 0.01)
     with models._turn(), pytest.raises(RefineError, match="busy"):
         models.predict(pictures[0], "nuclei")
     assert isinstance(models.predict(pictures[0], "nuclei"), Upload)
 
 
-def test_a_huge_image_is_refused_from_its_header(models, tmp_path, monkeypatch):
-    """40 million pixels of one colour are a file of some kilobytes."""
+def test_a_huge_image_is_rejected_by_its_header(models, tmp_path, monkeypatch):
+    """A file of a few kilobytes may hold 48 million pixels of one colour."""
     path = tmp_path / "flat.png"
     Image.new("L", (8000, 6000)).save(path)
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
@@ -307,7 +307,7 @@ def test_a_huge_image_is_refused_from_its_header(models, tmp_path, monkeypatch):
         ("", False),
     ],
 )
-def test_names_of_this_computer(host, local):
+def test_local_host_names(host, local):
     assert is_local_name(host) is local
 
 
@@ -317,7 +317,7 @@ def test_loopback():
     ]  # fmt: skip
 
 
-def test_foreign_hosts_and_origins_are_refused(served):
+def test_foreign_hosts_and_origins_are_rejected(served):
     import httpx
 
     url, _ = served
@@ -328,7 +328,7 @@ def test_foreign_hosts_and_origins_are_refused(served):
     assert httpx.get(url, headers={"Origin": own}).status_code == 200
 
 
-def test_open_to_others_without_a_password_warns(monkeypatch, capsys):
+def test_a_public_page_without_a_password_warns(monkeypatch, capsys):
     page = pytest.importorskip("refine.serve.page")
     monkeypatch.setattr(page, "launch", lambda *_: (_ for _ in ()).throw(RefineError("stop")))
     for host, auth, warned in (("0.0.0.0", None, True), ("0.0.0.0", ("a", "b"), False), ("127.0.0.1", None, False)):
@@ -337,13 +337,13 @@ def test_open_to_others_without_a_password_warns(monkeypatch, capsys):
         assert ("warning" in capsys.readouterr().err) is warned
 
 
-def test_passwords_are_names_and_words(capsys):
+def test_invalid_passwords_are_reported(capsys):
     for odd in ("name", "name:", ":word"):
         assert main(["serve", "--auth", odd]) == 1
         assert "--auth: expected USER:PASSWORD" in capsys.readouterr().err
 
 
-def test_a_model_offers_the_rules_that_it_can_answer(models):
+def test_only_rules_whose_heads_the_model_has_are_offered(models):
     actions = pytest.importorskip("refine.serve.actions")
     method, *_ = actions.Actions(models, "uploads").own_settings("nuclei")
     assert [name for name, _ in method.choices] == ["heuristic", "shr"]
