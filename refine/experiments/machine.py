@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""Description of the machine on which figures were measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Processor, cores, GPU, versions, commit of the code (with "+" if changed since) and date."""
+    """Return processor, cores, GPU, versions, commit of the code (with "+" if modified since) and date."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -27,7 +27,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 
 def name_machine(machine: dict[str, Any]) -> str:
-    """Of `describe_machine`, in words: the GPU, or the processor and how many threads of it."""
+    """Summarise `describe_machine`: name of the GPU, or of the processor with its number of threads."""
     cores = f"{machine['threads']} of {machine['cores']} cores"
     return machine["gpu"] or f"{machine['processor']}, {cores}"
 
@@ -42,7 +42,7 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """Of the checkout that the package lies in; None for an installed package."""
+    """Return the commit of the checkout that holds the package; None for an installed package."""
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty=+", "--exclude=*"],

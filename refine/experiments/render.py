@@ -1,4 +1,4 @@
-"""A table's results as Markdown, JSON and a picture with error bars."""
+"""Results of a table as Markdown, JSON and a bar chart with error bars."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from refine.experiments.tables import Table
 from refine.files import write_bytes, write_json, write_text
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
-"""By row: one result per seed."""
+"""By row, one result per seed."""
 
 
 def write_table(table: Table, results: Results, path: Path, command: str, notes: Sequence[str] = ()) -> str:
     """Write PATH.md, PATH.json and PATH.png.
 
     Args:
-        table: its title, columns and rows.
-        results: of `run_table`; rows may lack seeds.
-        path: without a suffix.
-        command: that makes the table, to be written beside it.
-        notes: lines of Markdown that follow.
+        table: title, columns and rows.
+        results: results of `run_table`; seeds may be missing.
+        path: output path without a suffix.
+        command: command that produced the results, written below the table.
+        notes: further lines of Markdown.
 
     Returns:
-        The Markdown.
+        Markdown text.
     """
     text = (
         "\n".join([to_markdown(table, results, command), *notes, ""])
@@ -44,7 +44,7 @@ def write_table(table: Table, results: Results, path: Path, command: str, notes:
 
 
 def to_markdown(table: Table, results: Results, command: str) -> str:
-    """Mean ± standard deviation over the seeds, in percent; Δ is the paired difference to the reference."""
+    """Render mean ± standard deviation over the seeds, in percent, and the paired differences to the reference."""
     metric = table.metrics[0]
     lines = [
         f"### {table.title}",
@@ -70,8 +70,8 @@ def to_markdown(table: Table, results: Results, command: str) -> str:
             "",
             f"{some['images']} validation images; {name_machine(machine)}; torch {machine['torch']}, commit "
             f"{machine['commit']}, {machine['date']}. In percent, mean ± standard deviation over the seeds; "
-            f"Δ is the mean of the differences to {reference!r}, seed by seed; 95% of its bootstrapped values "
-            f"(images and seeds drawn anew) lie in the interval. Minutes are those of one training.",
+            f"Δ is the mean paired difference to {reference!r} over the seeds, with its 95% bootstrap interval "
+            f"(resampled images and seeds). Minutes are those of one training run.",
         ]
     return "\n".join(lines) + "\n"
 
@@ -87,8 +87,8 @@ def _interval(runs: Sequence[Mapping], reference: Sequence[Mapping], metric: str
     pairs = [(r["counts"], base[r["seed"]]) for r in runs if "counts" in r and r["seed"] in base]
     if not pairs:
         return "–"
-    ours, theirs = ([read_counts(path) for path in paths] for paths in zip(*pairs, strict=True))
-    interval = paired_interval(ours, theirs, metric)
+    own, other = ([read_counts(path) for path in paths] for paths in zip(*pairs, strict=True))
+    interval = paired_interval(own, other, metric)
     return "–" if interval is None else f"{100 * interval[0]:+.1f} … {100 * interval[1]:+.1f}"
 
 
@@ -105,7 +105,7 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def _plot(table: Table, results: Results, path: Path) -> None:
-    """Bars of the first metric with the standard deviation, and a dot per seed."""
+    """Plot bars of the first metric with the standard deviation, and a dot per seed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,10 +1,10 @@
-"""Tables of the paper, re-run on any data: train the rows, measure them, render what is known so far.
+"""Reproduction of the paper's tables on any data: training and evaluation of the rows.
 
     table = load_table("table4")
     run_table(table, "configs/scenes.yaml", "runs/tables", seeds=3)
 
-A table is a small YAML file in refine/experiments. Rows that need the same model share one, over all tables
-of an output folder; whatever is there already is used, and a run that was stopped goes on.
+A table is a small YAML file in refine/experiments. Rows that need the same model share it, across all tables of an
+output folder. Existing models and results are reused, and stopped runs are resumed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from refine.training.run_folder import last_checkpoint
 from refine.training.train import train
 
 IRRELEVANT = ("out", "eval", "log", "workers", "threads", "device")
-"""Parts of a config that do not change the trained weights."""
+"""Config sections that do not affect the trained weights."""
 
 
 def run_table(
@@ -48,22 +48,22 @@ def run_table(
     overrides: Sequence[str] = (),
     minutes: float | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Train and measure what is not there yet, seed by seed.
+    """Train and evaluate what is missing, seed by seed.
 
     Args:
-        table: what to run.
-        base: YAML of the run that rows change, or a folder of such if rows name theirs.
-        out: folder of models/ and results, which all processes under torchrun see.
-        seeds: of the runs.
-        overrides: changes of the base, such as "--device=cuda".
-        minutes: begin nothing more when they are over; what was begun goes on next time.
+        table: table to run.
+        base: YAML of the run that rows modify, or a folder of such files if the rows name theirs.
+        out: folder of models/ and results, visible to all processes under torchrun.
+        seeds: seeds of the runs.
+        overrides: overrides of the base, such as "--device=cuda".
+        minutes: time after which to stop; an unfinished run is resumed by the next call.
 
     Returns:
-        By row: one result per finished seed, in the order of the seeds; `counts` is a file of
+        By row, one result per finished seed, in the order of the seeds; `counts` is the path of a file of
         `refine.evaluation.interval.Counts`.
 
     Raises:
-        RefineError: a config that cannot be used, or a run that fails.
+        RefineError: a config is invalid, or a run fails.
     """
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     plans = {seed: _configs(table, base, Path(out), seed, overrides) for seed in seeds}
@@ -75,7 +75,7 @@ def run_table(
 
 
 Plan = list[tuple[Row, RunConfig]]
-"""Each row of a table, its start first, with the run whose model it uses."""
+"""Rows of a table, its start first, each with the config of the run whose model it uses."""
 
 
 def _fill(
@@ -85,17 +85,17 @@ def _fill(
     deadline: float | None,
     group: Processes,
 ) -> None:
-    """Add what is known or can be found out in time to the results."""
+    """Add the existing results, and those that can be computed before the deadline."""
     ap = any(name.startswith("AP_") for name in table.metrics)
     over = False
     for seed, plan in plans.items():
         for row, config in plan:
             if config.data.val is None:
-                raise RefineError("data.val: is not given; a table needs data to measure on")
+                raise RefineError("data.val is missing; a table needs validation data")
             if not over and not _finished(config):
-                # A table measures every row itself, with the row's own rule of fusion.
+                # Without validation during training: `_measure` evaluates each row with its own fusion rule.
                 train(replace(config, data=replace(config.data, val=None)), resume=True, deadline=deadline)
-                over = not _finished(config)  # in time, or by a signal
+                over = not _finished(config)  # stopped by the deadline or a signal
             if row is not table.start:
                 path = _result_path(row, config, ap)
                 if not over and _finished(config) and not path.is_file():
@@ -108,7 +108,7 @@ def _fill(
 
 
 def _configs(table: Table, base: str | Path, out: Path, seed: int, overrides: Sequence[str]) -> Plan:
-    """The plan of one seed."""
+    """Return the rows of one seed with their configs."""
     configs: dict[str, RunConfig] = {}
     folders: dict[str, Path] = {}
     rows = table.rows if table.start is None else [table.start, *table.rows]
@@ -128,7 +128,7 @@ def _configs(table: Table, base: str | Path, out: Path, seed: int, overrides: Se
 
 
 def _set_schedule(row: Row, config: RunConfig) -> None:
-    """Updates, milestones, warm-up and rate of a row."""
+    """Set the number of updates, milestones, warm-up and learning rate of a row."""
     optim = config.optim
     optim.lr *= row.rate
     if row.epochs is not None:
@@ -153,9 +153,13 @@ def _find(row: Row, base: Path) -> Path:
 
 
 def _digest(config: RunConfig, start: str | None) -> str:
-    """Short name of what decides the weights, but for the seed; `start` is that of the model begun with.
+    """Return a digest of everything that determines the weights except the seed.
 
-    Defaults are left out, so that the name stays when fields are added to configs.
+    Fields with default values are ignored, so that the digest does not change when fields are added to configs.
+
+    Args:
+        config: config of the run.
+        start: digest of the model that the run starts from, or None.
     """
     values = _changed(to_mapping(config), to_mapping(RunConfig()))
     for name in (*IRRELEVANT, "seed", "init"):
@@ -165,7 +169,7 @@ def _digest(config: RunConfig, start: str | None) -> str:
 
 
 def _changed(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """What differs from the defaults, part by part."""
+    """Return the values that differ from the defaults, recursively."""
     changed = {}
     for name, value in values.items():
         default = defaults.get(name)
@@ -188,14 +192,14 @@ def _finished(config: RunConfig) -> bool:
 
 
 def _result_path(row: Row, config: RunConfig, average_precision: bool) -> Path:
-    """Where one row's result lies; the counts of each image lie beside it, as .npz."""
+    """Return the path of a row's result; the counts per image are stored beside it as .npz."""
     values = to_mapping(config)
     key = _short([row.method, row.fusion, values["eval"], values["data"]["val"], average_precision])
     return Path(config.out) / "results" / f"{key}.json"
 
 
 def _measure(rows: Sequence[Row], config: RunConfig, seed: int, average_precision: bool, group: Processes) -> None:
-    """Evaluate a model on `data.val` by the rules of some rows, and write what each gives."""
+    """Evaluate a model on `data.val` under the fusion rules of some rows, and write the results."""
     last = last_checkpoint(config.out)
     assert last is not None
     assert config.data.val is not None
@@ -246,7 +250,7 @@ def _write_results(
 
 
 def _training_minutes(out: Path) -> float:
-    """Seconds that updates took, by the run's own log."""
+    """Return the minutes that the updates of a run took, according to its log."""
     seconds, before = 0.0, 0
     for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines():
         entry: Mapping[str, Any] = json.loads(line)

@@ -1,4 +1,4 @@
-"""Where a forward pass spends its time and arithmetic, stage by stage: the spans of `refine.modeling.spans`."""
+"""Time and FLOPs per stage of a forward pass, where stages are the spans of `refine.modeling.spans`."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _EXIT = torch.ops.profiler._record_function_exit._RecordFunction
 
 @contextmanager
 def time_stages() -> Iterator[dict[str, float]]:
-    """Record the seconds of every stage that runs inside the context, in any thread.
+    """Time all stages that run inside the context, in any thread.
 
     Yields:
-        Seconds by stage in the order of their first run, filled when the context ends: wall time on a CPU, time of
-        the kernels on a GPU.
+        Seconds by stage, in the order of their first run, filled when the context ends: wall time on a CPU, kernel
+        time on a GPU.
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler has nothing to say on stderr
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # no messages of the profiler on stderr
     on_gpu = torch.cuda.is_initialized()
     seconds: dict[str, float] = {}
     with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu) as profiler:
@@ -45,13 +45,13 @@ def time_stages() -> Iterator[dict[str, float]]:
 
 @contextmanager
 def count_stages() -> Iterator[dict[str, int]]:
-    """Count the floating-point operations of every stage that runs inside the context, in this thread.
+    """Count the floating-point operations of all stages that run inside the context, in this thread.
 
-    Convolutions and matrix products count, two operations per multiply-add, as `FlopCounterMode` has it; the
-    profiler's own count takes elementwise operations for more.
+    As in `FlopCounterMode`, only convolutions and matrix products count, with two operations per multiply-add; the
+    profiler's own count includes elementwise operations.
 
     Yields:
-        Operations by stage in the order of their first run, filled while the context is open.
+        Operations by stage, in the order of their first run, updated while the context is open.
     """
     flops: dict[str, int] = defaultdict(int)
     with FlopCounterMode(display=False) as counter, _Spans(counter, flops):
@@ -60,14 +60,14 @@ def count_stages() -> Iterator[dict[str, int]]:
 
 @dataclass
 class _Spans(TorchDispatchMode):
-    """Adds what is counted inside each span to the total of its name."""
+    """Dispatch mode that adds the operations counted inside each span to the total of its name."""
 
     counter: FlopCounterMode
     flops: dict[str, int]
 
     def __post_init__(self) -> None:
         super().__init__()
-        self._open: list[tuple[str, int]] = []  # name, and operations before it
+        self._open: list[tuple[str, int]] = []  # name, and operations counted before the span
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is _ENTER:

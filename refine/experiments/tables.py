@@ -1,4 +1,4 @@
-"""The paper's tables as rows of models and rules of fusion, read from small YAML files."""
+"""Tables of the paper as rows of models and fusion rules, read from small YAML files."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from refine.fusion import Method
 EXPERIMENTS = Path(__file__).parent
 
 SECOND_STAGE_EPOCHS = 3
-"""Of the occlusion head on the frozen network [BCC]."""
+"""Epochs for which the occlusion head is trained on the frozen network [BCC]."""
 
 
 @dataclass
 class Row:
-    """One line of a table.
+    """One row of a table.
 
     Attributes:
-        name: unique in the table.
-        config: name of a config in the folder that the table is made for; None takes the table's one config.
-        train: dotted fields of the config that this row changes; None trains nothing.
-        of: row whose model it starts from (the table's `start` if None), or, where it trains nothing, whose
+        name: unique name in the table.
+        config: name of a config in the folder given for the table; None stands for the one config given.
+        train: overrides of config fields by dotted name; None trains nothing.
+        of: row whose model this row starts from (None stands for the table's `start`) or, without training, whose
             model it uses.
-        fresh: it starts from what the config begins with, not from the table's `start`.
-        steps: share of the base's updates.
-        epochs: passes over the training data in place of `steps`; the rate falls after each ("steps").
-        rate: share of the base's learning rate.
-        method: rule of fusion.
-        fusion: fields of the fusion's thresholds that it changes.
+        fresh: whether to start from the config's initial weights instead of the table's `start`.
+        steps: number of updates as a fraction of the config's.
+        epochs: number of epochs instead of `steps`; the learning rate falls after each ("steps").
+        rate: learning rate as a fraction of the config's.
+        method: fusion rule.
+        fusion: overrides of fusion thresholds.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Row:
     fusion: dict[str, Any] = field(default_factory=dict)
 
     def overrides(self) -> list[str]:
-        """`train` as words of a command line; words in a Literal field stay without quotes."""
+        """Return `train` as command-line arguments; strings are not quoted."""
         return [
             f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
             for name, value in (self.train or {}).items()
@@ -62,12 +62,12 @@ class Table:
     """One table of the paper.
 
     Attributes:
-        title: what it shows.
-        metrics: columns, of `Evaluation.metrics`.
-        rows: its lines.
-        start: model that rows begin with, trained but not shown; if None, what the config begins with.
-        reference: row that the others are compared with; the first one if None.
-        fusion: fields of the fusion's thresholds that all rows change, whatever the config says.
+        title: title of the table.
+        metrics: columns, named as in `Evaluation.metrics`.
+        rows: rows of the table.
+        start: model that rows start from, trained but not shown; None stands for the config's initial weights.
+        reference: row that the others are compared with; None stands for the first one.
+        fusion: overrides of fusion thresholds for all rows.
     """
 
     title: str
@@ -79,10 +79,10 @@ class Table:
 
 
 def load_table(name: str | Path) -> Table:
-    """Read `refine/experiments/NAME.yaml`, or a file of one's own.
+    """Read `refine/experiments/NAME.yaml`, or another YAML file.
 
     Raises:
-        RefineError: no such table, or a broken one.
+        RefineError: the table does not exist or is invalid.
     """
     path = next((p for p in (EXPERIMENTS / f"{name}.yaml", Path(name)) if p.is_file()), None)
     if path is None:
@@ -93,7 +93,7 @@ def load_table(name: str | Path) -> Table:
     except yaml.YAMLError as error:
         raise RefineError(f"{path}: is not YAML ({' '.join(str(error).split())}); correct it") from error
     if not isinstance(content, dict):
-        raise RefineError(f"{path}: is no mapping; give title, metrics and rows")
+        raise RefineError(f"{path}: is not a mapping; give title, metrics and rows")
     table = from_mapping(Table, content, str(path))
     if table.reference not in (None, *(row.name for row in table.rows)):
         raise RefineError(f"{path}: reference: no row {table.reference!r}; name one of the rows")
@@ -110,9 +110,9 @@ def load_table(name: str | Path) -> Table:
 
 
 def paper_schedule(table: Table) -> Table:
-    """The table trained as the paper trains: no common start, each row for all updates of its config.
+    """Return the table with the paper's schedule: no shared start, and all updates of the config for each row.
 
-    Second stages (rows that train some parameters only) take three epochs at the config's whole rate.
+    Second stages (rows that train some parameters only) take three epochs at the config's learning rate.
     """
     rows = []
     for row in table.rows:
@@ -122,12 +122,12 @@ def paper_schedule(table: Table) -> Table:
 
 
 def only(table: Table, names: Sequence[str]) -> Table:
-    """The table with these rows, and those whose models they need, in its own order.
+    """Return the table with these rows and the rows whose models they need, in the order of the table.
 
-    If the row that others are compared with is not among them, the first one takes its place.
+    If the reference row is not among them, the first row becomes the reference.
 
     Raises:
-        RefineError: a name that no row has.
+        RefineError: no row has one of the names.
     """
     rows = {row.name: row for row in table.rows}
     wanted: set[str] = set()

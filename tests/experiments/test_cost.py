@@ -1,4 +1,4 @@
-"""Arithmetic and time of a network, stage by stage."""
+"""FLOPs and time of a network per stage."""
 
 from dataclasses import replace
 
@@ -55,7 +55,7 @@ def test_stages_add_up_to_the_whole(iterations, shared):
     assert masks == (["masks"] if iterations == 0 else ["masks 1", "masks 2"])
 
 
-def test_heads_that_fusion_asks_are_stages():
+def test_fusion_heads_are_stages():
     config = replace(tiny(0), occlusion=OcclusionConfig(conv_channels=8, fc_channels=8), ranking=True)
     saved = SavedModel(random_model(config, 3, 5), CATEGORIES, test_size=SIZE)
     predictor = Predictor(saved, fusion={"score_threshold": 0.0, "pair_overlap": 0.0})
@@ -82,7 +82,7 @@ def test_deformable_convolutions_count_as_convolutions():
     assert deformable.gflops - plain.gflops == pytest.approx(offsets / 1e9)
 
 
-def test_iterations_are_stages_of_their_own_in_the_order_of_the_forward_pass():
+def test_iterations_are_separate_stages_in_forward_order():
     model = random_model(tiny(2), 3, 5)
     with time_stages() as stages:
         for _ in range(2):
@@ -91,7 +91,7 @@ def test_iterations_are_stages_of_their_own_in_the_order_of_the_forward_pass():
     assert list(stages) == [*before, "masks 1", "semantics 1", "masks 2", "semantics 2"]
 
 
-def test_spans_of_torch_are_no_stages():
+def test_spans_of_torch_are_not_stages():
     x = torch.ones(8, 8)
     with count_stages() as flops, time_stages() as seconds, record_function("of torch"):
         with span("outer"), record_function("inner"):

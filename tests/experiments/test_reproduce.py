@@ -1,4 +1,4 @@
-"""Tables of the paper on a dozen pictures: rows share models, what is there is used, figures are right."""
+"""Tables on a dozen images: shared models, reuse of results, resumption, and rendering."""
 
 import json
 import subprocess
@@ -39,7 +39,7 @@ def base(tmp_path):
     return tmp_path / "base.json"
 
 
-def test_rows_share_models_and_nothing_is_done_twice(base, tmp_path):
+def test_rows_share_models_and_results_are_reused(base, tmp_path):
     results = run_table(load_table("table3"), base, tmp_path / "out", seeds=[3], overrides=SMALL)
     assert all(len(runs) == 1 and runs[0]["seed"] == 3 for runs in results.values())
     # Four trainings for six rows: the start, T = 0, T = 3, and the occlusion head on the frozen T = 3.
@@ -77,7 +77,7 @@ def test_other_validation_data_needs_no_other_training(base, tmp_path):
     assert len(list((model / "seed0/results").glob("*.json"))) == 2
 
 
-def test_shares_of_updates_and_rate(base, tmp_path):
+def test_fractions_of_updates_and_learning_rate(base, tmp_path):
     rows = [Row("a", train={}), Row("b", train={}, steps=0.5, rate=0.25)]
     run_table(Table("two", ["PQ"], rows), base, tmp_path / "out", seeds=[0], overrides=SMALL)
     folders = [last_checkpoint(path) for path in (tmp_path / "out/models").glob("*/seed0")]
@@ -139,7 +139,7 @@ def test_two_processes_make_a_table_together(base, tmp_path):
     assert all(0 <= run["metrics"]["AP_box"] <= 1 for runs in rows.values() for run in runs)
 
 
-def test_budget_stops_and_the_next_call_goes_on(base, tmp_path):
+def test_the_budget_stops_and_the_next_call_resumes(base, tmp_path):
     table = Table("two", ["PQ"], [Row("a", train={"seed": 0})])
     words = ["--optim.max_steps=6"]
     assert run_table(table, base, tmp_path / "out", seeds=[0], overrides=words, minutes=0) == {"a": []}
@@ -154,7 +154,7 @@ def test_budget_stops_and_the_next_call_goes_on(base, tmp_path):
     assert known == {"b": [], "a": results["a"]}
 
 
-def test_a_table_goes_on_where_its_folder_was_carried(base, tmp_path, monkeypatch):
+def test_a_moved_output_folder_is_resumed(base, tmp_path, monkeypatch):
     table = Table("two", ["PQ"], [Row("a", train={"optim.lr": 0.001})], start=Row("start", train={}))
     whole = run_table(table, base, tmp_path / "whole", seeds=[0], overrides=SMALL)
     place = tmp_path / "0"
@@ -214,7 +214,7 @@ def test_every_table_can_be_read_and_every_row_configured(name, base):
 
 
 @pytest.mark.parametrize("name", ["exchange", "ibpp", "rules", "settings", "table3", "table4", "table5", "table6"])
-def test_unknown_erasing_is_on_in_the_rows_that_say_so_alone(name, tmp_path):
+def test_unknown_erasing_is_on_only_in_rows_that_set_it(name, tmp_path):
     base = CONFIGS / "coco/refine_r50_gn.yaml"  # which has it on
     plan = _configs(load_table(name), base, tmp_path, 0, [])
     assert plan[0][1].eval.fusion.unknown_erasing
@@ -224,7 +224,7 @@ def test_unknown_erasing_is_on_in_the_rows_that_say_so_alone(name, tmp_path):
 
 
 def test_the_papers_schedule_on_coco(tmp_path, monkeypatch):
-    """180k updates of everything, then three epochs of the heads, as in configs/coco/occlusion_stage.yaml."""
+    """180k updates of the whole network, then three epochs of the heads as in configs/coco/occlusion_stage.yaml."""
     monkeypatch.setattr("refine.experiments.reproduce.build_dataset", lambda *_: range(118_287))
     words = ["--config", str(CONFIGS / "coco/occlusion_stage.yaml")]
     stage = load_run(CONFIGS / "coco/refine_r50_gn.yaml", words).optim
@@ -252,17 +252,17 @@ def test_the_papers_schedule_on_coco(tmp_path, monkeypatch):
         ("title: t\nmetrics: [PQ]\nrows: [{nam: a}]", "nam"),
         ("title: t\nmetrics: [PQ]\nrows: [3]", r"rows\[0\]: expected a mapping, got 3"),
         ("[1, 2", "is not YAML"),
-        ("- 1", "is no mapping"),
+        ("- 1", "is not a mapping"),
     ],
 )
-def test_broken_tables_are_refused(tmp_path, text, words):
+def test_invalid_tables_are_rejected(tmp_path, text, words):
     (tmp_path / "t.yaml").write_text(text)
     with pytest.raises(RefineError, match=words) as error:
         load_table(tmp_path / "t.yaml")
     assert "t.yaml" in str(error.value)
 
 
-def test_some_rows_bring_those_that_they_need():
+def test_selected_rows_include_the_rows_they_need():
     table = load_table("table3")
     part = only(table, ["+ UE", "baseline + UE"])
     names = ["baseline (T = 0)", "+ IBPP (T = 3)", "+ SOE", "+ UE", "baseline + UE"]
@@ -280,7 +280,7 @@ def test_unknown_tables_and_missing_validation_data(base, tmp_path):
     known = "exchange, ibpp, rules, settings, table1, table2"
     with pytest.raises(RefineError, match=f"no such table; give a file, or one of {known}"):
         load_table("table9")
-    with pytest.raises(RefineError, match=r"data\.val: is not given"):
+    with pytest.raises(RefineError, match=r"data\.val is missing"):
         run_table(
             Table("t", ["PQ"], [Row("a", train={"data.val": None})]),
             base,

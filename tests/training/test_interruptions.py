@@ -143,7 +143,7 @@ def test_terminal_lines_fit_80_characters(config: RunConfig) -> None:
     line = one_line("step 180000 ", values)
     assert len(line) <= 80
     assert line.startswith(f"step 180000 loss {values['loss']:.4g} lr ")
-    assert " img/s rpn " in line
+    assert " rpn " in line
     assert " sem " in line
     many = dict.fromkeys((f"loss_{name}_1" for name in "abcdefghijklmnop"), 0.123) | values
     assert len(one_line("step 180000 ", many)) <= 80
