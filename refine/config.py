@@ -6,17 +6,21 @@ import dataclasses
 import re
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from refine.bounds import check_bounds
-from refine.errors import RefineError
+from refine.errors import RefineError, shown
+from refine.files import read_bytes
 
 T = TypeVar("T")
 MAX_YAML, MAX_DEPTH, MAX_VALUES = 2**20, 50, 100_000
 """Maximum number of characters, nesting levels and values of a YAML file; the longest config has 300 values."""
+MAX_DIGITS = 300
+"""Maximum number of digits of a number: a float holds no more."""
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], source: str) -> T:
@@ -30,7 +34,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], source: str) -> T:
     Raises:
         RefineError: an unknown field, a wrong type or a value out of its range; names the field.
     """
-    _check_structure(cls, values, source)
+    check_structure(cls, values, source)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, "value")
     try:
@@ -45,10 +49,16 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], source: str) -> T:
     return config
 
 
-def _check_structure(cls: type, values: Any, source: str) -> None:
-    """Raise RefineError if a nested config is no mapping or a required field is null; jsonargparse accepts both."""
+def check_structure(cls: type, values: Any, source: str) -> None:
+    """Raise RefineError if a nested config is no mapping or a required field is null; jsonargparse accepts both.
+
+    Args:
+        cls: config dataclass.
+        values: field values by name.
+        source: file and field that hold the values, for messages.
+    """
     if not isinstance(values, Mapping):
-        raise RefineError(f"{source}: expected a mapping, got {values!r:.40}; correct the field")
+        raise RefineError(f"{source}: expected a mapping, got {shown(values)}; correct the field")
     hints = typing.get_type_hints(cls)
     for name, value in values.items():
         kinds = typing.get_args(hints.get(name)) or (hints.get(name),)
@@ -59,7 +69,7 @@ def _check_structure(cls: type, values: Any, source: str) -> None:
             listed = typing.get_origin(hints[name]) is list and isinstance(value, list)
             for n, one in enumerate(value if listed else [value]):
                 where = f"{source}.{name}[{n}]" if listed else f"{source}.{name}"
-                _check_structure(typing.cast(type, part), one, where)
+                check_structure(typing.cast(type, part), one, where)
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
@@ -67,13 +77,26 @@ def to_mapping(config: Any) -> dict[str, Any]:
     return _plain(dataclasses.asdict(config))
 
 
-def check_yaml(text: str) -> None:
-    """Check that YAML text has at most the size of a config after its aliases are expanded.
+def read_yaml(path: str | Path) -> Any:
+    """Read a YAML file that has at most the size of a config after its aliases are expanded.
 
     Raises:
-        RefineError: the text is too long, nested too deeply, or has too many values.
-        yaml.YAMLError: the text is not YAML.
+        RefineError: the file cannot be read, is not YAML in UTF-8, is too long, nested too deeply, has too many
+            values, or one that no field takes.
     """
+    data = read_bytes(path)
+    try:
+        text = data.decode()
+        _check_yaml(text)
+        return yaml.safe_load(text)
+    except RefineError as error:
+        raise RefineError(f"{path}: {error}") from error
+    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise RefineError(f"{path}: is not valid YAML ({one_line(error)}); correct it") from error
+
+
+def _check_yaml(text: str) -> None:
+    """Raise RefineError unless YAML text has at most the size of a config after its aliases are expanded."""
     if len(text) > MAX_YAML:
         raise RefineError(f"has {len(text)} characters; expected at most {MAX_YAML}")
     sizes: dict[str, int] = {}  # number of values under each anchor
@@ -87,6 +110,7 @@ def check_yaml(text: str) -> None:
         if isinstance(event, yaml.CollectionEndEvent):
             anchor, size = open_.pop()
         elif isinstance(event, yaml.ScalarEvent):
+            _check_scalar(event)
             anchor, size = event.anchor, 1
         elif isinstance(event, yaml.AliasEvent):
             anchor, size = None, sizes.get(event.anchor, MAX_VALUES + 1)  # unknown: it contains itself
@@ -97,6 +121,14 @@ def check_yaml(text: str) -> None:
         open_[-1] = (open_[-1][0], open_[-1][1] + size)
         if open_[-1][1] > MAX_VALUES:
             raise RefineError(f"has over {MAX_VALUES} values after alias expansion; remove aliases")
+
+
+def _check_scalar(event: yaml.ScalarEvent) -> None:
+    line = event.start_mark.line + 1
+    if "\0" in event.value:
+        raise RefineError(f"line {line}: {shown(event.value)} holds a NUL character; remove it")
+    if len(event.value) > MAX_DIGITS and event.value.lstrip("+-").replace("_", "").isdigit():
+        raise RefineError(f"line {line}: a number of {len(event.value)} digits is too large; give a smaller one")
 
 
 def one_line(error: Exception) -> str:

@@ -21,7 +21,7 @@ MAX_BYTES = 2**31
 
 MAX_PIXELS = 2**27
 """Maximum height × width of an image or id map, checked from the header before decoding. Reading an image takes
-at most 12 bytes per pixel."""
+at most 16 bytes per pixel."""
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 """Values of Linux's fcntl.h and stdio.h: paths are relative to the current folder, and both names stay in use."""

@@ -15,7 +15,7 @@ ALLOWED = {
     "cores": set(),
     "compiled": set(),
     "files": {"errors"},
-    "config": {"errors", "bounds"},
+    "config": {"errors", "bounds", "files"},
     "runtime": {"errors", "cores"},
     "tensors": {"errors", "files"},
     "ops": set(),

@@ -22,7 +22,9 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     cityscapes.add_argument("--cityscapes", metavar="ROOT", help="folder with leftImg8bit/ and gtFine/")
     cityscapes.add_argument("--split", help="train, val or test")
     parser.add_argument("--out", help="JSON report to write")
-    parser.add_argument("--threads", type=count_from(1), help="reading threads (default: one per core, at most 8)")
+    parser.add_argument(
+        "--threads", type=count_from(1, 1024), help="reading threads (default: one per core, at most 8)"
+    )
     options = parser.parse_args(arguments)
     coco_options = (options.images, options.json, options.segments)
     if options.cityscapes:

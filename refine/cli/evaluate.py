@@ -25,7 +25,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     files.add_argument("--gt-dir", help="folder of the ground-truth PNGs")
     files.add_argument("--pred", help="panoptic JSON of the predictions")
     files.add_argument("--pred-dir", help="folder of the predicted PNGs")
-    files.add_argument("--workers", type=count_from(1), help="threads (default: one per core)")
+    files.add_argument("--workers", type=count_from(1, 1024), help="threads (default: one per core)")
     model = parser.add_argument_group("a model on a data set")
     model.add_argument("--checkpoint", help="name of a model (see `refine models`), or model folder")
     model.add_argument("--images", help="folder of images")

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Protocol
 
 from refine.checkpoint.find import SHIPPED, find_model, shipped_models
-from refine.cli.options import PIPE_CLOSED, add_fusion, add_threads
+from refine.cli.options import PIPE_CLOSED, add_fusion, add_threads, tell
 from refine.errors import RefineError, WriteError, is_out_of_memory, printable
 from refine.files import read_json
 from refine.formats.image_list import ImageFile, list_images
@@ -49,7 +49,7 @@ def find_images(options: argparse.Namespace) -> list[ImageFile]:
 
 def note(text: str) -> None:
     """Print a remark to stderr."""
-    print(f"refine: note: {printable(text)}", file=sys.stderr)
+    tell("note", text)
 
 
 def for_each(files: Sequence[ImageFile], work: Callable[[ImageFile], str]) -> int:
@@ -81,7 +81,7 @@ def for_each(files: Sequence[ImageFile], work: Callable[[ImageFile], str]) -> in
                     elif str(file.path) not in problem:
                         problem = f"{file.path}: {problem}"
                     failed += 1
-                    print(f"refine: error: {printable(problem)}", file=sys.stderr)
+                    tell("error", problem)
                 advance()
         except BrokenPipeError as error:  # stop as SIGPIPE would; finished results are kept
             raise SystemExit(PIPE_CLOSED) from error

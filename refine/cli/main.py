@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import io
 import os
@@ -10,8 +11,8 @@ import sys
 from collections.abc import Sequence
 
 from refine import __version__
-from refine.cli.options import PIPE_CLOSED
-from refine.errors import RefineError, is_out_of_memory, printable
+from refine.cli.options import PIPE_CLOSED, tell
+from refine.errors import RefineError, is_out_of_memory
 
 COMMANDS = {
     "predict": "segment images; write COCO panoptic PNGs and JSON, and overlays",
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0 for success; 1 after an error that the user can fix, reported in one line; 130 after Ctrl-C;
         141 if the reader of the output has closed the pipe. Invalid arguments exit with 2, SIGTERM with 143.
     """
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names that the terminal cannot show
@@ -59,12 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # receives the final flush at exit
+        _discard_output()
         return PIPE_CLOSED
     except Exception as error:
         if (problem := _problem(error)) is None:
             raise
-        print(f"refine: error: {printable(problem)}", file=sys.stderr)
+        if isinstance(error, OSError) and error.filename is None:
+            _discard_output()
+        tell("error", problem)
         return 1
     return 0
 
@@ -77,7 +81,24 @@ def _problem(error: Exception) -> str | None:
         return "not enough memory; use a smaller input or a machine with more memory"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        return f"standard output: cannot be written ({error.strerror}); free space or redirect it elsewhere"
     return None
+
+
+def _open_streams() -> None:
+    """Replace closed standard streams, whose numbers would go to the next files opened, by the null device."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+
+
+def _discard_output() -> None:
+    """Send buffered output that cannot be written to the null device, so that flushing it at exit succeeds."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ import math
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from refine.errors import RefineError
+from refine.errors import RefineError, printable
 
 if TYPE_CHECKING:  # their packages import torch, which would delay every --help
     from refine.formats.raw import ImageOptions
@@ -30,6 +30,18 @@ PIPE_CLOSED = 141
 
 MOST = 2**31 - 1
 """Largest integer that an option accepts."""
+
+
+LONGEST = 1000
+"""Most characters of a message: its end, which names the fix, stays on the screen whatever a file holds."""
+
+
+def tell(kind: Literal["note", "error"], text: str) -> None:
+    """Print one line on stderr: control characters escaped, and the middle left out if it is too long."""
+    line = printable(text)
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST // 2]} … {line[3 - LONGEST // 2 :]}"
+    print(f"refine: {kind}: {line}", file=sys.stderr)
 
 
 def count_from(least: int, most: int = MOST) -> Callable[[str], int]:

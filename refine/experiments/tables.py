@@ -8,9 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from refine.config import from_mapping
+from refine.config import from_mapping, read_yaml
 from refine.errors import RefineError
 from refine.fusion import Method
 
@@ -88,10 +86,7 @@ def load_table(name: str | Path) -> Table:
     if path is None:
         known = ", ".join(sorted(p.stem for p in EXPERIMENTS.glob("*.yaml")))
         raise RefineError(f"{name}: no such table; give a file, or one of {known}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise RefineError(f"{path}: is not YAML ({' '.join(str(error).split())}); correct it") from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise RefineError(f"{path}: is not a mapping; give title, metrics and rows")
     table = from_mapping(Table, content, str(path))

@@ -17,7 +17,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 from refine.bounds import bounded, check_bounds
-from refine.config import check_yaml, one_line
+from refine.config import check_structure, one_line, read_yaml
 from refine.data.config import AugmentConfig, DatasetConfig, check_dataset_fields
 from refine.errors import RefineError
 from refine.fusion.config import FusionConfig, Method
@@ -178,19 +178,12 @@ def with_bases(path: str | Path, seen: tuple[Path, ...] = ()) -> list[str]:
         Paths and YAML texts, in the order in which to apply them.
 
     Raises:
-        RefineError: a base is not a path, does not exist, or leads back to itself; or see `check_yaml`.
+        RefineError: a base is not a path, does not exist, or leads back to itself; or see `read_yaml`.
     """
     path = Path(path)
     if path.resolve() in seen:
         raise RefineError(f"{path}: base: the file is its own base; remove the cycle")
-    try:
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        check_yaml(text)
-        values = yaml.safe_load(text)
-    except RefineError as error:
-        raise RefineError(f"{path}: {error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError):
-        values = None  # jsonargparse reports the error
+    values = read_yaml(path)
     if not isinstance(values, dict) or "base" not in values:
         return [str(path)]
     names = values.pop("base")
@@ -223,11 +216,10 @@ def parse_run(arguments: Sequence[str]) -> RunConfig:
     add_run_arguments(parser)
     try:
         namespace = parser.parse_args(list(arguments))
-    except (ArgumentError, RecursionError) as error:
+        check_structure(RunConfig, namespace.as_dict(), "config")
+        values = parser.instantiate(namespace).as_dict()
+    except (ArgumentError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise RefineError(f"config: {one_line(error)}; correct the field or see --help") from error
-    except UnicodeDecodeError as error:
-        raise RefineError("config: is not UTF-8 text; save it as UTF-8") from error
-    values = parser.instantiate(namespace).as_dict()
     config = RunConfig(**{f.name: values[f.name] for f in dataclasses.fields(RunConfig)})
     check_run(config)
     return config
@@ -240,6 +232,8 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         return parse_run(["--config", str(path), *overrides])
     except RefineError as error:
+        if str(error).startswith(f"{path}: "):
+            raise
         raise RefineError(f"{path}: {error}") from error
 
 

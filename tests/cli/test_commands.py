@@ -217,7 +217,7 @@ def test_outputs_that_are_not_finite_name_the_image(checkpoint, image_path, tmp_
         (["--optim.rate", "1"], "optim.rate"),
         (["--optim.batch_size", "0"], "optim.batch_size is 0; give at least 1"),
         ([], "data.train.images is not given"),
-        (["--config", "not_utf8.yaml"], "is not UTF-8 text"),
+        (["--config", "not_utf8.yaml"], "is not valid YAML ('utf-8' codec"),
     ],
 )
 def test_invalid_configs_are_reported(words, message, tmp_path, capsys, monkeypatch):
@@ -261,3 +261,23 @@ def test_benchmark_adds_up(checkpoint, tmp_path, capsys):
     assert sum(seconds) == pytest.approx(result["seconds"], rel=0.3)
     assert 0 < result["trained"] <= result["parameters"]
     assert result["memory"] > 2**20
+
+
+def test_a_message_is_one_line_of_bounded_length(capsys):
+    from refine.cli.options import LONGEST, tell
+
+    tell("error", "a\n\x1b[31mb" + 5000 * "x" + "\ud800; fix it")
+    line = capsys.readouterr().err
+    assert line.startswith("refine: error: a\\n\\x1b[31mb")
+    assert line.endswith("\\ud800; fix it\n")
+    assert len(line) == len("refine: error: ") + LONGEST + 1
+
+
+def test_closed_and_full_standard_output(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["models"]) == 0
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(["models"]) == 1
+        monkeypatch.undo()
+    assert last_line(capsys).startswith("refine: error: standard output: cannot be written (No space left")

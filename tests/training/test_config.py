@@ -57,6 +57,33 @@ def test_errors_name_the_field(arguments: list[str], named: str) -> None:
         parse_run([*DATA, *arguments])
 
 
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("model: [1]", "config.model: expected a mapping, got [1]"),
+        ("optim: {lr: 1" + 400 * "0" + "}", "line 1: a number of 401 digits"),
+        ("optim: {lr: 2001-99-99}", "month must be in"),
+        ('optim: {lr: !!int ""}', "is not valid YAML"),
+        ("a: [", "is not valid YAML"),
+    ],
+)
+def test_values_that_no_field_takes(tmp_path: Path, text: str, named: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(RefineError) as error:
+        load_run(path)
+    message = str(error.value)
+    assert named in message
+    assert message.count(str(path)) == 1
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("word", ["--model=[1]", "--optim.lr=1" + 400 * "0", "--data=3", "--out=\0"])
+def test_words_that_no_field_takes(word: str) -> None:
+    with pytest.raises(RefineError, match=r"^(config|out)"):
+        parse_run([*DATA, word])
+
+
 def test_bases_are_applied_in_order_before_the_config(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "data.yaml").write_text(
@@ -147,7 +174,7 @@ def test_values_out_of_range_are_reported(argument: str) -> None:
 @pytest.mark.parametrize("text", ['out: "a\\0b"', 'data: {name: "\\udc00\\ud800"}', 'optim: {train_only: ["\\0"]}'])
 def test_text_must_be_a_possible_file_name(text: str, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(text)
-    with pytest.raises(RefineError, match=r"run\.yaml: .*(give text without NUL|escape|surrogate)"):
+    with pytest.raises(RefineError, match=r"run\.yaml: .*(NUL character|escape|surrogate)"):
         load_run(tmp_path / "run.yaml", DATA)
 
 
@@ -163,8 +190,8 @@ BOMB = "a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]\n" + "".join(
         ("optim: {milestones: &a [*a]}", "over 100000 values"),
         (f"optim: {{milestones: {'[' * 100_000}", "nested 50 levels deep"),
         ("#" * 2**21, "characters; expected at most"),
-        ("optim: {lr: [", "optim|config"),
-        ("\0", "config"),
+        ("optim: {lr: [", "line 1|line 2"),
+        ("\0", "control characters"),
     ],
 )
 def test_yaml_that_is_no_config(text: str, message: str, tmp_path: Path) -> None:

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from refine.config import from_mapping
+from refine.config import from_mapping, read_yaml
 from refine.errors import RefineError
 from refine.fusion.config import FusionConfig
 from refine.modeling.config import ModelConfig
@@ -130,13 +128,7 @@ def read_settings(path: str | Path) -> Settings:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RefineError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise RefineError(f"{path}: is not plain YAML ({reason}); name another file") from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise RefineError(f"{path}: holds no fields; name another file")
     base = content.pop("_BASE_", None)

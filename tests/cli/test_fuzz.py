@@ -1,0 +1,239 @@
+"""Broken input of every kind, drawn by a seeded generator: the right result or one line, nothing half-written.
+
+More draws than fit into the suite: REFINE_FUZZ_DRAWS=10 REFINE_FUZZ_SEED=1 pytest tests/cli/test_fuzz.py
+"""
+
+import json
+import os
+import pickle
+import resource
+import shutil
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from helpers.drawn_data import write_coco
+from helpers.mutations import ODD, break_bytes, break_json, break_value
+from helpers.tiny_network import tiny_config
+from PIL import Image
+
+from refine.checkpoint.folder import SavedModel, save_model
+from refine.cli.main import main
+from refine.fusion.config import FusionConfig
+from refine.modeling.model import PanopticModel
+from refine.structures import Categories, rgb_to_id
+
+MEMORY = 1 << 30
+"""Bytes by which the largest memory of this process may grow with one input."""
+
+LINE = 1100
+"""Longest line of a message."""
+
+FACTOR, SEED = int(os.environ.get("REFINE_FUZZ_DRAWS", "1")), int(os.environ.get("REFINE_FUZZ_SEED", "0"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    categories = Categories.from_json(
+        [{"id": 17, "name": "cat", "isthing": 1}, {"id": 105, "name": "grass", "isthing": 0}]
+    )
+    network = PanopticModel(tiny_config(1, {"max_detections": 5}), categories.num_things, len(categories)).eval()
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    fusion = FusionConfig(stuff_area=16, score_threshold=0.1)
+    save_model(folder, SavedModel(network, categories, test_size=(32, 48), fusion=fusion))
+    return folder
+
+
+class Attempts:
+    """Runs commands into the folder OUT and collects what ended otherwise than it may.
+
+    Args:
+        out: the folder; emptied before each command.
+        capsys: pytest's.
+    """
+
+    def __init__(self, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.out, self.capsys = out, capsys
+        self.memory = _memory()
+        self.problems: list[str] = []
+
+    def __call__(self, *words: object) -> int:
+        shutil.rmtree(self.out, ignore_errors=True)
+        self.capsys.readouterr()
+        try:
+            try:
+                code = main([str(word) for word in words])
+            except SystemExit as end:
+                code = end.code
+            error = self.capsys.readouterr().err
+            assert code in (0, 1, 2), f"exit code {code}: {error}"
+            for line in error.splitlines():
+                known = line.startswith(("refine: note: ", "refine: error: "))
+                assert known or code == 2 or words[0] == "train", error  # training logs there
+                assert len(line) <= LINE, line
+            assert code != 1 or error.splitlines()[-1].startswith("refine: error: "), error
+            for path in self.out.rglob("*"):
+                whole(path)
+            grown = _memory() - self.memory
+            self.memory = max(self.memory, _memory())
+            assert grown < MEMORY, f"{grown >> 20} MiB more"
+        except Exception:
+            self.problems.append(traceback.format_exc(limit=-4))
+            return -1
+        return code
+
+
+def _memory() -> int:
+    """Bytes that this process has held at most."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@pytest.fixture
+def attempt(tmp_path, capsys):
+    attempts = Attempts(tmp_path / "OUT", capsys)
+    yield attempts
+    assert not attempts.problems, "\n\n".join([f"{len(attempts.problems)} problems", *attempts.problems[:20]])
+
+
+def draws(family: int, count: int) -> Iterator[tuple[int, Random]]:
+    """Number and generator of each draw of a family."""
+    for number in range(count * FACTOR):
+        yield number, Random(f"{SEED}/{family}/{number}")
+
+
+def whole(path: Path) -> None:
+    """A file that was written can be read."""
+    assert not path.name.startswith(".") or path.name == ".lock", f"{path}: left behind"
+    if path.suffix == ".json":
+        json.loads(path.read_text())
+    if path.suffix in (".png", ".jpg"):
+        with Image.open(path) as image:
+            image.load()
+
+
+def encoded(pixels: np.ndarray, suffix: str) -> bytes:
+    return cv2.imencode(suffix, pixels)[1].tobytes()
+
+
+def test_images(model, attempt, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)
+    deep = pixels[..., 0].astype(np.uint16) * 200
+    valid = [encoded(pixels, suffix) for suffix in (".png", ".jpg", ".tiff", ".bmp", ".webp", ".ppm")]
+    valid += [encoded(deep, suffix) for suffix in (".png", ".tiff")]
+    path, codes = tmp_path / "image.png", []
+    for _, random in draws(1, 60):
+        path.write_bytes(break_bytes(random.choice(valid), random))
+        codes.append(attempt("predict", path, "-o", tmp_path / "OUT", "--checkpoint", model, "--device", "cpu"))
+        if codes[-1] == 0:
+            (entry,) = json.loads((tmp_path / "OUT" / "panoptic.json").read_text())["annotations"]
+            ids = rgb_to_id(np.array(Image.open(tmp_path / "OUT" / "panoptic" / entry["file_name"])))
+            assert {s["id"]: s["area"] for s in entry["segments_info"]} == {
+                i: int((ids == i).sum()) for i in np.unique(ids).tolist() if i
+            }
+    assert 0 < codes.count(1) < len(codes)  # some of both
+
+
+def test_data_sets(attempt, tmp_path):
+    valid = write_coco(tmp_path / "valid")
+    png = (valid.segments / "0_ids.png").read_bytes()
+    broken = write_coco(tmp_path / "broken")
+    codes = []
+    for number, random in draws(2, 150):
+        broken.json.write_bytes(break_json(valid.content, random) if number % 3 else valid.json.read_bytes())
+        (broken.segments / "0_ids.png").write_bytes(png if number % 3 else break_bytes(png, random))
+        data = ["--images", broken.images, "--json", broken.json, "--segments", broken.segments]
+        good = attempt("check-data", *data)
+        files = ["--pred", broken.json, "--pred-dir", broken.segments, "--out", tmp_path / "OUT" / "pq.json"]
+        read = attempt("evaluate", "--gt", broken.json, "--gt-dir", broken.segments, *files)
+        codes.append((good, read))
+        if good == 0 and read != -1:
+            assert read == 0, broken.json.read_text()
+            assert json.loads((tmp_path / "OUT" / "pq.json").read_text())["All"]["pq"] == pytest.approx(1)
+    assert {(0, 0), (1, 1)} <= set(codes)
+
+
+def test_results_of_other_models(attempt, tmp_path):
+    results = [
+        {"image_id": 10, "category_id": 17, "score": 0.9, "segmentation": {"size": [4, 6], "counts": [5, 2, 17]}},
+        {"image_id": 10, "category_id": 3, "score": 0.8, "segmentation": [[1, 1, 4, 1, 4, 3, 1, 3]]},
+        {
+            "image_id": 10,
+            "category_id": 3,
+            "score": 0.7,
+            "bbox": [0, 0, 3, 2],
+            "segmentation": [[0, 0, 3, 0, 3, 2]],
+        },
+    ]
+    files = write_coco(tmp_path / "data")
+    (tmp_path / "sem").mkdir()
+    semantic = encoded(np.full((4, 6), 200, np.uint8), ".png")
+    codes = []
+    for number, random in draws(3, 150):
+        (tmp_path / "results.json").write_bytes(break_json(results, random))
+        (tmp_path / "sem" / "0.png").write_bytes(semantic if number % 4 else break_bytes(semantic, random))
+        names = [
+            "--instances",
+            tmp_path / "results.json",
+            "--semantic",
+            tmp_path / "sem",
+            "--categories",
+            files.json,
+        ]
+        codes.append(attempt("fuse", *names, "-o", tmp_path / "OUT"))
+    assert {0, 1} <= set(codes)
+
+
+def test_configs(attempt, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    files = write_coco(tmp_path / "data")
+    config = {
+        "model": {"backbone": {"name": "resnet18", "weights": None}, "ibpp": {"iterations": 1}, "divisor": 32},
+        "data": {"train": {"images": str(files.images), "json": str(files.json), "segments": "s"}, "val": None},
+        "optim": {"lr": 0.1, "batch_size": 2, "max_steps": 3, "betas": [0.9, 0.99], "milestones": [1]},
+        "augment": {"short": [32], "long": 64, "jitter": [0.5, 1.5], "crop": [32, 32], "flip": 0.5, "color": 0.1},
+        "eval": {"short": 32, "long": 64, "fusion": {"sigma": 2.5, "stuff_area": 4}},
+        "log": {"every": 1},
+        "workers": 0,
+        "threads": 1,
+    }
+    path = tmp_path / "config.yaml"
+    for number, random in draws(4, 120):
+        if number % 4:
+            text = yaml.safe_dump(break_value(config, random)).encode("utf-8", "surrogatepass")
+        else:
+            text = break_bytes(yaml.safe_dump(config).encode(), random)
+        path.write_bytes(text)
+        # The folder of segments does not exist: a config that passes every check still ends there.
+        assert attempt("train", "--config", path, "--out", tmp_path / "OUT") in (1, 2, -1), text
+
+
+def test_models(model, attempt, tmp_path):
+    image = tmp_path / "image.png"
+    image.write_bytes(encoded(np.zeros((24, 32, 3), np.uint8), ".png"))
+    config = json.loads((model / "config.json").read_text())
+    weights = (model / "model.safetensors").read_bytes()
+    codes = []
+    for number, random in draws(5, 80):
+        broken = tmp_path / "model"
+        broken.mkdir(exist_ok=True)
+        json_of = break_json(config, random) if number % 4 else json.dumps(config).encode()
+        (broken / "config.json").write_bytes(json_of)
+        (broken / "model.safetensors").write_bytes(weights if number % 4 else break_bytes(weights, random))
+        codes.append(attempt("predict", image, "-o", tmp_path / "OUT", "--checkpoint", broken, "--device", "cpu"))
+    assert codes.count(1) > 40
+
+
+def test_weights_of_other_toolkits(attempt, tmp_path):
+    path = tmp_path / "weights.pkl"
+    valid = pickle.dumps({"model": {"a.weight": np.ones((2, 2), np.float32)}, "__author__": "x"})
+    for _, random in draws(6, 60):
+        odd = {"model": {"a.weight": random.choice(ODD)}}
+        path.write_bytes(break_bytes(valid, random) if random.random() < 0.7 else pickle.dumps(odd))
+        assert attempt("convert", path, "-o", tmp_path / "OUT") in (1, 2, -1)
