@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import logging
+import lzma
 import math
 import re
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
-from tifffile import PHOTOMETRIC, TiffFile, TiffFrame, TiffPage, TiffPageSeries
+from tifffile import COMPRESSION, PHOTOMETRIC, TiffFile, TiffFrame, TiffPage, TiffPageSeries
 
 from refine.errors import RefineError
+from refine.files import MAX_PIXELS
 from refine.formats.raw import Range, RawImage, check_channel, check_page
 
 WORDS = {"Z": "slices", "T": "time points"}
 """tifffile's letters of axes that pages are counted along; all others are just pages."""
+UNBOUNDED: dict[int, Callable[[], Any]] = {
+    COMPRESSION.ADOBE_DEFLATE: zlib.decompressobj,
+    COMPRESSION.DEFLATE: zlib.decompressobj,
+    COMPRESSION.LZMA: lzma.LZMADecompressor,
+}
+"""What tifffile decompresses to any size, whatever the header says."""
 GREY = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK)
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it logs of damaged files is raised here
 
@@ -139,8 +150,28 @@ def _check_kind(page: TiffPage, path: Path) -> None:
         )
 
 
+def _check_expansion(page: TiffPage | TiffFrame, key: TiffPage) -> None:
+    """Raise ValueError where a strip or tile decompresses to far more than the header says.
+
+    One megabyte can hold a compressed gigabyte. Some writers pad strips, so twice the size is taken.
+    """
+    size = math.prod(key.chunks) * np.dtype(key.dtype).itemsize
+    if size > np.dtype(key.dtype).itemsize * 8 * MAX_PIXELS:
+        raise ValueError(f"its strips or tiles are {key.chunks} pixels large")
+    limit = 2 * size
+    start = UNBOUNDED.get(key.compression)
+    if start is None:
+        return
+    handle = key.parent.filehandle
+    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+        handle.seek(offset)
+        if len(start().decompress(handle.read(count), limit + 1)) > limit:
+            raise ValueError(f"a strip or tile decompresses to more than {limit} bytes, expected {size}")
+
+
 def _decode(page: TiffPage | TiffFrame, key: TiffPage, path: Path) -> tuple[np.ndarray, int]:
     """Decode a page whose header is `key`; returns its pixels and the EXIF orientation that they still have."""
+    _check_expansion(page, key)
     try:
         return page.asarray(), _orientation(key)
     except ValueError as error:

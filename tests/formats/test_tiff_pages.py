@@ -1,5 +1,7 @@
 """Stacks, channels and animations: one page is chosen, or the file is refused with what it holds."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -127,3 +129,23 @@ def test_what_other_parts_a_file_names_is_not_opened(tmp_path: Path) -> None:
     data = path.read_bytes().replace(b'<TiffData IFD="0" PlaneCount="2"/>', b'<TiffData IFD="0" PlaneCount="1"/>')
     path.write_bytes(data)
     np.testing.assert_array_equal(_read(path, 1), STACK[0])
+
+
+def _bomb(tile: int, data: bytes) -> bytes:
+    """A BigTIFF of 100 × 100 pixels of 16 bits in one Deflate tile of `tile` × `tile`."""
+    tags = [(256, 100), (257, 100), (258, 16), (259, 8), (262, 1), (277, 1), (322, tile), (323, tile)]
+    tags += [(324, 16 + 8 + 20 * 10 + 8), (325, len(data))]
+    entries = b"".join(struct.pack("<HHQQ", tag, 16, 1, value) for tag, value in tags)
+    return b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, len(tags)) + entries + bytes(8) + data
+
+
+def test_strips_decompress_to_no_more_than_their_size(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.tif"
+    path.write_bytes(_bomb(112, zlib.compress(bytes(2 * 112 * 112))))
+    assert read_image(path).shape == (3, 100, 100)
+    path.write_bytes(_bomb(112, zlib.compress(bytes(10**7))))
+    with pytest.raises(RefineError, match=r"bomb\.tif.* decompresses to more than"):
+        read_image(path)
+    path.write_bytes(_bomb(2**17, zlib.compress(bytes(100))))
+    with pytest.raises(RefineError, match=r"bomb\.tif.* pixels large"):
+        read_image(path)
