@@ -19,7 +19,7 @@ from torch import Tensor
 from refine.errors import RefineError
 from refine.files import write_bytes
 from refine.structures import Categories, PanopticResult, Segment
-from refine.structures.categories import made_up_color
+from refine.structures.categories import default_color
 
 MAX_LABELS = 40
 """Maximum number of things for which names are drawn; more would be unreadable."""
@@ -118,8 +118,8 @@ def segment_colors(result: PanopticResult) -> np.ndarray:
 
 def class_colors(categories: Categories) -> list[tuple[int, int, int]]:
     """Return the colour of each class, RGB 0-255: the data set's, or one from `NAMED`."""
-    made_up = {made_up_color(n) for n in range(len(categories))}
-    made_up |= {made_up_color(category.id) for category in categories}
+    made_up = {default_color(n) for n in range(len(categories))}
+    made_up |= {default_color(category.id) for category in categories}
     return [NAMED.get(c.name, c.color) if c.color in made_up else c.color for c in categories]
 
 

@@ -1,1 +1,1 @@
-"""Functions on plain tensors; they import nothing else of ours."""
+"""Functions on plain tensors; they depend on no other part of refine."""

@@ -1,4 +1,4 @@
-"""Box regression as Faster R-CNN has it, and what else is done with plain boxes."""
+"""Box regression of Faster R-CNN, areas, intersections and non-maximum suppression."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 SCALE_CLAMP = math.log(1000.0 / 16)
-"""Largest dw and dh: a box never grows beyond 62.5 times its reference."""
+"""Upper limit of dw and dh: a box is at most 62.5 times as large as its reference."""
 
 Weights = tuple[float, float, float, float]
 
-# Deltas are multiplied by Python numbers: a tensor of weights would be copied to the device at each call.
+# Weights are Python numbers: a tensor of weights would be copied to the device at each call.
 
 
 def encode_boxes(reference: Tensor, boxes: Tensor, weights: Weights) -> Tensor:
-    """Deltas (dx, dy, dw, dh) that move `reference` onto `boxes`.
+    """Compute the deltas (dx, dy, dw, dh) that map `reference` to `boxes`.
 
     Args:
-        reference, boxes: Tensor[N, 4] float32 in pixels, all with an area.
-        weights: multiply the deltas.
+        reference, boxes: Tensor[N, 4] float32, x1, y1, x2, y2 in pixels, none empty.
+        weights: factors of dx, dy, dw and dh.
 
     Returns:
-        Tensor[N, 4].
+        Tensor[N, 4] float32.
     """
     x1, y1, x2, y2 = reference.unbind(1)
     u1, v1, u2, v2 = boxes.unbind(1)
@@ -37,16 +37,16 @@ def encode_boxes(reference: Tensor, boxes: Tensor, weights: Weights) -> Tensor:
 
 
 def decode_boxes(deltas: Tensor, reference: Tensor, weights: Weights, clamp: float = SCALE_CLAMP) -> Tensor:
-    """Inverse of `encode_boxes`, for one or more sets of deltas per box.
+    """Invert `encode_boxes`, for one or more sets of deltas per box.
 
     Args:
-        deltas: Tensor[N, 4 k].
-        reference: Tensor[N, 4] in pixels.
-        weights: as they were encoded with.
-        clamp: dw and dh are at most this.
+        deltas: Tensor[N, 4 k] float, k sets of (dx, dy, dw, dh) per box.
+        reference: Tensor[N, 4] float, x1, y1, x2, y2 in pixels.
+        weights: the factors that `encode_boxes` applied.
+        clamp: upper limit of dw and dh.
 
     Returns:
-        Tensor[N, 4 k] float32, x1, y1, x2, y2 each.
+        Tensor[N, 4 k] float32, k boxes (x1, y1, x2, y2) each.
     """
     dx, dy, dw, dh = deltas.float().unflatten(1, (-1, 4)).unbind(-1)  # N×k
     x1, y1, x2, y2 = reference.float()[:, None].unbind(-1)  # N×1
@@ -59,27 +59,27 @@ def decode_boxes(deltas: Tensor, reference: Tensor, weights: Weights, clamp: flo
 
 
 def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes cut to an image of `size` (height, width): Tensor[..., 4 k] -> the same shape."""
+    """Clip boxes to an image of `size` (height, width): Tensor[..., 4 k] -> the same shape."""
     height, width = size
     x, y = boxes.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([x.clamp(0, width), y.clamp(0, height)], -1).flatten(-2)
 
 
 def is_nonempty(boxes: Tensor) -> Tensor:
-    """Tensor[N, 4] -> Tensor[N] bool: wider and higher than nothing."""
+    """Return which boxes have positive width and height: Tensor[N, 4] -> Tensor[N] bool."""
     return (boxes[:, 2:] > boxes[:, :2]).all(1)
 
 
 def box_area(boxes: Tensor) -> Tensor:
-    """Tensor[N, 4] -> Tensor[N] in square pixels."""
+    """Return the area of each box: Tensor[N, 4] -> Tensor[N] in square pixels."""
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
 def intersection(boxes: Tensor, others: Tensor) -> Tensor:
-    """Area that each pair shares: Tensor[N, 4], Tensor[M, 4] -> Tensor[N, M] in square pixels.
+    """Return the intersection of each pair: Tensor[N, 4], Tensor[M, 4] -> Tensor[N, M] in square pixels.
 
-    One coordinate at a time and in place: among 10^7 pairs a quarter of the time of torchvision's way
-    with pairs of coordinates, and a third of the memory.
+    Computed one coordinate at a time and in place: for 10^7 pairs this takes a quarter of the time and a
+    third of the memory of torchvision's version, which works on pairs of coordinates.
     """
     x1, y1, x2, y2 = boxes[:, :, None].unbind(1)  # N×1
     u1, v1, u2, v2 = others.t().contiguous().unbind(0)  # M
@@ -89,27 +89,27 @@ def intersection(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Intersection over union: Tensor[N, 4], Tensor[M, 4], all with an area -> Tensor[N, M], 0-1."""
+    """Return the IoU of non-empty boxes: Tensor[N, 4], Tensor[M, 4] -> Tensor[N, M], 0-1."""
     shared = intersection(boxes, others)
     return shared / (box_area(boxes)[:, None] + box_area(others)).sub_(shared)
 
 
 def intersection_over_area(boxes: Tensor, regions: Tensor) -> Tensor:
-    """Share of each box, which has an area, inside each region: Tensor[N, 4], [M, 4] -> [N, M], 0-1."""
+    """Return the fraction of each non-empty box inside each region: Tensor[N, 4], [M, 4] -> [N, M], 0-1."""
     return intersection(boxes, regions) / box_area(boxes)[:, None]
 
 
 def nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou: float) -> Tensor:
-    """Non-maximum suppression among the boxes of each group.
+    """Apply non-maximum suppression within each group.
 
     Args:
-        boxes: Tensor[N, 4] in pixels.
-        scores: Tensor[N].
+        boxes: Tensor[N, 4] float, x1, y1, x2, y2 in pixels.
+        scores: Tensor[N] float.
         groups: Tensor[N] int64; boxes of different groups do not suppress each other.
-        iou: a box is dropped that overlaps a better one by more than this.
+        iou: IoU with a higher-scoring box above which a box is dropped.
 
     Returns:
-        Tensor[K] int64, what is kept by falling score; among equal scores the earlier comes first.
+        Tensor[K] int64, indices of the kept boxes by decreasing score, equal scores in input order.
     """
     keep = batched_nms(boxes, scores, groups, iou).sort().values
     return keep[scores[keep].argsort(descending=True, stable=True)]

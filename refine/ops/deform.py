@@ -1,4 +1,4 @@
-"""Deformable convolution (Dai et al. 2017): each tap of the kernel reads where an offset says."""
+"""Deformable convolution (Dai et al. 2017): each kernel tap is displaced by an offset."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from torchvision.ops import deform_conv2d
 
 from refine.ops.pixels import weighted_pixels
 
-# Shape letters: B images, C and O channels in and out, K taps, h and w of the output.
+# Shape letters: B images, C input and O output channels, K taps, h and w size of the output.
 
 
 def deform_conv(
     x: Tensor, offset: Tensor, weight: Tensor, stride: int = 1, padding: int = 1, mask: Tensor | None = None
 ) -> Tensor:
-    """Deformable convolution without a bias; taps are read bilinearly, and as zero outside the map.
+    """Apply a deformable convolution without bias; taps are sampled bilinearly, zero outside the map.
 
     Args:
-        x: Tensor[B, C, H, W].
-        offset: Tensor[B, 2 K, h, w], (y, x) in pixels for each tap, row by row of the kernel.
-        weight: Tensor[O, C / groups, k, k], K = k · k.
+        x: Tensor[B, C, H, W] float, input features.
+        offset: Tensor[B, 2 K, h, w] float, (y, x) displacement in pixels of each tap, kernel in row-major order.
+        weight: Tensor[O, C / groups, k, k] of x's dtype, K = k · k.
         stride, padding: in pixels.
-        mask: Tensor[B, K, h, w], factor of each tap; None for 1.
+        mask: Tensor[B, K, h, w] float, factor of each tap; None means 1.
 
     Returns:
-        Tensor[B, O, h, w].
+        Tensor[B, O, h, w] of x's dtype.
     """
     if x.device.type == "cpu" and x.dtype.itemsize >= 4:
         return _whole_pixels(x, offset.to(x.dtype), weight, stride, padding, mask)
@@ -34,19 +34,19 @@ def deform_conv(
 def _whole_pixels(
     x: Tensor, offset: Tensor, weight: Tensor, stride: int, padding: int, mask: Tensor | None
 ) -> Tensor:
-    """The same, two to three times as fast as torchvision's on a core (RESULTS.md).
+    """Compute the same on a CPU, two to three times as fast per core as torchvision (RESULTS.md).
 
-    A tap reads a weighted sum of four pixels; the rest is one matrix product.
+    Each tap is a weighted sum of four pixels; the rest is one matrix product.
     """
     (batch, channels, height, width), (out, per_group, side, _) = x.shape, weight.shape
     h, w = offset.shape[2:]
     tap = torch.arange(side, device=x.device) - padding
-    places = offset.permute(0, 2, 3, 1).unflatten(3, (side * side, 2))  # B×h×w×K×2
-    # Whole numbers first: one rounding, as torchvision has it.
+    displacement = offset.permute(0, 2, 3, 1).unflatten(3, (side * side, 2))  # B×h×w×K×2
+    # The integer parts are added first, so that the sum is rounded once, as in torchvision.
     regular_row = (torch.arange(h, device=x.device) * stride)[:, None, None] + tap.repeat_interleave(side)
     regular_column = (torch.arange(w, device=x.device) * stride)[:, None] + tap.repeat(side)
-    row, row_weight = _neighbours(places[..., 0] + regular_row, height)
-    column, column_weight = _neighbours(places[..., 1] + regular_column, width)
+    row, row_weight = _neighbours(displacement[..., 0] + regular_row, height)
+    column, column_weight = _neighbours(displacement[..., 1] + regular_column, width)
     if mask is not None:
         row_weight = row_weight * mask.permute(0, 2, 3, 1)[..., None]
     row = row + (torch.arange(batch, device=x.device) * height).view(-1, 1, 1, 1, 1)
@@ -63,9 +63,9 @@ def _whole_pixels(
     return result.view(batch, h, w, out).permute(0, 3, 1, 2)
 
 
-def _neighbours(place: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """The two pixels that a place on a line of `length` lies between, Tensor[..., 2] int64, and their weights."""
-    first = place.floor()
+def _neighbours(position: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Return the two pixels around a position on a line of `length`, Tensor[..., 2] int64, and their weights."""
+    first = position.floor()
     pixels = torch.stack([first, first + 1], -1)
-    weights = (1 - (place[..., None] - pixels).abs()) * ((pixels >= 0) & (pixels < length))
+    weights = (1 - (position[..., None] - pixels).abs()) * ((pixels >= 0) & (pixels < length))
     return pixels.clamp(0, length - 1).long(), weights

@@ -1,20 +1,20 @@
-"""Counts that make a loss over several processes the loss over their joint batch."""
+"""Loss normalisation over the global batch of several processes."""
 
 import torch.distributed as dist
 from torch import Tensor
 
 
 def mean_over_processes(count: Tensor) -> Tensor:
-    """The mean of a count over all processes; the count itself in a single process.
+    """Return the mean of a count over all processes; in a single process, the count itself.
 
-    A sum divided by it, averaged over processes as DistributedDataParallel averages gradients, is the
-    joint sum over the joint count. Every process must call it equally often.
+    DistributedDataParallel averages gradients over processes. If every process divides its sum by this mean, the
+    average is the global sum over the global count. All processes must call it the same number of times.
 
     Args:
         count: Tensor[] on the process's device.
 
     Returns:
-        Tensor[] float32, at least 1 / processes so that it can be divided by.
+        Tensor[] float32, at least 1 / (number of processes), so that it can be a divisor.
     """
     count = count.detach().float()
     if dist.is_available() and dist.is_initialized():

@@ -1,4 +1,4 @@
-"""Masks of instances in the frame of the image, as runs or pixel by pixel."""
+"""Full-image instance masks, as runs or dense."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from refine.ops.runs import flatnonzero
 
 @dataclass
 class MaskRuns:
-    """N masks of one image as runs of pixels, by mask and then by position.
+    """N masks of one image as runs of pixels, sorted by mask and then by position.
 
     Attributes:
-        size: (height, width) of the image.
-        count: N; masks without a run are empty.
-        mask: Tensor[R] int64, which mask a run belongs to, rising.
-        start, end: Tensor[R] int64, flat indices of a run's first pixel and of the one after its last.
+        size: (height, width) of the image in pixels.
+        count: number of masks, N; masks without runs are empty.
+        mask: Tensor[R] int64, mask that each run belongs to, non-decreasing.
+        start, end: Tensor[R] int64, flat pixel indices of each run, end exclusive.
     """
 
     size: tuple[int, int]
@@ -31,7 +31,7 @@ class MaskRuns:
     end: Tensor
 
     def areas(self) -> Tensor:
-        """Pixels of each mask: Tensor[N] int64."""
+        """Return the area of each mask in pixels: Tensor[N] int64."""
         areas = torch.zeros(self.count, dtype=torch.int64, device=self.start.device)
         return areas.index_add_(0, self.mask, self.end - self.start)
 
@@ -42,44 +42,44 @@ class MaskRuns:
         return MaskRuns(self.size, self.count, self.mask.to(device), self.start.to(device), self.end.to(device))
 
     def __getitem__(self, order: Tensor | slice) -> MaskRuns:
-        """The masks in another order, or some of them: a slice, or Tensor[n] int64 without repetitions or bool."""
+        """Select or reorder masks by a slice, a Tensor[N] bool, or distinct indices, Tensor[n] int64."""
         if isinstance(order, slice) or order.dtype == torch.bool:
             order = torch.arange(self.count, device=self.start.device)[order]
         rank = torch.full((self.count,), -1, dtype=torch.int64, device=self.start.device)
         rank[order] = torch.arange(len(order), device=self.start.device)
         mask = rank[self.mask]
         by_mask = torch.argsort(mask, stable=True)
-        by_mask = by_mask[len(by_mask) - int((mask >= 0).sum()) :]  # those left out come first
+        by_mask = by_mask[len(by_mask) - int((mask >= 0).sum()) :]  # runs of unselected masks come first
         return MaskRuns(self.size, len(order), mask[by_mask], self.start[by_mask], self.end[by_mask])
 
     def dense(self) -> Tensor:
-        """Tensor[N, H, W] bool."""
+        """Return dense masks: Tensor[N, H, W] bool."""
         height, width = self.size
         masks = torch.zeros(self.count, height * width, dtype=torch.bool, device=self.start.device)
         if masks.device.type == "cpu":
             rows = masks.numpy()
             runs = zip(self.mask.tolist(), self.start.tolist(), self.end.tolist(), strict=True)
-            for mask, start, end in runs:  # contiguous memory each: faster than any vectorised way
+            for mask, start, end in runs:  # slices of contiguous memory: faster than a vectorised scatter
                 rows[mask, start:end] = True
         else:
             lengths = self.end - self.start
             first = self.mask * height * width + self.start - (lengths.cumsum(0) - lengths)
-            place = first.repeat_interleave(lengths)
-            masks.view(-1)[place + torch.arange(len(place), device=place.device)] = True
+            base = first.repeat_interleave(lengths)
+            masks.view(-1)[base + torch.arange(len(base), device=base.device)] = True
         return masks.view(-1, height, width)
 
 
 def paste_masks(roi_masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Tensor:
-    """Masks on a regular grid over their boxes -> masks of the whole image.
+    """Paste masks on a regular grid over their boxes into the full image.
 
-    Each pixel centre is looked up in the mask by bilinear interpolation (align_corners=False, zero outside
-    the box), as detectron2's `paste_masks_in_image` does.
+    The mask is sampled at each pixel centre by bilinear interpolation (align_corners=False, zero outside
+    the box), as in detectron2's `paste_masks_in_image`.
 
     Args:
-        roi_masks: Tensor[N, M, M], 0-1.
-        boxes: Tensor[N, 4], x1, y1, x2, y2 in pixels; boxes without area give empty masks.
-        size: (height, width) of the image.
-        threshold: a pixel belongs to the mask at or above it; above 0.
+        roi_masks: Tensor[N, M, M] float, mask probabilities, 0-1.
+        boxes: Tensor[N, 4] float, x1, y1, x2, y2 in pixels; boxes without area give empty masks.
+        size: (height, width) of the image in pixels.
+        threshold: probability, above 0, from which on a pixel belongs to the mask.
 
     Returns:
         Tensor[N, height, width] bool.
@@ -88,32 +88,35 @@ def paste_masks(roi_masks: Tensor, boxes: Tensor, size: tuple[int, int], thresho
 
 
 def paste_runs(roi_masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> MaskRuns:
-    """`paste_masks` without visiting pixels.
+    """Compute the runs of `paste_masks` without visiting every pixel.
 
     Along a row of pixels the interpolated mask is linear between two neighbouring samples, so it crosses
-    the threshold there at most once, at a place that has a formula: N masks cost N·height·M, not
-    N·height·width.
+    the threshold at most once between them, at a position given in closed form. The cost of N masks is
+    N·height·M instead of N·height·width.
 
     Args:
         roi_masks, boxes, size, threshold: as in `paste_masks`.
+
+    Raises:
+        ValueError: the threshold is not above 0.
     """
     if not threshold > 0:
-        raise ValueError(f"paste_runs: threshold must be above 0, got {threshold}")
+        raise ValueError(f"paste_runs: expected a threshold above 0, got {threshold}")
     (height, width), (count, bins, _) = size, roi_masks.shape
     box = boxes.double()
-    sound = box.isfinite().all(1) & (box[:, 2:] > box[:, :2]).all(1)
-    box = torch.where(sound[:, None], box, box.new_tensor([0.0, 0.0, 1.0, 1.0]))
+    valid = box.isfinite().all(1) & (box[:, 2:] > box[:, :2]).all(1)
+    box = torch.where(valid[:, None], box, box.new_tensor([0.0, 0.0, 1.0, 1.0]))
     x1, y1 = box[:, 0], box[:, 1]
     bin_width, bin_height = (box[:, 2] - x1) / bins, (box[:, 3] - y1) / bins
 
-    # Rows whose centres lie less than one sample away from the first or the last sample.
+    # Rows of pixels from one sample above the first to one below the last sample.
     top = (y1 - bin_height / 2 - 1).floor().clamp(0, height).long()
     bottom = (box[:, 3] + bin_height / 2 + 1).ceil().clamp(0, height).long()
-    rows = torch.where(sound, (bottom - top).clamp(min=0), 0)
+    rows = torch.where(valid, (bottom - top).clamp(min=0), 0)
     mask = torch.arange(count, device=boxes.device).repeat_interleave(rows)
     y = torch.arange(len(mask), device=boxes.device) - (rows.cumsum(0) - rows - top)[mask]
 
-    # One line of samples per row of pixels, with a zero at either end: len(mask) × (M + 2).
+    # One line of samples per row of pixels, zero-padded at both ends: len(mask) × (M + 2).
     position = ((y + 0.5 - y1[mask]) / bin_height[mask] + 0.5).clamp(0, bins + 1)  # 0 is the zero padding
     above = position.floor().clamp(max=bins).long()
     padded = F.pad(roi_masks.float(), (1, 1, 1, 1)).flatten(0, 1)  # N·(M+2) × (M+2)
@@ -122,7 +125,7 @@ def paste_runs(roi_masks: Tensor, boxes: Tensor, size: tuple[int, int], threshol
     samples = torch.lerp(padded.index_select(0, line), padded.index_select(0, line + 1), weight)
 
     inside = samples >= threshold
-    # Lines begin and end outside, so crossings alternate: in, out, in, out.
+    # Lines begin and end outside the mask, so crossings alternate: in, out, in, out.
     crossing = flatnonzero(inside[:, 1:] != inside[:, :-1])
     row = crossing.div(bins + 1, rounding_mode="floor")
     left = samples.view(-1)[crossing + row].double()
@@ -138,15 +141,15 @@ def paste_runs(roi_masks: Tensor, boxes: Tensor, size: tuple[int, int], threshol
 
 
 def dense_runs(masks: Tensor) -> MaskRuns:
-    """Runs of full-image masks: Tensor[N, H, W] bool; the inverse of `MaskRuns.dense`."""
+    """Convert dense masks, Tensor[N, H, W] bool, to runs; the inverse of `MaskRuns.dense`."""
     count, height, width = masks.shape
     pixels = height * width
     parts = []
-    # Mask by mask on the CPU, where a mask then stays in the cache; more at a time on a GPU.
+    # One mask at a time on the CPU, so that it stays in the cache; several at a time on a GPU.
     step = 1 if masks.device.type == "cpu" else 32
     for first in range(0, count, step):
         padded = F.pad(masks[first : first + step].flatten(1), (1, 1))
-        edge = flatnonzero(padded[:, 1:] != padded[:, :-1])  # of n × (pixels + 1); in, out, in, out
+        edge = flatnonzero(padded[:, 1:] != padded[:, :-1])  # in n × (pixels + 1): in, out, in, out
         mask = edge.div(pixels + 1, rounding_mode="floor")
         parts.append(torch.stack([mask + first, edge - mask * (pixels + 1)]))
     mask, edge = torch.cat(parts, 1) if parts else masks.new_zeros(2, 0, dtype=torch.int64)
@@ -154,11 +157,11 @@ def dense_runs(masks: Tensor) -> MaskRuns:
 
 
 def overlapping(intersections: Tensor, share: float) -> Tensor:
-    """Pairs of masks that overlap enough for one to lie in front of the other.
+    """Find the pairs of masks that overlap enough to decide which one lies in front.
 
     Args:
-        intersections: Tensor[N, N], shared pixels; areas on the diagonal.
-        share: ρ, of either mask.
+        intersections: Tensor[N, N] int64, pixels that each pair shares; areas on the diagonal.
+        share: ρ, 0-1; a pair overlaps if it shares at least this fraction of either mask.
 
     Returns:
         Tensor[N, N] bool, symmetric, false on the diagonal.

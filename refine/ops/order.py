@@ -1,4 +1,4 @@
-"""Which of two overlapping masks lies in front, by a ground truth that shows one object per pixel."""
+"""Occlusion order of overlapping masks, derived from a ground truth with one object per pixel."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from torch import Tensor
 
 from refine.ops.masks import overlapping
 
-# Shape letters: N masks (predictions), M objects (ground truth), P pixels of the image, in any order.
+# Shape letters: N masks (predictions), M objects (ground truth), P pixels of the image, flattened in any order.
 
 
 MATCHED_IOU = 0.5
-"""Lowest IoU of a prediction with the object that it stands for."""
+"""Lowest IoU at which a prediction matches an object."""
 
 
 def match_masks(masks: Tensor, labels: Tensor, objects: Tensor, object_labels: Tensor, ignored: Tensor) -> Tensor:
-    """Find the object of the same class that each mask stands for.
+    """Match each mask to the ground-truth object of its class with the highest IoU.
 
     Args:
-        masks: Tensor[N, P] bool, predictions.
-        labels: Tensor[N] int64, their classes.
-        objects: Tensor[M, P] bool, ground truth.
-        object_labels: Tensor[M] int64, their classes.
-        ignored: Tensor[M] bool, objects that nothing stands for, such as crowds.
+        masks: Tensor[N, P] bool, predicted masks.
+        labels: Tensor[N] int64, class of each mask.
+        objects: Tensor[M, P] bool, ground-truth masks.
+        object_labels: Tensor[M] int64, class of each object.
+        ignored: Tensor[M] bool, objects that are never matched, such as crowds.
 
     Returns:
-        Tensor[N] int64, index of the object of highest IoU, or -1 if none reaches `MATCHED_IOU`.
+        Tensor[N] int64, index of the matched object, or -1 if no IoU reaches `MATCHED_IOU`.
     """
     if not len(objects) or not len(masks):
         return torch.full((len(masks),), -1, device=masks.device)
@@ -37,35 +37,35 @@ def match_masks(masks: Tensor, labels: Tensor, objects: Tensor, object_labels: T
 
 
 def ordered_pairs(masks: Tensor, matched: Tensor, owner: Tensor, labelled: Tensor, share: float) -> Tensor:
-    """Find the pairs of masks whose order the ground truth decides.
+    """Find the pairs of masks whose occlusion order the ground truth determines.
 
-    Two masks that stand for different objects are a pair if they overlap by `share`; the one whose object owns
-    more of the shared pixels is in front. Pairs are left out where others own at least half of the labelled
-    shared pixels, for then the truth says nothing of the two.
+    Two masks matched to different objects form a pair if they overlap by `share`; the one whose object owns
+    more of the shared pixels is in front. Pairs are skipped where other objects own at least half of the
+    labelled shared pixels, because the ground truth then does not order the two.
 
     Args:
-        masks: Tensor[N, P] bool.
-        matched: Tensor[N] int64, object that each stands for, or -1, as `match_masks` returns it.
+        masks: Tensor[N, P] bool, predicted masks.
+        matched: Tensor[N] int64, object matched to each mask, or -1, as returned by `match_masks`.
         owner: Tensor[P] int64, object that the ground truth shows at each pixel, or -1.
         labelled: Tensor[P] bool, pixels whose class is known.
-        share: ρ, share of either mask, 0-1.
+        share: ρ, minimum fraction of either mask that is shared, 0-1.
 
     Returns:
-        Tensor[n, 2] int64, (front, back).
+        Tensor[n, 2] int64, mask indices (front, back).
     """
-    chosen = torch.nonzero(matched >= 0).squeeze(1)
-    masks, matched = masks[chosen], matched[chosen]
+    indices = torch.nonzero(matched >= 0).squeeze(1)
+    masks, matched = masks[indices], matched[indices]
     shared = common_pixels(masks, masks)
     owned = common_pixels(masks & (owner == matched[:, None]), masks)
     known = 2 * (owned + owned.T) > common_pixels(masks & labelled, masks)
     front = overlapping(shared, share) & known & (owned > owned.T) & (matched[:, None] != matched)
-    return chosen[torch.nonzero(front)]
+    return indices[torch.nonzero(front)]
 
 
 def common_pixels(masks: Tensor, others: Tensor) -> Tensor:
-    """Count the pixels that masks share: Tensor[N, P] bool, Tensor[M, P] bool -> Tensor[N, M] float32.
+    """Count the pixels shared by each pair: Tensor[N, P] bool, Tensor[M, P] bool -> Tensor[N, M] float32.
 
-    Exact below 2^24; autocast, under which networks train, would make it half precision.
+    Exact below 2^24. Autocast is disabled, because half precision would not be exact.
     """
     with torch.autocast(masks.device.type, enabled=False):
         return masks.float() @ others.float().T

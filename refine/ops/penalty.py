@@ -7,15 +7,15 @@ from torch import Tensor
 
 
 def soft_occlusion(scores: Tensor, occlusion: Tensor, sigma: float) -> Tensor:
-    """Õ(i, j) = s_i · exp(−(O(i, j) − 1)² / σ): how strongly instance i claims to lie in front of j.
+    """Compute Õ(i, j) = s_i · exp(−(O(i, j) − 1)² / σ), the evidence that instance i lies in front of j.
 
-    The factor is 1 at O = 1 and exp(−1/σ) at O = 0, so σ bounds how far the confidence s may overrule the
-    occlusion: with s_i < s_j·exp(−1/σ) instance i can never win.
+    The factor is 1 at O = 1 and exp(−1/σ) at O = 0, so σ limits how far the occlusion O can overrule the
+    confidence s: if s_i < s_j·exp(−1/σ), instance i never lies in front.
 
     Args:
-        scores: Tensor[N], s, 0-1.
-        occlusion: Tensor[N, N], O(i, j), 0-1: probability that i lies in front of j.
-        sigma: above 0; 2.5 in the paper.
+        scores: Tensor[N] float, confidence s, 0-1.
+        occlusion: Tensor[N, N] float, O(i, j), 0-1: probability that i lies in front of j.
+        sigma: σ, above 0; 2.5 in the paper.
 
     Returns:
         Tensor[N, N] of the scores' dtype, 0-1.
@@ -24,16 +24,16 @@ def soft_occlusion(scores: Tensor, occlusion: Tensor, sigma: float) -> Tensor:
 
 
 def in_front(scores: Tensor, occlusion: Tensor, sigma: float) -> Tensor:
-    """Õ(i, j) > Õ(j, i), compared as σ·ln s − (O − 1)².
+    """Decide Õ(i, j) > Õ(j, i), compared as σ·ln s − (O − 1)².
 
-    That is the same comparison, but it also holds where the exponentials underflow: for σ → 0 it becomes
-    O(i, j) > O(j, i) (for O between 0 and 1), for σ → ∞ s_i > s_j.
+    The logarithmic form is equivalent, but does not underflow: for σ → 0 it becomes O(i, j) > O(j, i) (for O
+    between 0 and 1), for σ → ∞ it becomes s_i > s_j.
 
     Args:
         scores, occlusion, sigma: as in `soft_occlusion`.
 
     Returns:
-        Tensor[N, N] bool; false both ways where the claims are equal.
+        Tensor[N, N] bool, [i, j] = "i lies in front of j"; false both ways for a tie.
     """
     claim = sigma * scores.double().log()[:, None] - (occlusion.double() - 1) ** 2
     return claim > claim.T

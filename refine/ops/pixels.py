@@ -1,4 +1,4 @@
-"""Weighted sums of the pixels of a map."""
+"""Weighted sums of feature-map pixels."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from torch import Tensor
 
 
 def weighted_pixels(x: Tensor, pixel: Tensor, weight: Tensor) -> Tensor:
-    """Sums of k pixels each, with weights.
+    """Compute N weighted sums of k pixels each.
 
-    Fast on a CPU where x is laid out channels last: the channels of a pixel then lie side by side.
+    Fast on a CPU if x is in channels-last layout, where the channels of a pixel are contiguous.
 
     Args:
-        x: Tensor[B, C, H, W].
-        pixel: Tensor[N, k] int64, (image · H + row) · W + column.
-        weight: Tensor[N, k] of x's dtype.
+        x: Tensor[B, C, H, W] float, feature maps.
+        pixel: Tensor[N, k] int64, flat pixel index (image · H + row) · W + column.
+        weight: Tensor[N, k] of x's dtype, weight of each pixel.
 
     Returns:
-        Tensor[N, C].
+        Tensor[N, C] of x's dtype.
     """
     table = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
     return F.embedding_bag(pixel, table, per_sample_weights=weight, mode="sum")

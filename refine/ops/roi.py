@@ -15,13 +15,13 @@ from refine.ops.pixels import weighted_pixels
 
 @dataclass(frozen=True)
 class Sampling:
-    """How ROI-Align reads features.
+    """Sampling parameters of ROI-Align.
 
     Attributes:
-        ratio: samples per bin and axis; 0 adapts to the box's size.
-        aligned: take half a pixel off the samples' places, as detectron2 does, because pixel centres lie
-            there; torchvision's own detectors are trained without.
-        canonical_size: side in pixels of a box that is read from P4.
+        ratio: samples per bin and axis; 0 adapts to the box size.
+        aligned: shift samples by half a pixel to the pixel centres, as detectron2 does; torchvision's own
+            detectors are trained without the shift.
+        canonical_size: side in pixels of a box that is pooled from P4.
     """
 
     ratio: int = 2
@@ -30,19 +30,19 @@ class Sampling:
 
 
 def to_rois(boxes: Sequence[Tensor]) -> Tensor:
-    """Boxes per image -> Tensor[N, 5] of (image index, x1, y1, x2, y2), N over all images."""
+    """Join the boxes of all images to Tensor[N, 5] of (image index, x1, y1, x2, y2)."""
     index = torch.cat([b.new_full((len(b), 1), n) for n, b in enumerate(boxes)])
     return torch.cat([index, torch.cat(list(boxes))], dim=1)
 
 
 def assign_levels(boxes: Tensor, levels: int, canonical_size: float = 224.0, canonical_level: int = 2) -> Tensor:
-    """Pyramid level of each box: floor(k0 + log2(sqrt(area) / 224)), FPN paper eq. 1.
+    """Return the pyramid level of each box: floor(k0 + log2(sqrt(area) / 224)), FPN paper eq. 1.
 
     Args:
-        boxes: Tensor[N, 4] in pixels.
-        levels: number of levels, the finest (stride 4) is 0.
-        canonical_size: side in pixels of a box that belongs on `canonical_level`.
-        canonical_level: counted from the finest, so 2 is P4.
+        boxes: Tensor[N, 4] float, x1, y1, x2, y2 in pixels.
+        levels: number of levels; the finest (stride 4) is level 0.
+        canonical_size: side in pixels of a box that is assigned to `canonical_level`.
+        canonical_level: level k0, counted from the finest, so 2 is P4.
 
     Returns:
         Tensor[N] int64, 0..levels-1.
@@ -59,14 +59,14 @@ def roi_align_levels(
     sampling: Sampling,
     strides: Sequence[int] = (4, 8, 16, 32),
 ) -> Tensor:
-    """ROI-Align of each box from the pyramid level that fits its size.
+    """Apply ROI-Align to each box at the pyramid level that fits its size.
 
     Args:
-        features: one Tensor[B, C, h, w] per level, finest first.
-        rois: Tensor[N, 5], see `to_rois`.
-        output_size: bins per side.
-        sampling: how, and from which level.
-        strides: input pixels per feature pixel, per level.
+        features: one Tensor[B, C, h, w] float per level, finest first.
+        rois: Tensor[N, 5] float, image index and box in input pixels (see `to_rois`).
+        output_size: number of bins per side.
+        sampling: sampling parameters and canonical box size.
+        strides: input pixels per feature pixel of each level.
 
     Returns:
         Tensor[N, C, output_size, output_size], in the order of `rois`.
@@ -74,20 +74,20 @@ def roi_align_levels(
     if len(features) == 1:
         return align(features[0], rois, output_size, sampling, strides[0])
     level = assign_levels(rois[:, 1:], len(features), sampling.canonical_size)
-    parts, places = [], []
+    parts, indices = [], []
     for n, (feature, stride) in enumerate(zip(features, strides, strict=True)):
-        place = torch.nonzero(level == n).squeeze(1)
-        places.append(place)
-        parts.append(align(feature, rois[place], output_size, sampling, stride))
-    order = torch.argsort(torch.cat(places))
+        on_level = torch.nonzero(level == n).squeeze(1)
+        indices.append(on_level)
+        parts.append(align(feature, rois[on_level], output_size, sampling, stride))
+    order = torch.argsort(torch.cat(indices))
     return torch.cat(parts)[order]
 
 
 def align(feature: Tensor, rois: Tensor, output_size: int, sampling: Sampling, stride: int) -> Tensor:
-    """ROI-Align from one map: Tensor[B, C, h, w], Tensor[N, 5] -> Tensor[N, C, output_size, output_size].
+    """Apply ROI-Align to one map: Tensor[B, C, h, w], Tensor[N, 5] -> Tensor[N, C, output_size, output_size].
 
-    The map may be of half precision; coordinates of boxes never are, for bf16 knows only every fourth pixel of 512
-    and more.
+    The map may have half precision, but box coordinates never do: beyond 512, bf16 resolves only every fourth
+    pixel.
     """
     if feature.dtype.itemsize < 4:
         return align(feature.float(), rois, output_size, sampling, stride).to(feature.dtype)
@@ -102,14 +102,14 @@ def align(feature: Tensor, rois: Tensor, output_size: int, sampling: Sampling, s
 def _align_whole_pixels(
     feature: Tensor, rois: Tensor, output_size: int, sampling_ratio: int, stride: int, aligned: bool
 ) -> Tensor:
-    """`align` for maps laid out channels last, ten times as fast as torchvision's on a CPU.
+    """Compute `align` for maps in channels-last layout, ten times as fast as torchvision on a CPU.
 
     Each bin is a weighted sum of pixels.
     """
     _, channels, height, width = feature.shape
     corners = rois[:, 1:].to(feature.dtype) / stride - (0.5 if aligned else 0.0)
     x1, y1, x2, y2 = corners.unbind(1)
-    if not aligned:  # torchvision's boxes are at least a pixel wide then
+    if not aligned:  # torchvision then makes boxes at least one pixel wide
         x2, y2 = torch.maximum(x2, x1 + 1), torch.maximum(y2, y1 + 1)
     row, row_weight = _bin_samples(y1, y2, height, output_size, sampling_ratio)  # N × S × 2·ratio
     column, column_weight = _bin_samples(x1, x2, width, output_size, sampling_ratio)
@@ -121,22 +121,22 @@ def _align_whole_pixels(
 
 
 def _per_bin(x: Tensor) -> Tensor:
-    """N × S × S × 2·ratio × 2·ratio -> N·S·S × 4·ratio²."""
+    """Flatten N × S × S × 2·ratio × 2·ratio to N·S·S × 4·ratio²."""
     return x.flatten(0, 2).flatten(1)
 
 
 def _bin_samples(low: Tensor, high: Tensor, length: int, bins: int, samples: int) -> tuple[Tensor, Tensor]:
-    """The pixels of which the bins of an interval are made, along one axis.
+    """Return the pixels and weights that make up the bins of an interval along one axis.
 
     Args:
-        low, high: Tensor[N], the interval in pixels, 0 at the first pixel's centre.
-        length: number of pixels.
-        bins: bins of the interval.
-        samples: of each bin.
+        low, high: Tensor[N] float, interval in pixels; 0 is the centre of the first pixel.
+        length: number of pixels along the axis.
+        bins: number of bins in the interval.
+        samples: number of samples per bin.
 
     Returns:
-        Tensor[N, bins, 2·samples] int64: pixels, two for each sample; and their weights, which add up to one
-        where all samples are less than one pixel outside the map.
+        Tensor[N, bins, 2·samples] int64, two pixels per sample, and their weights, which sum to one if no
+        sample lies more than one pixel outside the map.
     """
     step = (torch.arange(bins * samples, device=low.device, dtype=low.dtype) + 0.5) / (bins * samples)
     position = low[:, None] + (high - low)[:, None] * step
@@ -151,12 +151,12 @@ def _bin_samples(low: Tensor, high: Tensor, length: int, bins: int, samples: int
 
 
 def _bilinear_rows(low: Tensor, high: Tensor, length: int, bins: int, stride: int) -> Tensor:
-    """Weights that spread `bins` samples of an interval over a line of pixels.
+    """Return the weights that interpolate `bins` samples of an interval at a line of pixels.
 
     Args:
-        low, high: Tensor[N], the interval in input pixels.
-        length: number of canvas pixels.
-        bins: samples of the mask along this axis.
+        low, high: Tensor[N] float, interval in input pixels.
+        length: number of canvas pixels along the axis.
+        bins: number of mask samples along the axis.
         stride: input pixels per canvas pixel.
 
     Returns:
@@ -181,14 +181,14 @@ def roi_flatten(
     """Paint instance masks on a canvas with one channel per thing class (equation 5).
 
     canvas[b, c] = max over the instances of image b and class c of score × mask, sampled bilinearly at the
-    pixel centres inside the box and zero elsewhere. Separable interpolation makes the sampling of all N
-    masks two batched matrix products; the gradient of the maximum reaches the winner alone.
+    pixel centres inside the box and zero elsewhere. Interpolation is separable, so all N masks are sampled
+    by two batched matrix products; the gradient of the maximum flows only to the winning instance.
 
     Args:
-        masks: Tensor[N, M, M] probabilities, 0-1.
-        rois: Tensor[N, 5], image index and box in input pixels.
-        labels: Tensor[N] int64, 0..C-1.
-        scores: Tensor[N], 0-1.
+        masks: Tensor[N, M, M] float, mask probabilities, 0-1.
+        rois: Tensor[N, 5] float, image index and box in input pixels.
+        labels: Tensor[N] int64, thing class, 0..C-1.
+        scores: Tensor[N] float, 0-1.
         canvas_size: (B, C, h, w).
         stride: input pixels per canvas pixel.
         reduce: "max", or "sum" clipped at 1.
@@ -201,7 +201,7 @@ def roi_flatten(
     canvas = masks.new_zeros(batch * classes, height, width)
     if len(masks) == 0:
         return canvas.view(canvas_size)
-    boxes = rois[:, 1:].float()  # fp16 cannot tell neighbouring pixels of a large image apart
+    boxes = rois[:, 1:].float()  # fp16 does not resolve single pixels of a large image
     rows = _bilinear_rows(boxes[:, 1], boxes[:, 3], height, bins, stride).to(masks.dtype)
     columns = _bilinear_rows(boxes[:, 0], boxes[:, 2], width, bins, stride).to(masks.dtype)
     weighted = masks * scores.to(masks.dtype)[:, None, None]

@@ -1,9 +1,9 @@
-"""Images as horizontal runs: what is equal along a row is told once.
+"""Run-length representation of label maps: equal neighbours of a row form one run.
 
-A run is a stretch of pixels of one row (of the flattened image, where rows follow each other). A map of an
-800×1333 image has a million pixels and some 50,000 runs, so that whatever is constant over runs is computed
-on those. The three functions that touch every pixel use NumPy's loops on the CPU, which are several times
-faster than torch's there; the tests hold both ways equal.
+A run is a stretch of pixels of the flattened image, usually within one row. A map of an 800×1333 image has a
+million pixels but only about 50,000 runs, so whatever is constant over a run is computed per run. The three
+functions that touch every pixel use NumPy on the CPU, where its loops are several times faster than torch's;
+the tests check that both versions agree.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def flatnonzero(mask: Tensor) -> Tensor:
-    """Flat indices of the true elements, rising: Tensor[...] bool -> Tensor[n] int64."""
+    """Return the increasing flat indices of the true elements: Tensor[...] bool -> Tensor[n] int64."""
     if mask.device.type != "cpu":
         return torch.nonzero(mask.reshape(-1)).squeeze(1)
     flat = np.ascontiguousarray(mask.numpy()).reshape(-1)
@@ -29,15 +29,15 @@ def flatnonzero(mask: Tensor) -> Tensor:
 
 
 def run_starts(labels: Tensor, cuts: Tensor | None = None, width: int | None = None) -> Tensor:
-    """Where the runs of equal labels begin.
+    """Find where runs of equal labels begin.
 
     Args:
-        labels: Tensor[H, W] of any type; runs end with their row.
-        cuts: Tensor[n] int64, further flat indices at which a run must begin.
-        width: runs also end at columns width, 2·width, …
+        labels: Tensor[H, W] of any dtype; runs do not continue into the next row.
+        cuts: Tensor[n] int64, additional flat indices at which a run must begin.
+        width: runs must also begin at columns width, 2·width, …
 
     Returns:
-        Tensor[R] int64, flat indices, rising; the first is 0.
+        Tensor[R] int64, flat indices, increasing from 0.
     """
     begins = torch.empty(labels.shape, dtype=torch.bool, device=labels.device)
     torch.ne(labels[:, 1:], labels[:, :-1], out=begins[:, 1:])
@@ -48,16 +48,16 @@ def run_starts(labels: Tensor, cuts: Tensor | None = None, width: int | None = N
 
 
 def run_lengths(starts: Tensor, total: int) -> Tensor:
-    """Pixels of each run, for runs that follow each other up to pixel `total`: Tensor[R] int64."""
+    """Return the length in pixels of contiguous runs that cover `total` pixels: Tensor[R] int64."""
     return torch.diff(starts, append=starts.new_tensor([total]))
 
 
 def run_sums(values: Tensor, starts: Tensor) -> Tensor:
-    """Sum of each run.
+    """Sum values over each run.
 
     Args:
         values: Tensor[H, W] float.
-        starts: Tensor[R] int64, rising, the first 0; each run reaches to the next.
+        starts: Tensor[R] int64, flat indices, increasing from 0; each run ends where the next begins.
 
     Returns:
         Tensor[R] float64.
@@ -70,7 +70,7 @@ def run_sums(values: Tensor, starts: Tensor) -> Tensor:
 
 
 def spread(values: Tensor, lengths: Tensor, size: tuple[int, int]) -> Tensor:
-    """Give every pixel the value of its run: Tensor[R], Tensor[R] int64 -> Tensor[size]."""
+    """Assign to every pixel the value of its run: Tensor[R], Tensor[R] int64 -> Tensor[size]."""
     if values.device.type == "cpu":
         return torch.from_numpy(np.repeat(values.numpy(), lengths.numpy())).view(size)
     return values.repeat_interleave(lengths, output_size=size[0] * size[1]).view(size)

@@ -1,4 +1,4 @@
-"""From semantic logits at stride 4 to a label and a confidence for every pixel of the image."""
+"""Conversion of semantic logits at stride 4 to a label and a confidence per image pixel."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from torch import Tensor
 from refine.ops.upsample import labels_and_confidence_x4
 
 BAND = 32
-"""Output rows computed at a time: bounds the memory of the full-size logits."""
+"""Output rows computed at a time; limits the memory of the full-size logits."""
 
 BLOCK = 64
-"""Output columns computed at a time: interpolation is a small dense matrix product for so few."""
+"""Output columns computed at a time; small enough for interpolation by a dense matrix product."""
 
 
 def semantic_map(
     logits: Tensor, image_size: tuple[int, int], output_size: tuple[int, int], stride: int = 4
 ) -> tuple[Tensor, Tensor]:
-    """Upsample logits, take the best class and its softmax probability.
+    """Upsample logits and return the best class and its softmax probability.
 
-    Logits go ×`stride` (bilinear, align_corners=False), padding is cut off, and what is left is resized
-    to the output (bilinear), where its size differs: as detectron2 does. (BCC-Net resizes the labels
-    instead, by the nearest pixel, after Unknown Erasing; here that runs at the output size.)
+    Logits are upsampled by `stride` (bilinear, align_corners=False), cropped to the unpadded image and, if the
+    sizes differ, resized to the output (bilinear), as in detectron2. (BCC-Net instead resizes the labels to the
+    nearest pixel after Unknown Erasing, which here runs at the output size.)
 
     Args:
-        logits: Tensor[L, h, w], of a padded network input of h·stride × w·stride pixels.
-        image_size: (height, width) of the unpadded network input.
-        output_size: (height, width) wanted.
+        logits: Tensor[L, h, w] float, for a padded network input of h·stride × w·stride pixels.
+        image_size: (height, width) of the unpadded network input in pixels.
+        output_size: (height, width) of the result in pixels.
         stride: input pixels per logit.
 
     Returns:
-        labels: Tensor[output_size] int64, 0..L-1, the first of equals.
+        labels: Tensor[output_size] int64, 0..L-1, the lowest index in case of a tie.
         confidence: Tensor[output_size] float32, 0-1.
     """
     logits = logits.detach().float()
@@ -65,7 +65,7 @@ def semantic_probabilities(
 
 
 def _weights(logits: Tensor, axis: int, image: int, output: int, stride: int) -> Tensor:
-    """Both interpolations along one axis as one matrix: Tensor[logits.shape[axis], output]."""
+    """Return both interpolations along one axis as one matrix: Tensor[logits.shape[axis], output]."""
     samples = torch.eye(logits.shape[axis], device=logits.device)[None]
     full = F.interpolate(samples, scale_factor=stride, mode="linear", align_corners=False)[..., :image]
     if image != output:
@@ -74,6 +74,6 @@ def _weights(logits: Tensor, axis: int, image: int, output: int, stride: int) ->
 
 
 def _support(weights: Tensor) -> tuple[int, int]:
-    """First row with a weight, and the one after the last."""
+    """Return the first row with a non-zero weight and the row after the last one."""
     rows = weights.any(1).nonzero()
     return int(rows[0]), int(rows[-1]) + 1

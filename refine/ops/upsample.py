@@ -1,14 +1,14 @@
-"""Argmax and softmax of logits upsampled ×4, without the upsampled logits.
+"""Argmax and softmax of logits upsampled ×4, computed without the upsampled logits.
 
-A cell is what lies between four neighbouring logits: the 4×4 pixels interpolated from them, with weights
-(1, 3, 5, 7)/8 and (7, 5, 3, 1)/8 along either axis.
+A cell is the block of 4×4 pixels between four neighbouring logits, interpolated from them with weights
+(1, 3, 5, 7)/8 and (7, 5, 3, 1)/8 along each axis.
 
-- Label: weights are positive and add up to one, so the class that is best at all four corners is best in
-  the cell. In the other cells a class can only win if its best corner reaches some class's worst corner;
-  those few are interpolated.
+- Label: weights are positive and sum to one, so a class that is best at all four corners is best in the
+  whole cell. In other cells a class can win only if its maximum over the corners reaches every other class's
+  minimum; only these candidates are interpolated.
 - Confidence: the exponential of a weighted mean is a product of powers, exp(7/8·a + 1/8·b) = u⁷·v with
-  u = exp(a/8), v = exp(b/8). So the softmax's denominator needs one exponential per logit, not per pixel;
-  the rest are products.
+  u = exp(a/8), v = exp(b/8). The softmax denominator thus needs one exponential per logit instead of per
+  pixel; the rest are products.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ import torch
 from torch import Tensor
 
 ROWS = 8
-"""Rows of cells whose denominators are computed at a time (some 10 MB for 133 classes, 334 columns)."""
+"""Rows of cells whose denominators are computed at a time (about 10 MB for 133 classes, 334 columns)."""
 
 CELLS = 4096
-"""Cells in which candidates are compared at a time."""
+"""Number of cells whose candidates are compared at a time."""
 
 TINY = 1e-30
-"""Denominators below may have underflowed: every class is some 70 below the best of some corner."""
+"""Denominators below this may have underflowed: every class is about 70 below the best of some corner."""
 
 
 def labels_and_confidence_x4(logits: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """`semantic_map` for stride 4 and an output of `image_size`, on the CPU.
+    """Compute `semantic_map` on the CPU for stride 4 and an output of `image_size`.
 
     Args:
         logits: Tensor[L, h, w] float32, on the CPU.
-        image_size: (height, width), at most 4h × 4w.
+        image_size: (height, width) in pixels, at most 4h × 4w.
 
     Returns:
-        labels: Tensor[image_size] int64.
+        labels: Tensor[image_size] int64, 0..L-1.
         confidence: Tensor[image_size] float32, within 1e-5 of the softmax of interpolated logits.
     """
     (height, width), (_, h, w) = image_size, logits.shape
-    # Cells reach two pixels over the image's edge; what is not shown is not computed.
+    # Cells extend two pixels beyond the image; logits that only affect pixels outside it are skipped.
     h, w = min(h, (height + 1) // 4 + 2), min(w, (width + 1) // 4 + 2)
     logits = logits[:, :h, :w]
     best, winner = _best(logits)
-    # Corner (y, x) of the cells: logits with their border repeated.
+    # Corners of the cells: logits with their border replicated.
     rows, columns = np.arange(-1, h + 1).clip(0, h - 1), np.arange(-1, w + 1).clip(0, w - 1)
     corners = winner[rows][:, columns]
     cell_labels = corners[:-1, :-1]
@@ -62,8 +62,8 @@ def labels_and_confidence_x4(logits: Tensor, image_size: tuple[int, int]) -> tup
     mixed = np.nonzero(~uniform)
     for n in range(0, len(mixed[0]), CELLS):
         y, x = mixed[0][n : n + CELLS], mixed[1][n : n + CELLS]
-        places = [(r[y], c[x]) for r in (above, below) for c in (left, right)]
-        corner_logits = np.stack([relative[:, r, c] for r, c in places])
+        corner_indices = [(r[y], c[x]) for r in (above, below) for c in (left, right)]
+        corner_logits = np.stack([relative[:, r, c] for r, c in corner_indices])
         label, value = _compare(corner_logits)
         labels[y, :, x] = label.reshape(-1, 4, 4)
         confidence[y, :, x] *= np.exp(value).reshape(-1, 4, 4)
@@ -79,7 +79,7 @@ def labels_and_confidence_x4(logits: Tensor, image_size: tuple[int, int]) -> tup
 
 
 def _best(logits: Tensor) -> tuple[Tensor, np.ndarray]:
-    """Largest logit Tensor[h, w] and its class int64[h, w], the first of equals."""
+    """Return the largest logit, Tensor[h, w], and its class, int64[h, w], the lowest in case of a tie."""
     best = logits.amax(0)
     winner = np.zeros(best.shape, np.int64)
     for label in range(len(logits) - 1, -1, -1):  # faster than argmax over the first axis
@@ -88,12 +88,12 @@ def _best(logits: Tensor) -> tuple[Tensor, np.ndarray]:
 
 
 def _denominators(logits: Tensor, best: Tensor, out: np.ndarray) -> None:
-    """Softmax denominators relative to the best classes of the corners.
+    """Compute softmax denominators relative to the best classes of the corners.
 
     Args:
-        logits: Tensor[L, h, w].
-        best: Tensor[h, w].
-        out: float32[h+1, 4, w+1, 4], written: sum over classes of exp(interpolated (logits − best)).
+        logits: Tensor[L, h, w] float32.
+        best: Tensor[h, w] float32, largest logit of each position.
+        out: float32[h+1, 4, w+1, 4], overwritten by the sum over classes of exp(interpolated (logits − best)).
     """
     classes, h, w = logits.shape
     result = torch.from_numpy(out)
@@ -119,7 +119,7 @@ def _denominators(logits: Tensor, best: Tensor, out: np.ndarray) -> None:
 
 
 def _fill_odd_powers(powers: Tensor, base: Tensor, square: Tensor) -> None:
-    """Write base³, base⁵, base⁷ into powers[1:]; `square` is scratch memory, powers[0] is the base."""
+    """Write base³, base⁵, base⁷ to powers[1:]; powers[0] is the base, `square` is scratch memory."""
     torch.mul(base, base, out=square)
     for n in range(3):
         torch.mul(powers[n], square, out=powers[n + 1])
@@ -133,25 +133,25 @@ _CORNER_WEIGHTS = np.stack(
 
 
 def _compare(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Best class at the 16 pixels of each cell.
+    """Return the best class at the 16 pixels of each cell.
 
     Args:
         corners: float32[4, L, n], logits at the corners of n cells.
 
     Returns:
-        label: int64[n, 16], the first of equals.
-        value: float32[n, 16], its interpolated logit.
+        label: int64[n, 16], the lowest class in case of a tie.
+        value: float32[n, 16], interpolated logit of that class.
     """
     candidate = corners.max(0) >= corners.min(0).max(0)  # L × n
     cell, label = np.nonzero(candidate.T)
     values = corners[:, label, cell].T @ _CORNER_WEIGHTS  # pairs of cell and class × 16
     first = np.searchsorted(cell, np.arange(corners.shape[2]))  # every cell has a candidate
     best = np.maximum.reduceat(values, first)  # n × 16
-    losing = np.where(values == best[cell], label[:, None], np.iinfo(np.int64).max)
-    return np.minimum.reduceat(losing, first), best
+    winning = np.where(values == best[cell], label[:, None], np.iinfo(np.int64).max)
+    return np.minimum.reduceat(winning, first), best
 
 
 def _softmax(corners: np.ndarray, best: np.ndarray) -> np.ndarray:
-    """Confidence at the 16 pixels of each cell, term by term: float32[4, L, n], float32[n, 16] -> [n, 16]."""
+    """Sum the softmax of each cell's 16 pixels term by term: float32[4, L, n], float32[n, 16] -> [n, 16]."""
     values = np.tensordot(corners, _CORNER_WEIGHTS, (0, 0))  # L × n × 16
     return 1 / np.exp(values - best).sum(0)

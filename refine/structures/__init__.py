@@ -1,4 +1,4 @@
-"""Plain records that cross the borders between packages; they import nothing else of ours."""
+"""Plain records shared by all packages; they depend on no other part of refine but ops."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what holds tensors when it is first used: files are evaluated without torch."""
+    """Import records that hold tensors on first use, so that file evaluation does not load torch."""
     if name not in _HOMES:
         raise AttributeError(f"module 'refine.structures' has no attribute {name!r}")
     return getattr(importlib.import_module(f"refine.structures.{_HOMES[name]}"), name)

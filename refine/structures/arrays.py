@@ -1,4 +1,4 @@
-"""Array-like values as tensors."""
+"""Conversion of array-like values to tensors."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ ArrayLike = Tensor | NDArray[Any]
 
 
 def as_tensor(name: str, value: Any) -> Tensor:
-    """Convert a NumPy array, or numbers in nested lists, to a tensor.
+    """Convert a NumPy array, or nested lists of numbers, to a tensor.
 
-    Memory is shared where possible. Unsigned integers of more than 8 bits, for which torch lacks operations,
-    become int64.
+    Memory is shared where possible. Unsigned integers wider than 8 bits become int64, because torch supports
+    few operations on them.
 
     Args:
-        name: field or argument, for messages.
-        value: array, tensor or numbers.
+        name: name of the field or argument, for error messages.
+        value: array, tensor, number or nested lists of numbers.
 
     Raises:
-        TypeError: anything else.
+        TypeError: the value is none of these.
     """
     if isinstance(value, Tensor):
         return value.long() if value.dtype in (torch.uint16, torch.uint32, torch.uint64) else value
@@ -41,16 +41,16 @@ def as_tensor(name: str, value: Any) -> Tensor:
     wide = array.dtype.kind == "u" and array.dtype.itemsize > 1
     dtype = np.dtype(np.int64) if wide else array.dtype.newbyteorder("=")
     if dtype != array.dtype or not array.flags.writeable or min(array.strides, default=0) < 0:
-        array = np.array(array, dtype, order="C")  # torch takes none of these
+        array = np.array(array, dtype, order="C")  # torch accepts none of these
     return torch.from_numpy(array)
 
 
 def as_masks(name: str, value: Any) -> Tensor:
-    """Convert masks that hold 0 and 1 (or 0 and 255, as images do) in any type to Tensor[...] bool.
+    """Convert masks of 0 and 1 (or 0 and 255 in uint8) of any dtype to Tensor[...] bool.
 
     Raises:
-        TypeError: the value is no array.
-        RefineError: the masks have other values, such as probabilities.
+        TypeError: the value is not an array.
+        RefineError: the masks contain other values, such as probabilities.
     """
     masks = as_tensor(name, value)
     if masks.dtype == torch.bool:

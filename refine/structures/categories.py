@@ -1,4 +1,4 @@
-"""Categories of a data set, and their contiguous indices."""
+"""Categories of a data set and their contiguous indices."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     import torch
 
 VOID = -1
-"""Index of pixels without a label, in every contiguous map; ignored in losses and metrics."""
+"""Contiguous index of unlabelled pixels; losses and metrics ignore them."""
 
 
 @dataclass(frozen=True)
 class Category:
     """One category of a data set, as COCO panoptic JSON describes it.
 
-    Two categories are equal if id, name and kind are: colour and supercategory change no result.
+    Two categories are equal if their id, name and isthing are equal; colour and supercategory affect no result.
 
     Attributes:
-        id: the data set's own id, 0 to 2^31 - 1.
-        name: what people call it.
-        isthing: countable (thing) or amorphous (stuff).
-        color: RGB, 0-255, for drawing; one of the id's own if left out.
+        id: category id in the data set, 0 to 2^31 - 1.
+        name: category name.
+        isthing: True for countable objects (things), False for amorphous regions (stuff).
+        color: RGB, 0-255, for drawing; derived from the id if omitted.
         supercategory: name of the coarse group, or "".
     """
 
@@ -39,23 +39,23 @@ class Category:
 
     def __post_init__(self) -> None:
         if not self.color:
-            object.__setattr__(self, "color", made_up_color(self.id))
+            object.__setattr__(self, "color", default_color(self.id))
 
     def __str__(self) -> str:
         return f"{shown(self.name)} ({'thing' if self.isthing else 'stuff'})"
 
 
 class Categories:
-    """Ordered categories: things take indices 0..num_things-1, stuff the ones after; `VOID` is -1.
+    """Ordered categories: things have indices 0..num_things-1, stuff follows; `VOID` is -1.
 
-    Inside each group the order is that of the data set's ids, so the same JSON always gives the same
-    indices. Dataset ids appear only in files and in `Segment.category_id`; tensors hold indices.
+    Within each group, categories are sorted by data-set id, so the same JSON always gives the same
+    indices. Data-set ids appear only in files and in `Segment.category_id`; tensors hold indices.
 
     Args:
-        categories: any order; ids and names must be unique.
+        categories: categories in any order; ids and names must be unique.
 
     Raises:
-        RefineError: no category, or an id or a name used twice.
+        RefineError: there is no category, or an id or name is used twice.
     """
 
     def __init__(self, categories: Iterable[Category]) -> None:
@@ -77,17 +77,17 @@ class Categories:
         source: str = "categories",
         on_error: Callable[[str], None] | None = None,
     ) -> Categories:
-        """Read the `categories` list of a COCO panoptic JSON. Missing colours are made up, evenly spread.
+        """Read the `categories` list of a COCO panoptic JSON. Missing colours are generated, evenly spread.
 
         Args:
             entries: mappings with `id`, `name`, `isthing` and optionally `color`, `supercategory`.
             source: file name for error messages.
-            on_error: called with every fault of an entry, without `source`. If it returns, a default takes
-                the place of the faulty value; entries without a usable id are left out. None raises.
+            on_error: called with the message of each invalid entry, without `source`. If it returns, a default
+                replaces the invalid value; entries without a valid id are skipped. None raises.
 
         Raises:
-            RefineError: not a list; a field is missing or has the wrong type; an id or name is used twice;
-                no entry is left.
+            RefineError: `entries` is not a list; a field is missing or has the wrong type; an id or name is
+                used twice; no valid entry remains.
         """
 
         def fault(message: str) -> None:
@@ -109,7 +109,7 @@ class Categories:
         return cls(found.values())
 
     def to_json(self) -> list[dict[str, Any]]:
-        """The `categories` list of a COCO panoptic JSON; `from_json` reads it back equal."""
+        """Return the `categories` list of a COCO panoptic JSON; the inverse of `from_json`."""
         return [
             {
                 "id": c.id,
@@ -126,14 +126,14 @@ class Categories:
         return len(self._categories) - self.num_things
 
     def index(self, category_id: int) -> int:
-        """Contiguous index of a dataset id; KeyError if unknown."""
+        """Return the contiguous index of a data-set id; raise KeyError if it is unknown."""
         return self._index[category_id]
 
     def __contains__(self, category_id: object) -> bool:
         return category_id in self._index
 
     def __getitem__(self, index: int) -> Category:
-        """The category with this contiguous index (not dataset id)."""
+        """Return the category with this contiguous index (not data-set id)."""
         return self._categories[index]
 
     def __len__(self) -> int:
@@ -146,11 +146,11 @@ class Categories:
         return isinstance(other, Categories) and self._categories == other._categories
 
     def check_equal(self, other: Categories, where: str, other_where: str) -> None:
-        """Raise RefineError if ids, names or kinds differ; order, colours and supercategories do not count.
+        """Raise RefineError if ids, names or isthing differ; order, colours and supercategories do not matter.
 
         Args:
-            other: expected to be the same categories.
-            where, other_where: what has these and the other categories, such as two files.
+            other: categories that must equal these.
+            where, other_where: names of the two sources, such as files, for the message.
         """
         mine, theirs = ({c.id: c for c in categories} for categories in (self, other))
         for number in [*theirs, *mine]:
@@ -165,8 +165,8 @@ class Categories:
         return f"Categories({self.num_things} things, {self.num_stuff} stuff)"
 
     def palette(self) -> torch.Tensor:
-        """Colours by contiguous index: Tensor[len, 3] uint8 RGB."""
-        import torch  # files are read without it
+        """Return the colours by contiguous index: Tensor[len, 3] uint8 RGB."""
+        import torch  # imported late: reading files does not need it
 
         return torch.tensor([c.color for c in self._categories], dtype=torch.uint8)
 
@@ -174,7 +174,7 @@ class Categories:
 def _category(
     entry: Any, n: int, found: Mapping[int, Category], names: Mapping[str, int], fault: Callable[[str], None]
 ) -> Category | None:
-    """Check entry n of a list of categories against the ones before; None if its id cannot be used."""
+    """Check entry n of a list of categories against the earlier ones; None if its id is invalid."""
     entry = entry if isinstance(entry, Mapping) else {}
     number, name, isthing = entry.get("id"), entry.get("name"), entry.get("isthing")
     where = f"categories[{n}]"
@@ -193,10 +193,10 @@ def _category(
     if isthing not in (0, 1):
         isthing_shown = "missing" if isthing is None else shown(isthing)
         fault(f"{where}: isthing is {isthing_shown}; expected 1 (countable) or 0 (stuff)")
-    color = entry.get("color") or made_up_color(n)
+    color = entry.get("color") or default_color(n)
     if not (isinstance(color, list | tuple) and len(color) == 3 and all(_is_byte(c) for c in color)):
         fault(f"{where}: color is {shown(color)}; expected [R, G, B] of 0-255, or none")
-        color = made_up_color(n)
+        color = default_color(n)
     if number in found:
         return None
     supercategory = entry.get("supercategory")
@@ -213,8 +213,8 @@ def _is_byte(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value <= 255
 
 
-def made_up_color(n: int) -> tuple[int, int, int]:
-    """The n-th of a sequence of clearly different colours (golden-ratio hues)."""
+def default_color(n: int) -> tuple[int, int, int]:
+    """Return the n-th colour of a sequence of clearly distinct RGB colours (golden-ratio hues)."""
     hue = (n * 0.618033988749895) % 1.0
     r, g, b = colorsys.hsv_to_rgb(hue, 0.65 if n % 2 else 0.85, 0.95 if n % 3 else 0.75)
     return round(255 * r), round(255 * g), round(255 * b)

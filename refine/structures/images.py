@@ -10,11 +10,11 @@ from torch import Tensor
 
 @dataclass
 class ImageBatch:
-    """B images in one tensor, padded with zeros (the mean colour) at the right and the bottom.
+    """B images in one tensor, padded with zeros (the mean colour) on the right and at the bottom.
 
     Attributes:
         tensor: Tensor[B, 3, H, W] float, normalised; H and W are multiples of the model's divisor.
-        sizes: true (height, width) of each image inside the padded frame, in pixels.
+        sizes: (height, width) of each image before padding, in pixels.
     """
 
     tensor: Tensor
@@ -32,17 +32,17 @@ class ImageBatch:
         divisor: int = 32,
         flip_channels: bool = False,
     ) -> ImageBatch:
-        """Normalise and pad.
+        """Normalise images and pad them to one size.
 
         Args:
-            images: Tensor[3, h, w] RGB each, uint8 or float, 0-255, all on one device.
-            mean: Tensor[3], 0-255, in the order that the network takes (see `flip_channels`).
-            std: Tensor[3], 0-255, likewise.
-            divisor: H and W become multiples of it.
-            flip_channels: the network takes BGR.
+            images: B images, each Tensor[3, h, w] RGB, uint8 or float, 0-255, all on one device.
+            mean: Tensor[3] float, 0-255, in the network's channel order (see `flip_channels`).
+            std: Tensor[3] float, 0-255, in the network's channel order.
+            divisor: H and W are rounded up to multiples of this number of pixels.
+            flip_channels: whether the network expects BGR.
 
         Raises:
-            ValueError: no image, or one that is not Tensor[3, h, w].
+            ValueError: there is no image, or one is not Tensor[3, h, w].
         """
         if not images:
             raise ValueError("ImageBatch: no image given")
@@ -60,5 +60,5 @@ class ImageBatch:
 
 
 def padded_size(size: tuple[int, int], divisor: int) -> tuple[int, int]:
-    """(height, width) in pixels, each rounded up to a multiple of `divisor`."""
+    """Return (height, width) in pixels, each rounded up to a multiple of `divisor`."""
     return -(-size[0] // divisor) * divisor, -(-size[1] // divisor) * divisor

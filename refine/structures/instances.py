@@ -16,24 +16,24 @@ from refine.structures.arrays import as_masks, as_tensor
 class Instances:
     """N predicted instances of one image, all in the pixel frame of `image_size`.
 
-    NumPy arrays are converted to tensors, and masks of 0 and 1 in any type to bool.
+    NumPy arrays are converted to tensors, and 0/1 masks of any dtype to bool.
 
     Attributes:
-        image_size: (height, width) in pixels of the frame that boxes and masks live in.
+        image_size: (height, width) in pixels of the image that boxes and masks refer to.
         boxes: Tensor[N, 4] float, x1, y1, x2, y2 in pixels (continuous, x2/y2 exclusive).
         scores: Tensor[N] float, 0-1.
-        labels: Tensor[N] int64, contiguous thing index (0..num_things-1).
+        labels: Tensor[N] int64, contiguous thing class, 0..num_things-1.
         roi_masks: Tensor[N, M, M] float or None, mask probability (0-1, sigmoid applied once) on a
             regular grid over the box; M is 28 in the paper.
         masks: Tensor[N, H, W] bool or None, full-image masks.
         features: Tensor[N, C, 14, 14] float or None, f_ins + f_sem of each box: the appearance cue of
             the occlusion head.
-        runs: full-image masks as runs, or None; takes much less memory than `masks` and goes before them.
+        runs: full-image masks as runs, or None; needs much less memory than `masks` and takes precedence.
 
     Raises:
-        TypeError: a field is no array.
-        ValueError: fields of unequal length or wrong shape.
-        RefineError: masks that hold other values than 0 and 1.
+        TypeError: a field is not an array.
+        ValueError: fields have unequal lengths or a wrong shape.
+        RefineError: masks contain values other than 0 and 1.
     """
 
     image_size: tuple[int, int]
@@ -63,7 +63,7 @@ class Instances:
                 raise ValueError(f"Instances.{name}: expected shape ({shape}), got {tuple(value.shape)}")
 
     def _convert(self) -> None:
-        """Make tensors of arrays, of the types that the attributes state."""
+        """Convert arrays to tensors of the dtypes that the attributes document."""
         self.image_size = (int(self.image_size[0]), int(self.image_size[1]))
         for name in ("boxes", "scores", "labels"):
             setattr(self, name, as_tensor(f"Instances.{name}", getattr(self, name)))
@@ -89,7 +89,7 @@ class Instances:
         return len(self.boxes)
 
     def __getitem__(self, index: Tensor | slice) -> Instances:
-        """Instances chosen by an index or boolean tensor, or a slice; tensors may share memory."""
+        """Select instances by an index tensor, a boolean tensor or a slice; tensors may share memory."""
         return self._with({k: v[index] for k, v in self._tensors().items()})
 
     def to(self, device: torch.device | str) -> Instances:
@@ -100,7 +100,7 @@ class Instances:
 
     @classmethod
     def empty(cls, image_size: tuple[int, int], device: torch.device | str = "cpu") -> Instances:
-        """No instance at all."""
+        """Return zero instances of an image of `image_size` (height, width)."""
         return cls(
             image_size,
             boxes=torch.zeros(0, 4, device=device),

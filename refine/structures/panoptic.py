@@ -1,4 +1,4 @@
-"""A panoptic result: one segment id per pixel, and what each segment is."""
+"""Panoptic result: one segment id per pixel and a description of each segment."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Segment:
 
     Attributes:
         id: value of its pixels in `PanopticResult.segment_ids`, 1..2^24-1, unique in the image.
-        category_id: the data set's own category id.
-        isthing: instance of a thing class, or a region of stuff.
-        score: confidence, 0-1; None for stuff from a map without confidences.
+        category_id: category id in the data set.
+        isthing: True for an instance of a thing class, False for a region of a stuff class.
+        score: confidence, 0-1; None for stuff from a semantic map without confidences.
         area: number of pixels.
-        bbox: (x, y, width, height) in pixels, tight.
-        instance: place of its instance among those that were fused; None for stuff and ground truth.
+        bbox: tight (x, y, width, height) in pixels.
+        instance: index of the fused instance in the input of fusion; None for stuff and ground truth.
     """
 
     id: int
@@ -42,7 +42,7 @@ class Segment:
     instance: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Entry of `segments_info` in a COCO panoptic JSON (plus `isthing` and `score`)."""
+        """Return the entry of `segments_info` in a COCO panoptic JSON (plus `isthing` and `score`)."""
         entry = asdict(self) | {"bbox": list(self.bbox), "iscrowd": 0}
         del entry["instance"]
         if entry["score"] is None:
@@ -52,15 +52,15 @@ class Segment:
 
 @dataclass
 class PanopticResult:
-    """Every pixel's segment, and every segment's class.
+    """Panoptic segmentation of one image: the segment of every pixel and the class of every segment.
 
-    Notebooks show it drawn. `save` and `overlay` import what writes and draws when they are called: the record
-    itself depends on neither.
+    Notebooks display it as a drawing. `save` and `overlay` import their code when called, so the record itself
+    depends on neither file formats nor drawing.
 
     Attributes:
         segment_ids: Tensor[H, W] int32, 0 = void/unknown.
-        segments: the segments, in the order of their ids; each id occurs in `segment_ids`.
-        categories: of the model or data set that `category_id` refers to.
+        segments: segments sorted by id; each id occurs in `segment_ids`.
+        categories: categories of the model or data set; `category_id` is an id in them.
     """
 
     segment_ids: Tensor
@@ -77,35 +77,35 @@ class PanopticResult:
         return len(self.segments)
 
     def segment(self, segment_id: int) -> Segment:
-        """The segment with this id; KeyError if there is none."""
+        """Return the segment with this id; raise KeyError if there is none."""
         return self._by_id[segment_id]
 
     def mask(self, segment_id: int) -> Tensor:
-        """Tensor[H, W] bool, the pixels of one segment."""
+        """Return the pixels of one segment: Tensor[H, W] bool."""
         return self.segment_ids == segment_id
 
     def name(self, segment: Segment) -> str:
-        """The category's name."""
+        """Return the category name of a segment."""
         return self.categories[self.categories.index(segment.category_id)].name
 
     def to_coco(self, image_id: int | str = 1, file_name: str = "image.png") -> dict[str, Any]:
-        """Entry of `annotations` in a COCO panoptic JSON.
+        """Return the entry of `annotations` in a COCO panoptic JSON.
 
         Args:
             image_id: id of the image.
-            file_name: name of the id-PNG that shows the segments.
+            file_name: name of the id-PNG that encodes the segments.
         """
         infos = [segment.to_json() for segment in self.segments]
         return {"image_id": image_id, "file_name": file_name, "segments_info": infos}
 
     def save(self, path: str | Path, *, file_name: str = "image.png", image_id: int | str = 1) -> Path:
-        """Write the result in COCO panoptic format: segment ids as the colours of a PNG, and a JSON.
+        """Write the result in COCO panoptic format: an id-PNG and a JSON.
 
         Args:
-            path: PATH.png, beside which PATH.json is written; or a folder for panoptic.json and
-                panoptic/NAME.png, as `refine predict` writes them.
-            file_name: name of the image, for the JSON.
-            image_id: id of the image, for the JSON.
+            path: PATH.png, next to which PATH.json is written; or a folder, in which panoptic.json and
+                panoptic/NAME.png are written, as by `refine predict`.
+            file_name: name of the image, recorded in the JSON.
+            image_id: id of the image, recorded in the JSON.
 
         Returns:
             Path of the JSON.
@@ -118,14 +118,14 @@ class PanopticResult:
         return save_result(self, path, file_name, image_id)
 
     def overlay(self, image: ImageLike, *, labels: bool = True) -> Image.Image:
-        """Draw the segments over their image, as a Pillow image.
+        """Draw the segments over the image and return a Pillow image.
 
         Args:
-            image: the image, of any kind that `Predictor` takes, in the size of the result.
-            labels: write the names of the categories.
+            image: image of any type that `Predictor` accepts, as large as the result.
+            labels: whether to write the category names.
 
         Raises:
-            ValueError: the image has another size.
+            ValueError: the sizes of image and result differ.
         """
         from PIL import Image
 
@@ -136,33 +136,33 @@ class PanopticResult:
         return Image.fromarray(drawn.permute(1, 2, 0).cpu().numpy())
 
     def _repr_png_(self) -> bytes:
-        """PNG that notebooks show: the segments over white."""
+        """Return the PNG that notebooks display: the segments over white."""
         content = io.BytesIO()
         white = torch.full((3, *self.segment_ids.shape), 255, dtype=torch.uint8)
         self.overlay(white).save(content, "PNG")
         return content.getvalue()
 
     def summary(self) -> str:
-        """How many things and classes of stuff, in words."""
+        """Return the number of things and of stuff classes as text."""
         things = sum(segment.isthing for segment in self.segments)
         return f"things: {things}, classes of stuff: {len(self) - things}"
 
 
 def id_to_rgb(ids: np.ndarray) -> np.ndarray:
-    """COCO's colour code of segment ids: id = R + 256 G + 65536 B.
+    """Encode segment ids as colours, as COCO does: id = R + 256 G + 65536 B.
 
     Args:
-        ids: [H, W] integer, 0..2^24-1.
+        ids: [H, W] integer, segment ids, 0..2^24-1.
 
     Returns:
-        [H, W, 3] uint8.
+        [H, W, 3] uint8, RGB.
     """
     ids = ids.astype(np.uint32)
     return np.stack([ids & 255, (ids >> 8) & 255, (ids >> 16) & 255], axis=-1).astype(np.uint8)
 
 
 def rgb_to_id(rgb: np.ndarray) -> np.ndarray:
-    """Inverse of `id_to_rgb`: [H, W, 3] uint8 -> [H, W] int32."""
+    """Decode COCO colours, the inverse of `id_to_rgb`: [H, W, 3] uint8 -> [H, W] int32."""
     rgb = rgb.astype(np.int32)
     ids: np.ndarray = rgb[..., 0] + (rgb[..., 1] << 8) + (rgb[..., 2] << 16)
     return ids

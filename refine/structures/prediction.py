@@ -1,4 +1,4 @@
-"""Predictions of one image, before fusion."""
+"""Network predictions for one image, before fusion."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from refine.structures.instances import Instances
 
 @dataclass
 class Prediction:
-    """What the network says of one image, at that image's own size, before fusion.
+    """Network predictions for one image of H x W pixels, at its original size and before fusion.
 
     Attributes:
         instances: detections with `roi_masks`, boxes in pixels of the image.
-        sem_seg: Tensor[H, W] int64, contiguous classes.
-        sem_confidence: Tensor[H, W] float32, 0-1, softmax of the winning class.
-        sem_probabilities: computes Tensor[C, H, W] float32, 0-1, of each class; 0 for those that the network does
-            not predict. None where the logits are gone.
+        sem_seg: Tensor[H, W] int64, contiguous class.
+        sem_confidence: Tensor[H, W] float32, 0-1, softmax probability of the class in `sem_seg`.
+        sem_probabilities: function that computes Tensor[C, H, W] float32, 0-1, the probability of each class (0 for
+            classes that the network does not predict), or None if the logits were discarded.
     """
 
     instances: Instances

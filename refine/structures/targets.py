@@ -12,22 +12,22 @@ from refine.structures.categories import VOID
 
 @dataclass
 class Targets:
-    """Ground truth of one image of H x W pixels with N thing instances, everything in contiguous indices.
+    """Ground truth of one image of H x W pixels with N thing instances; classes are contiguous indices.
 
     Attributes:
         boxes: Tensor[N, 4] float32, x1, y1, x2, y2 in pixels, tight around the masks (x2/y2 exclusive).
-        labels: Tensor[N] int64, 0..num_things-1.
+        labels: Tensor[N] int64, thing class, 0..num_things-1.
         masks: Tensor[N, H, W] bool; they overlap only where instance annotations do.
         iscrowd: Tensor[N] bool; crowd regions are never positives, and their area is ignored.
-        sem_seg: Tensor[H, W] int64, 0..num_classes-1, `VOID` where nothing is known, or num_classes for stuff of
-            unnamed class; things included, from the panoptic map.
-        owner: Tensor[H, W] int64, index into the N instances of the one that the panoptic map shows at
-            the pixel, -1 where none: the occlusion labels come from it.
-        image_id: the data set's id of the image.
-        file_name: for messages.
+        sem_seg: Tensor[H, W] int64, class from the panoptic map, things included, 0..num_classes-1; `VOID` where
+            unlabelled, num_classes for stuff of an unnamed class.
+        owner: Tensor[H, W] int64, index 0..N-1 of the instance that the panoptic map shows at each pixel, or
+            -1; occlusion labels are derived from it.
+        image_id: image id in the data set.
+        file_name: image file name, for error messages.
 
     Raises:
-        ValueError: fields of unequal length or size, or an empty box.
+        ValueError: fields have unequal lengths or sizes, or a box is empty.
     """
 
     boxes: Tensor
@@ -53,14 +53,14 @@ class Targets:
             if got != expected:
                 raise ValueError(f"Targets.{name}: expected shape {expected}, got {got} ({self.file_name})")
         if n and bool((self.boxes[:, 2:] <= self.boxes[:, :2]).any()):
-            raise ValueError(f"Targets.boxes: a box has no area ({self.file_name})")
+            raise ValueError(f"Targets.boxes: expected non-empty boxes, got one without area ({self.file_name})")
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
+        """Return (height, width) in pixels."""
         return int(self.sem_seg.shape[0]), int(self.sem_seg.shape[1])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Targets:
@@ -91,14 +91,15 @@ class Targets:
     ) -> Targets:
         """Derive boxes, masks, semantic map and owners from a map of segment indices.
 
-        Args:
-            segment_map: Tensor[H, W] integer; -1 = void, k = k-th segment.
-            labels: Tensor[S] int64, contiguous class of each segment (things and stuff).
-            iscrowd: Tensor[S] bool.
-            num_things: classes below this are things.
+        Segments without a pixel, for example after a crop, are dropped; crowd pixels keep their class in
+        `sem_seg`, as in COCO's panoptic ground truth.
 
-        Segments that no pixel shows any more (after a crop) vanish; crowd pixels keep their class in
-        `sem_seg`, as COCO's panoptic ground truth has them.
+        Args:
+            segment_map: Tensor[H, W] integer, segment index 0..S-1, or -1 for void.
+            labels: Tensor[S] int64, contiguous class of each segment (things and stuff).
+            iscrowd: Tensor[S] bool, whether the segment is a crowd region.
+            num_things: number of thing classes; classes below it are things.
+            image_id, file_name: see the attributes.
         """
         present = torch.unique(segment_map)
         present = present[present >= 0]
@@ -122,7 +123,7 @@ class Targets:
 
 
 def mask_boxes(masks: Tensor) -> Tensor:
-    """Tight boxes of non-empty masks: Tensor[N, H, W] bool -> Tensor[N, 4] float32 (x2/y2 exclusive)."""
+    """Return tight boxes of non-empty masks: Tensor[N, H, W] bool -> Tensor[N, 4] float32 (x2/y2 exclusive)."""
     n, height, width = masks.shape
     if n == 0:
         return torch.zeros(0, 4, device=masks.device)

@@ -1,4 +1,4 @@
-"""Boxes against torchvision's, by hand, and their invariants."""
+"""Tests of box operations against torchvision, hand-computed values and invariants."""
 
 import math
 
@@ -52,8 +52,8 @@ def test_decoding_undoes_encoding(n, seed, weights):
     torch.testing.assert_close(decode_boxes(deltas, reference, weights), boxes, atol=2e-3, rtol=1e-4)
 
 
-def test_coding_by_hand():
-    # 10..30 × 20..30 (centre 20, 25) moved 5 right, 2 up, twice as wide and half as high:
+def test_coding_of_a_hand_computed_example():
+    # 10..30 × 20..30 (centre 20, 25), moved 5 right and 2 up, twice as wide and half as high:
     # centre 25, 23; width 40, height 5.
     reference = torch.tensor([[10.0, 20.0, 30.0, 30.0]])
     boxes = torch.tensor([[5.0, 20.5, 45.0, 25.5]])
@@ -100,15 +100,15 @@ def test_iou_equals_torchvision(n, m, seed):
     torch.testing.assert_close(box_iou(a, b), torchvision_iou(a, b))
 
 
-def test_share_by_hand():
-    # A 4 × 2 box; regions: all of it and more, its left half, a quarter of it, a neighbour that touches.
+def test_intersection_over_area_of_a_hand_computed_example():
+    # A 4 × 2 box; the regions contain all of it, its left half, a quarter of it, and nothing (they touch).
     box = torch.tensor([[2.0, 2.0, 6.0, 4.0]])
     regions = torch.tensor([[0, 0, 9, 9], [2, 2, 4, 4], [0, 0, 4, 3], [6, 2, 8, 4]]).float()
     torch.testing.assert_close(intersection_over_area(box, regions), torch.tensor([[1.0, 0.5, 0.25, 0.0]]))
 
 
 def nms_slowly(boxes, scores, groups, iou):
-    """Greedily: the best box stays unless a kept one of its group overlaps it."""
+    """Suppress greedily: the best remaining box is kept unless a kept box of its group overlaps it."""
     kept = []
     for n in sorted(range(len(boxes)), key=lambda n: (-scores[n], n)):
         rivals = [k for k in kept if groups[k] == groups[n]]
@@ -129,7 +129,7 @@ def test_nms_equals_slow_reference(n, seed, iou):
 
 
 def test_nms_of_many_boxes_keeps_ties_in_order():
-    # torchvision goes another way above a thousand boxes.
+    # torchvision uses a different algorithm above a thousand boxes.
     boxes = torch.arange(3000.0)[:, None] * 10 + torch.tensor([0.0, 0.0, 5.0, 5.0])
     kept = nms(boxes, torch.full((3000,), 0.5), torch.arange(3000) % 7, 0.5)
     assert torch.equal(kept, torch.arange(3000))

@@ -1,4 +1,4 @@
-"""Cells against the membership of every pixel."""
+"""Tests of the partition into cells against the mask membership of every pixel."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from refine.ops.masks import dense_runs
 
 
 def random_masks(count: int, height: int, width: int, seed: int) -> torch.Tensor:
-    """Rectangles with holes and single pixels; a few empty, a few full."""
+    """Return rectangles, some with random holes; a few masks are empty, a few are full: Tensor[N, H, W] bool."""
     g = torch.Generator().manual_seed(seed)
     masks = torch.zeros(count, height, width, dtype=torch.bool)
     for mask in masks:
@@ -31,13 +31,13 @@ def random_masks(count: int, height: int, width: int, seed: int) -> torch.Tensor
     width=st.integers(1, 12),
     seed=st.integers(0, 99),
 )
-def test_equal_membership_of_pixels(count, height, width, seed):
+def test_cells_equal_the_membership_of_pixels(count, height, width, seed):
     masks = random_masks(count, height, width, seed)
     cells = cells_of(dense_runs(masks))
     ends = torch.cat([cells.starts[1:], torch.tensor([height * width])])
     assert cells.starts[0] == 0
     of_pixel = cells.cell.repeat_interleave(ends - cells.starts)
-    # What a cell says of its masks holds for each of its pixels; no two cells say the same.
+    # The masks of a cell are those of each of its pixels, and no two cells have the same masks.
     assert torch.equal(cells.covers()[of_pixel].T, masks.flatten(1))
     assert len(cells.words.unique(dim=0)) == len(cells.words)
     assert torch.equal(cells.areas, of_pixel.bincount(minlength=len(cells.areas)))
@@ -49,7 +49,7 @@ def test_equal_membership_of_pixels(count, height, width, seed):
 
 
 @pytest.mark.parametrize("chunk", [1, 3])
-def test_intersections_are_added_up_over_chunks(monkeypatch, chunk):
+def test_intersections_are_summed_over_chunks(monkeypatch, chunk):
     monkeypatch.setattr("refine.ops.cells.CHUNK", chunk)
     masks = random_masks(5, 9, 9, seed=1)
     flat = masks.flatten(1).long()

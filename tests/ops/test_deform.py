@@ -1,4 +1,4 @@
-"""Deformable convolution and its gradients against torchvision's."""
+"""Tests of deformable convolution and its gradients against torchvision."""
 
 import pytest
 import torch
@@ -10,11 +10,11 @@ from refine.ops.deform import deform_conv
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("stride", "groups"), [(1, 1), (2, 1), (1, 4), (2, 2)])
-def test_values_and_gradients_are_torchvisions(stride, groups, masked, layout):
+def test_values_and_gradients_equal_torchvision(stride, groups, masked, layout):
     g = torch.Generator().manual_seed(stride + groups)
     size = {1: (5, 7), 2: (3, 4)}[stride]
     x = torch.randn(2, 8, 5, 7, generator=g, dtype=torch.double).contiguous(memory_format=layout)
-    # Some taps read across the border, some beyond it.
+    # Some taps straddle the border, some lie outside.
     offset = torch.randn(2, 18, *size, generator=g, dtype=torch.double) * 4
     weight = torch.randn(12, 8 // groups, 3, 3, generator=g, dtype=torch.double)
     mask = torch.rand(2, 9, *size, generator=g, dtype=torch.double) if masked else None
@@ -24,10 +24,10 @@ def test_values_and_gradients_are_torchvisions(stride, groups, masked, layout):
         out = function(*inputs[:3], stride=stride, padding=1, mask=inputs[3] if masked else None)
         weights = torch.arange(out.numel(), dtype=torch.double).view(out.shape)
         results.append([out, *torch.autograd.grad((out * weights).sum(), inputs)])
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_precision_of_the_input_stays():
+def test_output_has_the_dtype_of_the_input():
     x, offset, weight = torch.randn(1, 4, 6, 6), torch.zeros(1, 18, 6, 6), torch.randn(4, 4, 3, 3)
     assert deform_conv(x, offset.bfloat16(), weight).dtype == torch.float32

@@ -1,4 +1,4 @@
-"""Pasting and runs of masks against grid_sample, torchvision, detectron2's own outputs and single pixels."""
+"""Tests of mask pasting and runs against grid_sample, torchvision and detectron2's own outputs."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from refine.ops.masks import dense_runs, paste_masks, paste_runs
 
 
 def probabilities(roi_masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Value of every mask at every pixel centre, in double precision: detectron2's paste before ≥ .5."""
+    """Sample every mask at every pixel centre in float64, as detectron2 does before thresholding at 0.5."""
     x1, y1, x2, y2 = (side[:, None] for side in boxes.double().unbind(1))
     y, x = torch.arange(size[0]) + 0.5, torch.arange(size[1]) + 0.5
     gy, gx = (y - y1) / (y2 - y1) * 2 - 1, (x - x1) / (x2 - x1) * 2 - 1
@@ -24,7 +24,7 @@ def probabilities(roi_masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Te
 def check(roi_masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> None:
     expected = probabilities(roi_masks, boxes, size)
     got = paste_masks(roi_masks, boxes, size, threshold)
-    clear = (expected - threshold).abs() > 1e-4  # elsewhere rounding decides
+    clear = (expected - threshold).abs() > 1e-4  # elsewhere the result depends on rounding
     assert torch.equal(got[clear], (expected >= threshold)[clear])
 
 
@@ -39,7 +39,7 @@ def check(roi_masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: fl
     seed=st.integers(0, 999),
 )
 def test_equals_grid_sample(count, bins, size, extent, threshold, smooth, seed):
-    # Boxes far smaller and far larger than the image, in it, across its edge and beside it.
+    # Boxes much smaller and much larger than the image; inside it, across its border and outside.
     g = torch.Generator().manual_seed(seed)
     corner = torch.rand(count, 2, generator=g) * 60 - 15
     boxes = torch.cat([corner, corner + torch.rand(count, 2, generator=g) * extent + 0.01], 1)
@@ -57,8 +57,8 @@ def test_masks_of_zeros_and_ones():
 
 
 def test_a_full_mask_fills_its_box():
-    # Inside the outermost half bin (28 / 28 / 2 pixels) the value is 1; it falls to 0 over the next bin, and
-    # reaches .5 at the edge of the box.
+    # The value is 1 up to half a bin (28 / 28 / 2 pixels) inside the box, then falls to 0 over one bin, so it is
+    # 0.5 at the edge of the box.
     pasted = paste_masks(torch.ones(1, 28, 28), torch.tensor([[4.0, 6.0, 32.0, 34.0]]), (40, 40))
     expected = torch.zeros(1, 40, 40, dtype=torch.bool)
     expected[:, 6:34, 4:32] = True
@@ -69,19 +69,19 @@ def test_a_full_mask_fills_its_box():
     "box",
     [[5, 5, 5, 9], [5, 5, 9, 5], [9, 9, 5, 5], [float("nan"), 0, 5, 5], [0, 0, float("inf"), 5], [50, 50, 60, 60]],
 )
-def test_boxes_without_area_in_the_image_are_empty(box):
+def test_boxes_without_area_in_the_image_give_empty_masks(box):
     masks, boxes = torch.ones(2, 28, 28), torch.tensor([[1.0, 1.0, 3.0, 3.0], box])
     assert paste_masks(masks, boxes, (10, 12)).sum((1, 2)).tolist() == [4, 0]
 
 
-def test_threshold_above_zero():
+def test_threshold_of_zero_raises():
     with pytest.raises(ValueError, match="threshold"):
         paste_masks(torch.ones(1, 2, 2), torch.ones(1, 4), (3, 3), threshold=0)
 
 
 @pytest.mark.parametrize("side", [28, 56, 14, 40])
-def test_torchvisions_paste_of_whole_boxes(side):
-    """It resizes to boxes of whole pixels, last ones included, and does not fade out over the edge."""
+def test_inner_pixels_equal_torchvisions_paste(side):
+    """torchvision resizes masks to boxes of integer size with inclusive ends, without a soft border."""
     mask = F.avg_pool2d(torch.rand(1, 1, 30, 30), 3, 1)[0]
     expected = paste_mask_in_image(mask[0], torch.tensor([3, 5, 3 + side - 1, 5 + side - 1]), 70, 70) >= 0.5
     got = paste_masks(mask, torch.tensor([[3.0, 5.0, 3.0 + side, 5.0 + side]]), (70, 70))[0]
@@ -90,7 +90,7 @@ def test_torchvisions_paste_of_whole_boxes(side):
 
 
 @pytest.mark.parametrize("view", ["same_size", "resized"])
-def test_detectron2s_masks(shared_dir, view):
+def test_masks_equal_detectron2(shared_dir, view):
     path = shared_dir / "fixtures/detectron2/panoptic_fpn_R_50/reference.pt"
     reference = torch.load(path, weights_only=True)[view]
     masks = reference["detections"]["pred_masks_28"]
@@ -108,24 +108,24 @@ def test_detectron2s_masks(shared_dir, view):
     share=st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]),
     seed=st.integers(0, 99),
 )
-def test_runs_and_back(count, size, share, seed):
+def test_runs_round_trip(count, size, share, seed):
     masks = torch.rand(count, *size, generator=torch.Generator().manual_seed(seed)) < share
     runs = dense_runs(masks)
     assert torch.equal(runs.dense(), masks)
     assert runs.areas().tolist() == masks.sum((1, 2)).tolist()
-    # Rising, apart from each other, by mask.
-    place = runs.mask * size[0] * size[1] + runs.start
-    assert bool((place.diff() > 0).all())
+    # Sorted by mask and position, and not empty.
+    position = runs.mask * size[0] * size[1] + runs.start
+    assert bool((position.diff() > 0).all())
     assert bool((runs.end > runs.start).all())
     order = torch.randperm(count)[: max(count - 1, 0)]
     assert torch.equal(runs[order].dense(), masks[order])
     assert runs[order].areas().tolist() == masks[order].sum((1, 2)).tolist()
 
 
-def test_pasted_runs_are_those_of_the_pasted_masks():
+def test_pasted_runs_equal_the_runs_of_pasted_masks():
     masks = F.avg_pool2d(torch.rand(20, 1, 30, 30), 3, 1)[:, 0]
     corner = torch.rand(20, 2) * 40
     boxes = torch.cat([corner, corner + 5 + torch.rand(20, 2) * 30], 1)
     pasted = paste_runs(masks, boxes, (60, 50))
-    assert bool((pasted.start // 50 == (pasted.end - 1) // 50).all())  # none goes on into the next row
+    assert bool((pasted.start // 50 == (pasted.end - 1) // 50).all())  # no run crosses the end of a row
     assert torch.equal(dense_runs(pasted.dense()).dense(), pasted.dense())

@@ -1,4 +1,4 @@
-"""ROI-Align and ROI-Flatten against slow references, and their invariants."""
+"""Tests of ROI-Align and ROI-Flatten against slow references, and of their invariants."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from refine.ops.roi import Sampling, align, assign_levels, roi_align_levels, roi
 
 
 def flatten_slowly(masks, rois, labels, scores, canvas_size, stride=4):
-    """The equation literally: one grid_sample per instance, then a maximum."""
+    """Evaluate equation 5 literally: one grid_sample per instance, then the maximum."""
     canvas = torch.zeros(canvas_size, dtype=masks.dtype)
     _, _, h, w = canvas_size
     u = (torch.arange(w) + 0.5) * stride
@@ -47,8 +47,8 @@ def test_flatten_equals_slow_reference(n, seed, bins):
 
 
 def test_constant_mask_fills_its_box_with_score_times_value():
-    # Box 16..48 × 8..24 at stride 4: canvas columns 4..11 and rows 2..5 have their centres inside; with
-    # 32 bins every such centre lies at least half a bin from the border, so nothing fades out.
+    # Box 16..48 × 8..24 at stride 4: the centres of canvas columns 4..11 and rows 2..5 lie inside. With 32 bins
+    # each of them is at least half a bin from the border, so none is attenuated.
     rois = torch.tensor([[0, 16.0, 8.0, 48.0, 24.0]])
     canvas = roi_flatten(torch.full((1, 32, 32), 0.8), rois, torch.tensor([1]), torch.tensor([0.5]), (1, 2, 10, 16))
     expected = torch.zeros(1, 2, 10, 16)
@@ -65,8 +65,8 @@ def test_constant_mask_fills_its_box_with_score_times_value():
     samples=st.integers(1, 3),
     size=st.sampled_from([(1, 1), (2, 9), (16, 24)]),
 )
-def test_align_is_torchvisions_whatever_the_layout(aligned, n, seed, bins, samples, size):
-    """Also for boxes that lie partly or wholly outside, are empty or are turned round."""
+def test_align_equals_torchvision_in_channels_last_layout(aligned, n, seed, bins, samples, size):
+    """Boxes may lie partly or fully outside, be empty or have swapped corners."""
     g = torch.Generator().manual_seed(seed)
     features = torch.randn(2, 5, *size, generator=g, dtype=torch.float64).to(memory_format=torch.channels_last)
     boxes = torch.randn(n, 4, generator=g, dtype=torch.float64) * 60 + 30
@@ -88,8 +88,8 @@ def test_align_is_torchvisions_whatever_the_layout(aligned, n, seed, bins, sampl
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_boxes_keep_their_place_in_half_precision(dtype, layout):
-    # The map is as exact in half precision as it is; only the boxes could move.
+def test_box_coordinates_are_not_rounded_in_half_precision(dtype, layout):
+    # The map is exact in half precision, so a difference could only come from rounded boxes.
     columns = torch.arange(320).float() % 2
     feature = columns.expand(1, 8, 8, 320).contiguous(memory_format=layout)
     rois = torch.tensor([[0.0, 1021, 3, 1045, 27], [0, 777.5, 5, 793.5, 21]])
@@ -102,7 +102,7 @@ def test_boxes_keep_their_place_in_half_precision(dtype, layout):
         torch.testing.assert_close(align(feature, rois, 7, Sampling(2), 4), expected)
 
 
-def test_gradient_reaches_only_winners():
+def test_gradient_flows_only_to_the_maximum():
     rois = torch.tensor([[0, 0.0, 0.0, 32.0, 32.0], [0, 0.0, 0.0, 32.0, 32.0]])
     masks = torch.full((2, 8, 8), 0.6, requires_grad=True)
     canvas = roi_flatten(masks, rois, torch.tensor([0, 0]), torch.tensor([0.9, 0.5]), (1, 1, 8, 8))
@@ -127,14 +127,14 @@ def test_order_of_instances_does_not_matter(seed):
 
 
 @pytest.mark.parametrize("reduce", ["max", "sum"])
-def test_no_instance_gives_an_empty_canvas(reduce):
+def test_zero_instances_give_an_empty_canvas(reduce):
     masks, rois, labels, scores, size = random_instances(0)
     canvas = roi_flatten(masks, rois, labels, scores, size, reduce=reduce)
     assert canvas.shape == size
     assert canvas.abs().sum() == 0
 
 
-def test_sum_adds_and_is_clipped():
+def test_sum_is_clipped_at_one():
     rois = torch.tensor([[0, 0.0, 0.0, 32.0, 32.0]]).repeat(2, 1)
     masks = torch.full((2, 32, 32), 0.5)
     canvas = roi_flatten(masks, rois, torch.tensor([0, 0]), torch.tensor([0.6, 0.8]), (1, 1, 8, 8), reduce="sum")
@@ -145,8 +145,8 @@ def test_sum_adds_and_is_clipped():
     assert canvas.max() == 1
 
 
-def test_align_undoes_flatten():
-    # A smooth mask that is painted and read back at the same box is itself again.
+def test_align_inverts_flatten():
+    # A smooth mask is recovered when it is painted and pooled at the same box.
     y, x = torch.meshgrid(torch.linspace(-1, 1, 28), torch.linspace(-1, 1, 28), indexing="ij")
     mask = torch.exp(-3 * (x**2 + y**2))[None]
     rois = torch.tensor([[0, 64.0, 32.0, 288.0, 256.0]])
@@ -165,15 +165,15 @@ def test_levels_follow_the_fpn_rule_and_keep_the_order():
 
 
 def test_levels_equal_torchvision_for_shifted_boxes():
-    # torchvision's pooler is not half-pixel aligned: a shift of half a feature pixel makes it so.
+    # torchvision's pooler lacks half-pixel alignment, so its boxes are shifted by half a feature pixel.
     features = {str(n): torch.rand(2, 3, 64 // 2**n, 64 // 2**n) for n in range(4)}
     pooler = MultiScaleRoIAlign(list(features), 7, 2)
     g = torch.Generator().manual_seed(1)
     boxes = [torch.rand(5, 4, generator=g) * 60 + torch.tensor([20, 20, 90, 90.0]) for _ in range(2)]
     rois = to_rois(boxes)
-    ours = roi_align_levels(list(features.values()), rois, 7, Sampling())
+    got = roi_align_levels(list(features.values()), rois, 7, Sampling())
     level = assign_levels(rois[:, 1:], 4)
     half = 0.5 * 4 * 2.0**level
     shifted = [b - h[:, None] for b, h in zip(boxes, half.split([5, 5]), strict=True)]
-    theirs = pooler(features, shifted, [(256, 256)] * 2)
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    expected = pooler(features, shifted, [(256, 256)] * 2)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""Labels and confidences of upsampled logits against plain interpolation and softmax."""
+"""Tests of semantic labels and confidences against plain interpolation and softmax."""
 
 import pytest
 import torch
@@ -10,8 +10,10 @@ from torch import Tensor
 from refine.ops.semantic import semantic_map, semantic_probabilities
 
 
-def plainly(logits: Tensor, image_size: tuple[int, int], output_size: tuple[int, int], stride: int = 4) -> Tensor:
-    """Probabilities [L, H, W] in double precision: the whole map at full size, as detectron2 makes it."""
+def reference(
+    logits: Tensor, image_size: tuple[int, int], output_size: tuple[int, int], stride: int = 4
+) -> Tensor:
+    """Compute full-size probabilities, Tensor[L, H, W] float64, as detectron2 does."""
     full = F.interpolate(logits[None].double(), scale_factor=stride, mode="bilinear", align_corners=False)
     full = full[:, :, : image_size[0], : image_size[1]]
     if image_size != output_size:
@@ -21,13 +23,13 @@ def plainly(logits: Tensor, image_size: tuple[int, int], output_size: tuple[int,
 
 def check(logits: Tensor, image_size: tuple[int, int], output_size: tuple[int, int], stride: int = 4) -> None:
     labels, confidence = semantic_map(logits, image_size, output_size, stride)
-    expected = plainly(logits, image_size, output_size, stride)
+    expected = reference(logits, image_size, output_size, stride)
     best = expected.amax(0)
     assert labels.dtype == torch.int64
     assert tuple(labels.shape) == output_size
-    # Rounding may decide between classes that are as good as equal, nowhere else.
-    chosen = expected.gather(0, labels[None])[0]
-    assert bool((chosen >= best * (1 - 1e-4)).all())
+    # The label may differ from the best class only by rounding, between classes of almost equal probability.
+    predicted = expected.gather(0, labels[None])[0]
+    assert bool((predicted >= best * (1 - 1e-4)).all())
     torch.testing.assert_close(confidence.double(), best, atol=3e-5, rtol=0)
     probabilities = semantic_probabilities(logits, image_size, output_size, stride)
     torch.testing.assert_close(probabilities.double(), expected, atol=3e-5, rtol=0)
@@ -49,9 +51,9 @@ def test_stride_four_equals_plain_interpolation(classes, h, w, cut, spread, seed
 
 
 @pytest.mark.parametrize("padding", [0, 7, 31])
-def test_padding_does_not_count(padding):
-    # Logits of the padded frame are larger than the image; what lies outside is not shown, but is
-    # interpolated with at the edge, as in detectron2.
+def test_padding_is_cropped(padding):
+    # The logits cover the padded input. Those outside the image are cropped, but contribute to interpolation
+    # at its border, as in detectron2.
     size = (64 - padding, 96 - padding)
     check(torch.randn(5, 16, 24) * 3, size, size)
 
@@ -64,7 +66,7 @@ def test_other_sizes_and_strides(output, stride):
 
 
 @pytest.mark.parametrize("size", [(33, 41), (64, 70)])
-def test_first_of_equal_classes_wins(size):
+def test_ties_go_to_the_lowest_class(size):
     logits = torch.randn(1, 17, 18).repeat(4, 1, 1)
     for output in (size, (50, 20)):
         labels, confidence = semantic_map(logits, size, output)
@@ -72,8 +74,8 @@ def test_first_of_equal_classes_wins(size):
         torch.testing.assert_close(confidence, torch.full(output, 0.25))
 
 
-def test_blocks_of_the_classes_of_their_corners():
-    # One logit per 4 × 4 pixels; a certain class gives certain pixels away from the border between them.
+def test_certain_classes_give_certain_blocks():
+    # One logit per 4 × 4 pixels; pixels away from the border between two certain classes are certain.
     logits = torch.full((3, 2, 2), -50.0)
     logits[1, :, 0] = logits[2, :, 1] = 50.0
     labels, confidence = semantic_map(logits, (8, 8), (8, 8))
@@ -83,9 +85,9 @@ def test_blocks_of_the_classes_of_their_corners():
 
 @pytest.mark.parametrize("view", ["same_size", "resized"])
 @pytest.mark.parametrize("model", ["panoptic_fpn_R_50", "panoptic_fpn_R_50_dconv_cascade_gn"])
-def test_detectron2s_argmax(shared_dir, model, view):
-    reference = torch.load(shared_dir / "fixtures/detectron2" / model / "reference.pt", weights_only=True)
-    logits, expected = reference["same_size"]["sem_seg_logits_stride4"], reference[view]["sem_seg"]
-    labels, _ = semantic_map(logits, (320, 480), tuple(reference[view]["output_size"]))
+def test_labels_equal_detectron2(shared_dir, model, view):
+    stored = torch.load(shared_dir / "fixtures/detectron2" / model / "reference.pt", weights_only=True)
+    logits, expected = stored["same_size"]["sem_seg_logits_stride4"], stored[view]["sem_seg"]
+    labels, _ = semantic_map(logits, (320, 480), tuple(stored[view]["output_size"]))
     # The stored logits are in half precision.
     assert (labels == expected).float().mean() > 0.998

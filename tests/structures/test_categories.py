@@ -1,4 +1,4 @@
-"""Categories from files, right and wrong."""
+"""Tests of reading, comparing and indexing categories."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from refine.structures import Categories, Category
 GOOD = {"id": 7, "name": "cat", "isthing": 1}
 
 
-def test_things_first_each_by_id():
+def test_things_come_first_and_ids_are_sorted():
     entries = [
         {"id": 9, "name": "sky", "isthing": 0, "color": [70, 130, 180]},
         {"id": 8, "name": "dog", "isthing": True},
@@ -39,7 +39,7 @@ def test_things_first_each_by_id():
         ([GOOD | {"color": [1, 2, 300]}], r"expected \[R, G, B\] of 0-255"),
     ],
 )
-def test_broken_lists_are_refused(entries, words):
+def test_invalid_lists_raise(entries, words):
     with pytest.raises(RefineError, match=words):
         Categories.from_json(entries, "file.json")
 
@@ -62,7 +62,7 @@ CAT, DOG = GOOD, {"id": 8, "name": "dog", "isthing": 1}
         ([CAT, DOG, {"id": 1, "name": "sky", "isthing": 0}], r"b: category 1 is 'sky' \(stuff\), but missing in a"),
     ],
 )
-def test_categories_are_equal_by_id_name_and_kind(other, difference):
+def test_equality_depends_on_id_name_and_isthing(other, difference):
     a, b = Categories.from_json([CAT, DOG]), Categories.from_json(other)
     assert (a == b) is (difference is None)
     if difference is None:
@@ -72,14 +72,14 @@ def test_categories_are_equal_by_id_name_and_kind(other, difference):
             a.check_equal(b, "a", "b")
 
 
-def test_many_categories_are_read_at_once():
+def test_many_categories_are_read_in_linear_time():
     entries = [{"id": n, "name": f"{n}", "isthing": n % 2} for n in range(60_000)]
     assert len(Categories.from_json(entries)) == 60_000
     with pytest.raises(RefineError, match="id 59999 is used twice"):
         Categories([*Categories.from_json(entries), *Categories.from_json(entries[-1:])])
 
 
-def test_a_category_without_a_colour_gets_one():
+def test_missing_colours_are_generated():
     first, second, again = Category(1, "cat", True), Category(2, "dog", True), Category(1, "cat", True)
     assert first.color == again.color != second.color
     assert all(0 <= value <= 255 for value in first.color)
@@ -87,7 +87,7 @@ def test_a_category_without_a_colour_gets_one():
     assert Category(1, "cat", True, (1, 2, 3)).color == (1, 2, 3)
 
 
-def test_files_are_evaluated_without_torch():
+def test_file_evaluation_does_not_import_torch():
     code = "import sys, refine.evaluation.panoptic_files; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

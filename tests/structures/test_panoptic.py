@@ -1,4 +1,4 @@
-"""A result saves, draws and describes itself."""
+"""Tests of saving, drawing and displaying a panoptic result."""
 
 import io
 import json
@@ -25,7 +25,7 @@ def result() -> PanopticResult:
 
 
 @pytest.mark.parametrize("name", ["found.png", "out"])
-def test_saved_files_are_the_result(result: PanopticResult, name: str, tmp_path) -> None:
+def test_saved_files_match_the_result(result: PanopticResult, name: str, tmp_path) -> None:
     path = result.save(tmp_path / name, file_name="street.jpg", image_id=5)
     folder = tmp_path / name / "panoptic" if name == "out" else tmp_path
     assert path == (tmp_path / "out/panoptic.json" if name == "out" else tmp_path / "found.json")
@@ -42,7 +42,7 @@ def test_saved_files_are_the_result(result: PanopticResult, name: str, tmp_path)
     assert evaluate_files(path, folder, path, folder).pq == 1
 
 
-def test_what_cannot_be_saved(result: PanopticResult, tmp_path) -> None:
+def test_paths_that_cannot_be_written_raise(result: PanopticResult, tmp_path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RefineError, match="file"):
         result.save(tmp_path / "file" / "out")
@@ -50,7 +50,7 @@ def test_what_cannot_be_saved(result: PanopticResult, tmp_path) -> None:
         result.save(tmp_path / "file" / "found.png")
 
 
-def test_drawn_over_any_kind_of_image(result: PanopticResult, tmp_path) -> None:
+def test_overlay_accepts_every_image_type(result: PanopticResult, tmp_path) -> None:
     image = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     Image.fromarray(image).save(tmp_path / "image.png")
     tensor = torch.from_numpy(image).permute(2, 0, 1)
@@ -61,7 +61,7 @@ def test_drawn_over_any_kind_of_image(result: PanopticResult, tmp_path) -> None:
         result.overlay(image[1:])
 
 
-def test_a_notebook_shows_the_segments(result: PanopticResult) -> None:
+def test_notebook_display_shows_the_segments(result: PanopticResult) -> None:
     shown = Image.open(io.BytesIO(result._repr_png_()))
     assert (shown.format, shown.size) == ("PNG", (8, 6))
     assert len(np.unique(np.asarray(shown).reshape(-1, 3), axis=0)) > 2
