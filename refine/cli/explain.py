@@ -79,6 +79,6 @@ def _summary(explanation: Explanation) -> str:
     differing = (f"{method} {int(explanation.differs(method).sum())}" for method in explanation.front)
     return (
         f"instances: {len(explanation.instances)}, contested pixels: {int((explanation.covers > 1).sum())}, "
-        f"pairs to decide: {int(explanation.asked.triu().sum())}; "
+        f"pairs to decide: {int(explanation.overlapping.triu().sum())}; "
         f"pixels that differ: {', '.join(list(differing)[1:])}"
     )

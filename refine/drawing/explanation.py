@@ -151,7 +151,7 @@ class _Tiles:
 
     def decisions(self, axes: Axes, method: Method) -> None:
         explanation = self.explanation
-        pairs = [(i, j) for i, j in explanation.pairs().tolist() if explanation.asked[i, j]]
+        pairs = [(i, j) for i, j in explanation.pairs().tolist() if explanation.overlapping[i, j]]
         arrows = [(i, j) if explanation.front[method][i, j] else (j, i) for i, j in pairs[:MAX_ARROWS]]
         some = f"{len(arrows)} of {len(pairs)}" if len(pairs) > len(arrows) else f"{len(pairs)}"
         axes.set_title(f"{self.names[method]}: front to back by {BY[method]} ({some})", **TITLE)

@@ -1,4 +1,4 @@
-"""From instances and a semantic map to one panoptic map."""
+"""Fusion of instances and a semantic map into one panoptic map."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["FusionConfig", "Method", "OcclusionFn", "Resolve", "erase_unknown", 
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch when it is first used: thresholds are read without."""
+    """Import names that need torch on first use, so that reading thresholds does not load it."""
     if name not in _HOMES:
         raise AttributeError(f"module 'refine.fusion' has no attribute {name!r}")
     return getattr(importlib.import_module(f"refine.fusion.{_HOMES[name]}"), name)

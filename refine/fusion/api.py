@@ -1,4 +1,4 @@
-"""One call for every rule of fusion."""
+"""Entry point for all fusion rules."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from refine.structures import Categories, Instances, PanopticResult
 from refine.structures.arrays import ArrayLike, as_tensor
 
 RankingFn = Callable[[Instances], Tensor]
-"""N instances -> Tensor[N], SRM's spatial ranking score of each."""
+"""N instances -> Tensor[N] float, spatial ranking score of each (SRM)."""
 
 
 def fuse(
@@ -40,54 +40,56 @@ def fuse(
     ranking: ArrayLike | RankingFn | None = None,
     config: FusionConfig | None = None,
 ) -> PanopticResult:
-    """Turn instances that may overlap and a semantic map into one panoptic map.
+    """Fuse possibly overlapping instances and a semantic map into one panoptic map.
 
-    The rules share masks, thresholds and the end (Unknown Erasing, stuff); they differ in what lies in front:
+    All rules share masks, thresholds, Unknown Erasing and the filling of stuff. They differ in how they decide
+    which instance lies in front:
 
-    - "heuristic" (Kirillov et al. 2019): instances by falling score, the first takes the pixel.
+    - "heuristic" (Kirillov et al. 2019): instances by decreasing score; the first one takes the pixel.
     - "srm" (Liu et al. 2019): the same, but by a learned `ranking` of instances.
-    - "shr" (Wang et al. 2019): pairwise; what lies inside another box is in front.
+    - "shr" (Wang et al. 2019): pairwise; an instance that lies inside another's box is in front.
     - "ocfusion" (Lazarow et al. 2020): pairwise, O(i, j) > O(j, i), O from masks and features.
     - "strong": the same rule, O also from class labels.
     - "soe" (REFINE): pairwise, Õ(i, j) > Õ(j, i), equation 7: O weighted by the confidence.
 
-    Pairwise rules decide the pairs that overlap by `config.pair_overlap`; all others keep score order (see
+    Pairwise rules decide pairs that overlap by `config.pair_overlap`; all others are ordered by score (see
     `refine.fusion.merge`). The order of the instances does not matter: equal scores are sorted by area, class,
-    pixels and box; instances equal in all of these count once, with the mean of their `occlusion` and `ranking`.
+    pixels and box; exact duplicates are fused as one, with the mean of their `occlusion` and `ranking`.
 
     Args:
-        instances: any number; masks from `masks`, or else from `roi_masks` pasted at .5; all on one device.
+        instances: N instances on one device; masks come from `runs` or `masks`, else `roi_masks` pasted at 0.5.
         sem_seg: Tensor or array [H, W] of integers, contiguous class or `VOID`, at `instances.image_size`; None
-            fuses things alone, and pixels without an instance become void.
+            fuses only things, and pixels without an instance become void.
         categories: categories of all labels.
-        method: the rule.
-        sem_confidence: Tensor or array [H, W] of floats, 0-1, confidence of the class in `sem_seg`: needed for
-            Unknown Erasing, and gives stuff segments their score.
-        sem_probabilities: Tensor or array [C, H, W] of floats, 0-1, of each of the C categories, or a function that
-            computes it: needed for Unknown Erasing with `ue_region` "dilated".
-        occlusion: for the learned pairwise rules: O of the given instances, Tensor or array [N, N] in 0-1, of
+        method: fusion rule.
+        sem_confidence: Tensor or array [H, W] of floats, 0-1, confidence of the class in `sem_seg`; required by
+            Unknown Erasing and used as the score of stuff segments.
+        sem_probabilities: Tensor or array [C, H, W] of floats, 0-1, probability of each of the C categories, or a
+            function that computes it; required by Unknown Erasing with `ue_region` "dilated".
+        occlusion: O of the given instances for the learned pairwise rules: Tensor or array [N, N] in 0-1, of
             which only overlapping pairs are read, or a function that computes it (see `OcclusionFn`).
-        ranking: for "srm": Tensor or array [N], score of the given instances, or a function that computes it.
+        ranking: score of each instance for "srm": Tensor or array [N], or a function that computes it.
         config: thresholds; the defaults if None.
 
     Returns:
-        The map, on the device of `sem_seg`. Ids count instances by falling score, then stuff by class.
+        Panoptic map on the device of `sem_seg`. Ids number instances by decreasing score, then stuff by class.
 
     Raises:
-        RefineError: an unknown method, what the method or the configuration needs is missing, labels that
-            `categories` does not have, or masks, scores or an occlusion that hold other values than expected.
-        ValueError, TypeError: shapes that do not agree, an argument of another type.
+        RefineError: the method is unknown; an input that the method or the configuration needs is missing;
+            labels are not in `categories`; masks, scores or occlusion have values out of range.
+        ValueError: shapes do not agree.
+        TypeError: an argument has the wrong type.
     """
     check_known(method)
     config = config or FusionConfig()
     instances, sem_seg, sem_confidence = convert(instances, sem_seg, sem_confidence)
     check(instances, sem_seg, sem_confidence, categories, config)
     count = len(instances)
-    instances, runs, chosen, copies = prepare(instances, config.score_threshold)
+    instances, runs, indices, duplicates = prepare(instances, config.score_threshold)
     if occlusion is not None and not callable(occlusion):
-        occlusion = _of_chosen("occlusion", occlusion, (count, count), chosen, copies)
+        occlusion = _select("occlusion", occlusion, (count, count), indices, duplicates)
     if ranking is not None and not callable(ranking):
-        ranking = _of_chosen("ranking", ranking, (count,), chosen, copies)
+        ranking = _select("ranking", ranking, (count,), indices, duplicates)
     if config.unknown_erasing and config.ue_region == "dilated" and sem_seg is not None:
         sem_seg = _erase_dilated(sem_seg, sem_probabilities, categories, config)
         config = replace(config, unknown_erasing=False)
@@ -101,7 +103,7 @@ def fuse(
     order, front = arrange(method, instances, cells, occlusion, ranking, config)
     order = [n for n in order if n not in dropped]
     owner = merge(_to_cpu(cells), runs.areas().cpu(), order, front, config)
-    return assemble(instances, chosen, cells, owner, sem_seg, sem_confidence, categories, config)
+    return assemble(instances, indices, cells, owner, sem_seg, sem_confidence, categories, config)
 
 
 def _erase_dilated(
@@ -121,17 +123,17 @@ def _erase_dilated(
 
 
 def prepare(instances: Instances, score_threshold: float) -> tuple[Instances, MaskRuns, Tensor, list[list[int]]]:
-    """Drop low scores, empty masks and copies, and sort: what every rule begins with.
+    """Drop low scores, empty masks and duplicates, and sort by decreasing score.
 
     Returns:
-        The n instances by falling score, the runs of their masks, Tensor[n] int64: the place of each in the
-        input, and the places of all its copies there, its own first.
+        The n remaining instances, the runs of their masks, their indices in the input (Tensor[n] int64), and
+        for each the input indices of all its duplicates, its own first.
 
     Raises:
-        RefineError: instances without any mask.
+        RefineError: the instances have no masks.
     """
-    chosen = torch.nonzero(instances.scores >= score_threshold).squeeze(1)
-    instances = instances[chosen]
+    confident = torch.nonzero(instances.scores >= score_threshold).squeeze(1)
+    instances = instances[confident]
     if instances.runs is not None:
         runs = instances.runs
     elif instances.masks is not None:
@@ -141,12 +143,12 @@ def prepare(instances: Instances, score_threshold: float) -> tuple[Instances, Ma
     elif len(instances):
         raise RefineError("instances: neither `masks` nor `roi_masks` is given; fusion needs one of them")
     else:
-        runs = dense_runs(torch.zeros(0, *instances.image_size, dtype=torch.bool, device=chosen.device))
+        runs = dense_runs(torch.zeros(0, *instances.image_size, dtype=torch.bool, device=confident.device))
     groups = _content_order(instances, runs)
-    order = torch.tensor([group[0] for group in groups], dtype=torch.int64, device=chosen.device)
-    places = chosen.tolist()
-    copies = [[places[n] for n in group] for group in groups]
-    return instances[order], runs[order], chosen[order], copies
+    order = torch.tensor([group[0] for group in groups], dtype=torch.int64, device=confident.device)
+    indices = confident.tolist()
+    duplicates = [[indices[n] for n in group] for group in groups]
+    return instances[order], runs[order], confident[order], duplicates
 
 
 def arrange(
@@ -157,19 +159,19 @@ def arrange(
     ranking: Tensor | RankingFn | None,
     config: FusionConfig,
 ) -> tuple[list[int], Tensor | None]:
-    """What a rule says before anything is merged (see `refine.fusion.merge`).
+    """Compute the order and the pairwise decisions of a rule, the input of `refine.fusion.merge`.
 
     Args:
         method, occlusion, ranking, config: as in `fuse`.
-        instances: N, as `prepare` gives them.
-        cells: of their masks.
+        instances: N instances, as returned by `prepare`.
+        cells: partition of the image by their masks.
 
     Returns:
-        The instances, first come first served; and the pairwise decisions, Tensor[N, N] bool on the CPU,
-        [i, j] = "i lies in front of j", or None where the order alone counts.
+        Order in which the instances are pasted, and the pairwise decisions, Tensor[N, N] bool on the CPU,
+        [i, j] = "i lies in front of j", or None if only the order matters.
 
     Raises:
-        RefineError: what the rule needs is missing, or an occlusion outside 0-1.
+        RefineError: an input of the rule is missing, or an occlusion is outside 0-1.
     """
     order = list(range(len(instances)))
     if method == "heuristic":
@@ -181,10 +183,10 @@ def arrange(
 
 
 def _content_order(instances: Instances, runs: MaskRuns) -> list[list[int]]:
-    """Masks with pixels by falling score; ties by area, class, pixels and box, never by place.
+    """Sort non-empty masks by decreasing score; ties by area, class, pixels and box, never by input order.
 
     Returns:
-        Groups of instances that are equal in all of these, mostly of one instance; rising within a group.
+        Groups of indices of instances that are equal in all of these, increasing within a group.
     """
     areas = runs.areas().tolist()
     keys = list(zip((-instances.scores).tolist(), [-a for a in areas], instances.labels.tolist(), strict=True))
@@ -201,27 +203,27 @@ def _content_order(instances: Instances, runs: MaskRuns) -> list[list[int]]:
     return [list(group) for _, group in groupby(order, key=lambda n: (keys[n], details[n]))]
 
 
-def _of_chosen(
-    name: str, values: ArrayLike, shape: tuple[int, ...], chosen: Tensor, copies: Sequence[Sequence[int]]
+def _select(
+    name: str, values: ArrayLike, shape: tuple[int, ...], indices: Tensor, duplicates: Sequence[Sequence[int]]
 ) -> Tensor:
-    """An argument that says something of all N instances, Tensor[N] or Tensor[N, N], of the n chosen ones."""
-    some = check_shape(name, as_tensor(name, values).detach(), shape)
+    """Select the n kept instances from an argument for all N, Tensor[N] or Tensor[N, N]."""
+    selected = check_shape(name, as_tensor(name, values).detach(), shape)
     for dimension in range(len(shape)):
-        some = _of_copies(some.movedim(dimension, 0), chosen, copies).movedim(0, dimension)
-    return some
+        selected = _merge_duplicates(selected.movedim(dimension, 0), indices, duplicates).movedim(0, dimension)
+    return selected
 
 
-def _of_copies(values: Tensor, chosen: Tensor, copies: Sequence[Sequence[int]]) -> Tensor:
-    """Values of the instances chosen, Tensor[N, ...] -> Tensor[n, ...]; where there are copies, their mean."""
-    picked = values[chosen.to(values.device)]
-    for n, group in enumerate(copies):
+def _merge_duplicates(values: Tensor, indices: Tensor, duplicates: Sequence[Sequence[int]]) -> Tensor:
+    """Select the values of kept instances, Tensor[N, ...] -> Tensor[n, ...]; duplicates give their mean."""
+    selected = values[indices.to(values.device)]
+    for n, group in enumerate(duplicates):
         if len(group) > 1:
-            picked[n] = values[list(group)].double().mean(0).to(values.dtype)
-    return picked
+            selected[n] = values[list(group)].double().mean(0).to(values.dtype)
+    return selected
 
 
 def _by_ranking(instances: Instances, ranking: Tensor | RankingFn | None) -> list[int]:
-    """SRM's order: by falling ranking score, equals by falling detection score."""
+    """Return SRM's order: decreasing ranking score, ties by decreasing detection score."""
     if ranking is None:
         raise RefineError(
             "method 'srm': `ranking` is missing; give one score per instance, Tensor[N], or a "

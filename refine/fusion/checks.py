@@ -1,4 +1,4 @@
-"""Input of `fuse`: what is accepted, and what is refused with which words."""
+"""Conversion and validation of the arguments of `fuse`."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from refine.structures.arrays import ArrayLike, as_tensor
 def convert(
     instances: Instances, sem_seg: ArrayLike | None, sem_confidence: ArrayLike | None
 ) -> tuple[Instances, Tensor, Tensor | None]:
-    """Make tensors of the arguments of `fuse`; without a semantic map, everything is `VOID`.
+    """Convert the arguments of `fuse` to tensors; a missing semantic map becomes `VOID` everywhere.
 
     Raises:
-        TypeError: an argument of another type.
-        RefineError: a confidence without a map, or masks that hold other values than 0 and 1.
+        TypeError: an argument has the wrong type.
+        RefineError: a confidence is given without a map, or masks contain values other than 0 and 1.
     """
     if not isinstance(instances, Instances):
         raise TypeError(
             f"instances: expected refine.Instances, got {type(instances).__name__}; the functions of "
             "refine.adapters convert predictions of other libraries"
         )
-    instances = replace(instances)  # its fields may have been assigned since it was checked
+    instances = replace(instances)  # validates again: fields may have been assigned after construction
     if sem_seg is None:
         if sem_confidence is not None:
-            raise RefineError("sem_confidence: is given without `sem_seg`; give both or neither")
+            raise RefineError("sem_confidence: given without `sem_seg`; give both or neither")
         return instances, torch.full(instances.image_size, VOID, device=instances.boxes.device), None
     confidence = None if sem_confidence is None else as_tensor("sem_confidence", sem_confidence).detach()
     return instances, as_tensor("sem_seg", sem_seg), confidence
@@ -44,12 +44,12 @@ def check(
     categories: Categories,
     config: FusionConfig,
 ) -> None:
-    """Raise if the arguments of `fuse` do not fit together; see there."""
+    """Raise the errors documented in `fuse` if its arguments are inconsistent."""
     if not isinstance(categories, Categories):
         raise TypeError(f"categories: expected refine.Categories, got {type(categories).__name__}")
     check_shape("sem_seg", sem_seg, instances.image_size)
     if not bool(((instances.scores >= 0) & (instances.scores <= 1)).all()):
-        raise RefineError("instances.scores: not all are within 0-1; give probabilities")
+        raise RefineError("instances.scores: expected probabilities 0-1, got other values; rescale the scores")
     if sem_confidence is not None:
         check_shape("sem_confidence", sem_confidence, instances.image_size)
         low, high = (float(v) for v in sem_confidence.aminmax()) if sem_confidence.numel() else (0.0, 0.0)
@@ -68,14 +68,14 @@ def check(
 
 
 def _check_labels(name: str, labels: Tensor, low: int, high: int, categories: Categories) -> None:
-    """Refuse labels outside low..high-1."""
+    """Raise RefineError if labels are not integers in low..high-1."""
     if not labels.numel():
         return
     if labels.is_floating_point() or labels.is_complex():
-        raise RefineError(f"{name}: is {labels.dtype}, expected integers; give contiguous classes")
+        raise RefineError(f"{name}: expected integers, got {labels.dtype}; give contiguous classes")
     smallest, largest = (int(v) for v in labels.aminmax())
     if smallest < low or largest >= high:
         raise RefineError(
-            f"{name}: has labels {smallest}..{largest}, but {categories!r} allows {low}..{high - 1}; "
+            f"{name}: expected labels {low}..{high - 1} of {categories!r}, got {smallest}..{largest}; "
             "map them to contiguous indices first"
         )

@@ -1,4 +1,4 @@
-"""Thresholds of fusion. Nothing here imports torch, so that the command line starts at once."""
+"""Thresholds of fusion. This module does not import torch, so that the command line starts fast."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Resolve = Literal["steal", "wins"]
 """How pairwise decisions become one panoptic map (see `refine.fusion.merge`)."""
 
 Head = Literal["occlusion", "ranking"]
-"""Learned heads: argument of `refine.fuse`, and part of the model, of this name."""
+"""Learned heads; an argument of `refine.fuse` and a submodule of the model have the same name."""
 
 HEADS: dict[str, Head] = {
     "srm": "ranking",
@@ -27,48 +27,49 @@ HEADS: dict[str, Head] = {
     "strong": "occlusion",
     "soe": "occlusion",
 }
-"""Head that each learned rule needs; the other rules need none."""
+"""Head required by each learned rule; the other rules require none."""
 
 
 def check_known(method: str) -> None:
-    """Raise RefineError if there is no such rule of fusion."""
+    """Raise RefineError if `method` is not a fusion rule."""
     if method not in get_args(Method):
         raise RefineError(f"method {method!r}: unknown; give one of {', '.join(get_args(Method))}")
 
 
 def methods_with(heads: Collection[str]) -> list[Method]:
-    """The rules that can be applied with these learned heads, in the order of `Method`."""
+    """Return the rules that can be applied with these learned heads, in the order of `Method`."""
     return [method for method in get_args(Method) if method not in HEADS or HEADS[method] in heads]
 
 
 @dataclass
 class FusionConfig:
-    """Thresholds of the panoptic merge.
+    """Thresholds of panoptic fusion.
 
-    Marks say where a default comes from: [P] the REFINE paper, [K] Panoptic-FPN's heuristic, [BCC] the
-    predecessor's code, [O] OCFusion, [C] our own choice.
+    Marks give the source of each default: [P] the REFINE paper, [K] Panoptic-FPN's heuristic, [BCC] the code of
+    REFINE's predecessor, [O] OCFusion, [C] our choice.
 
     Attributes:
-        score_threshold: instances below are not used [BCC; detectron2].
-        overlap_threshold: an instance is dropped if a larger share of its mask is covered by others [K].
-        stuff_area: stuff classes with fewer free pixels in the image become void [K].
-        pair_overlap: ρ; a rule decides pairs that share this part of either mask, score order the rest [O].
-        resolve: how a set of pairwise decisions is resolved: "steal" [O, BCC] or "wins".
-        recheck: drop, and merge again, where later instances took too much of an earlier one [C]; without,
-            fragments of instances stay, as in OCFusion and BCC.
-        sigma: σ of equation 7 [P].
-        soft_scores: "soe" drops instances whose smallest Õ over the pairs that it decides is under
+        score_threshold: score, 0-1, below which instances are ignored [BCC; detectron2].
+        overlap_threshold: fraction of a mask, 0-1, covered by others above which an instance is dropped [K].
+        stuff_area: number of free pixels below which a stuff class becomes void [K].
+        pair_overlap: ρ, fraction of either mask, 0-1, shared by pairs that a pairwise rule decides; other pairs
+            are ordered by score [O].
+        resolve: how pairwise decisions are combined: "steal" [O, BCC] or "wins".
+        recheck: whether to drop an instance that later ones covered too much, and merge again [C]; otherwise
+            fragments of instances remain, as in OCFusion and BCC.
+        sigma: σ of equation 7, above 0 [P].
+        soft_scores: whether "soe" drops instances whose smallest Õ over the pairs that it decides is below
             `score_threshold`: one reading of "modulate their class scores" [P].
-        unknown_erasing: erase uncertain regions of the semantic map; needs its confidence [P].
-        ue_threshold: mean confidence below which a region is erased [BCC].
-        ue_radius: dilation that joins the parts of a region, in pixels, for an image with a short side of
+        unknown_erasing: whether to erase uncertain regions of the semantic map; needs its confidence [P].
+        ue_threshold: mean confidence, 0-1, below which a region is erased [BCC].
+        ue_radius: dilation in pixels that joins the parts of a region, for images with a short side of
             800 [BCC]; scaled with the short side [C].
         ue_region: a region's score is the mean over its own pixels, of the confidence ("core") [BCC], or over all
             of the dilated region, of the probability of its class there ("dilated") [P, read literally]; the latter
             needs `sem_probabilities`.
 
     Raises:
-        RefineError: a value out of its range.
+        RefineError: a value is out of range.
     """
 
     score_threshold: float = bounded(0.5, least=0, most=1)
@@ -96,7 +97,7 @@ class FusionConfig:
             raise RefineError(f"fusion.ue_region is {self.ue_region!r}; give one of {known}")
 
     def changed(self, changes: Mapping[str, Any]) -> FusionConfig:
-        """Copy with some fields changed, by name; raises RefineError for an unknown field or a wrong value."""
+        """Return a copy with some fields changed; raise RefineError for an unknown field or invalid value."""
         known = [field.name for field in fields(self)]
         for name in changes:
             if name not in known:
@@ -104,5 +105,5 @@ class FusionConfig:
         return replace(self, **changes)
 
     def radius_at(self, size: tuple[int, int]) -> int:
-        """`ue_radius` for an image of (height, width)."""
+        """Return `ue_radius` in pixels, scaled to an image of (height, width) pixels."""
         return round(self.ue_radius * min(size) / 800)

@@ -1,4 +1,4 @@
-"""Why a fused picture looks as it does: who lies in front of whom under every rule, and what was erased."""
+"""Explanation of a fused image: which instance lies in front under each rule, and what was erased."""
 
 from __future__ import annotations
 
@@ -22,32 +22,34 @@ from refine.structures import Categories, Instances, PanopticResult, Prediction
 
 @dataclass(frozen=True)
 class Explanation:
-    """What every rule says of one image's predictions; N instances, all tensors on the CPU.
+    """Decisions of every rule for the N instances of one image; all tensors are on the CPU.
 
     Attributes:
-        instances: those that fusion keeps, by falling score.
-        places: Tensor[N] int64, their places in the prediction.
-        runs: their masks.
-        covers: Tensor[H, W] int64, how many masks cover each pixel; from 2 on it is contested.
-        shared: Tensor[N, N] int64, pixels that two masks share; areas on the diagonal.
-        asked: Tensor[N, N] bool, symmetric: pairs that share enough to be put to a pairwise rule.
-        occlusion: O, Tensor[N, N] float, 0-1, read at the pairs asked; None without such a head.
-        soft: Õ of equation 7, in the same way.
-        ranking: Tensor[N] float, SRM's score of each; None without such a head.
-        front: by method, Tensor[N, N] bool, [i, j] = "i lies in front of j"; of [i, j] and [j, i] one holds.
-        shown: by method, Tensor[H, W] int64: instance n as n, stuff class c as N + c, nothing as -1.
-        sem_seg, sem_confidence: Tensor[H, W] int64 and float, the semantic map.
-        erased: Tensor[H, W] int64, number of the region that Unknown Erasing erases, or `KEPT`; also where
-            `config` does not apply it.
-        categories, config: of the fusion.
+        instances: instances that fusion keeps, by decreasing score.
+        indices: Tensor[N] int64, index of each instance in the prediction.
+        runs: masks of the instances.
+        covers: Tensor[H, W] int64, number of masks that cover each pixel; contested from 2 on.
+        shared: Tensor[N, N] int64, pixels that each pair of masks shares; areas on the diagonal.
+        overlapping: Tensor[N, N] bool, symmetric: pairs that overlap enough for a pairwise rule to decide.
+        occlusion: O, Tensor[N, N] float, 0-1, valid for overlapping pairs; None without an occlusion head.
+        soft: Õ of equation 7, Tensor[N, N] float, 0-1, likewise.
+        ranking: Tensor[N] float, SRM's score of each instance; None without a ranking head.
+        front: by method, Tensor[N, N] bool, [i, j] = "i lies in front of j"; either [i, j] or [j, i] is true.
+        shown: by method, Tensor[H, W] int64: n for instance n, N + c for stuff class c, -1 for void.
+        sem_seg: Tensor[H, W] int64, contiguous semantic class.
+        sem_confidence: Tensor[H, W] float, 0-1, confidence of the semantic class.
+        erased: Tensor[H, W] int64, number of the region that Unknown Erasing erases, or `KEPT`; computed even
+            if `config` disables it.
+        categories: categories of the labels.
+        config: thresholds of the fusion.
     """
 
     instances: Instances
-    places: Tensor
+    indices: Tensor
     runs: MaskRuns
     covers: Tensor
     shared: Tensor
-    asked: Tensor
+    overlapping: Tensor
     occlusion: Tensor | None
     soft: Tensor | None
     ranking: Tensor | None
@@ -60,33 +62,34 @@ class Explanation:
     config: FusionConfig
 
     def claims(self, method: Method) -> Tensor | None:
-        """What a rule compares: Tensor[N, N], the greater of [i, j] and [j, i] lies in front. That is the
-        score, SRM's rank, O or Õ; None for "shr", which compares nothing but asks one question after another.
+        """Return the values that a rule compares, Tensor[N, N]: i lies in front of j if [i, j] > [j, i].
+
+        They are the score, SRM's rank, O or Õ; None for "shr", which compares no values.
         """
         values = self.ranking if method == "srm" else self.instances.scores
         by_one = None if values is None else values[:, None].expand(-1, len(self.instances))
         return {"heuristic": by_one, "srm": by_one, "shr": None, "soe": self.soft}.get(method, self.occlusion)
 
     def differs(self, method: Method) -> Tensor:
-        """Tensor[H, W] bool: the pixels that show something else than under "heuristic"."""
+        """Return the pixels whose result differs from that of "heuristic": Tensor[H, W] bool."""
         return self.shown[method] != self.shown["heuristic"]
 
     def pairs(self) -> Tensor:
-        """Pairs with a pixel in common, those that share most first: Tensor[P, 2] int64, i < j."""
+        """Return pairs with a common pixel by decreasing overlap: Tensor[P, 2] int64, i < j."""
         pairs = torch.nonzero(self.shared.triu(1))
         return pairs[torch.argsort(self.shared[pairs[:, 0], pairs[:, 1]], descending=True, stable=True)]
 
     def to_json(self) -> dict[str, Any]:
-        """All of it but the maps.
+        """Return everything but the maps.
 
         Returns:
             `size` ([height, width] in pixels), `fusion` (the thresholds), `methods` explained and those
-            `left_out` for want of a head; `contested` pixels; and three lists:
-            `instances`: `number` (from 1, by falling score; pairs refer to it), `place` in the prediction,
-            `class`, `score`, `pixels` of the mask, `ranking` (or None), `shown` (pixels, by method);
-            `pairs` with a pixel in common: `i`, `j` (numbers), `class`, `score` and `share` of the mask that
-            is shared, of both, `pixels` shared, `asked` (put to the pairwise rules; else the score decides),
-            `O` and `soft_O` ([(i, j), (j, i)]; None where not asked), `front` (number, by method);
+            `left_out` because a head is missing; `contested` pixels; and three lists:
+            `instances`: `number` (from 1, by decreasing score; pairs refer to it), `place` (index in the
+            prediction), `class`, `score`, `pixels` of the mask, `ranking` (or None), `shown` (pixels, by method);
+            `pairs` with a common pixel: `i`, `j` (numbers), `class`, `score` and shared fraction (`share`) of
+            both masks, `pixels` shared, `asked` (True if pairwise rules decide, else the score decides),
+            `O` and `soft_O` ([(i, j), (j, i)]; None unless `asked`), `front` (number, by method);
             `erased`: `class`, `pixels` and mean `confidence` of the regions that Unknown Erasing erases.
         """
         height, width = self.covers.shape
@@ -110,7 +113,7 @@ class Explanation:
         return [
             {
                 "number": n + 1,
-                "place": int(self.places[n]),
+                "place": int(self.indices[n]),
                 "class": self._class(n),
                 "score": _number(self.instances.scores[n]),
                 "pixels": int(self.shared[n, n]),
@@ -122,7 +125,7 @@ class Explanation:
 
     def _pair(self, i: int, j: int) -> dict[str, Any]:
         def both(values: Tensor | None) -> list[float] | None:
-            if values is None or not self.asked[i, j]:
+            if values is None or not self.overlapping[i, j]:
                 return None
             return [_number(values[i, j]), _number(values[j, i])]
 
@@ -134,14 +137,14 @@ class Explanation:
             "score": [_number(self.instances.scores[n]) for n in (i, j)],
             "pixels": pixels,
             "share": [_number(pixels / self.shared[n, n]) for n in (i, j)],
-            "asked": bool(self.asked[i, j]),
+            "asked": bool(self.overlapping[i, j]),
             "O": both(self.occlusion),
             "soft_O": both(self.soft),
             "front": {method: (i if front[i, j] else j) + 1 for method, front in self.front.items()},
         }
 
     def _erased(self) -> list[dict[str, Any]]:
-        """Regions by falling size."""
+        """Describe the erased regions by decreasing size."""
         inside = self.erased != KEPT
         _, region, pixels = torch.unique(self.erased[inside], return_inverse=True, return_counts=True)
         confidence = torch.bincount(region, self.sem_confidence[inside].double(), len(pixels)) / pixels
@@ -166,37 +169,37 @@ def explain(
     occlusion: OcclusionFn | None = None,
     ranking: RankingFn | None = None,
 ) -> Explanation:
-    """Fuse one prediction by each rule, and keep what the rules decided.
+    """Fuse one prediction with each rule and record the decisions.
 
-        told = explain(predictor.predict_raw([image])[0], categories=predictor.categories, config=predictor.fusion,
-                       methods=possible_methods(predictor.model), **predictor.fusion_heads())
-        write_image("why.png", explanation_sheet(image, told))
+        explanation = explain(predictor.predict_raw([image])[0], methods=possible_methods(predictor.model),
+                              categories=predictor.categories, config=predictor.fusion, **predictor.fusion_heads())
+        write_image("why.png", explanation_sheet(image, explanation))
 
     Args:
-        raw: of the network.
-        categories: of its labels.
-        methods: the rules, "heuristic" among them, which the others are held against.
+        raw: prediction of the network for one image.
+        categories: categories of its labels.
+        methods: fusion rules; must include "heuristic", to which the others are compared.
         config: thresholds.
-        occlusion, ranking: the heads that the learned rules ask, as in `refine.fuse`.
+        occlusion, ranking: heads of the learned rules, as in `refine.fuse`.
 
     Raises:
-        RefineError: a head that a rule asks is missing, or an occlusion outside 0-1.
-        ValueError: shapes that do not agree.
+        RefineError: a head that a rule needs is missing, or an occlusion is outside 0-1.
+        ValueError: shapes do not agree.
     """
-    kept, runs, places, _ = prepare(raw.instances, config.score_threshold)
+    kept, runs, indices, _ = prepare(raw.instances, config.score_threshold)
     cells = cells_of(runs)
     shared = cells.intersections()
-    asked = overlapping(shared, config.pair_overlap)
-    # Each head answers once; all the rules and `fuse` get its answers.
+    pairs = overlapping(shared, config.pair_overlap)
+    # Each head is evaluated once; all rules and `fuse` share the result.
     given: dict[str, Any] = {
-        "occlusion": None if occlusion is None else evaluate_occlusion(occlusion, kept, asked),
+        "occlusion": None if occlusion is None else evaluate_occlusion(occlusion, kept, pairs),
         "ranking": None if ranking is None else ranking(kept),
     }
     front, shown = {}, {}
     for method in methods:
         front[method] = _complete(*arrange(method, kept, cells, config=config, **given)).cpu()
         common: dict[str, Any] = {"categories": categories, "sem_confidence": raw.sem_confidence, "config": config}
-        shown[method] = _what_it_shows(fuse(kept, raw.sem_seg, method=method, **common, **given), len(kept))
+        shown[method] = _shown(fuse(kept, raw.sem_seg, method=method, **common, **given), len(kept))
     covers = spread(cells.covers().sum(1)[cells.cell], run_lengths(cells.starts, raw.sem_seg.numel()), runs.size)
     erased = unknown_regions(
         raw.sem_seg, raw.sem_confidence, config.radius_at(runs.size), config.ue_threshold, categories.num_things
@@ -204,11 +207,11 @@ def explain(
     given = {name: None if value is None else value.cpu() for name, value in given.items()}
     return Explanation(
         instances=kept.to("cpu"),
-        places=places.cpu(),
+        indices=indices.cpu(),
         runs=MaskRuns(runs.size, runs.count, runs.mask.cpu(), runs.start.cpu(), runs.end.cpu()),
         covers=covers.cpu(),
         shared=shared.cpu(),
-        asked=asked.cpu(),
+        overlapping=pairs.cpu(),
         occlusion=given["occlusion"],
         soft=None if occlusion is None else soft_occlusion(kept.scores.cpu(), given["occlusion"], config.sigma),
         ranking=given["ranking"],
@@ -223,15 +226,15 @@ def explain(
 
 
 def _complete(order: Sequence[int], front: Tensor | None) -> Tensor:
-    """Decisions of all pairs, Tensor[N, N] bool: where the rule has none, the order decides."""
+    """Complete the decisions, Tensor[N, N] bool: pairs that the rule leaves open follow the order."""
     rank = torch.empty(len(order), dtype=torch.int64)
     rank[list(order)] = torch.arange(len(order))
     first = rank[:, None] < rank
     return first if front is None else front | (first & ~front.T)
 
 
-def _what_it_shows(result: PanopticResult, count: int) -> Tensor:
-    """`shown` of one result: Tensor[H, W] int64."""
+def _shown(result: PanopticResult, count: int) -> Tensor:
+    """Return `Explanation.shown` of one result with `count` instances: Tensor[H, W] int64."""
     table = torch.full((len(result) + 1,), -1)
     for segment in result.segments:
         index = result.categories.index(segment.category_id)

@@ -1,7 +1,7 @@
-"""From an order and pairwise decisions to one owner per pixel.
+"""Assignment of every pixel to one instance, by an order and pairwise decisions.
 
-Everything happens on cells (see `refine.ops.cells`), on the CPU: a cell is a few bytes, and what happens to
-an instance depends on those before it.
+The merge works on cells (see `refine.ops.cells`) on the CPU: it is sequential, because each instance depends on
+the previous ones, and a cell takes only a few bytes.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ FREE = -1
 
 
 def merge(cells: Cells, areas: Tensor, order: Sequence[int], front: Tensor | None, config: FusionConfig) -> Tensor:
-    """Give each cell to one of the instances that cover it.
+    """Assign each cell to one of the instances that cover it.
 
-    Instances come one by one in the given order and take what is free. With decisions `front`, an instance
-    also takes the cells whose owner it lies in front of ("steal"). One that gets too small a part of its
+    Instances are pasted in the given order and take free cells. With decisions `front`, an instance also takes
+    cells from owners that it lies in front of ("steal"). An instance that gets too small a fraction of its
     mask is dropped and takes nothing.
 
-    A set of decisions may contradict itself (a over b over c over a). Stealing resolves any such set: a
-    cell has one owner at every moment and is asked for once by each instance that covers it.
+    Pairwise decisions may be cyclic (a over b over c over a). Stealing resolves any cycle, because a cell always
+    has one owner and each instance that covers it claims it once.
 
-    Why so: stealing decides pixel by pixel, as the sources do, and is as good as pasting in the order of pairs won
-    ("wins": 33.6 and 33.9 PQ of things either way, strong baseline and SOE); dropping robbed instances and merging
-    again gains 0.3 and 0.1 (RESULTS.md, Table 5 on procedural scenes, three seeds).
+    Stealing decides per pixel, as OCFusion and BCC-Net do, and performs as well as pasting in the order of pairs
+    won ("wins": 33.6 and 33.9 PQ of things either way, strong baseline and SOE); dropping overwritten instances
+    and merging again gains 0.3 and 0.1 (RESULTS.md, Table 5 on procedural scenes, three seeds).
 
     Args:
-        cells: of N masks, on the CPU.
+        cells: partition of the image by N masks, on the CPU.
         areas: Tensor[N] int64, pixels of each mask.
-        order: the masks, first come first served.
-        front: Tensor[N, N] bool, pairwise decisions, or None: the order alone counts.
-        config: `overlap_threshold`, `resolve`, `recheck`.
+        order: mask indices in the order of pasting.
+        front: Tensor[N, N] bool, [i, j] = "i lies in front of j", or None if only the order matters.
+        config: thresholds; `overlap_threshold`, `resolve` and `recheck` are used.
 
     Returns:
-        Tensor[A] int64, mask that owns each cell, or `FREE`.
+        Tensor[A] int64, index of the mask that owns each cell, or `FREE`.
     """
     if front is not None and config.resolve == "wins":
         order, front = _by_wins(order, front), None
@@ -49,18 +49,18 @@ def merge(cells: Cells, areas: Tensor, order: Sequence[int], front: Tensor | Non
     remaining = list(order)
     while True:
         owner = canvas.paste(remaining)
-        robbed = canvas.most_robbed(owner)
-        if front is None or not config.recheck or robbed is None:
+        overwritten = canvas.most_overwritten(owner)
+        if front is None or not config.recheck or overwritten is None:
             return torch.from_numpy(owner)
-        remaining.remove(robbed)
+        remaining.remove(overwritten)
 
 
 class _Canvas:
-    """What the passes over the instances share; NumPy, for its small cost per call.
+    """State shared by all passes over the instances; in NumPy, whose overhead per call is small.
 
     Args:
         cells, areas, front: as in `merge`.
-        overlap_threshold: see `FusionConfig`.
+        overlap_threshold: as in `FusionConfig`.
     """
 
     def __init__(self, cells: Cells, areas: Tensor, front: Tensor | None, overlap_threshold: float) -> None:
@@ -69,14 +69,14 @@ class _Canvas:
         self.overlap_threshold = overlap_threshold
         self.pairwise = front is not None
         self.covered = [cells.covered_by(n).numpy().nonzero()[0] for n in range(cells.count)]
-        # One column more for FREE = -1, which everyone takes: claims[i, owner] is all there is to ask.
+        # claims[i, owner]: whether i takes cells from this owner. The last column, FREE = -1, is always True.
         self.claims = np.zeros((cells.count, cells.count + 1), bool)
         self.claims[:, FREE] = True
         if front is not None:
             self.claims[:, :-1] = front.numpy()
 
     def paste(self, order: Sequence[int]) -> np.ndarray:
-        """One pass over the instances: owner of each cell."""
+        """Paste the instances in order and return the owner of each cell, [A] int64."""
         owner = np.full(len(self.areas), FREE)
         for mask in order:
             covered = self.covered[mask]
@@ -86,26 +86,26 @@ class _Canvas:
                 owner[taken] = mask
         return owner
 
-    def most_robbed(self, owner: np.ndarray) -> int | None:
-        """The instance that later ones left the smallest share of its mask, if that is too small."""
+    def most_overwritten(self, owner: np.ndarray) -> int | None:
+        """Return the instance that kept the smallest fraction of its mask if that is too small, else None."""
         kept = np.bincount(owner + 1, self.areas, len(self.mask_areas) + 1)[1:]
-        robbed = (kept > 0) & (self.mask_areas - kept >= self.overlap_threshold * self.mask_areas)
-        if not robbed.any():
+        overwritten = (kept > 0) & (self.mask_areas - kept >= self.overlap_threshold * self.mask_areas)
+        if not overwritten.any():
             return None
-        return int(np.where(robbed, kept / self.mask_areas, np.inf).argmin())
+        return int(np.where(overwritten, kept / self.mask_areas, np.inf).argmin())
 
 
 def _is_enough(kept: int, area: int, overlap_threshold: float, pairwise: bool) -> bool:
-    """Whether an instance that gets `kept` of `area` pixels stays.
+    """Return whether an instance that gets `kept` of its `area` pixels is kept.
 
-    At exactly the threshold it stays in the heuristic (detectron2: dropped if covered > threshold) and
-    goes in pairwise merges (BCC: dropped if kept <= threshold), each as its source has it.
+    At exactly the threshold, the heuristic keeps it (detectron2 drops if covered > threshold) and pairwise
+    merges drop it (BCC drops if kept <= threshold).
     """
     covered, allowed = area - kept, overlap_threshold * area
     return kept > 0 and (covered < allowed if pairwise else covered <= allowed)
 
 
 def _by_wins(order: Sequence[int], front: Tensor) -> list[int]:
-    """Sort by the number of pairs won, equals as they were ordered."""
+    """Sort by the number of pairs won; ties keep their order."""
     wins = front.sum(1).tolist()
     return sorted(order, key=lambda mask: -wins[mask])

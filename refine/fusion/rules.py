@@ -1,7 +1,7 @@
-"""Which of two overlapping instances lies in front: one function per rule.
+"""Rules that decide which of two overlapping instances lies in front, one function per rule.
 
-All of them take N instances by falling score and give Tensor[N, N] bool, [i, j] = "i lies in front of j".
-Where neither [i, j] nor [j, i] holds, the rule does not decide and the higher score stays in front.
+Each takes N instances by decreasing score and returns Tensor[N, N] bool, [i, j] = "i lies in front of j".
+If neither [i, j] nor [j, i] is true, the rule does not decide and the higher score lies in front.
 """
 
 from __future__ import annotations
@@ -17,21 +17,24 @@ from refine.ops.penalty import in_front
 from refine.structures import Instances
 
 OcclusionFn = Callable[[Instances, Tensor], Tensor]
-"""(N instances, Tensor[P, 2] int64 of overlapping pairs) -> O, Tensor[N, N], 0-1, read at those pairs, both
-ways: O(i, j) is the probability that i lies in front of j."""
+"""(N instances, Tensor[P, 2] int64 of overlapping pairs) -> O, Tensor[N, N] float, 0-1, read at (i, j) and (j, i)
+of those pairs: O(i, j) is the probability that i lies in front of j."""
 
 SHR_CONTAINED = 0.5
-"""Share of a box inside another above which it counts as a part of it [BCC]."""
+"""Fraction of a box inside another above which the box counts as contained [BCC]."""
 
 
 def by_containment(boxes: Tensor) -> Tensor:
-    """SHR: what lies inside another box lies in front of it (tie on person); no training.
+    """Decide by SHR: an instance inside another's box lies in front (a tie on a person); needs no training.
 
-    In each pair the instance with the higher score is asked first: it is in front if more than half of its
-    box lies in the other's; if not, the other is in front by the same test; else score order.
+    In each pair the instance with the higher score is tested first: it is in front if more than half of its
+    box lies in the other box; if not, the other is in front by the same test; else the score decides.
 
     Args:
-        boxes: Tensor[N, 4], by falling score.
+        boxes: Tensor[N, 4] float, x1, y1, x2, y2 in pixels, by decreasing score.
+
+    Returns:
+        Tensor[N, N] bool, [i, j] = "i lies in front of j".
     """
     size = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0)
     corner = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
@@ -42,13 +45,16 @@ def by_containment(boxes: Tensor) -> Tensor:
 
 
 def by_occlusion(method: Method, instances: Instances, occlusion: Tensor, sigma: float) -> Tensor:
-    """OCFusion and the strong baseline: O(i, j) > O(j, i). SOE: Õ(i, j) > Õ(j, i) (equation 7).
+    """Decide by O(i, j) > O(j, i) (OCFusion, strong baseline) or Õ(i, j) > Õ(j, i) (SOE, equation 7).
 
     Args:
-        method: "ocfusion", "strong" or "soe". The first two differ only in what their O was computed from.
-        instances: for their scores.
-        occlusion: O, Tensor[N, N].
-        sigma: of equation 7.
+        method: "ocfusion", "strong" or "soe". The first two differ only in the input of their occlusion head.
+        instances: N instances, whose scores are used.
+        occlusion: O, Tensor[N, N] float, 0-1.
+        sigma: σ of equation 7, above 0.
+
+    Returns:
+        Tensor[N, N] bool, [i, j] = "i lies in front of j".
     """
     if method == "soe":
         return in_front(instances.scores, occlusion, sigma)
@@ -66,16 +72,17 @@ def decide(
 
     Args:
         method: "shr", "ocfusion", "strong" or "soe".
-        instances: N, by falling score.
-        pairs: Tensor[N, N] bool, symmetric: the overlapping ones.
-        occlusion: O of these instances or what computes it; the learned rules need it.
-        sigma: of equation 7.
+        instances: N instances by decreasing score.
+        pairs: Tensor[N, N] bool, symmetric, True for overlapping pairs.
+        occlusion: O of these instances, Tensor[N, N] float, or a function that computes it; the learned rules
+            need it.
+        sigma: σ of equation 7, above 0.
 
     Returns:
-        Tensor[N, N] bool, true only among the pairs given.
+        Tensor[N, N] bool, True only at `pairs`.
 
     Raises:
-        RefineError: a learned rule without `occlusion`, or one outside 0-1.
+        RefineError: a learned rule has no `occlusion`, or O is outside 0-1.
     """
     if method == "shr":
         return by_containment(instances.boxes) & pairs
@@ -88,29 +95,30 @@ def decide(
 
 
 def evaluate_occlusion(occlusion: Tensor | OcclusionFn, instances: Instances, pairs: Tensor) -> Tensor:
-    """O of the overlapping pairs.
+    """Return O of the overlapping pairs, computed if necessary.
 
     Args:
-        occlusion: O of these instances, Tensor[N, N], or what computes it.
-        instances: N.
-        pairs: Tensor[N, N] bool, symmetric: the overlapping ones.
+        occlusion: O of these instances, Tensor[N, N] float, or a function that computes it.
+        instances: N instances.
+        pairs: Tensor[N, N] bool, symmetric, True for overlapping pairs.
 
     Returns:
-        Tensor[N, N], 0-1 at the pairs.
+        Tensor[N, N] float, 0-1 at `pairs`.
 
     Raises:
-        RefineError: a value at the pairs is outside 0-1.
+        RefineError: a value at `pairs` is outside 0-1.
+        ValueError: the function returns another shape.
     """
     if not isinstance(occlusion, Tensor):
         occlusion = check_shape("occlusion", occlusion(instances, torch.nonzero(pairs.triu())), pairs.shape)
-    asked = occlusion[pairs]
-    if not bool(((asked >= 0) & (asked <= 1)).all()):
-        raise RefineError("occlusion: has values that are not from 0 to 1; apply the sigmoid to logits, once")
+    values = occlusion[pairs]
+    if not bool(((values >= 0) & (values <= 1)).all()):
+        raise RefineError("occlusion: expected values from 0 to 1, got others; apply the sigmoid to logits once")
     return occlusion
 
 
 def check_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    """The tensor; ValueError if its shape is another."""
+    """Return the tensor; raise ValueError if its shape differs from `shape`."""
     if tuple(tensor.shape) != tuple(shape):
         raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(tensor.shape)}")
     return tensor

@@ -1,17 +1,16 @@
 """Unknown Erasing (UE): uncertain regions of the semantic map become void.
 
-A region is what becomes one 4-connected component when all pixels of a class are dilated by r (a square of
-2r + 1); its score is the mean confidence of the original pixels. Instead of dilating, this groups pixels
-directly. With D = 2r + 1, two pixels of a class touch after dilation if and only if they are at most D
-apart in either direction and not D apart in both. So, with the image cut into bands of D columns,
+A region is a 4-connected component of the pixels of one class after dilation by r (a square of side 2r + 1);
+its score is the mean confidence of the original pixels. Pixels are grouped directly, without dilating. With
+D = 2r + 1, two pixels of a class touch after dilation if and only if they are at most D apart along both axes
+and not exactly D apart along both. With the image split into bands of D columns,
 
 - within a band only rows matter: a gap of more than D rows separates groups ("clusters");
-- between neighbouring bands, row y of one band touches the cluster found within D rows of y in the other
-  (there is at most one above and one below, since clusters are more than D rows apart) if their nearest
-  pixels are close enough;
+- between neighbouring bands, row y of one band touches a cluster within D rows of y in the other (at most one
+  above and one below, since clusters are more than D rows apart) if their nearest pixels are close enough;
 - bands that are not neighbours never touch.
 
-That costs time for the runs of the map, whatever r and the number of classes.
+The cost depends on the number of runs of the map, not on r or the number of classes.
 """
 
 from __future__ import annotations
@@ -26,19 +25,19 @@ from refine.ops.runs import flatnonzero, run_lengths, run_starts, run_sums, spre
 from refine.structures import VOID
 
 KEPT = -1
-"""Number of what no erased region holds."""
+"""Region number of pixels that are not erased."""
 FAR = 1 << 40
-"""A column that is near nothing."""
+"""Column index beyond the reach of any other column."""
 
 
 @dataclass
 class _Rows:
-    """Rows of clusters: what one class occupies of one row in one band; E of them.
+    """E rows of clusters, each the pixels of one class in one image row of one band.
 
     Attributes:
-        key: Tensor[E] int64, (class · bands + band) · height + row, rising.
-        cluster: Tensor[E] int64, 0..K-1, rising.
-        left, right: Tensor[E] int64, its first and last column.
+        key: Tensor[E] int64, (class · bands + band) · height + row, increasing.
+        cluster: Tensor[E] int64, cluster of each row, 0..K-1, non-decreasing.
+        left, right: Tensor[E] int64, first and last column of each row.
     """
 
     key: Tensor
@@ -53,14 +52,14 @@ def erase_unknown(
     """Erase the regions whose mean confidence is below the threshold.
 
     Args:
-        labels: Tensor[H, W] int64, classes or `VOID`.
-        confidence: Tensor[H, W] float, 0-1, of the label.
-        radius: r of the dilation, in pixels.
-        threshold: mean confidence below which a region is erased.
-        first_class: classes below are left as they are.
+        labels: Tensor[H, W] int64, contiguous class or `VOID`.
+        confidence: Tensor[H, W] float, 0-1, confidence of the label.
+        radius: r, radius of the dilation in pixels.
+        threshold: mean confidence, 0-1, below which a region is erased.
+        first_class: classes below this index are never erased.
 
     Returns:
-        Tensor[H, W] int64, erased pixels `VOID`.
+        Tensor[H, W] int64, the labels with erased pixels set to `VOID`.
     """
     return torch.where(unknown_regions(labels, confidence, radius, threshold, first_class) != KEPT, VOID, labels)
 
@@ -106,10 +105,10 @@ def unknown_regions(
     """Number the regions that `erase_unknown` erases.
 
     Args:
-        labels, confidence, radius, threshold, first_class: as there.
+        labels, confidence, radius, threshold, first_class: as in `erase_unknown`.
 
     Returns:
-        Tensor[H, W] int64, a region's number (not negative, not consecutive), or `KEPT`.
+        Tensor[H, W] int64, region number (at least 0, not consecutive), or `KEPT`.
     """
     height, width = labels.shape
     starts = run_starts(labels, width=2 * radius + 1)
@@ -129,17 +128,18 @@ def unknown_runs(
     threshold: float,
     first_class: int = 0,
 ) -> Tensor:
-    """`unknown_regions` on runs.
+    """Compute `unknown_regions` on runs.
 
     Args:
-        labels: Tensor[R] int64, of each run.
-        confidence: Tensor[R] float64, sum over each run.
-        starts, lengths: Tensor[R] int64; no run crosses a multiple of 2·radius + 1 columns.
-        size: (height, width).
+        labels: Tensor[R] int64, contiguous class of each run, or `VOID`.
+        confidence: Tensor[R] float64, confidence summed over each run.
+        starts, lengths: Tensor[R] int64, flat index of the first pixel and number of pixels of each run; no run
+            may cross a multiple of 2·radius + 1 columns.
+        size: (height, width) in pixels.
         radius, threshold, first_class: as in `erase_unknown`.
 
     Returns:
-        Tensor[R] int64, the number of the region that each run is erased with, or `KEPT`.
+        Tensor[R] int64, number of the erased region that each run belongs to, or `KEPT`.
     """
     reach = 2 * radius + 1
     regions = torch.full((len(labels),), KEPT, device=labels.device)
@@ -150,8 +150,8 @@ def unknown_runs(
     row, left = start.div(size[1], rounding_mode="floor"), start % size[1]
     bands = -(-size[1] // reach)
     key = (labels[eligible] * bands + left.div(reach, rounding_mode="floor")) * size[0] + row
-    rows, place = _gather_rows(key, left, left + length - 1, size[0], reach)
-    group = _join(*_links(rows, size[0], bands, reach), int(rows.cluster[-1]) + 1)[rows.cluster[place]]
+    rows, row_index = _gather_rows(key, left, left + length - 1, size[0], reach)
+    group = _join(*_links(rows, size[0], bands, reach), int(rows.cluster[-1]) + 1)[rows.cluster[row_index]]
     total = torch.zeros(2, int(group.max()) + 1, dtype=torch.float64, device=labels.device)
     total[0].index_add_(0, group, confidence[eligible])
     total[1].index_add_(0, group, length.double())
@@ -160,33 +160,33 @@ def unknown_runs(
 
 
 def _gather_rows(key: Tensor, left: Tensor, right: Tensor, height: int, reach: int) -> tuple[_Rows, Tensor]:
-    """Collect the runs with the same key, and cut where more than `reach` rows lie between.
+    """Merge runs with the same key, and begin a new cluster after a gap of more than `reach` rows.
 
     Returns:
-        The rows, and Tensor[R] int64: which row each run belongs to.
+        The rows, and the index of the row that each run belongs to, Tensor[R] int64.
     """
-    order = torch.argsort(key, stable=True)  # runs of one row stay in the order of their columns
+    order = torch.argsort(key, stable=True)  # runs of one row stay sorted by column
     ordered = key[order]
     change = torch.ones(len(key) + 1, dtype=torch.bool, device=key.device)
     torch.ne(ordered[1:], ordered[:-1], out=change[1:-1])
-    place = torch.empty_like(key)
-    place[order] = change[:-1].cumsum(0) - 1
+    row_index = torch.empty_like(key)
+    row_index[order] = change[:-1].cumsum(0) - 1
     first, last = order[change[:-1]], order[change[1:]]
     key = key[first]
     band = key.div(height, rounding_mode="floor")
     cut = torch.ones(len(key), dtype=torch.bool, device=key.device)
     torch.logical_or(torch.diff(band) > 0, torch.diff(key) > reach, out=cut[1:])
-    return _Rows(key, cut.cumsum(0) - 1, left[first], right[last]), place
+    return _Rows(key, cut.cumsum(0) - 1, left[first], right[last]), row_index
 
 
 def _links(rows: _Rows, height: int, bands: int, reach: int) -> tuple[Tensor, Tensor]:
-    """Clusters of neighbouring bands that touch: Tensor[L] int64 each."""
+    """Find pairs of clusters of neighbouring bands that touch: Tensor[L] int64 each."""
     band, row = rows.key.div(height, rounding_mode="floor"), rows.key % height
     here = flatnonzero((band + 1) % bands > 0)  # has a band to its right
     row, right, cluster = row[here], rows.right[here], rows.cluster[here]
-    target = rows.key[here] + height  # the same row of that band
-    up, down = row.clamp(max=reach), (height - row).clamp(max=reach)  # as far as the image goes
-    # Entries there: first to middle - 1 are above, middle to last - 1 from the same row on downwards.
+    target = rows.key[here] + height  # key of the same row in that band
+    up, down = row.clamp(max=reach), (height - row).clamp(max=reach)  # limited to the image
+    # Entries of that band: first..middle-1 lie above the row, middle..last-1 at the row or below.
     first, middle, last = torch.searchsorted(rows.key, torch.stack([target - up, target, target + down]))
     end = len(rows.key) - 1
     first_is_corner = (up == reach) & (rows.key[first.clamp(max=end)] == target - reach)
@@ -202,16 +202,16 @@ def _links(rows: _Rows, height: int, bands: int, reach: int) -> tuple[Tensor, Te
     ):
         near = nearest(begin, stop) - right <= reach
         links.append((pairs + rows.cluster[begin.clamp(max=end)])[near])
-        # Exactly `reach` rows away the column must be one nearer.
+        # At exactly `reach` rows the columns must be less than `reach` apart.
         corner = corner.clamp(max=end)
         near = is_corner & (rows.left[corner] - right < reach)
         links.append((pairs + rows.cluster[corner])[near])
-    distinct = torch.unique_consecutive(torch.cat(links))  # neighbouring rows mostly say the same
+    distinct = torch.unique_consecutive(torch.cat(links))  # neighbouring rows mostly give the same pair
     return distinct.div(clusters, rounding_mode="floor"), distinct % clusters
 
 
 class _RangeMin:
-    """Minimum over ranges of at most `longest` elements: tables of the minima over 1, 2, 4, … elements."""
+    """Minimum over ranges of at most `longest` elements, by tables of minima over 1, 2, 4, … elements."""
 
     def __init__(self, values: Tensor, longest: int) -> None:
         tables = [values]
@@ -222,7 +222,7 @@ class _RangeMin:
         self.tables = torch.stack(tables)
 
     def __call__(self, begin: Tensor, end: Tensor) -> Tensor:
-        """Of elements begin..end-1, Tensor[n] int64 each; `FAR` where there is none."""
+        """Return the minimum of elements begin..end-1, Tensor[n] int64 each; `FAR` for an empty range."""
         length = (end - begin).clamp(min=1)
         level = length.double().log2().floor().long()
         last = self.tables.shape[1] - 1
@@ -232,14 +232,14 @@ class _RangeMin:
 
 
 def _join(one: Tensor, other: Tensor, count: int) -> Tensor:
-    """Connected components: links Tensor[L] int64 each among `count` nodes -> Tensor[count] int64, a name."""
-    name = torch.arange(count, device=one.device)
+    """Label connected components: links Tensor[L] int64 each among `count` nodes -> Tensor[count] int64."""
+    component = torch.arange(count, device=one.device)
     while True:
-        smaller = torch.minimum(name[one], name[other])
-        joined = name.clone()
-        for end in (name[one], name[other], one, other):
+        smaller = torch.minimum(component[one], component[other])
+        joined = component.clone()
+        for end in (component[one], component[other], one, other):
             joined.scatter_reduce_(0, end, smaller, "amin")
         joined = joined[joined]
-        if torch.equal(joined, name):
-            return name
-        name = joined
+        if torch.equal(joined, component):
+            return component
+        component = joined

@@ -10,9 +10,7 @@ from torch import Tensor
 from refine.ops.semantic import semantic_map, semantic_probabilities
 
 
-def reference(
-    logits: Tensor, image_size: tuple[int, int], output_size: tuple[int, int], stride: int = 4
-) -> Tensor:
+def reference(logits: Tensor, image_size: tuple[int, int], output_size: tuple[int, int], stride: int = 4) -> Tensor:
     """Compute full-size probabilities, Tensor[L, H, W] float64, as detectron2 does."""
     full = F.interpolate(logits[None].double(), scale_factor=stride, mode="bilinear", align_corners=False)
     full = full[:, :, : image_size[0], : image_size[1]]
