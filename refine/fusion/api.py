@@ -114,7 +114,7 @@ def _erase_dilated(
 ) -> Tensor:
     if probabilities is None:
         raise RefineError(
-            "sem_probabilities is missing: fusion.ue_region 'dilated' needs them; give them, or use 'core'"
+            "sem_probabilities: missing, but fusion.ue_region 'dilated' needs them; give them or use 'core'"
         )
     given = probabilities() if callable(probabilities) else as_tensor("sem_probabilities", probabilities)
     given = check_shape("sem_probabilities", given.detach(), (len(categories), *sem_seg.shape))

@@ -13,7 +13,7 @@ Method = Literal["heuristic", "shr", "srm", "ocfusion", "strong", "soe"]
 """Rules that decide which of two overlapping instances lies in front (see `refine.fusion.fuse`)."""
 
 UERegion = Literal["core", "dilated"]
-"""Where the score of a region of Unknown Erasing is taken (see `FusionConfig`)."""
+"""How Unknown Erasing computes the score of a region (see `FusionConfig`)."""
 
 Resolve = Literal["steal", "wins"]
 """How pairwise decisions become one panoptic map (see `refine.fusion.merge`)."""
@@ -64,9 +64,9 @@ class FusionConfig:
         ue_threshold: mean confidence, 0-1, below which a region is erased [BCC].
         ue_radius: dilation in pixels that joins the parts of a region, for images with a short side of
             800 [BCC]; scaled with the short side [C].
-        ue_region: a region's score is the mean over its own pixels, of the confidence ("core") [BCC], or over all
-            of the dilated region, of the probability of its class there ("dilated") [P, read literally]; the latter
-            needs `sem_probabilities`.
+        ue_region: score of a region: the mean confidence of its original pixels ("core") [BCC], or the mean
+            probability of its class over the dilated region ("dilated") [P, read literally], which needs
+            `sem_probabilities`.
 
     Raises:
         RefineError: a value is out of range.

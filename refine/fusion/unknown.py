@@ -67,33 +67,33 @@ def erase_unknown(
 def erase_dilated(
     labels: Tensor, probabilities: Tensor, radius: int, threshold: float, first_class: int = 0
 ) -> Tensor:
-    """Erase by the paper's literal reading: a region's score is its class's mean probability where dilated.
+    """Erase by a literal reading of the paper: the score is the mean probability over the dilated region.
 
-    Unlike the mean over the original pixels, that erases small regions whatever their confidence: around them
-    other classes are likely.
+    Unlike the mean over the original pixels, this erases small regions whatever their confidence, because the
+    pixels around them are likely to have other classes.
 
     Args:
-        labels: Tensor[H, W] int64, classes or `VOID`.
-        probabilities: Tensor[C, H, W] float, 0-1, of each class.
+        labels: Tensor[H, W] int64, contiguous class or `VOID`.
+        probabilities: Tensor[C, H, W] float, 0-1, probability of each class.
         radius, threshold, first_class: as in `erase_unknown`.
 
     Returns:
         Tensor[H, W] int64, erased pixels `VOID`.
     """
-    everything = 2.0  # a threshold above any confidence, so that all regions get a number
+    everything = 2.0  # a threshold above any confidence, so that all regions are numbered
     regions = unknown_regions(labels, torch.zeros_like(probabilities[0]), radius, everything, first_class)
-    names, regions = torch.unique(regions, return_inverse=True)  # KEPT comes first, if it occurs
-    first = int(len(names) > 0 and names[0] == KEPT)
-    total = probabilities.new_zeros(2, len(names), dtype=torch.float64)
+    numbers, regions = torch.unique(regions, return_inverse=True)  # KEPT comes first if it occurs
+    first = int(len(numbers) > 0 and numbers[0] == KEPT)
+    total = probabilities.new_zeros(2, len(numbers), dtype=torch.float64)
     for c in torch.unique(labels[labels >= first_class]).tolist():
-        # A pixel within reach of two regions would have joined them, so that the maximum is the only one.
+        # Regions of one class that reach a common pixel would be one region, so the maximum is unambiguous.
         own = torch.where(labels == c, regions + 1, 0)[None, None].double()
         for kernel, padding in (((2 * radius + 1, 1), (radius, 0)), ((1, 2 * radius + 1), (0, radius))):
             own = F.max_pool2d(own, kernel, 1, padding)
-        place = own[0, 0].long() - 1
-        inside = place >= 0
-        total[0].index_add_(0, place[inside], probabilities[c][inside].double())
-        total[1].index_add_(0, place[inside], torch.ones_like(place[inside], dtype=torch.float64))
+        region = own[0, 0].long() - 1
+        inside = region >= 0
+        total[0].index_add_(0, region[inside], probabilities[c][inside].double())
+        total[1].index_add_(0, region[inside], torch.ones_like(region[inside], dtype=torch.float64))
     erased = total[0] < threshold * total[1]
     erased[:first] = False
     return torch.where(erased[regions], VOID, labels)

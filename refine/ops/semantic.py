@@ -57,7 +57,7 @@ def semantic_map(
 def semantic_probabilities(
     logits: Tensor, image_size: tuple[int, int], output_size: tuple[int, int], stride: int = 4
 ) -> Tensor:
-    """Softmax of every class at full size: the arguments of `semantic_map` -> Tensor[L, *output_size] float32."""
+    """Return the probability of each class: Tensor[L, *output_size] float32; arguments as in `semantic_map`."""
     logits = logits.detach().float()
     vertical = _weights(logits, 1, image_size[0], output_size[0], stride)
     horizontal = _weights(logits, 2, image_size[1], output_size[1], stride)
