@@ -1,1 +1,1 @@
-"""PQ, AP, and the files they are computed from."""
+"""Panoptic quality and average precision, from tensors and from files."""

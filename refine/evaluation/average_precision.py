@@ -1,4 +1,4 @@
-"""Box and mask AP as COCO computes it, by hotcoco."""
+"""COCO box and mask AP, computed by hotcoco."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from torch import Tensor
 from refine.structures import Categories, Instances, Targets
 
 COCO_LIMIT = 100
-"""Most detections of an image that COCO's AP counts."""
+"""Maximum number of detections per image in COCO's AP."""
 
 
 class AveragePrecision:
-    """Collects detections and ground truth image by image, as run lengths, and computes AP at the end.
+    """Box and mask AP, accumulated image by image as run-length encoded masks.
 
     Args:
-        categories: things are measured.
-        max_detections: most detections of an image that count, the best ones; `COCO_LIMIT` makes it COCO's own
+        categories: categories of the data set; AP covers the things.
+        max_detections: number of best-scoring detections per image that count; `COCO_LIMIT` gives COCO's own
             AP, None counts all.
     """
 
@@ -37,14 +37,15 @@ class AveragePrecision:
         """Add one image.
 
         Args:
-            targets: ground truth.
-            instances: detections with `masks`, in the same pixels.
+            targets: ground truth of the image.
+            instances: detections with `masks`, at the size of the ground truth.
 
         Raises:
-            ValueError: the detections have no masks of the image's size.
+            ValueError: the detections have no masks, or another size than the ground truth.
         """
         if instances.masks is None or instances.image_size != targets.size:
-            raise ValueError(f"AveragePrecision: expected masks of {targets.size}, got {instances.image_size}")
+            got = f"size {instances.image_size}" if instances.masks is not None else "no masks"
+            raise ValueError(f"AveragePrecision: expected masks of size {targets.size}, got {got}")
         number = len(self._images) + 1
         height, width = targets.size
         self._images.append({"id": number, "height": height, "width": width})
@@ -61,10 +62,10 @@ class AveragePrecision:
         """Add the images of another process or shard.
 
         Raises:
-            ValueError: the categories or limits of detections differ.
+            ValueError: the categories or detection limits differ.
         """
         if (other.categories, other.max_detections) != (self.categories, self.max_detections):
-            raise ValueError("AveragePrecision.merge: the categories or limits of detections differ")
+            raise ValueError("AveragePrecision.merge: the categories or detection limits differ")
         images, truth = len(self._images), len(self._truth)
         self._images += [entry | {"id": entry["id"] + images} for entry in other._images]
         more = [entry | {"image_id": entry["image_id"] + images} for entry in other._truth]
@@ -82,18 +83,18 @@ class AveragePrecision:
 
     @property
     def limit(self) -> int:
-        """Most detections of an image that count: as chosen, or those of the fullest image, but COCO's at least."""
+        """Return `max_detections`, or if None the largest number in any image, but at least `COCO_LIMIT`."""
         if self.max_detections is not None:
             return self.max_detections
         return max(COCO_LIMIT, *Counter(entry["image_id"] for entry in self._detections).values(), 0)
 
     def names(self) -> list[str]:
-        """COCO's twelve numbers, in its order; the ninth is AR of `limit` detections."""
+        """Return the names of COCO's twelve metrics in COCO's order; the ninth is AR at `limit` detections."""
         largest = f"AR{self.limit}"
         return ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", largest, "ARs", "ARm", "ARl"]
 
     def compute(self) -> dict[str, dict[str, float]]:
-        """`bbox` and `segm`, each with the numbers of `names` in 0-1; -1 where nothing could be measured."""
+        """Return the metrics of `names`, 0-1, for `bbox` and `segm`; -1 where a metric is undefined."""
         categories = [{"id": c.id, "name": c.name} for c in self.categories if c.isthing]
         truth = COCO({"images": self._images, "annotations": self._truth, "categories": categories})
         if not self._detections:
@@ -108,11 +109,11 @@ class AveragePrecision:
         evaluation.evaluate()
         evaluation.accumulate()
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that another limit than COCO's was chosen
+            warnings.simplefilter("ignore")  # hotcoco warns if the limit is not COCO's
             evaluation.summarize()  # prints a table
         return dict(zip(self.names(), map(float, evaluation.stats), strict=True))
 
 
 def encode(binary: np.ndarray) -> dict[str, Any]:
-    """COCO run-length encoding of a mask [H, W] bool."""
+    """Return the COCO run-length encoding of a mask, [H, W] bool."""
     return mask.encode(np.asfortranarray(binary.astype(np.uint8)))

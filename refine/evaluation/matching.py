@@ -1,4 +1,4 @@
-"""Segments of one image, matched by panopticapi's rules."""
+"""Matching of the segments of one image by panopticapi's rules."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from refine.structures import Segment
 
 VOID_ROW = (0, -1, 0, UNSTATED)
-"""Row of pixels that belong to no segment."""
+"""Table row of void pixels, which belong to no segment."""
 
 FORGIVES = 2
-"""Value of CROWD that forgives predictions; other crowds are 1. One of a class does: of several, the last in the
-file's order, as panopticapi has it (COCO's annotations have at most one)."""
+"""Value of CROWD for crowds whose pixels excuse unmatched predictions; other crowds have 1. As in panopticapi, only
+the last crowd of each class in the file has this effect (COCO's annotations have at most one)."""
 
 TP, FP, FN, IOU_HIGH, IOU_LOW = range(5)
-"""Rows of counts per class."""
+"""Row indices of the counts per class."""
 
 UNITS, LOW_UNITS = 2**53, 2**27
-"""Float64 in (1/2, 1], where the IoU of every match lies, are multiples of 2^-53: as integers of two parts
-their sums are exact, do not depend on the order of images, and cannot overflow below 2^36 matches."""
+"""The IoU of every match is a float64 in (1/2, 1], thus a multiple of 2^-53. Stored as integers of two parts, the
+sums are exact, independent of the order of images, and do not overflow below 2^36 matches."""
 
 UNKNOWN_ID, WRONG_AREA = 1, 2
 
@@ -39,10 +39,10 @@ class Side:
     """Ground truth or prediction of one image.
 
     Attributes:
-        runs: its map.
-        table: [1 + S, 4] int64, ID, CLASS (contiguous class), CROWD and AREA (as stated, or `UNSTATED`) of its
-            segments, by rising id; row 0 is void.
-        where: opens messages.
+        runs: map of segment ids as runs.
+        table: [1 + S, 4] int64, ID, CLASS (contiguous class), CROWD and AREA (as stated, or `UNSTATED`) of the
+            segments, sorted by id; row 0 is void.
+        where: prefix of error messages, such as the file and image.
     """
 
     runs: Runs
@@ -51,7 +51,7 @@ class Side:
 
     @classmethod
     def of(cls, runs: Runs, rows: np.ndarray, where: str) -> Side:
-        """Sort checked segments, [S, 4] int64 in the file's order."""
+        """Sort validated segments, [S, 4] int64 in the order of the file, by id."""
         table = np.concatenate([[VOID_ROW], rows[np.argsort(rows[:, ID])]])
         if table[:, CROWD].any():
             crowds = rows[rows[:, CROWD] != 0, :2].tolist()
@@ -63,16 +63,16 @@ class Side:
     def checked(
         cls, runs: Runs, segments: Sequence[Mapping[str, Any] | Segment], index: Mapping[int, int], where: str
     ) -> Side:
-        """Check and sort segments.
+        """Validate and sort segments.
 
         Args:
-            runs: the map.
+            runs: map of segment ids as runs.
             segments: entries of `segments_info`, or `Segment`s.
             index: contiguous class of each category id.
-            where: opens messages.
+            where: prefix of error messages.
 
         Raises:
-            RefineError: a field is missing or has a wrong value, a category is unknown, an id is used twice.
+            RefineError: a field is missing or invalid, a category is unknown, or an id is used twice.
         """
 
         def fault(message: str) -> None:
@@ -81,13 +81,13 @@ class Side:
         entries = [dict(segment) if isinstance(segment, Mapping) else vars(segment) for segment in segments]
         return cls.of(runs, np.array(segment_rows(entries, index, fault), np.int64).reshape(-1, 4), where)
 
-    def contradiction(self, kind: int, place: int, pixels: int) -> RefineError:
-        """What `_count` found."""
+    def contradiction(self, kind: int, id_or_row: int, pixels: int) -> RefineError:
+        """Return the error for a contradiction that `_count` found."""
         if kind == UNKNOWN_ID:
             return RefineError(
-                f"{self.where}: the PNG has id {place}, which segments_info lacks; add it or paint 0 (void)"
+                f"{self.where}: the PNG has id {id_or_row}, which is not in segments_info; add it or paint 0 (void)"
             )
-        number, _, _, area = self.table[place]
+        number, _, _, area = self.table[id_or_row]
         if not pixels:
             return RefineError(
                 f"{self.where}: segment {number} has no pixel in the PNG; drop it from segments_info"
@@ -99,25 +99,29 @@ class Side:
 
 
 def match(gt: Side, pred: Side, classes: int) -> tuple[np.ndarray, float]:
-    """Match the segments of two maps of one size.
+    """Match the segments of two maps of the same size.
 
-    A predicted and a true segment of one class match if their IoU exceeds 1/2, where the union leaves out
-    predicted pixels on void; crowds match nothing and are not missed; a prediction without match is
-    forgiven if more than half of it lies on void and on the crowd of its class. Comparisons are between
-    integers, so exact.
+    A predicted and a true segment of one class match if their IoU exceeds 1/2, where the union excludes
+    predicted pixels on void. Crowds never match and are never false negatives. An unmatched prediction is not
+    a false positive if more than half of it lies on void and on the crowd of its class. All comparisons are
+    between integers and therefore exact.
+
+    Args:
+        gt, pred: ground truth and prediction of one image.
+        classes: number of classes.
 
     Returns:
-        [5, classes] int64: TP, FP, FN and the sum of the matches' IoU in `UNITS`, as IOU_HIGH · LOW_UNITS +
-        IOU_LOW; and PQ, the mean over the classes that count anything (1 if none does).
+        [5, classes] int64, TP, FP, FN and the summed IoU of the matches in `UNITS`, as IOU_HIGH · LOW_UNITS +
+        IOU_LOW; and PQ, the mean over the classes with any count (1 if there is none).
 
     Raises:
         RefineError: pixels and segments contradict each other.
     """
     a, b = gt.runs, pred.runs
     shared = overlaps(a.starts, a.ids, b.starts, b.ids, a.shape[0] * a.shape[1])
-    counts, pq, side, kind, place, pixels = _count(gt.table, pred.table, *shared, classes)
+    counts, pq, side, kind, id_or_row, pixels = _count(gt.table, pred.table, *shared, classes)
     if kind:
-        raise (pred if side else gt).contradiction(kind, place, pixels)
+        raise (pred if side else gt).contradiction(kind, id_or_row, pixels)
     return counts, pq
 
 
@@ -125,7 +129,7 @@ def match(gt: Side, pred: Side, classes: int) -> tuple[np.ndarray, float]:
 def _count(
     gt: np.ndarray, pred: np.ndarray, gt_ids: np.ndarray, pred_ids: np.ndarray, shared: np.ndarray, classes: int
 ) -> tuple[np.ndarray, float, int, int, int, int]:
-    """`match`, and the first contradiction: side, kind (0 if there is none), id or row, pixels."""
+    """Compute `match` and the first contradiction: side, kind (0 if there is none), id or row, pixels."""
     counts = np.zeros((5, classes), np.int64)
     tables, ids = (gt, pred), (gt_ids, pred_ids)
     rows = np.empty((2, shared.size), np.int64)
@@ -146,7 +150,7 @@ def _count(
             if not area or (table[row, AREA] != area and table[row, AREA] != UNSTATED):
                 return counts, 0.0, side, WRONG_AREA, row, area
 
-    ignored = np.zeros(len(pred), np.int64)  # pixels of predictions on void
+    ignored = np.zeros(len(pred), np.int64)  # pixels of each prediction on void
     for n in range(shared.size):
         if rows[0, n] == 0:
             ignored[rows[1, n]] += shared[n]

@@ -1,4 +1,4 @@
-"""PQ of result files against ground-truth files, without any model."""
+"""PQ of result files against ground-truth files, without a model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from refine.formats.segments_info import CLASS, ID
 from refine.structures import Categories
 
 TOGETHER = 16
-"""Images that a thread takes at a time."""
+"""Number of images per task of a thread."""
 
 
 def evaluate_files(
@@ -35,18 +35,19 @@ def evaluate_files(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PQReport:
-    """Stream both sides' PNGs; memory is bounded by `workers`, not by the number of images (but for the JSON).
+    """Compute PQ from COCO panoptic files. Except for the JSON, memory depends only on `workers`.
 
     Args:
-        gt_json, pred_json: COCO panoptic JSON of both sides. The categories are the ground truth's; where the
-            predictions state `images` or `categories` with other ids, names decide, and the report notes it.
-        gt_dir, pred_dir: folders of their id-PNGs.
-        workers: threads; one per core if None.
-        progress: called with the images done and their number, from the calling thread.
+        gt_json, pred_json: COCO panoptic JSON of ground truth and predictions. Categories are those of the ground
+            truth. If the predictions list `images` or `categories` with other ids, both are matched by name, and
+            the report notes it.
+        gt_dir, pred_dir: folders of the id-PNGs.
+        workers: number of threads; one per core if None.
+        progress: called from the calling thread with the number of finished images and of all images.
 
     Raises:
-        RefineError: files that are missing, damaged, or contradict each other; the first one in the
-            ground truth's order.
+        RefineError: a file is missing, damaged or contradicts another; the first such image in the order of
+            the ground truth is reported.
     """
     gt = PanopticJson(gt_json, needs=("annotations", "categories"))
     pred = PanopticJson(pred_json, needs=("annotations",), categories=gt.categories)
@@ -68,7 +69,7 @@ def evaluate_files(
 
 @dataclass(frozen=True)
 class _Side:
-    """Ground truth or prediction of one image: its PNG, the opening of messages, its segments [S, 4] int64."""
+    """Ground truth or prediction of one image: its PNG, the prefix of messages and its segments, [S, 4] int64."""
 
     png: Path
     where: str
@@ -77,7 +78,7 @@ class _Side:
 
 @dataclass(frozen=True)
 class _Pair:
-    """Both sides of one image, and its (height, width) if the ground truth states it."""
+    """Ground truth and prediction of one image, and its (height, width) in pixels if the ground truth states it."""
 
     image_id: int | str
     file_name: str
@@ -100,10 +101,10 @@ def _evaluate(categories: Categories, pairs: Sequence[_Pair]) -> PanopticQuality
 def _pairs(
     gt: PanopticJson, pred: PanopticJson, gt_dir: Path, pred_dir: Path, classes: np.ndarray
 ) -> tuple[list[_Pair], str | None]:
-    """Join the images of both sides.
+    """Pair the annotations of ground truth and predictions.
 
     Returns:
-        Pairs in the ground truth's order, and a note if they were joined by file names.
+        Pairs in the order of the ground truth, and a note if they were matched by file name.
     """
     matches, note = _join(gt, pred)
     table = pred.table.copy()
@@ -117,8 +118,8 @@ def _pairs(
             n = match.rows.start + int((rows[:, CLASS] < 0).argmax())
             category = pred.categories[int(pred.table[n, CLASS])]
             raise RefineError(
-                f"{where}: segment {pred.table[n, ID]}: category {category} is not in {gt.path}; predict its "
-                f"categories"
+                f"{where}: segment {pred.table[n, ID]}: category {category} is not in {gt.path}; predict the "
+                f"categories of the ground truth"
             )
         png = gt_dir / annotation.file_name
         pairs.append(
@@ -134,21 +135,21 @@ def _pairs(
 
 
 def _join(gt: PanopticJson, pred: PanopticJson) -> tuple[list[Annotation], str | None]:
-    """Find the prediction of each annotation: by name if both sides name the same images, else by image id.
+    """Find the prediction of each annotation by name if both sides have the same names, else by image id.
 
     Returns:
-        A prediction per annotation of the ground truth, and a note if the ids say something else than the names.
+        One prediction per annotation of the ground truth, and a note if ids and names disagree.
 
     Raises:
-        RefineError: predictions are missing, of images that are not in the ground truth, or ids mean
-            different images and the names do not tell which.
+        RefineError: a prediction is missing or of an image that is not in the ground truth, or equal ids mean
+            different images that cannot be matched by name.
     """
     by_id = {annotation.image_id: annotation for annotation in pred.annotations}
-    wanted = [annotation.image_id for annotation in gt.annotations]
+    image_ids = [annotation.image_id for annotation in gt.annotations]
     by_name = _join_names(gt, pred)
     if by_name is not None:
-        note = f"{pred.path} numbers the images differently from {gt.path}: joined by file name"
-        return by_name, None if by_name == [by_id.get(image_id) for image_id in wanted] else note
+        note = f"{pred.path} numbers the images differently from {gt.path}: matched by file name"
+        return by_name, None if by_name == [by_id.get(image_id) for image_id in image_ids] else note
     names = {i: image.file_name for i, image in gt.images.items()}
     for number, name, other in differing_names(names, {i: image.file_name for i, image in pred.images.items()}):
         if number in by_id:
@@ -156,42 +157,42 @@ def _join(gt: PanopticJson, pred: PanopticJson) -> tuple[list[Annotation], str |
                 f"{pred.path}: image {number} is {shown(name)}, but {shown(other)} in {gt.path}; predict with the "
                 f"ids of the ground truth"
             )
-    missing = [image_id for image_id in wanted if image_id not in by_id]
+    missing = [image_id for image_id in image_ids if image_id not in by_id]
     if missing:
         raise RefineError(
             f"{pred.path}: {len(missing)} images have no prediction, first image {missing[0]}; predict every image"
         )
-    extra = list(by_id.keys() - set(wanted))
+    extra = list(by_id.keys() - set(image_ids))
     if extra:
-        raise RefineError(f"{pred.path}: image {extra[0]} is not in {gt.path}; drop it or name the right split")
-    return [by_id[image_id] for image_id in wanted], None
+        raise RefineError(f"{pred.path}: image {extra[0]} is not in {gt.path}; drop it or use the right split")
+    return [by_id[image_id] for image_id in image_ids], None
 
 
 def _join_names(gt: PanopticJson, pred: PanopticJson) -> list[Annotation] | None:
-    """Find the prediction of each annotation by the names of the images, or of the PNGs where they have none.
+    """Find the prediction of each annotation by the name of the image, or of the PNG if the image has none.
 
     Returns:
-        None unless all names are unique and the same on both sides: whole, without suffix below the folder that
-        all of a side share, or at least without any folder.
+        One prediction per annotation; None unless the names are unique and the same on both sides: as paths, as
+        paths relative to the common folder of a side without suffix, or at least without folder and suffix.
     """
     of_gt, of_pred = _names(gt), _names(pred)[:1]
     for key in (_whole, _below_common_folder, _stems):
         for names, others in itertools.product(of_gt, of_pred):
-            mine = dict(zip(key(names), gt.annotations, strict=True))
-            theirs = dict(zip(key(others), pred.annotations, strict=True))
-            if len(mine) == len(names) and len(theirs) == len(others) and mine.keys() == theirs.keys():
-                return [theirs[name] for name in mine]
+            truths = dict(zip(key(names), gt.annotations, strict=True))
+            results = dict(zip(key(others), pred.annotations, strict=True))
+            if len(truths) == len(names) and len(results) == len(others) and truths.keys() == results.keys():
+                return [results[name] for name in truths]
     return None
 
 
 def _names(side: PanopticJson) -> list[list[str]]:
-    """Names of all annotated images, and those of their PNGs; without those that say nothing."""
+    """Return the names of all annotated images and those of their PNGs, if they are complete and informative."""
     images = [side.images.get(a.image_id, ImageEntry(None, None)).file_name for a in side.annotations]
     pngs = [a.file_name for a in side.annotations]
     found = [[name for name in images if name is not None]]
     numbers = zip(_stems(pngs), side.annotations, strict=True)
     if not all(stem.isdecimal() and str(int(stem)) == str(a.image_id) for stem, a in numbers):
-        found.append(pngs)  # and do not only repeat the ids
+        found.append(pngs)  # names that only repeat the ids are not informative
     return [names for names in found if len(names) == len(side.annotations)]
 
 
@@ -210,14 +211,14 @@ def _stems(names: Sequence[str]) -> list[str]:
 
 
 def _pred_classes(gt: PanopticJson, pred: PanopticJson) -> tuple[np.ndarray, str | None]:
-    """Find the ground truth's class of each category that the predictions state themselves.
+    """Map the categories of the predictions to classes of the ground truth.
 
     Returns:
-        [C] int64, contiguous class by the predictions' own, -1 if the ground truth has no such category; and
-        a note if ids differ, so that names decided.
+        [C] int64, contiguous class of the ground truth by class of the predictions, -1 if it has no such
+        category; and a note if ids differ, so that categories were matched by name.
 
     Raises:
-        RefineError: an id has two names, or a name two kinds, which leaves open what is meant.
+        RefineError: an id has two names, or a name is a thing on one side and stuff on the other.
     """
     by_name = {category.name: category for category in gt.categories}
     classes, moved = np.full(len(pred.categories), -1), []
@@ -236,13 +237,13 @@ def _pred_classes(gt: PanopticJson, pred: PanopticJson) -> tuple[np.ndarray, str
     if not moved:
         return classes, None
     names = ", ".join(shown(category.name) for category in moved[:3]) + (", …" if len(moved) > 3 else "")
-    return classes, f"{pred.path} numbers categories differently from {gt.path}: joined by name ({names})"
+    return classes, f"{pred.path} numbers categories differently from {gt.path}: matched by name ({names})"
 
 
 def _in_order(
     tasks: Sequence[Sequence[_Pair]], work: Callable[[Sequence[_Pair]], PanopticQuality], threads: int
 ) -> Iterator[PanopticQuality]:
-    """Results in the order of the tasks, computed by threads that run at most a few tasks ahead."""
+    """Yield results in the order of the tasks, computed by threads that run at most a few tasks ahead."""
     running: deque[Future[PanopticQuality]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:

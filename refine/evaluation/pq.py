@@ -13,29 +13,29 @@ from refine.evaluation.report import ClassPQ, ImagePQ, PQReport
 from refine.formats.runs import Runs
 from refine.structures import Categories
 
-if TYPE_CHECKING:  # files are measured without torch, whose import takes seconds
+if TYPE_CHECKING:  # file evaluation must not import torch, which takes seconds
     from torch import Tensor
 
     from refine.structures import Segment
 
 
 class PanopticQuality:
-    """Sums of IoU and counts of matches per class; images can come in any order and be summed apart.
+    """Panoptic quality, accumulated image by image, in any order and over several processes.
 
-    Rules of matching: `refine.evaluation.matching.match`.
+    See `refine.evaluation.matching.match` for the matching rules.
 
     Args:
-        categories: of the ground truth.
+        categories: categories of the ground truth.
 
     Attributes:
-        images: PQ of each image added, in order.
+        images: PQ of each image, in the order of adding.
     """
 
     def __init__(self, categories: Categories) -> None:
         self.categories = categories
         self.images: list[ImagePQ] = []
         self._index = {category.id: n for n, category in enumerate(categories)}
-        self._state = np.zeros((5, len(categories)), np.int64)  # as `match` counts
+        self._state = np.zeros((5, len(categories)), np.int64)  # counts as returned by `match`
 
     def update(
         self,
@@ -50,17 +50,18 @@ class PanopticQuality:
         """Add one image.
 
         Args:
-            gt_ids, pred_ids: [H, W] integers, segment id of each pixel, 0 = void; or their runs.
-            gt_segments, pred_segments: entries of `segments_info`, or `Segment`s; `area` is checked
-                against the pixels where it is given.
-            image_id, file_name: for messages and the list of worst images.
+            gt_ids, pred_ids: [H, W] integer, segment id of each pixel, 0 = void; or the same as runs.
+            gt_segments, pred_segments: entries of `segments_info`, or `Segment`s; a stated `area` is checked
+                against the pixels.
+            image_id, file_name: id and name of the image, for messages and the list of worst images.
 
         Returns:
-            The image's own PQ (mean over the classes that it shows).
+            PQ of the image (mean over the classes that occur in it).
 
         Raises:
-            RefineError: sizes differ; ids of pixels and segments differ; a category is unknown; an id
-                is used twice; a stated area is wrong.
+            RefineError: sizes differ, ids of pixels and segments differ, a category is unknown, an id
+                is used twice, or a stated area is wrong.
+            ValueError: a map is not two-dimensional or is empty.
         """
         name = f"{file_name or 'image'} (image {image_id}): "
         gt = Side.checked(_runs(gt_ids), gt_segments, self._index, name + "ground truth")
@@ -68,12 +69,12 @@ class PanopticQuality:
         return self.add(gt, pred, image_id, file_name)
 
     def add(self, gt: Side, pred: Side, image_id: int | str, file_name: str) -> ImagePQ:
-        """Add one image whose segments are checked; see `update`."""
+        """Add one image whose segments are already validated; see `update`."""
         if gt.runs.shape != pred.runs.shape:
             (height, width), (right_height, right_width) = pred.runs.shape, gt.runs.shape
             raise RefineError(
-                f"{pred.where}: has {width} × {height} pixels, the ground truth {right_width} × {right_height}; "
-                f"predict at the image's own size"
+                f"{pred.where}: expected {right_width} × {right_height} pixels as in the ground truth, got "
+                f"{width} × {height}; predict at the original size of the image"
             )
         counts, pq = match(gt, pred, len(self.categories))
         self._state += counts
@@ -82,7 +83,7 @@ class PanopticQuality:
         return self.images[-1]
 
     def merge(self, other: PanopticQuality) -> None:
-        """Add what another process or shard has counted; the order of merging does not matter.
+        """Add the counts of another process or shard; the order of merging does not matter.
 
         Raises:
             ValueError: the categories differ.
@@ -93,18 +94,20 @@ class PanopticQuality:
         self.images += other.images
 
     def state(self) -> np.ndarray:
-        """[5, classes] int64, all that is counted but the list of images: sums of states (by all-reduce,
-        say) are the states of unions, bit for bit."""
+        """Return the counts, [5, classes] int64, without the list of images.
+
+        The sum of states, for example by all-reduce, is exactly the state of all images together.
+        """
         return self._state.copy()
 
     @classmethod
     def from_state(
         cls, categories: Categories, state: np.ndarray, images: Iterable[ImagePQ] = ()
     ) -> PanopticQuality:
-        """Rebuild from a (summed) state.
+        """Create the metric from a (summed) state.
 
         Raises:
-            ValueError: the state is not of these categories.
+            ValueError: the state does not fit the categories.
         """
         quality = cls(categories)
         if state.shape != quality._state.shape or state.dtype != np.int64:
@@ -116,10 +119,10 @@ class PanopticQuality:
         return quality
 
     def compute(self) -> PQReport:
-        """PQ, SQ and RQ of all, things, stuff and each class."""
+        """Return PQ, SQ and RQ of all classes, things, stuff and each class."""
         classes = []
         for category, (tp, fp, fn, high, low) in zip(self.categories, self._state.T.tolist(), strict=True):
-            iou = (high * LOW_UNITS + low) / UNITS  # of Python's integers, rounded once
+            iou = (high * LOW_UNITS + low) / UNITS  # Python integers: rounded once
             weight = tp + 0.5 * fp + 0.5 * fn
             classes.append(
                 ClassPQ(
@@ -141,5 +144,5 @@ def _runs(ids: np.ndarray | Tensor | Runs) -> Runs:
         return ids
     array = ids if isinstance(ids, np.ndarray) else ids.cpu().numpy()
     if array.ndim != 2 or not array.size:
-        raise ValueError(f"PanopticQuality: expected a map [H, W] with pixels, got {array.shape}")
+        raise ValueError(f"PanopticQuality: expected a non-empty map [H, W], got shape {array.shape}")
     return Runs.from_map(array)

@@ -1,4 +1,4 @@
-"""What was measured, as a table for people and JSON for programs."""
+"""Report of panoptic quality as tables and JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from refine.structures import Category
 
 @dataclass(frozen=True)
 class ClassPQ:
-    """Of one class: PQ = SQ · RQ, 0-1; `iou` sums the IoU of the `tp` matches."""
+    """Panoptic quality of one class: PQ = SQ · RQ, each 0-1; `iou` is the summed IoU of the `tp` matches."""
 
     category: Category
     pq: float
@@ -30,13 +30,13 @@ class ClassPQ:
 
     @property
     def present(self) -> bool:
-        """It occurs in the ground truth or in the predictions, so it counts in means."""
+        """Return whether the class occurs in ground truth or predictions, and thus counts in means."""
         return self.tp + self.fp + self.fn > 0
 
 
 @dataclass(frozen=True)
 class ImagePQ:
-    """Of one image: mean PQ over the classes that it shows, and counts over all of them."""
+    """Panoptic quality of one image: mean PQ over its classes, and counts summed over them."""
 
     image_id: int | str
     file_name: str
@@ -47,14 +47,14 @@ class ImagePQ:
 
 
 class PQReport:
-    """PQ, SQ and RQ: of all classes, things, stuff, each class, and each image.
+    """PQ, SQ and RQ of all classes, things, stuff, each class and each image.
 
     Args:
-        classes: by contiguous index.
-        images: in the order in which they were measured.
+        classes: metrics of each class, by contiguous index.
+        images: metrics of each image, in the order of evaluation.
 
     Attributes:
-        notes: sentences about how ground truth and predictions were joined, where that was not by ids.
+        notes: sentences that say how ground truth and predictions were matched, if not by ids.
     """
 
     def __init__(self, classes: Sequence[ClassPQ], images: Sequence[ImagePQ]) -> None:
@@ -63,23 +63,27 @@ class PQReport:
         self.notes: list[str] = []
 
     def group(self, isthing: bool | None = None) -> dict[str, float]:
-        """Means over the classes present: pq, sq, rq (0-1) and their number n; zeros if there is none."""
-        chosen = [c for c in self.classes if c.present and isthing in (None, c.category.isthing)]
-        n = len(chosen)
+        """Return the means over present classes, pq, sq, rq (0-1), and their number n; zeros if there is none.
+
+        Args:
+            isthing: True for things, False for stuff, None for both.
+        """
+        classes = [c for c in self.classes if c.present and isthing in (None, c.category.isthing)]
+        n = len(classes)
         return {
-            "pq": sum(c.pq for c in chosen) / n if n else 0.0,
-            "sq": sum(c.sq for c in chosen) / n if n else 0.0,
-            "rq": sum(c.rq for c in chosen) / n if n else 0.0,
+            "pq": sum(c.pq for c in classes) / n if n else 0.0,
+            "sq": sum(c.sq for c in classes) / n if n else 0.0,
+            "rq": sum(c.rq for c in classes) / n if n else 0.0,
             "n": n,
         }
 
     @property
     def pq(self) -> float:
-        """PQ of all classes, 0-1."""
+        """Return PQ of all classes, 0-1."""
         return self.group()["pq"]
 
     def worst(self, count: int) -> list[ImagePQ]:
-        """The images of lowest PQ, the worst first."""
+        """Return the `count` images of lowest PQ, worst first."""
         return sorted(self.images, key=lambda image: (image.pq, str(image.image_id)))[:count]
 
     def to_json(self) -> dict[str, Any]:
@@ -106,11 +110,11 @@ class PQReport:
         }
 
     def write(self, path: str | Path, **more: Any) -> None:
-        """Write `to_json` and further top-level fields, atomically."""
+        """Write `to_json` and additional top-level fields to a JSON file, atomically."""
         write_json(path, self.to_json() | more, indent=1)
 
     def tables(self) -> list[Table]:
-        """The summary, and a line per class present; in percent."""
+        """Return a summary table and a table with one row per present class, in percent."""
         summary = Table("", "PQ", "SQ", "RQ", "classes")
         for name, isthing in (("All", None), ("Things", True), ("Stuff", False)):
             group = self.group(isthing)
@@ -118,7 +122,7 @@ class PQReport:
         detail = Table("class", "kind", "PQ", "SQ", "RQ", "TP", "FP", "FN")
         for c in sorted((c for c in self.classes if c.present), key=lambda c: (not c.category.isthing, -c.pq)):
             detail.add_row(
-                Text(printable(c.category.name, 40)),  # never read as markup
+                Text(printable(c.category.name, 40)),  # Text is not parsed as markup
                 "thing" if c.category.isthing else "stuff",
                 *(f"{100 * v:.1f}" for v in (c.pq, c.sq, c.rq)),
                 *(str(v) for v in (c.tp, c.fp, c.fn)),

@@ -175,7 +175,7 @@ def test_images_with_permuted_ids_are_joined_by_name(files, capsys):
     assert evaluate(files) == 0
     assert "note: " in capsys.readouterr().out
     after = json.loads((files / "result.json").read_text())
-    assert after.pop("notes")[0].endswith("gt.json: joined by file name")
+    assert after.pop("notes")[0].endswith("gt.json: matched by file name")
     assert after == before
 
 
@@ -260,7 +260,7 @@ def test_categories_with_other_ids_are_joined_by_name(files):
     assert evaluate(files) == 0
     result = json.loads((files / "result.json").read_text())
     assert result["All"]["pq"] == 1
-    assert "joined by name ('cat', 'sky')" in result["notes"][0]
+    assert "matched by name ('cat', 'sky')" in result["notes"][0]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""AP against pycocotools."""
+"""Tests of AP against pycocotools."""
 
 import contextlib
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ CATEGORIES = Categories(
 
 
 def scene(seed):
-    """True masks, and detections that are shifted, missed, made up and mislabelled."""
+    """Return ground truth and detections, some of them shifted, spurious or mislabelled."""
     g = np.random.default_rng(seed)
     count, size = int(g.integers(1, 7)), 120
     masks = np.zeros((count, size, size), bool)
@@ -28,7 +29,7 @@ def scene(seed):
         y, x = g.integers(0, 80, 2)
         h, w = g.integers(5, 60, 2)
         mask[y : y + h, x : x + w] = True
-    moved = np.concatenate([np.roll(masks, g.integers(-6, 7), axis=1), masks[:1].transpose(0, 2, 1)])
+    shifted = np.concatenate([np.roll(masks, g.integers(-6, 7), axis=1), masks[:1].transpose(0, 2, 1)])
     truth = torch.from_numpy(masks)
     targets = Targets(
         boxes=mask_boxes(truth),
@@ -40,9 +41,9 @@ def scene(seed):
     )
     labels = torch.cat([targets.labels, torch.zeros(1, dtype=torch.int64)])
     labels[g.random(count + 1) < 0.1] = 1
-    found = torch.from_numpy(moved)
+    detected = torch.from_numpy(shifted)
     scores = torch.from_numpy(g.random(count + 1)).float()
-    return targets, Instances((size, size), mask_boxes(found), scores, labels, masks=found)
+    return targets, Instances((size, size), mask_boxes(detected), scores, labels, masks=detected)
 
 
 def by_pycocotools(scenes, kind):
@@ -94,16 +95,16 @@ def test_equals_pycocotools(kind):
     ap = AveragePrecision(CATEGORIES)
     for targets, instances in scenes:
         ap.update(targets, instances)
-    ours = ap.compute()[kind]
-    theirs = dict(zip(ap.names(), by_pycocotools(scenes, kind), strict=True))
-    assert "AR100" in theirs
-    assert ours == pytest.approx(theirs, abs=1e-9)
-    assert 0.05 < ours["AP"] < 0.95  # neither trivial end
+    got = ap.compute()[kind]
+    expected = dict(zip(ap.names(), by_pycocotools(scenes, kind), strict=True))
+    assert "AR100" in expected
+    assert got == pytest.approx(expected, abs=1e-9)
+    assert 0.05 < got["AP"] < 0.95  # not trivial
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(None, 1.0), (COCO_LIMIT, 0.5), (30, 0.15)])
 def test_more_detections_than_cocos_limit(limit, expected):
-    """200 cells, all found perfectly: COCO's AP counts half of them (precision 1 up to recall 1/2)."""
+    """Of 200 perfectly detected objects, COCO's AP counts half (precision 1 up to recall 1/2)."""
     masks = torch.zeros(200, 80, 200, dtype=torch.bool)
     for k in range(200):
         y, x = divmod(k, 20)
@@ -115,12 +116,12 @@ def test_more_detections_than_cocos_limit(limit, expected):
         Instances((80, 200), boxes, torch.linspace(0.5, 1, 200), labels, masks=masks),
     )
     assert ap.limit == (limit or 200)
-    found = ap.compute()["segm"]
-    assert found["AP"] == pytest.approx(expected, abs=0.01)
-    assert found[f"AR{ap.limit}"] == pytest.approx(ap.limit / 200)
+    got = ap.compute()["segm"]
+    assert got["AP"] == pytest.approx(expected, abs=0.01)
+    assert got[f"AR{ap.limit}"] == pytest.approx(ap.limit / 200)
 
 
-def test_no_detection_is_zero():
+def test_ap_without_detections_is_zero():
     targets, _ = scene(0)
     ap = AveragePrecision(CATEGORIES)
     ap.update(
@@ -134,17 +135,19 @@ def test_no_detection_is_zero():
         ),
     )
     assert ap.compute()["segm"]["AP"] == 0
-    assert AveragePrecision(CATEGORIES).compute()["segm"]["AP"] == -1  # nor anything to be found
+    assert AveragePrecision(CATEGORIES).compute()["segm"]["AP"] == -1  # no ground truth either
 
 
-def test_masks_of_another_size_are_refused():
+def test_masks_of_another_size_raise():
     targets, instances = scene(0)
     instances.image_size = (60, 60)
-    with pytest.raises(ValueError, match="expected masks of"):
+    with pytest.raises(ValueError, match=r"expected masks of size \(120, 120\), got size \(60, 60\)"):
         AveragePrecision(CATEGORIES).update(targets, instances)
+    with pytest.raises(ValueError, match="got no masks"):
+        AveragePrecision(CATEGORIES).update(targets, replace(scene(0)[1], masks=None))
 
 
-def test_shards_merge_to_the_whole():
+def test_merged_shards_equal_the_whole():
     scenes = [scene(seed) for seed in range(6)]
     whole, first, second = (AveragePrecision(CATEGORIES) for _ in range(3))
     for n, (targets, instances) in enumerate(scenes):
@@ -155,7 +158,7 @@ def test_shards_merge_to_the_whole():
     merged.merge(second)
     assert merged.compute() == whole.compute()
     assert merged.compute() != first.compute()
-    with pytest.raises(ValueError, match="limits of detections differ"):
+    with pytest.raises(ValueError, match="detection limits differ"):
         merged.merge(AveragePrecision(CATEGORIES, COCO_LIMIT))
-    with pytest.raises(ValueError, match="categories or limits"):
+    with pytest.raises(ValueError, match="categories or detection limits"):
         merged.merge(AveragePrecision(Categories([Category(1, "other", True, (0, 0, 0))])))

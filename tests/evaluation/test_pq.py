@@ -1,4 +1,4 @@
-"""PQ against panopticapi: its stored answers, itself on random maps, and cases drawn by hand."""
+"""Tests of PQ against stored results of panopticapi, panopticapi on random maps, and hand-drawn maps."""
 
 import json
 import os
@@ -29,30 +29,30 @@ def of_class(quality, category_id):
     return next(c for c in quality.compute().classes if c.category.id == category_id)
 
 
-def test_a_match_needs_more_than_half():
-    # Segment 1 covers 4 pixels; the prediction covers 3 of them and 1 more: IoU 3/5.
+def test_a_match_needs_an_iou_above_one_half():
+    # Segment 1 has 4 pixels; the prediction covers 3 of them and 1 other pixel: IoU 3/5.
     gt = np.array([[1, 1, 1, 1], [0, 2, 2, 2]])
     pred = np.array([[7, 7, 7, 8], [8, 7, 8, 8]])
     quality = PanopticQuality(CATEGORIES)
     quality.update(gt, segments((1, 4), (2, 9)), pred, segments((7, 4), (8, 9)))
     cat = of_class(quality, 4)
     assert (cat.tp, cat.fp, cat.fn, cat.iou) == (1, 0, 0, 3 / 5)
-    # Sky: 2 of its 3 pixels are hit; the prediction has 4 pixels, of which 1 on void is left out: 2/4.
+    # Sky: the prediction covers 2 of 3 pixels; of its own 4 pixels, 1 on void is excluded: IoU 2/4.
     sky = of_class(quality, 9)
     assert (sky.tp, sky.fp, sky.fn) == (0, 1, 1)
 
 
-def test_prediction_on_void_or_crowd_is_forgiven():
+def test_prediction_on_void_or_crowd_is_no_false_positive():
     gt = np.array([[0, 0, 0, 5], [6, 6, 6, 5]])
     pred = np.array([[1, 1, 1, 1], [2, 2, 2, 2]])
     quality = PanopticQuality(CATEGORIES)
-    # 1 lies by 3/4 on void; 2 by 3/4 on a crowd of its class; the crowd itself is never missed.
+    # 3/4 of segment 1 lie on void, 3/4 of segment 2 on a crowd of its class; a crowd is never a false negative.
     quality.update(gt, segments((5, 2), (6, 4), crowd={6}), pred, segments((1, 2), (2, 4)))
     assert (of_class(quality, 4).fp, of_class(quality, 4).fn) == (0, 0)
     assert (of_class(quality, 2).fp, of_class(quality, 2).fn) == (0, 1)
 
 
-def test_classes_that_occur_nowhere_are_left_out():
+def test_absent_classes_do_not_count():
     quality = PanopticQuality(CATEGORIES)
     assert quality.compute().group() == {"pq": 0.0, "sq": 0.0, "rq": 0.0, "n": 0}
     quality.update(np.ones((2, 2), int), segments((1, 4)), np.ones((2, 2), int), segments((1, 4)))
@@ -62,7 +62,7 @@ def test_classes_that_occur_nowhere_are_left_out():
 
 @st.composite
 def maps(draw):
-    """A pair of maps that resemble each other, of a few rectangles each."""
+    """Draw a ground truth of a few rectangles and a similar prediction."""
     g = np.random.default_rng(draw(st.integers(0, 2**31)))
     gt = np.zeros((12, 16), np.int64)
     for n in range(1, draw(st.integers(1, 6)) + 1):
@@ -73,7 +73,7 @@ def maps(draw):
     ids = [[int(i) for i in np.unique(m) if i] for m in (gt, pred)]
     category = {i: int(g.choice([2, 4, 9])) for i in ids[0]}
     crowded = {i for i in ids[0] if category[i] != 9 and g.random() < 0.3}
-    firsts = {}  # panopticapi knows one crowd per class
+    firsts = {}  # panopticapi handles one crowd per class
     crowded = {i for i in crowded if firsts.setdefault(category[i], i) == i}
     gt_segments = segments(*((i, category[i]) for i in ids[0]), crowd=crowded)
     pred_segments = segments(*((i, category.get(i // 3, 9) if g.random() < 0.8 else 4) for i in ids[1]))
@@ -100,15 +100,15 @@ def test_equals_panopticapi_on_random_maps(tmp_path_factory, pairs):
         )
         quality.update(gt, gt_segments, pred, pred_segments)
     categories = {c["id"]: c for c in CATEGORIES.to_json()}
-    theirs = pq_compute_single_core(0, matched, str(folder / "gt"), str(folder / "pred"), categories)
+    expected = pq_compute_single_core(0, matched, str(folder / "gt"), str(folder / "pred"), categories)
     for c in quality.compute().classes:
-        stat = theirs[c.category.id]
+        stat = expected[c.category.id]
         assert (c.tp, c.fp, c.fn) == (stat.tp, stat.fp, stat.fn)
         assert c.iou == pytest.approx(stat.iou, abs=1e-12)
 
 
 def brute_force(gt, gt_segments, pred, pred_segments):
-    """TP, FP, FN and IoU by category id, pixel sets against pixel sets."""
+    """Compute TP, FP, FN and summed IoU by category id from boolean masks."""
     where = [
         {e["id"]: ids == e["id"] for e in entries} for ids, entries in ((gt, gt_segments), (pred, pred_segments))
     ]
@@ -142,14 +142,14 @@ def test_equals_brute_force(pair):
     quality = PanopticQuality(CATEGORIES)
     quality.update(*pair)
     for category, (tp, fp, fn, iou) in brute_force(*pair).items():
-        ours = of_class(quality, category)
-        assert (ours.tp, ours.fp, ours.fn) == (tp, fp, fn)
-        assert ours.iou == pytest.approx(iou, abs=1e-12)
+        got = of_class(quality, category)
+        assert (got.tp, got.fp, got.fn) == (tp, fp, fn)
+        assert got.iou == pytest.approx(iou, abs=1e-12)
 
 
 @pytest.mark.parametrize(("order", "false"), [((1, 2), 1), ((2, 1), 0)])
-def test_of_several_crowds_the_last_forgives(order, false):
-    # The prediction lies on crowd 1 alone. panopticapi remembers one crowd per class, the last in the file.
+def test_only_the_last_crowd_of_a_class_excuses_predictions(order, false):
+    # The prediction lies only on crowd 1. panopticapi keeps one crowd per class, the last one in the file.
     quality = PanopticQuality(CATEGORIES)
     entries = segments(*((i, 4) for i in order), crowd={1, 2})
     quality.update(np.array([[1, 1, 2, 2]]), entries, np.array([[8, 8, 0, 0]]), segments((8, 4)))
@@ -158,7 +158,7 @@ def test_of_several_crowds_the_last_forgives(order, false):
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(maps(), min_size=2, max_size=5))
-def test_parts_merge_to_the_whole(pairs):
+def test_merged_parts_equal_the_whole(pairs):
     whole, left, right = (PanopticQuality(CATEGORIES) for _ in range(3))
     for n, pair in enumerate(pairs):
         whole.update(*pair)
@@ -205,12 +205,12 @@ GOOD = segments((1, 4), (2, 9))
             1,
             ["area is 3", "4 pixels", "segment 1", "image 1 (", "a.png)"],
         ),
-        (MAP, GOOD[:1], 1, ["has id 2", "segments_info lacks"]),
+        (MAP, GOOD[:1], 1, ["has id 2", "not in segments_info"]),
         (MAP, [*GOOD, {"id": 5, "category_id": 4}], 1, ["segment 5 has no pixel"]),
         (MAP, [GOOD[0], {"id": 2, "category_id": 77}], 1, ["unknown category_id 77"]),
         (MAP, [GOOD[0], GOOD[0], GOOD[1]], 1, ["segment 1", "both use this id"]),
         (MAP, GOOD, 5, ["no prediction", "image 1"]),
-        (MAP[:, :3], GOOD, 1, ["3 × 2 pixels", "4 × 2"]),
+        (MAP[:, :3], GOOD, 1, ["3 × 2", "4 × 2"]),
         (MAP, [GOOD[0] | {"area": -1}, GOOD[1]], 1, ["segment 1", "area is -1", "whole number of pixels"]),
         (MAP, [GOOD[0] | {"area": 4.5}, GOOD[1]], 1, ["segment 1", "area is 4.5", "whole number of pixels"]),
         (MAP, [GOOD[0] | {"area": 3.0}, GOOD[1]], 1, ["segment 1", "area is 3 ", "4 pixels"]),
@@ -222,10 +222,10 @@ GOOD = segments((1, 4), (2, 9))
         (MAP, [GOOD[0] | {"category_id": [4]}, GOOD[1]], 1, ["segment 1", "category_id [4]"]),
         (MAP, [{"category_id": 4}, GOOD[1]], 1, ["segments_info[0]", "id is None"]),
         (MAP, [7, GOOD[1]], 1, ["image 1", "segments_info[0]"]),
-        (MAP, [], 1, ["has id 1", "segments_info lacks"]),
+        (MAP, [], 1, ["has id 1", "not in segments_info"]),
     ],
 )
-def test_contradictions_are_errors(tmp_path, ids, entries, image_id, words):
+def test_contradictions_raise(tmp_path, ids, entries, image_id, words):
     write_set(tmp_path / "gt", MAP, GOOD)
     write_set(tmp_path / "pred", ids, entries, image_id)
     with pytest.raises(RefineError) as error:
@@ -234,14 +234,14 @@ def test_contradictions_are_errors(tmp_path, ids, entries, image_id, words):
         assert word in str(error.value)
 
 
-def test_wrong_areas_of_the_ground_truth_are_errors_too(tmp_path):
+def test_wrong_areas_of_the_ground_truth_raise(tmp_path):
     write_set(tmp_path / "gt", MAP, [GOOD[0] | {"area": 9}, GOOD[1]])
     write_set(tmp_path / "pred", MAP, GOOD)
     with pytest.raises(RefineError, match=r"gt/p.json: image 1 \(.*gt/a.png\): segment 1: area is 9"):
         evaluate_files(tmp_path / "gt/p.json", tmp_path / "gt", tmp_path / "pred/p.json", tmp_path / "pred")
 
 
-def test_missing_and_damaged_files_are_named(tmp_path):
+def test_missing_and_damaged_files_raise(tmp_path):
     write_set(tmp_path / "gt", MAP, GOOD)
     write_set(tmp_path / "pred", MAP, GOOD)
     arguments = (tmp_path / "gt/p.json", tmp_path / "gt", tmp_path / "pred/p.json", tmp_path / "pred")

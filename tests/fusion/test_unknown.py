@@ -76,7 +76,7 @@ def test_a_confident_crumb_is_erased_by_the_literal_reading_alone() -> None:
         result = fuse(none, sem_seg, config=config, sem_probabilities=probabilities, **given)
         kept[region] = sorted(segment.category_id for segment in result.segments)
     assert kept == {"core": [2, 3], "dilated": [2]}
-    with pytest.raises(RefineError, match="sem_probabilities is missing"):
+    with pytest.raises(RefineError, match="sem_probabilities: missing"):
         fuse(none, sem_seg, config=config, **given)
     with pytest.raises(RefineError, match="ue_region is 'all'; give one of core, dilated"):
         FusionConfig(ue_region="all")
