@@ -45,7 +45,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         print(_left_out(methods))
 
     def explain_one(file: ImageFile) -> str:
-        image = read_image(file.path, options=reading, tell=note)
+        image = read_image(file.path, options=reading, notify=note)
         explanation = explain(
             predictor.predict_raw([image])[0],
             categories=predictor.categories,

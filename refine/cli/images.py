@@ -44,7 +44,7 @@ def check_model(options: argparse.Namespace) -> None:
 
 def find_images(options: argparse.Namespace) -> list[ImageFile]:
     """List the images given on the command line, without those in the output folder."""
-    return list_images(options.source, recursive=options.recursive, skip=options.out, tell=note)
+    return list_images(options.source, recursive=options.recursive, skip=options.out, notify=note)
 
 
 def note(text: str) -> None:

@@ -137,7 +137,7 @@ class _Job:
         from refine.drawing.overlay import encode_image, overlay
         from refine.formats.images import read_image
 
-        image = read_image(file.path, file.size, image_options(self.options), tell=note)
+        image = read_image(file.path, file.size, image_options(self.options), notify=note)
         size = (image.shape[1], image.shape[2])
         if file.size is not None and file.size != size:
             raise RefineError(

@@ -1,1 +1,1 @@
-"""What others write and read: images, id-PNGs, COCO's JSONs, results of other models."""
+"""External file formats: images, id-PNGs, COCO JSON files and results of other models."""

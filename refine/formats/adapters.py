@@ -1,9 +1,9 @@
-"""Predictions of other codebases as `Instances`, by their attributes alone: none of them is imported.
+"""Conversion of other libraries' predictions to `Instances`, without importing those libraries.
 
     instances = from_torchvision(maskrcnn([image])[0], categories)
     result = refine.fuse(instances, sem_seg, categories=categories)
 
-Labels become contiguous indices by way of the data set's category ids, which each function says how it finds.
+Labels are mapped to contiguous indices through category ids of the data set; see `category_ids` of each function.
 """
 
 from __future__ import annotations
@@ -29,20 +29,22 @@ from refine.structures.targets import mask_boxes
 def from_torchvision(
     output: Mapping[str, Tensor], categories: Categories, category_ids: Sequence[int] | None = None
 ) -> Instances:
-    """One output of torchvision's Mask R-CNN.
+    """Convert the output of torchvision's Mask R-CNN for one image.
 
     Args:
         output: `boxes` Tensor[N, 4], `labels` Tensor[N], `scores` Tensor[N], `masks` Tensor[N, 1, H, W], 0-1.
-        categories: of the result.
-        category_ids: the data set's id of each label; None takes labels for ids, as the published COCO
-            weights have them (0 is background).
+        categories: categories of the data set.
+        category_ids: category id of each label; None means that labels are ids, as in the published COCO
+            weights (0 is background).
 
     Raises:
-        RefineError: an entry is missing, or a label is no thing of `categories`.
+        RefineError: an entry is missing, or a label is not a thing of `categories`.
     """
     missing = [name for name in ("boxes", "labels", "scores", "masks") if name not in output]
     if missing:
-        raise RefineError(f"output: has no {missing[0]!r}; give what torchvision's Mask R-CNN returns of one image")
+        raise RefineError(
+            f"output: has no {missing[0]!r}; give the output of torchvision's Mask R-CNN for one image"
+        )
     masks = as_tensor("output['masks']", output["masks"])
     if masks.ndim != 4 or masks.shape[1] != 1:
         raise RefineError(f"output['masks']: expected shape (N, 1, H, W), got {tuple(masks.shape)}")
@@ -52,17 +54,17 @@ def from_torchvision(
 
 
 def from_detectron2(instances: Any, categories: Categories, category_ids: Sequence[int] | None = None) -> Instances:
-    """detectron2's `Instances` of one image, after its postprocessing.
+    """Convert detectron2's `Instances` of one image after postprocessing.
 
     Args:
-        instances: with `image_size`, `pred_boxes.tensor`, `scores`, `pred_classes` and `pred_masks` of the
-            whole image, Tensor[N, H, W] bool.
-        categories: of the result.
-        category_ids: the data set's id of each class index; None takes the things of `categories` in the
-            order of their ids, as detectron2's metadata of COCO and Cityscapes have them.
+        instances: object with `image_size`, `pred_boxes.tensor`, `scores`, `pred_classes` and full-image
+            `pred_masks`, Tensor[N, H, W] bool.
+        categories: categories of the data set.
+        category_ids: category id of each class index; None means the things of `categories` sorted by id, as in
+            detectron2's metadata of COCO and Cityscapes.
 
     Raises:
-        RefineError: a field is missing, or a class is no thing of `categories`.
+        RefineError: a field is missing, or a class is not a thing of `categories`.
     """
     for name in ("image_size", "pred_boxes", "scores", "pred_classes", "pred_masks"):
         if not hasattr(instances, name):
@@ -81,20 +83,20 @@ def from_detectron2(instances: Any, categories: Categories, category_ids: Sequen
 def from_huggingface(
     result: Mapping[str, Any], categories: Categories, category_ids: Sequence[int] | None = None
 ) -> Instances:
-    """What `post_process_instance_segmentation` or `post_process_panoptic_segmentation` of transformers gives.
+    """Convert a result of transformers' `post_process_{instance,panoptic}_segmentation`.
 
     Args:
-        result: `segments_info` (each with `id`, `label_id`, `score`), and `segmentation`: Tensor[H, W] of
-            segment ids, or Tensor[N, H, W] of binary maps in the order of `segments_info`.
-        categories: of the result; segments of its stuff classes are left out.
-        category_ids: the data set's id of each label; None takes labels for ids.
+        result: result for one image: `segments_info` (each with `id`, `label_id`, `score`), and `segmentation`:
+            Tensor[H, W] of segment ids, or Tensor[N, H, W] of binary maps in the order of `segments_info`.
+        categories: categories of the data set; segments of stuff classes are skipped.
+        category_ids: category id of each label; None means that labels are ids.
 
     Raises:
         RefineError: an entry is missing, or a label is not in `categories`.
     """
     segmentation, infos = result.get("segmentation"), result.get("segments_info")
     if segmentation is None or infos is None:
-        raise RefineError("result: needs `segmentation` and `segments_info`; give one image's result")
+        raise RefineError("result: expected `segmentation` and `segments_info`; give the result of one image")
     segmentation = as_tensor("segmentation", segmentation)
     masks: list[Tensor] = []
     labels: list[int] = []
@@ -102,11 +104,11 @@ def from_huggingface(
     for n, info in enumerate(infos):
         missing = [name for name in ("id", "label_id", "score") if name not in info]
         if missing:
-            raise RefineError(f"segments_info[{n}]: has no {missing[0]!r}; give one image's result as it is")
+            raise RefineError(f"segments_info[{n}]: has no {missing[0]!r}; give the unchanged result of one image")
         category_id = _category_id(info["label_id"], category_ids, f"segments_info[{n}].label_id")
         if category_id not in categories:
             raise RefineError(
-                f"segments_info[{n}].label_id: category {category_id} is none of the categories; give category_ids"
+                f"segments_info[{n}].label_id: category {category_id} is not in categories; give category_ids"
             )
         if categories[categories.index(category_id)].isthing:
             masks.append(segmentation[n].bool() if segmentation.ndim == 3 else segmentation == info["id"])
@@ -126,19 +128,19 @@ def from_coco(
     source: str = "results",
     min_score: float = 0.0,
 ) -> Instances:
-    """Entries of one image in COCO's results format, as instances with `runs`; empty masks are left out.
+    """Convert the entries of one image in COCO's results format to instances with `runs`; drop empty masks.
 
-    Memory grows with the outlines of the masks, not with the pixels of the image for each of them.
+    Memory is proportional to the outlines of the masks, not to their number times the image size.
 
     Args:
-        entries: each with `category_id`, `score` and `segmentation` (run lengths of any kind, or polygons).
-        size: (height, width) of the image.
-        categories: of the result.
-        source: opens messages.
-        min_score: entries of lower scores are checked and left out.
+        entries: detections with `category_id`, `score` and `segmentation` (run lengths of any kind, or polygons).
+        size: (height, width) of the image in pixels.
+        categories: categories of the data set.
+        source: prefix of error messages, such as the file name.
+        min_score: entries with a lower score are validated and dropped.
 
     Raises:
-        RefineError: a field is missing or wrong, a category no thing, or a mask of another size.
+        RefineError: a field is missing or invalid, a category is not a thing, or a mask has another size.
     """
     edges: list[Tensor] = []
     boxes: list[tuple[int, int, int, int]] = []
@@ -148,12 +150,12 @@ def from_coco(
         for field, kind in (("category_id", int), ("score", (int, float)), ("segmentation", (dict, list))):
             if not isinstance(entry.get(field), kind) or isinstance(entry[field], bool):
                 raise RefineError(
-                    f"{where}: {field} is {shown(entry.get(field))}; give it as COCO's results have it"
+                    f"{where}: {field} is {shown(entry.get(field))}; give it as in COCO's results format"
                 )
         category_id, score = entry["category_id"], entry["score"]
         if category_id not in categories or not categories[categories.index(category_id)].isthing:
             raise RefineError(
-                f"{where}: category_id {shown(category_id)} is no thing of the categories; correct it"
+                f"{where}: category_id {shown(category_id)} is not a thing of the categories; correct it"
             )
         if not 0 <= score <= 1:
             raise RefineError(f"{where}: score is {shown(score)}; give a confidence from 0 to 1")
@@ -178,16 +180,16 @@ def from_coco(
 
 
 def from_masks(masks: ArrayLike, labels: ArrayLike, scores: ArrayLike) -> Instances:
-    """Instances of full masks, with tight boxes around them; empty masks are left out.
+    """Create instances from full-image masks, with tight boxes; drop empty masks.
 
     Args:
-        masks: Tensor or array [N, H, W] of 0 and 1, in any type.
-        labels: Tensor or array [N] of integers, contiguous thing index.
+        masks: Tensor or array [N, H, W] of 0 and 1, of any dtype.
+        labels: Tensor or array [N] of integers, contiguous thing class.
         scores: Tensor or array [N] of floats, 0-1.
 
     Raises:
-        ValueError: shapes that do not agree.
-        RefineError: masks that hold other values than 0 and 1.
+        ValueError: shapes do not agree.
+        RefineError: masks contain values other than 0 and 1.
     """
     full = as_masks("masks", masks)
     if full.ndim != 3:
@@ -199,14 +201,14 @@ def from_masks(masks: ArrayLike, labels: ArrayLike, scores: ArrayLike) -> Instan
 
 
 def add_roi_masks(instances: Instances, bins: int = 28) -> Instances:
-    """Give full masks the masks inside their boxes that an occlusion head looks at.
+    """Add the `roi_masks` that an occlusion head needs to instances with full-image masks.
 
     Args:
-        instances: with `masks` or `runs`.
-        bins: M.
+        instances: N instances with `masks` or `runs`.
+        bins: number of bins M per side of a box.
 
     Returns:
-        The same with `roi_masks`, Tensor[N, M, M], the share of each bin that is covered.
+        Instances with `roi_masks`, Tensor[N, M, M] float, the covered fraction of each bin.
     """
     height, width = instances.image_size
     at_once = max(1, 2**26 // (height * width))
@@ -226,18 +228,18 @@ def _size(masks: Tensor) -> tuple[int, int]:
 
 
 def _labels(labels: ArrayLike, category_ids: Sequence[int] | None, categories: Categories) -> Tensor:
-    """Labels of another codebase -> contiguous thing indices."""
+    """Convert labels of another library to contiguous thing classes, Tensor[N] int64."""
     found, labels = [], as_tensor("labels", labels)
     for label in labels.tolist():
         category_id = _category_id(label, category_ids, "labels")
         if category_id not in categories or not categories[categories.index(category_id)].isthing:
-            raise RefineError(f"labels: category {category_id} is no thing of the categories; give category_ids")
+            raise RefineError(f"labels: category {category_id} is not a thing of categories; give category_ids")
         found.append(categories.index(category_id))
     return torch.tensor(found, dtype=torch.int64, device=labels.device)
 
 
 def _category_id(label: int, category_ids: Sequence[int] | None, where: str) -> int:
-    """The data set's id of a label; `category_ids` None takes labels for ids."""
+    """Return the category id of a label; the label itself if `category_ids` is None."""
     if category_ids is None:
         return label
     if not 0 <= label < len(category_ids):
@@ -246,21 +248,21 @@ def _category_id(label: int, category_ids: Sequence[int] | None, where: str) -> 
 
 
 def _encode(segmentation: Any, size: tuple[int, int], where: str) -> dict[str, Any]:
-    """Run lengths or polygons -> compressed run lengths."""
+    """Convert run lengths or polygons to compressed run lengths."""
     try:
         return compressed(segmentation, size)
     except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise RefineError(f"{where}: segmentation cannot be drawn ({error}); correct it") from error
+        raise RefineError(f"{where}: segmentation is invalid ({error}); correct it") from error
 
 
 def _runs(code: dict[str, Any]) -> tuple[tuple[int, int, int, int], Tensor]:
-    """Box (x1, y1, x2, y2) of a mask that is not empty, and its runs along rows, Tensor[R, 2] int64."""
+    """Return the box (x1, y1, x2, y2) of a non-empty mask and its runs along rows, Tensor[R, 2] int64."""
     x, y, box_width, box_height = (int(v) for v in rle.to_bbox(code))
     width = code["size"][1]
     inside = rle.decode(code)[y : y + box_height, x : x + box_width]
     step = np.diff(np.pad(inside, ((0, 0), (1, 1))).astype(np.int8), axis=1)
     edges = []
-    for change in (1, -1):  # in and out alternate along each row, so the n-th of both belong together
+    for change in (1, -1):  # starts and ends alternate along each row, so the n-th of both form a run
         row, column = np.nonzero(step == change)
         edges.append(torch.from_numpy((row + y) * width + x + column))
     return (x, y, x + box_width, y + box_height), torch.stack(edges, 1)

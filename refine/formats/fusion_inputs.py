@@ -1,4 +1,4 @@
-"""What `refine fuse` reads beside the data set: COCO's instance results, and semantic maps as grey PNGs."""
+"""Readers for the inputs of `refine fuse`: COCO instance results, and semantic maps as grey PNGs."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 
 def read_results(path: str | Path, images: Container[int | str]) -> dict[int | str, list[dict[str, Any]]]:
-    """Read COCO's results format: a list of detections, by image id.
+    """Read a list of detections in COCO's results format and group it by image id.
 
     Args:
-        path: the JSON.
-        images: image ids that may occur.
+        path: JSON file.
+        images: known image ids.
 
     Raises:
-        RefineError: not such a list, or a detection of another image.
+        RefineError: the file is not such a list, or an image id is unknown.
     """
     results = read_json(path)
     if not isinstance(results, list) or not all(isinstance(entry, dict) for entry in results):
-        raise RefineError(f"{path}: is no list of mappings; give COCO's results format")
+        raise RefineError(f"{path}: expected a list of mappings; give COCO's results format")
     by_image: dict[int | str, list[dict[str, Any]]] = defaultdict(list)
     for n, entry in enumerate(results):
         image_id = entry.get("image_id")
@@ -41,19 +41,19 @@ def read_results(path: str | Path, images: Container[int | str]) -> dict[int | s
 
 
 def read_semantic(folder: str | Path, name: str, size: tuple[int, int], categories: Categories) -> Tensor:
-    """Read a semantic PNG of category ids, 0 for none.
+    """Read a semantic PNG of category ids, 0 for void.
 
     Args:
         folder: folder of the PNGs.
-        name: relative file name of the image, of any suffix.
-        size: (height, width) of the image.
-        categories: of the ids.
+        name: relative file name of the image, with any suffix.
+        size: expected (height, width) in pixels.
+        categories: categories of the ids.
 
     Returns:
-        Tensor[H, W] int32 of contiguous classes and VOID.
+        Tensor[H, W] int32, contiguous class or `VOID`.
 
     Raises:
-        RefineError: missing, not grey, of another size, or with an id that is none of the categories.
+        RefineError: the PNG is missing, not grey or of another size, or an id is not in `categories`.
     """
     import torch
 
@@ -66,12 +66,12 @@ def read_semantic(folder: str | Path, name: str, size: tuple[int, int], categori
     labels = lookup[ids]
     if (labels < VOID).any():
         unknown = ids[labels < VOID][0]
-        raise RefineError(f"{path}: has category id {unknown}, which is not among the categories; 0 is for none")
+        raise RefineError(f"{path}: has category id {unknown}, which is not in the categories; use 0 for void")
     return torch.from_numpy(labels)
 
 
 def read_confidence(folder: str | Path, name: str, size: tuple[int, int]) -> Tensor:
-    """Read a PNG of confidences, 0-255 for 0-1: Tensor[H, W] float32; arguments and errors of `read_semantic`."""
+    """Read confidences stored as 0-255: Tensor[H, W] float32, 0-1; arguments and errors as in `read_semantic`."""
     import torch
 
     _, values = _read_grey(folder, name, size, 255)
@@ -85,8 +85,8 @@ def _read_grey(folder: str | Path, name: str, size: tuple[int, int], most: int) 
     path = Path(folder, PurePath(name).with_suffix(".png"))
     height, width = png_size(path)
     if (height, width) != size:
-        raise RefineError(f"{path}: {width} × {height} pixels, expected {size[1]} × {size[0]}; resize it")
+        raise RefineError(f"{path}: expected {size[1]} × {size[0]} pixels, got {width} × {height}; resize it")
     values = read_gray(path)
     if values.max() > most:
-        raise RefineError(f"{path}: has the value {values.max()}; values go to {most}")
+        raise RefineError(f"{path}: expected values of at most {most}, got {values.max()}; rescale them")
     return path, values

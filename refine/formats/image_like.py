@@ -1,4 +1,4 @@
-"""Images as people hold them in Python, as 8-bit RGB tensors."""
+"""Conversion of in-memory images and image files to 8-bit RGB tensors."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ ImageLike = str | Path | bytes | Image.Image | ArrayLike
 
 
 def to_tensor(image: ImageLike) -> Tensor:
-    """Convert any kind of image to Tensor[3, H, W] uint8 RGB.
+    """Convert an image of any supported type to Tensor[3, H, W] uint8 RGB.
 
     Args:
-        image: path of a file; bytes of an encoded file; Pillow image of any mode; array [H, W], [H, W, 1],
-            [H, W, 3] or [H, W, 4], or Tensor[C, H, W] with as many channels: grey, RGB or RGBA. Arrays and tensors
-            hold uint8 0-255, floats 0-1, bool, or wider integers, which are scaled as those of a file are (see
-            `refine.formats.raw.to_bytes`). Transparent pixels are laid over white.
+        image: path of a file; bytes of an encoded file; Pillow image of any mode; grey, RGB or RGBA array
+            [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], or Tensor[C, H, W] with the same numbers of channels. Arrays
+            and tensors contain uint8 0-255, floats 0-1, bool, or wider integers, which are scaled like those of a
+            file (see `refine.formats.raw.to_bytes`). Transparent pixels are composited over white.
 
     Raises:
         RefineError: the file or the bytes cannot be read.
-        ValueError: an array or tensor of another shape, type or range, or an image without pixels.
-        TypeError: something else than an image.
+        ValueError: an array or tensor has another shape, dtype or range, or an image has no pixels.
+        TypeError: the value is not an image.
     """
     if isinstance(image, str | Path):
         return read_image(Path(image))
@@ -62,7 +62,7 @@ def to_tensor(image: ImageLike) -> Tensor:
 
 
 def _to_bytes(values: Tensor) -> Tensor:
-    """Values of the types that `to_tensor` takes -> uint8 0-255."""
+    """Convert values of the dtypes that `to_tensor` accepts to uint8, 0-255."""
     if values.dtype == torch.bool:
         return values.to(torch.uint8) * 255
     low, high = (v.item() for v in values.detach().aminmax())
@@ -75,19 +75,19 @@ def _to_bytes(values: Tensor) -> Tensor:
         )
     if low >= 0 and high <= 255:
         return values.to(torch.uint8)
-    if values.shape[0] == 4:  # the type does not say what is opaque
+    if values.shape[0] == 4:  # the dtype does not determine which alpha is opaque
         raise ValueError(f"image: expected uint8 with an alpha channel, got {values.dtype} up to {high}; give RGB")
     return from_pil(RawImage(_pixels(values), is_rgb=values.shape[0] == 3).to_pil("image"))
 
 
 def _pixels(values: Tensor) -> np.ndarray:
-    """Tensor[C, H, W] -> [H, W, C], or [H, W] of one channel."""
+    """Convert Tensor[C, H, W] to an array [H, W, C], or [H, W] for one channel."""
     array = np.ascontiguousarray(values.movedim(0, -1).cpu().numpy())
     return array[..., 0] if array.shape[-1] == 1 else array
 
 
 def _decode(data: bytes) -> Tensor:
-    """Read the bytes of an image file as if they lay in one."""
+    """Decode the bytes of an image file, through a temporary file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "image"
         path.write_bytes(data)

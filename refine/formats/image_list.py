@@ -1,4 +1,4 @@
-"""Which images to read: files, folders and patterns. Nothing here imports torch."""
+"""Listing of image files from paths, folders and patterns. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class ImageFile:
     """One image to read.
 
     Attributes:
-        path: the file.
-        name: relative path with "/" that names the image in results.
+        path: path of the file.
+        name: relative path with "/" that identifies the image in results.
         id: image id in results.
-        size: (height, width) in pixels that a data set states, or None.
+        size: (height, width) in pixels stated by the data set, or None.
     """
 
     path: Path
@@ -36,44 +36,45 @@ def list_images(
     *,
     recursive: bool = False,
     skip: str | Path | None = None,
-    tell: Callable[[str], None] = lambda note: None,
+    notify: Callable[[str], None] = lambda note: None,
 ) -> list[ImageFile]:
     """List the images of files, folders and patterns, each once, sorted within a source, with ids from 1.
 
-    A file is named by its last part, one found in a folder or by a pattern by its path below that folder, or below
-    the pattern's part without wildcards. Hidden files and folders are left out of folders, as shells do.
+    The name of a file is its last path component; the name of an image found in a folder or by a pattern is its
+    path relative to that folder or to the part of the pattern without wildcards. Hidden files and folders are
+    skipped, as in shells.
 
     Args:
-        sources: paths and glob patterns ("**" takes any number of folders).
-        recursive: read the subfolders of folders too.
-        skip: folder that is left out even if it lies in a source, such as that of the results.
-        tell: called with one line about images that are left out.
+        sources: paths and glob patterns ("**" matches any number of folders).
+        recursive: whether to search subfolders of folders.
+        skip: folder to skip even if it lies in a source, such as the folder of results.
+        notify: called with a one-line note about skipped images.
 
     Raises:
-        RefineError: a source holds no image.
+        RefineError: a source contains no image.
     """
     found: dict[Path, str] = {}
     for source in sources:
         path = Path(source)
         if path.is_dir():
             files, root = sorted(_in_folder(path, recursive, skip)), path
-            _tell_of_subfolders(path, recursive, skip, bool(files), tell)
+            _check_subfolders(path, recursive, skip, bool(files), notify)
         elif path.exists():
             files, root = [path], path.parent
         else:
             files, root = sorted(_matching(source)), _fixed_part(source)
         if not files:
-            raise RefineError(f"{source}: no image there; give a file, a folder or a pattern in quotes")
+            raise RefineError(f"{source}: contains no image; give a file, a folder or a pattern in quotes")
         for file in files:
             found.setdefault(file, PurePath(file).relative_to(root).as_posix())
     return [ImageFile(path, name, number) for number, (path, name) in enumerate(found.items(), 1)]
 
 
 def result_names(files: Iterable[ImageFile]) -> dict[str, ImageFile]:
-    """Map the name of each image without its suffix, which names its results, to the image.
+    """Map the name of each image's results, its name without the suffix, to the image.
 
     Raises:
-        RefineError: two images have the same.
+        RefineError: the results of two images would have the same name.
     """
     names: dict[str, ImageFile] = {}
     for file in files:
@@ -88,7 +89,7 @@ def result_names(files: Iterable[ImageFile]) -> dict[str, ImageFile]:
 
 
 def _in_folder(folder: Path, recursive: bool, skip: str | Path | None) -> Iterator[Path]:
-    """Images of a folder; links to folders are followed once."""
+    """Yield the images of a folder; links to folders are followed once."""
     seen = set() if skip is None else {os.path.realpath(skip)}
     for here, folders, files in os.walk(folder, followlinks=True):
         for name in list(folders):
@@ -103,21 +104,21 @@ def _is_image(name: str) -> bool:
     return not name.startswith(".") and PurePath(name).suffix.lower() in SUFFIXES
 
 
-def _tell_of_subfolders(
-    folder: Path, recursive: bool, skip: str | Path | None, some: bool, tell: Callable[[str], None]
+def _check_subfolders(
+    folder: Path, recursive: bool, skip: str | Path | None, found: bool, notify: Callable[[str], None]
 ) -> None:
-    """Say, or raise where nothing else was found, that there are images one level below a folder."""
+    """Note that subfolders with images are skipped; raise RefineError if no other image was found."""
     if recursive:
         return
     seen = "" if skip is None else os.path.realpath(skip)
     below = [
         p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and os.path.realpath(p) != seen
     ]
-    holding = [p for p in below if os.access(p, os.R_OK | os.X_OK) and any(map(_is_image, os.listdir(p)))]
-    if holding and not some:
-        raise RefineError(f"{folder}: no image there, but in its subfolders; add --recursive to read them")
-    if holding:
-        tell(f"{folder}: {len(holding)} of its subfolders hold images, which are left out; --recursive reads them")
+    skipped = [p for p in below if os.access(p, os.R_OK | os.X_OK) and any(map(_is_image, os.listdir(p)))]
+    if skipped and not found:
+        raise RefineError(f"{folder}: contains images only in subfolders; add --recursive to read them")
+    if skipped:
+        notify(f"{folder}: skipped subfolders with images ({len(skipped)}); add --recursive to read them")
 
 
 def _matching(pattern: str) -> Iterator[Path]:

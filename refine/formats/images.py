@@ -1,4 +1,4 @@
-"""Image files and Pillow images as 8-bit RGB tensors."""
+"""Reading of image files and Pillow images as 8-bit RGB tensors."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from refine.files import MAX_PIXELS
 from refine.formats.raw import ImageOptions, RawImage, check_channel, check_page
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""Formats that Pillow may open; among its others is PostScript, which it hands to Ghostscript."""
+"""Formats that Pillow may open; its others include PostScript, which runs Ghostscript."""
 Exif = Literal["shown", "stored"]
-"""How images with an EXIF turn were annotated: turned upright, or as stored in the file."""
+"""How images with EXIF rotation were annotated: rotated upright, or as stored in the file."""
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-"""First bytes of TIFF and BigTIFF."""
+"""First bytes of TIFF and BigTIFF files."""
 BAND = 32
-"""Rows converted at a time, so that they stay in the cache."""
+"""Number of rows converted at a time, so that they stay in the cache."""
 
 
 def read_image(
@@ -34,63 +34,63 @@ def read_image(
     *,
     exif: Exif | None = None,
     max_pixels: int = MAX_PIXELS,
-    tell: Callable[[str], None] | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> Tensor:
-    """Read an image file, turned upright by its EXIF tag.
+    """Read an image file and rotate it upright by its EXIF tag.
 
-    Grey, palette and CMYK images become RGB, transparent pixels are laid over white. Values of more than 8 bits
-    are scaled as `raw.to_bytes` says. Of a multi-picture JPEG the first picture is read: the others are
-    previews and depth maps.
+    Grey, palette and CMYK images are converted to RGB, transparent pixels are composited over white. Values of
+    more than 8 bits are scaled by `raw.to_bytes`. Of a multi-picture JPEG only the first image is read; the
+    others are previews and depth maps.
 
     Args:
-        path: a regular file in one of `FORMATS`.
-        size: (H, W) of its annotation, or None if there is none and the image is turned upright. Otherwise,
-            an image that has this size only as stored is not turned.
+        path: regular file in one of `FORMATS`.
+        size: (height, width) of its annotation in pixels, or None if there is none. An image that has this
+            size only as stored is not rotated.
         options: page, channel and range of values; the defaults if None.
-        exif: how annotated images with an EXIF turn were annotated: "shown" (turned upright) or "stored";
-            None decides by `size`.
-        max_pixels: limit on height × width, checked before pixels are decoded.
-        tell: called with one line if the range of values was estimated.
+        exif: how images with EXIF rotation were annotated: "shown" (rotated upright) or "stored"; None decides
+            by `size`.
+        max_pixels: limit on height × width, checked before decoding.
+        notify: called with a one-line note if the range of values was estimated.
 
     Returns:
         Tensor[3, H, W] uint8 RGB.
 
     Raises:
-        RefineError: missing, not a regular file, not an image, cut off, too large, of several pages or channels
-            none of which is chosen, or turned so that `size` fits both ways and `exif` is None.
+        RefineError: the file is missing, not a regular file, not an image, truncated or too large; it has several
+            pages or channels and none is selected; or it fits `size` with and without rotation and `exif` is None.
     """
     path = Path(path)
     try:
-        with _open(path, options or ImageOptions(), max_pixels, tell) as image:
+        with _open(path, options or ImageOptions(), max_pixels, notify) as image:
             return _to_tensor(_as_annotated(path, image, size, exif))
     except FileNotFoundError as error:
         raise RefineError(f"{path}: no such file; check the path") from error
     except UnidentifiedImageError as error:
-        raise RefineError(f"{path}: is not an image that can be read; convert it to PNG, JPEG or TIFF") from error
+        raise RefineError(f"{path}: is not a supported image; convert it to PNG, JPEG or TIFF") from error
     except Image.DecompressionBombError as error:
         raise RefineError(f"{path}: has more than {max_pixels} pixels; tile it") from error
     except (OSError, SyntaxError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise RefineError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-        raise RefineError(f"{path}: is damaged or cut off ({error}); copy or export it again") from error
+        raise RefineError(f"{path}: is damaged or truncated ({error}); copy or export it again") from error
 
 
 def from_pil(image: Image.Image) -> Tensor:
-    """Convert a Pillow image of any mode as `read_image` does: Tensor[3, H, W] uint8 RGB, upright.
+    """Convert a Pillow image of any mode like `read_image`: Tensor[3, H, W] uint8 RGB, upright.
 
     Raises:
-        ValueError: values that are not finite.
+        ValueError: a value is not finite.
     """
     return _to_tensor(_upright(_raw(image).to_pil("image") if _is_wide(image) else image))
 
 
-def _open(path: Path, options: ImageOptions, max_pixels: int, tell: Callable[[str], None] | None) -> Image.Image:
-    """Decode one page of a file: at most 8 bits per value, not yet turned or converted to RGB."""
+def _open(path: Path, options: ImageOptions, max_pixels: int, notify: Callable[[str], None] | None) -> Image.Image:
+    """Decode one page of a file to at most 8 bits per value, without rotating it or converting it to RGB."""
     head = _read_head(path)
     number, channel = None, options.channel
     raw: RawImage | None = None
     if head.startswith(TIFF_MAGIC):
-        from refine.formats.tiff import open_page  # half a second
+        from refine.formats.tiff import open_page  # imported late: takes half a second
 
         page, channel = open_page(path, options.page, channel, max_pixels)
         raw, number = (page, None) if isinstance(page, RawImage) else (None, page)
@@ -109,14 +109,16 @@ def _open(path: Path, options: ImageOptions, max_pixels: int, tell: Callable[[st
         elif _is_wide(image):
             raw = _raw(image)
         else:
-            return image if channel is None else _pick_channel(path, image, channel)
-    return raw.to_pil(path, channel, options.range, None if tell is None else lambda line: tell(f"{path}: {line}"))
+            return image if channel is None else _select_channel(path, image, channel)
+    return raw.to_pil(
+        path, channel, options.range, None if notify is None else lambda note: notify(f"{path}: {note}")
+    )
 
 
 def _read_head(path: Path) -> bytes:
-    """First bytes of a regular file; devices and pipes have no end."""
+    """Return the first bytes of a regular file; devices and pipes, which have no end, are rejected."""
     mode = path.stat().st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a folder fails below, and says why
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a folder fails below with a clear message
         raise RefineError(f"{path}: is not a regular file; copy the image into one")
     with path.open("rb") as file:
         head = file.read(32)
@@ -140,7 +142,7 @@ def _raw(image: Image.Image) -> RawImage:
 
 
 def _decode_png(path: Path) -> RawImage:
-    """Decode a PNG of 16 bits, which Pillow has found whole but reads with 8 bits if it is coloured."""
+    """Decode a 16-bit PNG that Pillow has already validated; Pillow reads only 8 bits of colour images."""
     data = path.read_bytes()
     values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None:
@@ -150,7 +152,7 @@ def _decode_png(path: Path) -> RawImage:
         values = cv2.cvtColor(values, cv2.COLOR_BGR2RGB if channels == 3 else cv2.COLOR_BGRA2RGBA)
     stated = None
     if bits := _significant_bits(data):
-        # The standard wants them shifted to the top of the 16 bits; cameras leave them at the bottom.
+        # The standard shifts them to the top of the 16 bits; cameras leave them at the bottom.
         stated = (0, 2**bits - 1 if values[..., :3].max() < 2**bits else 65535)
     with Image.open(path, formats=["PNG"]) as image:
         orientation = _orientation(image)
@@ -158,26 +160,26 @@ def _decode_png(path: Path) -> RawImage:
 
 
 def _significant_bits(png: bytes) -> int | None:
-    """Bits that the chunk sBIT of a PNG states, if they are fewer than its 16."""
-    place = 8
-    while place + 12 <= len(png) and (kind := png[place + 4 : place + 8]) != b"IDAT":
-        length = int.from_bytes(png[place : place + 4], "big")
+    """Return the number of bits that the sBIT chunk of a 16-bit PNG states, or None if it states none or 16."""
+    position = 8
+    while position + 12 <= len(png) and (kind := png[position + 4 : position + 8]) != b"IDAT":
+        length = int.from_bytes(png[position : position + 4], "big")
         if kind == b"sBIT":
-            bits = max(png[place + 8 : place + 8 + min(length, 3)], default=0)
+            bits = max(png[position + 8 : position + 8 + min(length, 3)], default=0)
             return bits if 0 < bits < 16 else None
-        place += 12 + length
+        position += 12 + length
     return None
 
 
-def _pick_channel(path: Path, image: Image.Image, channel: int) -> Image.Image:
-    """Take one of the channels of an image, without its alpha, as grey."""
+def _select_channel(path: Path, image: Image.Image, channel: int) -> Image.Image:
+    """Return one channel of an image, other than alpha, as a grey image."""
     orientation = _orientation(image)
     if image.mode not in ("1", "L", "LA", "RGB", "RGBA"):
         image = image.convert("RGB")
     channels = [name for name in image.getbands() if name != "A"]
-    picked = image.getchannel(check_channel(path, channel, len(channels)))
-    picked.getexif()[ExifTags.Base.Orientation] = orientation
-    return picked
+    grey = image.getchannel(check_channel(path, channel, len(channels)))
+    grey.getexif()[ExifTags.Base.Orientation] = orientation
+    return grey
 
 
 def _orientation(image: Image.Image) -> int:
@@ -189,21 +191,21 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _as_annotated(path: Path, image: Image.Image, size: tuple[int, int] | None, exif: Exif | None) -> Image.Image:
-    """Turn an image by its EXIF tag, unless its annotation was made on the image as stored."""
+    """Rotate an image by its EXIF tag, unless it was annotated as stored."""
     upright = _upright(image)
     if size is None or upright is image or exif == "shown":
         return upright
     stored_fits, upright_fits = (i.size == (size[1], size[0]) for i in (image, upright))
     if exif is None and stored_fits and upright_fits:
         raise RefineError(
-            f"{path}: has EXIF orientation {_orientation(image)}, and its size does not tell how it was annotated; "
-            f"set exif of the data set to shown (turned, as viewers show it) or stored (as in the file)"
+            f"{path}: has EXIF orientation {_orientation(image)}, and its size does not show how it was annotated; "
+            f"set exif of the data set to shown (rotated, as in viewers) or stored (as in the file)"
         )
     return image if exif == "stored" or (stored_fits and not upright_fits) else upright
 
 
 def _to_tensor(image: Image.Image) -> Tensor:
-    """Convert an image of at most 8 bits, laid over white where it is transparent: Tensor[3, H, W] uint8 RGB."""
+    """Convert an image of at most 8 bits, composited over white, to Tensor[3, H, W] uint8 RGB."""
     transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
     result = np.empty((3, image.height, image.width), np.uint8)
     for top in range(0, image.height, BAND):

@@ -1,4 +1,4 @@
-"""COCO's instance annotations: masks that may overlap (https://cocodataset.org/#format-data)."""
+"""COCO instance annotations, whose masks may overlap (https://cocodataset.org/#format-data)."""
 
 from __future__ import annotations
 
@@ -19,22 +19,21 @@ from refine.structures import VOID, Categories
 
 
 class InstanceFile:
-    """Instance masks of the images of a data set, kept as run lengths in one string.
+    """Instance masks of the images of a data set, stored as run lengths in one byte string.
 
     Args:
         path: COCO instances JSON; segmentations are polygons or run lengths. Annotations of other images
-            are left out, and so are those without a pixel.
-        images: image id -> entry of the panoptic JSON, in the data set's order. Where the two files name an
-            image differently, its id means two things: an error. Annotations of images without a size are
-            left out.
-        categories: of the panoptic JSON; a category of another name by the same id is an error, too.
-        labels: category id -> contiguous class; VOID leaves the annotation out.
-        num_things: classes below it are things.
-        on_error: collects faults of entries; what is faulty is left out. None raises.
+            and annotations without a pixel are skipped.
+        images: image id -> entry of the panoptic JSON, in the order of the data set. It is an error if the two
+            files give one id different file names. Annotations of images without a size are skipped.
+        categories: categories of the panoptic JSON; it is an error if the files give one id different names.
+        labels: category id -> contiguous class; annotations mapped to `VOID` are skipped.
+        num_things: number of thing classes; classes below it are things.
+        on_error: called for each invalid entry, which is then skipped. None raises.
 
     Raises:
-        RefineError: a field is missing, a category is unknown or stuff, a segmentation cannot be drawn, the
-            files name an id differently, or no annotation is of these images.
+        RefineError: a field is missing, a category is unknown or stuff, a segmentation is invalid, the files
+            give an id different names, or no annotation belongs to these images.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class InstanceFile:
         if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
             raise RefineError(f"{path}: has no list `annotations`; give a COCO instances JSON")
         self._check_names(content, images, categories)
-        place = {image_id: n for n, image_id in enumerate(images)}
+        index = {image_id: n for n, image_id in enumerate(images)}
         self._sizes = [entry.size for entry in images.values()]
         rows: list[tuple[int, int, bool, bytes]] = []
         known = False
@@ -61,20 +60,20 @@ class InstanceFile:
                 image_id = annotation["image_id"]
                 if not is_id(image_id):
                     raise RefineError(f"image_id is {shown(image_id)}; expected an integer or a string")
-                if image_id in place:
+                if image_id in index:
                     known = True
-                    rows += self._row(annotation, place[image_id], labels, num_things)
+                    rows += self._row(annotation, index[image_id], labels, num_things)
             except KeyError as error:
                 problem = f"has no `{error.args[0]}`; give a COCO instances JSON"
             except TypeError as error:
-                problem = f"is not as COCO instances JSON has it ({error}); correct it"
+                problem = f"is not a COCO instance annotation ({error}); correct it"
             except RefineError as error:
                 problem = str(error)
             else:
                 continue
             self._fault("instance", f"annotations[{n}]: {problem}")
         if not known:
-            self._fault("instance", "annotations: none is of an image of the data set; check the two files")
+            self._fault("instance", "annotations: none belongs to an image of the data set; check both files")
         rows.sort(key=lambda row: row[0])
         self._first = np.searchsorted(np.array([row[0] for row in rows]), np.arange(len(images) + 1))
         self._labels = np.array([row[1] for row in rows], np.int32)
@@ -111,12 +110,12 @@ class InstanceFile:
     def _row(
         self, annotation: Mapping[str, Any], image: int, labels: Mapping[int, int], num_things: int
     ) -> list[tuple[int, int, bool, bytes]]:
-        """Return (place of the image, label, iscrowd, run lengths) of an annotation, if it is wanted."""
+        """Return [(image index, label, iscrowd, run lengths)] of an annotation, or [] if it is skipped."""
         category, crowd = annotation["category_id"], annotation.get("iscrowd", 0)
         segmentation, size = annotation["segmentation"], self._sizes[image]
         label = labels.get(category) if type(category) is int else None
         if label is None:
-            raise RefineError(f"category_id {shown(category)} is not among the panoptic categories; add it there")
+            raise RefineError(f"category_id {shown(category)} is not in the panoptic categories; add it there")
         if not VOID <= label < num_things:
             raise RefineError(f"category_id {category} is stuff; instances are things")
         if crowd not in (0, 1):
@@ -130,7 +129,7 @@ class InstanceFile:
         """Return masks Tensor[M, H, W] bool, labels Tensor[M] int64, iscrowd Tensor[M] bool of an image.
 
         Args:
-            index: its place in `images`; it must have a size.
+            index: index of the image in `images`; its size must be known.
         """
         part = range(self._first[index], self._first[index + 1])
         size = self._sizes[index]
@@ -153,4 +152,4 @@ def _encode(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
             raise ValueError("a polygon needs three corners")
         return compressed(segmentation, size)
     except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise RefineError(f"segmentation cannot be drawn ({error}); correct or drop it") from error
+        raise RefineError(f"segmentation is invalid ({error}); correct or drop it") from error

@@ -1,4 +1,4 @@
-"""What a long run has finished, so that it can go on after it was killed."""
+"""Journal of finished results, so that a killed run can be resumed."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ except ImportError:  # Windows, where two runs in one folder go unnoticed
 
 
 class Journal:
-    """A file that grows by one line of JSON per finished image, each on the disk before the next image begins.
+    """Append-only file with one line of JSON per finished image, synced to disk before the next image begins.
 
-    The first line holds the settings of the run. Only one process at a time can hold a journal.
+    The first line contains the settings of the run. Only one process at a time can open a journal.
 
     Args:
-        path: the file; it and its folder are made if absent.
-        settings: what results depend on.
-        keep: keep the lines that are there, if they are of the same settings; otherwise start again.
+        path: path of the file; it and its folder are created if necessary.
+        settings: settings that the results depend on.
+        keep: whether to keep existing lines, whose settings must be equal; otherwise start over.
 
     Attributes:
-        entries: the lines, without the settings.
+        entries: parsed lines, without the settings.
 
     Raises:
-        RefineError: the lines to keep are of other settings.
+        RefineError: the lines to keep were written with other settings.
         WriteError: the file cannot be written, or another process is writing it.
     """
 
@@ -49,7 +49,7 @@ class Journal:
         except OSError as error:
             self._file.close()
             raise WriteError(
-                f"{path}: another run is writing here; wait for it, or choose another --out"
+                f"{path}: another run is writing to this file; wait for it or choose another --out"
             ) from error
         if keep:
             self._read(settings)
@@ -58,7 +58,7 @@ class Journal:
             self._write(settings)
 
     def _read(self, settings: dict[str, Any]) -> None:
-        """Take over whole lines; a last one that was cut short is removed."""
+        """Read complete lines; remove an incomplete last line."""
         self._file.seek(0)
         content = self._file.read()
         end = content.rfind(b"\n") + 1
@@ -73,12 +73,12 @@ class Journal:
         self._cut(end)
 
     def append(self, *entries: Any) -> None:
-        """Add lines."""
+        """Append one line per entry and sync the file."""
         self._write(*entries)
         self.entries += entries
 
     def remove(self) -> None:
-        """Delete the file, once everything is written elsewhere."""
+        """Delete the file after all results are written elsewhere."""
         try:
             self.path.unlink(missing_ok=True)
         except OSError as error:
@@ -86,7 +86,7 @@ class Journal:
         self._file.close()
 
     def close(self) -> None:
-        """Leave the file for a later run."""
+        """Close the file and keep it for a later run."""
         self._file.close()
 
     def _write(self, *values: Any) -> None:
@@ -106,7 +106,7 @@ class Journal:
 
 
 def other_settings(path: Path, then: Any, now: dict[str, Any]) -> RefineError:
-    """Return what to raise when results of other settings cannot be continued; names the first difference."""
+    """Return the error for results that were written with other settings; it names the first difference."""
     then = then if isinstance(then, dict) else {}
     key = next(key for key in now | then if now.get(key) != then.get(key))
     return RefineError(

@@ -1,4 +1,4 @@
-"""COCO panoptic JSON (https://cocodataset.org/#format-data): the one reader of it."""
+"""Reader of COCO panoptic JSON (https://cocodataset.org/#format-data)."""
 
 from __future__ import annotations
 
@@ -15,54 +15,54 @@ from refine.formats.segments_info import segment_rows
 from refine.structures import Categories
 
 LISTS = ("images", "annotations", "categories")
-"""Lists of a data set; results may have `annotations` alone."""
+"""Lists of a data set; results may contain only `annotations`."""
 
 OnError = Callable[[str, str], None]
-"""Called with what a fault is about ("category", "image", "annotation", "segment") and the message."""
+"""Called with the kind of the invalid entry ("category", "image", "annotation", "segment") and the message."""
 
 
 class ImageEntry(NamedTuple):
-    """An entry of `images`: its file name, and (height, width) in pixels; None where not given or faulty."""
+    """Entry of `images`: file name, and (height, width) in pixels; None where missing or invalid."""
 
     file_name: str | None
     size: tuple[int, int] | None
 
 
 class Annotation(NamedTuple):
-    """An entry of `annotations`.
+    """Entry of `annotations`.
 
     Attributes:
-        image_id: the annotated image.
-        file_name: the id-PNG.
-        place: index in the JSON's list.
-        rows: its segments, a slice of `PanopticJson.table`.
+        image_id: id of the annotated image.
+        file_name: name of the id-PNG.
+        position: index in the list of the JSON.
+        rows: slice of `PanopticJson.table` with its segments.
     """
 
     image_id: int | str
     file_name: str
-    place: int
+    position: int
     rows: slice
 
 
 class PanopticJson:
-    """Checked content of a COCO panoptic JSON.
+    """Validated content of a COCO panoptic JSON.
 
     Args:
-        path: the file.
-        needs: lists that it must have. Where `images` is one, every annotation needs an entry there, and
-            every entry a file name, a height and a width. Annotations are read only if needed.
-        categories: of a file that has none itself.
-        on_error: collects faults of entries; what is faulty is left out. None raises.
+        path: path of the file.
+        needs: lists that the file must contain. With `images`, every annotation needs an entry there, and every
+            entry a file name, a height and a width. Annotations are read only if needed.
+        categories: categories to use if the file contains none.
+        on_error: called for each invalid entry, which is then skipped. None raises.
 
     Attributes:
-        content: the file as parsed.
-        categories: its categories.
-        images: image id -> entry of `images`, one per id.
-        annotations: one per image, in the file's order.
+        content: parsed file.
+        categories: categories of the segments.
+        images: image id -> entry of `images`.
+        annotations: annotations, one per image, in the order of the file.
         table: [N, 4] int64, segments of all annotations; columns as in `refine.formats.segments_info`.
 
     Raises:
-        RefineError: not a JSON with the lists; without `on_error`, also a faulty entry.
+        RefineError: the file is not a JSON with these lists; without `on_error`, also if an entry is invalid.
     """
 
     def __init__(
@@ -94,7 +94,9 @@ class PanopticJson:
     def _read_lists(self) -> dict[str, Any]:
         content = read_json(self.path)
         if not isinstance(content, dict):
-            raise RefineError(f"{self.path}: is a {type(content).__name__}; give a COCO panoptic JSON")
+            raise RefineError(
+                f"{self.path}: expected a mapping, got {type(content).__name__}; give a COCO panoptic JSON"
+            )
         for name in LISTS:
             if not isinstance(content.get(name, None if name in self._needs else []), list):
                 raise RefineError(f"{self.path}: has no list `{name}`; give a COCO panoptic JSON")
@@ -151,7 +153,7 @@ class PanopticJson:
                 continue
             where = f"annotation of image {image_id}"
             if image_id in seen:
-                self._fault("annotation", f"{where}: annotations[{n}] is the second one; keep one")
+                self._fault("annotation", f"{where}: annotations[{n}] is a duplicate; keep one")
                 continue
             seen.add(image_id)
             problem = name_problem(name)
@@ -171,11 +173,11 @@ class PanopticJson:
         self._fault("segment", f"{where}: {message}")
 
     def infos(self, annotation: Annotation) -> Mapping[int, Mapping[str, Any]]:
-        """Return the entries of `segments_info` that are not faulty, by segment id, as the file has them."""
-        good = set(self.table[annotation.rows, 0].tolist())
+        """Return the valid entries of `segments_info` by segment id, unchanged from the file."""
+        valid = set(self.table[annotation.rows, 0].tolist())
         infos: dict[int, Mapping[str, Any]] = {}
-        for info in self.content["annotations"][annotation.place]["segments_info"]:
-            if isinstance(info, dict) and is_id(info.get("id")) and info["id"] in good:
+        for info in self.content["annotations"][annotation.position]["segments_info"]:
+            if isinstance(info, dict) and is_id(info.get("id")) and info["id"] in valid:
                 infos.setdefault(info["id"], info)
         return infos
 
@@ -186,27 +188,30 @@ def is_id(value: Any) -> TypeGuard[int | str]:
 
 
 def _size(height: Any, width: Any) -> tuple[int, int] | None:
-    good = type(height) is int and type(width) is int and min(height, width) > 0 and height * width <= MAX_PIXELS
-    return (height, width) if good else None
+    valid = type(height) is int and type(width) is int and min(height, width) > 0 and height * width <= MAX_PIXELS
+    return (height, width) if valid else None
 
 
 def differing_names(
     expected: Mapping[int | str, str | None], given: Mapping[int | str, str | None]
 ) -> Iterator[tuple[int | str, str, str]]:
-    """Find ids by which two files mean different images; yields (id, name given, name expected).
+    """Yield (id, given name, expected name) of ids that denote different images in two files.
 
-    Names agree if their last parts do but for the suffix, unless the given name is that of another id. Missing
-    names agree with any. Ids that are no numbers are taken as they are: nobody just counts with them.
+    Names agree if they are equal up to folder and suffix, unless the given name is exactly that of another id. A
+    missing name agrees with any. Non-numeric ids always agree, since tools do not assign them by counting.
+
+    Args:
+        expected, given: id -> name, or None if a file states none.
     """
-    whole = set(expected.values())
+    names = set(expected.values())
     for image_id, name in given.items():
         other = expected.get(image_id)
         if name is None or other is None or (isinstance(image_id, str) and not image_id.isdecimal()):
             continue
-        if not _plain_names(name) & _plain_names(other) or (name != other and name in whole):
+        if not _plain_names(name) & _plain_names(other) or (name != other and name in names):
             yield image_id, name, other
 
 
 def _plain_names(name: str) -> set[str]:
-    path = PureWindowsPath(name)  # takes both kinds of slashes
+    path = PureWindowsPath(name)  # accepts both kinds of slashes
     return {path.name, path.stem}

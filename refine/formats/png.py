@@ -1,4 +1,4 @@
-"""The PNG container: what every PNG of labels must be before its pixels are decoded."""
+"""PNG container: reading and validation of label PNGs before their pixels are decoded."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from refine.files import MAX_PIXELS, read_bytes
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GRAY, RGB, PALETTE, RGBA = 0, 2, 3, 6
-"""PNG's colour types that hold labels."""
+"""Colour types of PNG that can encode labels."""
 
 _TYPES = {GRAY: "grey", RGB: "RGB", PALETTE: "palette", 4: "grey with alpha", RGBA: "RGB with alpha"}
 
 
 @dataclass(frozen=True)
 class PngData:
-    """A complete PNG in memory; its pixels are not yet decoded.
+    """Complete PNG in memory whose pixels are not decoded yet.
 
     Attributes:
-        data: the whole file.
-        idat: its compressed pixels (a zlib stream).
+        data: content of the whole file.
+        idat: compressed pixels (a zlib stream).
         size: (height, width) in pixels.
         depth: bits per channel.
-        color: PNG's colour type.
-        interlaced: its rows come in several passes.
+        color: colour type of PNG.
+        interlaced: whether rows are stored in several passes.
     """
 
     data: bytes
@@ -39,19 +39,20 @@ class PngData:
 
     @property
     def mode(self) -> str:
-        """Depth and colour type, for messages."""
+        """Return depth and colour type as text, for messages."""
         return f"{self.depth}-bit {_TYPES.get(self.color, 'unknown')}"
 
 
 def read_container(path: str | Path, size: tuple[int, int] | None = None) -> PngData:
-    """Read a PNG and check all of it but its pixels. Bytes after its end are ignored, as all decoders do.
+    """Read a PNG and validate everything but its pixels. Bytes after its end are ignored, as in all decoders.
 
     Args:
-        path: the file.
-        size: expected (height, width), or None for any.
+        path: path of the file.
+        size: expected (height, width) in pixels, or None for any.
 
     Raises:
-        RefineError: missing; not a PNG; cut off; a checksum is wrong; of another size, or over `MAX_PIXELS`.
+        RefineError: the file is missing, not a PNG, truncated, of another size or larger than `MAX_PIXELS`, or a
+            checksum is wrong.
     """
     data = read_bytes(path)
     header, idat, position = b"", [], len(SIGNATURE)
@@ -59,11 +60,11 @@ def read_container(path: str | Path, size: tuple[int, int] | None = None) -> Png
         raise RefineError(f"{path}: is not a PNG; write labels as PNG")
     while True:
         if position + 12 > len(data):
-            raise RefineError(f"{path}: is damaged (cut off after {len(data)} bytes); write it again")
+            raise RefineError(f"{path}: is damaged (truncated after {len(data)} bytes); write it again")
         (length,) = struct.unpack_from(">I", data, position)
         kind, end = data[position + 4 : position + 8], position + 8 + length
         if end + 4 > len(data):
-            raise RefineError(f"{path}: is damaged (cut off after {len(data)} bytes); write it again")
+            raise RefineError(f"{path}: is damaged (truncated after {len(data)} bytes); write it again")
         if zlib.crc32(data[position + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
             raise RefineError(f"{path}: is damaged (checksum of {kind!r} is wrong); write it again")
         if kind == b"IHDR":
@@ -77,19 +78,19 @@ def read_container(path: str | Path, size: tuple[int, int] | None = None) -> Png
         raise RefineError(f"{path}: is damaged (no header or no pixels); write it again")
     width, height, depth, color, _, _, interlaced = struct.unpack(">IIBBBBB", header)
     if not 0 < width * height <= MAX_PIXELS:
-        raise RefineError(f"{path}: claims {width} × {height} pixels, expected at most {MAX_PIXELS:,} in all")
+        raise RefineError(f"{path}: expected 1 to {MAX_PIXELS:,} pixels, got {width} × {height}; tile the image")
     if size is not None and (height, width) != size:
         raise RefineError(
-            f"{path}: has {width} × {height} pixels, expected {size[1]} × {size[0]}; correct the PNG or the size"
+            f"{path}: expected {size[1]} × {size[0]} pixels, got {width} × {height}; correct the PNG or the size"
         )
     return PngData(data, b"".join(idat), (height, width), depth, color, bool(interlaced))
 
 
 def png_size(path: str | Path) -> tuple[int, int]:
-    """Return the (height, width) that the header of a PNG claims; nothing else is read.
+    """Read only the header of a PNG and return its (height, width) in pixels.
 
     Raises:
-        RefineError: missing, or not a PNG.
+        RefineError: the file is missing or not a PNG.
     """
     try:
         with open(path, "rb") as file:
@@ -97,6 +98,6 @@ def png_size(path: str | Path) -> tuple[int, int]:
     except OSError as error:
         raise RefineError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     if len(header) < 24 or not header.startswith(SIGNATURE):
-        raise RefineError(f"{path}: is not a PNG, or cut off; write it again")
+        raise RefineError(f"{path}: is not a PNG, or truncated; write it again")
     width, height = struct.unpack_from(">II", header, 16)
     return height, width

@@ -1,10 +1,10 @@
-"""Id-PNGs to runs without ever making the pixels.
+"""Decoding of id-PNGs directly to runs, without decoding pixels.
 
-A PNG row is stored as differences to a prediction from pixels at its left (a), above (b) and above left
-(c). In id maps nearly all differences are 0. Where a difference is 0, Up repeats the pixel above, and Paeth
-does if a = c; all others but None repeat the left pixel where b = c (Average only if a = b). So a row is
-known from its few non-zero differences and the places where the row above changes; everything between is
-one run.
+A PNG row is stored as differences to a prediction from the pixels to the left (a), above (b) and above left
+(c). In id maps nearly all differences are 0. Where a difference is 0, Up repeats the pixel above, and so does
+Paeth if a = c; all other filters but None repeat the left pixel if b = c (Average only if a = b). A row is thus
+determined by its few non-zero differences and the positions where the row above changes; everything in between
+is one run.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ NONE, SUB, UP, AVERAGE, PAETH = range(5)
 
 
 def decode(png: PngData) -> Runs:
-    """Return the runs of an 8-bit RGB PNG in one pass.
+    """Decode the runs of an 8-bit RGB PNG in one pass.
 
     Raises:
-        ValueError, deflate.DeflateError: its pixels are damaged.
+        ValueError, deflate.DeflateError: the pixel data are damaged.
     """
     height, width = png.size
     stride = 3 * width + 1
@@ -36,18 +36,20 @@ def decode(png: PngData) -> Runs:
 
 @compiled
 def _unfilter(data: np.ndarray, words: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and ids of runs, none if a filter is unknown; a colour is handled as its id, three bytes in one
-    integer (PNG, §9)."""
+    """Return the starts and ids of runs, none if a filter is unknown (PNG, §9).
+
+    A colour is processed as its id, three bytes in one integer.
+    """
     positions = _nonzero_bytes(data, words)
     starts, ids = np.empty(height * width, np.int64), np.empty(height * width, np.int64)
     count = next_byte = 0
-    above = above_end = 0  # runs of the row above that the column has not reached
+    above = above_end = 0  # runs of the row above that begin at or after the current column
     for row in range(height):
-        begin = row * (3 * width + 1) + 1  # of the row's first pixel
+        begin = row * (3 * width + 1) + 1  # first pixel of the row
         method = data[begin - 1]
         if method > PAETH:
             return starts[:0].copy(), ids[:0].copy()
-        if method != NONE:  # it is a non-zero byte itself
+        if method != NONE:  # the filter byte itself is non-zero
             next_byte += 1
         row_above, first_run = (row - 1) * width, count
         left = up = up_left = column = 0
@@ -67,7 +69,7 @@ def _unfilter(data: np.ndarray, words: np.ndarray, height: int, width: int) -> t
                 starts[count] = row * width + column
                 ids[count] = pixel
                 count += 1
-            stop = min(width, (positions[next_byte] - begin) // 3)  # differences are 0 up to there
+            stop = min(width, (positions[next_byte] - begin) // 3)  # differences are 0 up to this column
             if pixel == up and method in (UP, PAETH):
                 while above < above_end and starts[above] < row_above + stop:
                     starts[count] = starts[above] + width
@@ -86,9 +88,9 @@ def _unfilter(data: np.ndarray, words: np.ndarray, height: int, width: int) -> t
 
 @compiled
 def _nonzero_bytes(data: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """Positions of non-zero bytes, and one past all; `words` is the data by eight bytes, [B, 8].
+    """Return the positions of non-zero bytes and a sentinel; `words` is the data as 8-byte words, [B, 8].
 
-    Of the [data.size + 1] returned, the operating system gives only what is filled.
+    The result has data.size + 1 elements, but only the pages that are written take memory.
     """
     positions, count = np.empty(data.size + 1, np.int64), 0
     for block in range(len(words)):
@@ -105,20 +107,20 @@ def _nonzero_bytes(data: np.ndarray, words: np.ndarray) -> np.ndarray:
     for position in range(8 * words.size, data.size):
         positions[count] = position
         count += data[position] != 0
-    positions[count] = data.size + 2  # further than any pixel's last byte
+    positions[count] = data.size + 2  # beyond the last byte of any pixel
     return positions
 
 
 @compiled
 def _predict(method: int, left: int, up: int, up_left: int) -> int:
-    """What PNG's filters expect of a pixel, for its three bytes at once."""
+    """Return the prediction of a PNG filter for the three bytes of a pixel at once."""
     if method == UP:
         return up
     if method == SUB:
         return left
     if method == NONE:
         return 0
-    if method == AVERAGE:  # half the sum, without letting bits cross between bytes
+    if method == AVERAGE:  # half the sum, without carries between bytes
         return (left & up) + (((left ^ up) >> 1) & 0x7F7F7F)
     if left == up_left:
         return up
@@ -129,7 +131,7 @@ def _predict(method: int, left: int, up: int, up_left: int) -> int:
 
 @compiled
 def _paeth(left: int, up: int, up_left: int) -> int:
-    """Byte by byte, whichever of the three is nearest to left + up - up_left."""
+    """Return, byte by byte, the one of the three that is nearest to left + up - up_left."""
     result = 0
     for shift in (0, 8, 16):
         a, b, c = (left >> shift) & 255, (up >> shift) & 255, (up_left >> shift) & 255
@@ -143,5 +145,5 @@ def _paeth(left: int, up: int, up_left: int) -> int:
 
 @compiled
 def _add(first: int, second: int) -> int:
-    """Sum of three bytes at once, each modulo 256."""
+    """Add three bytes at once, each modulo 256."""
     return ((first & 0x7F7F7F) + (second & 0x7F7F7F)) ^ ((first ^ second) & 0x808080)

@@ -1,4 +1,4 @@
-"""Pixels of any number of bits and channels, and what becomes of them at 8 bits."""
+"""Pixels of any bit depth and number of channels, and their conversion to 8 bits."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from PIL import ExifTags, Image
 from refine.errors import RefineError
 
 Range = tuple[float, float]
-"""The values that become 0 and 255."""
+"""Values that are mapped to 0 and 255."""
 PERCENTILES = (0.1, 99.9)
-"""Values between these span the grey levels of an image whose file does not state its range."""
+"""Percentiles that are mapped to 0 and 255 if the file does not state a range."""
 SAMPLE = 1 << 20
-"""Pixels, about, from which the percentiles are estimated."""
+"""Approximate number of pixels from which the percentiles are estimated."""
 
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """What to read of a file that holds more than one 8-bit image.
+    """Selection of one 8-bit image from a file with pages, channels or more than 8 bits.
 
     Attributes:
-        page: number, from 1, of a page of a stack or a frame of an animation; None refuses files of several.
-        channel: number, from 1, of the channel to read as grey; None reads grey and RGB and refuses other files.
-        range: values of images of more than 8 bits that become 0 and 255: a pair, "full" for all that the
-            file's data type can hold, or None to choose as `to_bytes` does.
+        page: number, from 1, of a page of a stack or a frame of an animation; None rejects files with several.
+        channel: number, from 1, of the channel to read as grey; None reads grey and RGB and rejects other files.
+        range: values of images of more than 8 bits that are mapped to 0 and 255: a pair, "full" for the whole
+            range of the data type, or None for the default of `to_bytes`.
     """
 
     page: int | None = None
@@ -38,14 +38,14 @@ class ImageOptions:
 
 @dataclass(frozen=True)
 class RawImage:
-    """Decoded pixels of any number of bits and channels.
+    """Decoded pixels of any bit depth and number of channels.
 
     Attributes:
         values: [H, W] or [H, W, C] integers or floats.
-        stated: range of the values that the file states, or None.
-        is_rgb: the first three channels are red, green and blue.
-        has_alpha: the last channel is opacity.
-        inverted: the lowest value is white.
+        stated: range of values stated by the file, or None.
+        is_rgb: whether the first three channels are red, green and blue.
+        has_alpha: whether the last channel is opacity.
+        inverted: whether the lowest value is white.
         orientation: EXIF orientation, 1-8.
     """
 
@@ -60,26 +60,26 @@ class RawImage:
         self,
         path: str | Path,
         channel: int | None = None,
-        chosen: Range | Literal["full"] | None = None,
-        tell: Callable[[str], None] | None = None,
+        requested: Range | Literal["full"] | None = None,
+        notify: Callable[[str], None] | None = None,
     ) -> Image.Image:
-        """Convert to 8 bits, grey or RGB, with or without alpha; the orientation goes into the image's EXIF.
+        """Convert to an 8-bit image, grey or RGB, with or without alpha; the EXIF data give the orientation.
 
         Args:
-            path: for messages.
-            channel: to take as grey, from 1, or None for all.
-            chosen, tell: as in `to_bytes`; one range for all channels.
+            path: path of the file, for error messages.
+            channel: number, from 1, of the channel to return as grey, or None for all.
+            requested, notify: as in `to_bytes`; one range for all channels.
 
         Raises:
-            RefineError: no such channel, or several that are not RGB and none chosen.
-            ValueError: as `to_bytes`.
+            RefineError: the channel does not exist, or there are several that are not RGB and none is selected.
+            ValueError: as in `to_bytes`.
         """
         values = self.values.reshape(*self.values.shape[:2], -1)
         colors, alpha = (values[..., :-1], values[..., -1:]) if self.has_alpha else (values, None)
         if channel is not None or not (self.is_rgb and colors.shape[2] in (3, 4)):
             colors = colors[..., [check_channel(path, channel, colors.shape[2])]]
             alpha = None if channel is not None else alpha
-        colors = to_bytes(colors[..., :3], chosen, self.stated, tell)  # a fourth has no stated meaning
+        colors = to_bytes(colors[..., :3], requested, self.stated, notify)  # a fourth has no defined meaning
         if self.inverted:
             colors = 255 - colors
         if alpha is not None:
@@ -90,16 +90,16 @@ class RawImage:
 
 
 def check_page(path: str | Path, page: int | None, pages: int, what: str) -> int:
-    """Return the number, from 0, of the page to read.
+    """Return the index, from 0, of the page to read.
 
     Args:
-        path: for messages.
-        page: asked for, from 1, or None.
+        path: path of the file, for error messages.
+        page: requested page number, from 1, or None.
         pages: number of pages.
-        what: the pages in words, for messages.
+        what: description of the pages, for error messages.
 
     Raises:
-        RefineError: no such page, or none chosen of several.
+        RefineError: the page does not exist, or there are several and none is selected.
     """
     if page is None and pages > 1:
         raise RefineError(f"{path}: has {what}; choose one with --page 1 to {pages}, or save it as a file")
@@ -109,7 +109,7 @@ def check_page(path: str | Path, page: int | None, pages: int, what: str) -> int
 
 
 def check_channel(path: str | Path, channel: int | None, channels: int) -> int:
-    """Return the number, from 0, of the channel to read; see `check_page`."""
+    """Return the index, from 0, of the channel to read; see `check_page`."""
     if channel is None and channels > 1:
         raise RefineError(
             f"{path}: has {channels} channels; choose one with --channel 1 to {channels}, or save it as a file"
@@ -121,26 +121,26 @@ def check_channel(path: str | Path, channel: int | None, channels: int) -> int:
 
 def to_bytes(
     values: np.ndarray,
-    chosen: Range | Literal["full"] | None = None,
+    requested: Range | Literal["full"] | None = None,
     stated: Range | None = None,
-    tell: Callable[[str], None] | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> np.ndarray:
-    """Scale values linearly to 0-255, clipping what lies outside the range.
+    """Scale values linearly to 0-255 and clip values outside the range.
 
-    Cameras of 10 to 14 bits write files of 16 bits, so the data type does not tell the range. In this order it is
-    the chosen one, the one that the file states unless a value exceeds it, or the one between `PERCENTILES`.
+    Cameras of 10 to 14 bits write 16-bit files, so the data type does not determine the range. It is the requested
+    one, else the one that the file states unless a value exceeds it, else the one between `PERCENTILES`.
 
     Args:
-        values: integers or floats of any shape; uint8 and bool are only widened to 0-255.
-        chosen: what the user asks for; "full" is the range of an integer type, and 0-1 of floats.
-        stated: what the file says of itself.
-        tell: called with one line if the range was estimated.
+        values: integers or floats of any shape; uint8 is not scaled, bool becomes 0 and 255.
+        requested: range requested by the user; "full" is the range of an integer dtype, and 0-1 for floats.
+        stated: range stated by the file.
+        notify: called with a one-line note if the range was estimated.
 
     Returns:
-        uint8 of the same shape.
+        uint8 array of the same shape.
 
     Raises:
-        ValueError: values that are not finite, or complex.
+        ValueError: a value is not finite, or the values are complex.
     """
     if values.dtype == bool:
         return values.astype(np.uint8) * 255
@@ -150,18 +150,18 @@ def to_bytes(
         raise ValueError(f"its values are {values.dtype}, expected integers or floats")
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise ValueError("it has values that are not finite")
-    if chosen == "full":
+    if requested == "full":
         low, high = _full(values.dtype)
-    elif chosen is not None:
-        low, high = chosen
+    elif requested is not None:
+        low, high = requested
     elif stated is not None and stated[0] <= values.min() and values.max() <= stated[1]:
         low, high = stated
     else:
         low, high = _percentiles(values)
-        if tell is not None:
-            tell(
-                f"values {low:g} to {high:g}, the percentiles {PERCENTILES[0]} and {PERCENTILES[1]}, become 0 to "
-                f"255; --range LOW HIGH sets others"
+        if notify is not None:
+            notify(
+                f"values {low:g} to {high:g}, the percentiles {PERCENTILES[0]} and {PERCENTILES[1]}, are mapped to "
+                f"0 to 255; set another range with --range LOW HIGH"
             )
     if values.dtype.kind in "iu" and values.dtype.itemsize == 2:
         info = np.iinfo(values.dtype)

@@ -1,4 +1,4 @@
-"""Id maps as runs of equal pixels: some thousand where there are some hundred thousand pixels."""
+"""Run-length representation of id maps: a few thousand runs for hundreds of thousands of pixels."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Runs:
-    """A map of segment ids as horizontal runs in raster order; every run ends with its row at the latest.
+    """Map of segment ids as horizontal runs in raster order; no run crosses the end of a row.
 
     Attributes:
-        starts: [R] int64, index of each run's first pixel, rising from 0.
-        ids: [R] int64, id of each run's pixels.
-        shape: (height, width) in pixels; at least one pixel.
+        starts: [R] int64, flat index of the first pixel of each run, increasing from 0.
+        ids: [R] int64, segment id of each run.
+        shape: (height, width) in pixels, both at least 1.
     """
 
     starts: np.ndarray
@@ -23,33 +23,33 @@ class Runs:
 
     @classmethod
     def from_map(cls, ids: np.ndarray) -> Runs:
-        """Return the runs of a map [H, W] of integers."""
+        """Convert a map, [H, W] integer, to runs."""
         begins = np.ones(ids.shape, bool)
         np.not_equal(ids[:, 1:], ids[:, :-1], out=begins[:, 1:])
         starts = np.flatnonzero(begins)
         return cls(starts, ids.reshape(-1)[starts].astype(np.int64), (ids.shape[0], ids.shape[1]))
 
     def to_map(self) -> np.ndarray:
-        """Return the map [H, W] int32."""
+        """Convert to a map, [H, W] int32."""
         return self.spread(self.ids.astype(np.int32))
 
     def spread(self, values: np.ndarray) -> np.ndarray:
-        """Give every pixel the value of its run: [R] -> [H, W]."""
+        """Assign to every pixel the value of its run: [R] -> [H, W]."""
         return np.repeat(values, self.lengths()).reshape(self.shape)
 
     def lengths(self) -> np.ndarray:
-        """Return [R] int64, pixels of each run."""
+        """Return the length of each run in pixels, [R] int64."""
         return np.diff(self.starts, append=self.shape[0] * self.shape[1])
 
     def areas(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids that occur, rising [S] int64, and the pixels of each [S] int64."""
-        ids, place = np.unique(self.ids, return_inverse=True)
-        return ids, np.bincount(place, weights=self.lengths()).astype(np.int64)
+        """Return the ids that occur, sorted, and the pixels of each; both [S] int64."""
+        ids, index = np.unique(self.ids, return_inverse=True)
+        return ids, np.bincount(index, weights=self.lengths()).astype(np.int64)
 
     def find(self, known: np.ndarray) -> np.ndarray:
-        """Return the place of each run's id in `known` ([S], unique): [R] int64, -1 where it is absent."""
+        """Return the index of each run's id in `known` ([S] int64, unique): [R] int64, -1 where it is absent."""
         if not len(known):
             return np.full(len(self.ids), -1)
         order = np.argsort(known)
-        place = order[np.searchsorted(known[order], self.ids).clip(max=len(known) - 1)]
-        return np.where(known[place] == self.ids, place, -1)
+        index = order[np.searchsorted(known[order], self.ids).clip(max=len(known) - 1)]
+        return np.where(known[index] == self.ids, index, -1)

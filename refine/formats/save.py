@@ -1,4 +1,4 @@
-"""One panoptic result as files: an id-PNG and its JSON."""
+"""Writing of one panoptic result as an id-PNG and a JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def save_result(result: PanopticResult, path: str | Path, file_name: str, image_
 
     Raises:
         RefineError: the folder or the files cannot be written.
-        ValueError: the map contradicts the segments.
+        ValueError: areas of map and segments differ.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":

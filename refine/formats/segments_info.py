@@ -1,4 +1,4 @@
-"""Entries of `segments_info`, checked once for training, checking and evaluation."""
+"""Validation of `segments_info` entries, shared by training, data checks and evaluation."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ UNSTATED = -1
 """Area of a segment whose entry does not state one."""
 
 ID_LIMIT = 2**24
-"""Segment ids fill three colours of 8 bits."""
+"""Exclusive upper limit of segment ids, which are stored in three 8-bit channels."""
 
 
 def segment_rows(
     infos: Iterable[Any], classes: Mapping[int, int], on_error: Callable[[str], None]
 ) -> list[tuple[int, int, int, int]]:
-    """Check the segments of one image.
+    """Validate the segments of one image.
 
     Args:
         infos: entries of `segments_info`: `id`, `category_id`, and optionally `iscrowd` and `area`.
         classes: category id -> contiguous class.
-        on_error: called with each fault; if it returns, the segment is left out, or its faulty `iscrowd` or
-            `area` counts as not given.
+        on_error: called with the message of each invalid entry; if it returns, the segment is skipped, or an
+            invalid `iscrowd` or `area` is treated as missing.
 
     Returns:
-        (ID, CLASS, CROWD, AREA) of each good segment, in their order.
+        (ID, CLASS, CROWD, AREA) of each valid segment, in input order.
     """
     rows: list[tuple[int, int, int, int]] = []
-    place: dict[int, int] = {}
+    index: dict[int, int] = {}
     for k, info in enumerate(infos):
         info = info if isinstance(info, dict) else {}
         number, category = info.get("id"), info.get("category_id")
         if not _is_int(number) or not 0 < number < ID_LIMIT:
             on_error(f"segments_info[{k}]: id is {shown(number)}; expected an integer from 1 to {ID_LIMIT - 1}")
             continue
-        if number in place:
+        if number in index:
             on_error(
-                f"segment {number}: segments_info[{place[number]}] and [{k}] both use this id; paint one with "
+                f"segment {number}: segments_info[{index[number]}] and [{k}] both use this id; give one of them "
                 f"another id"
             )
             continue
-        place[number] = k
+        index[number] = k
         if not _is_int(category) or category not in classes:
             on_error(f"segment {number}: unknown category_id {shown(category)}; correct it or add the category")
             continue

@@ -1,4 +1,4 @@
-"""Pages and channels of TIFF files: what a file holds, and the pixels that Pillow cannot decode."""
+"""Selection of pages and channels of TIFF files, and decoding of pixels that Pillow cannot decode."""
 
 from __future__ import annotations
 
@@ -20,75 +20,75 @@ from refine.files import MAX_PIXELS
 from refine.formats.raw import Range, RawImage, check_channel, check_page
 
 WORDS = {"Z": "slices", "T": "time points"}
-"""tifffile's letters of axes that pages are counted along; all others are just pages."""
+"""Names of tifffile's axes along which pages are counted; other axes are called pages."""
 UNBOUNDED: dict[int, Callable[[], Any]] = {
     COMPRESSION.ADOBE_DEFLATE: zlib.decompressobj,
     COMPRESSION.DEFLATE: zlib.decompressobj,
     COMPRESSION.LZMA: lzma.LZMADecompressor,
 }
-"""What tifffile decompresses to any size, whatever the header says."""
+"""Codecs that tifffile decompresses to any size, regardless of the header."""
 GREY = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK)
-logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it logs of damaged files is raised here
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # damaged files raise errors instead of log lines
 
 
 def open_page(
     path: Path, page: int | None, channel: int | None, max_pixels: int
 ) -> tuple[RawImage | int, int | None]:
-    """Find the page that is asked for, and decode it unless Pillow can.
+    """Find the requested page, and decode it unless Pillow can.
 
-    Pages are counted through all axes but rows, columns, samples and channels, in the order of the file. Reduced
-    copies (thumbnails, levels of a pyramid) do not count.
+    Pages are counted over all axes but rows, columns, samples and channels, in the order of the file. Reduced
+    copies (thumbnails, pyramid levels) do not count.
 
     Args:
-        path: a TIFF.
+        path: path of a TIFF file.
         page, channel: as in `ImageOptions`.
         max_pixels: limit on height × width.
 
     Returns:
-        The pixels, or the number, from 0, of the page for Pillow to decode; and the channel that is still to be
-        picked from them.
+        Pixels, or the index, from 0, of the page that Pillow can decode; and the channel that still has to be
+        selected from them, or None.
 
     Raises:
-        RefineError: damaged, too large, of a kind that cannot be read, or without the page or channel.
+        RefineError: the file is damaged, too large or of an unsupported kind, or has no such page or channel.
         OSError: the file cannot be read.
     """
     try:
-        # What OME files name as their other parts is not opened.
+        # Other files that an OME file refers to are not opened.
         with TiffFile(path, _multifile=False) as file:
             return _read(file, path, page, channel, max_pixels)
     except (RefineError, OSError):
         raise
-    except Exception as error:  # tifffile lets every kind of exception through where a header is damaged
-        raise RefineError(f"{path}: is damaged or cut off ({error}); copy or export it again") from error
+    except Exception as error:  # tifffile raises any kind of exception if a header is damaged
+        raise RefineError(f"{path}: is damaged or truncated ({error}); copy or export it again") from error
 
 
 def _read(
     file: TiffFile, path: Path, page: int | None, channel: int | None, max_pixels: int
 ) -> tuple[RawImage | int, int | None]:
-    series, place = _find(file, path, page)
+    series, position = _find(file, path, page)
     if "C" in series.axes:
-        place["C"], channel = check_channel(path, channel, series.shape[series.axes.index("C")]), None
+        position["C"], channel = check_channel(path, channel, series.shape[series.axes.index("C")]), None
     key = series.keyframe
     height, width = (series.shape[series.axes.index(axis)] for axis in "YX")
     if height * width > max_pixels or math.prod(key.shape) > 8 * max_pixels:
         raise RefineError(f"{path}: has more than {max_pixels} pixels; tile it")
     lead = _leading_axes(series)
-    if lead is None:  # one header for many pages, as ImageJ writes large stacks
+    if lead is None:  # one header for many pages, as in large stacks written by ImageJ
         kind = np.dtype(series.dtype).newbyteorder(file.byteorder)
         values: np.ndarray = np.memmap(path, kind, "r", series.dataoffset or 0, series.shape)
         axes, orientation = series.axes, _orientation(key)
     else:
-        at = tuple(place[axis] for axis in series.axes[:lead])
+        at = tuple(position[axis] for axis in series.axes[:lead])
         found = series.pages[int(np.ravel_multi_index(at, series.shape[:lead])) if lead else 0]
         if found is None:
-            raise RefineError(f"{path}: the page is not in this file; export the pages into one file")
+            raise RefineError(f"{path}: the page is stored in another file; export all pages into one file")
         axes = series.axes[lead:]
         if set(axes) <= set("YXS") and _is_plain(key):
             return int(found.index), channel
         _check_kind(key, path)
         values, orientation = _decode(found, key, path)
         values = values.reshape(series.shape[lead:])
-    values = values[tuple(slice(None) if axis in "YXS" else place[axis] for axis in axes)]
+    values = values[tuple(slice(None) if axis in "YXS" else position[axis] for axis in axes)]
     axes = "".join(axis for axis in axes if axis in "YXS")
     values = np.ascontiguousarray(values.transpose([axes.index(axis) for axis in "YXS" if axis in axes]))
     raw = RawImage(
@@ -103,7 +103,7 @@ def _read(
 
 
 def _find(file: TiffFile, path: Path, page: int | None) -> tuple[TiffPageSeries, dict[str, int]]:
-    """The series that holds a page, and the page's place along each of the axes that pages are counted along."""
+    """Return the series that contains a page, and the index of the page along each axis that counts pages."""
     stacks = [s for s in file.series if not s.keyframe.is_reduced] or list(file.series)
     counted = [[(axis, n) for axis, n in zip(s.axes, s.shape, strict=True) if axis not in "YXSC"] for s in stacks]
     counts = [math.prod(n for _, n in axes) for axes in counted]
@@ -116,14 +116,14 @@ def _find(file: TiffFile, path: Path, page: int | None) -> tuple[TiffPageSeries,
     number = check_page(path, page, pages, what)
     for series, axes, count in zip(stacks, counted, counts, strict=True):
         if number < count:
-            place = np.unravel_index(number, [n for _, n in axes]) if axes else ()
-            return series, {axis: int(n) for (axis, _), n in zip(axes, place, strict=True)}
+            position = np.unravel_index(number, [n for _, n in axes]) if axes else ()
+            return series, {axis: int(n) for (axis, _), n in zip(axes, position, strict=True)}
         number -= count
-    raise RefineError(f"{path}: holds no image; export it again")
+    raise RefineError(f"{path}: contains no image; export it again")
 
 
 def _leading_axes(series: TiffPageSeries) -> int | None:
-    """How many axes of a series its pages are counted along, or None if pages have no headers of their own."""
+    """Return the number of leading axes that count pages, or None if pages have no headers of their own."""
     for lead in range(len(series.shape)):
         if math.prod(series.shape[:lead]) == len(series.pages):
             return lead if math.prod(series.shape[lead:]) == math.prod(series.keyframe.shape) else None
@@ -135,7 +135,7 @@ def _has_alpha(page: TiffPage) -> bool:
 
 
 def _is_plain(page: TiffPage) -> bool:
-    """Whether Pillow decodes a page and keeps all of it: at most 8 bits, grey or a colour space."""
+    """Return whether Pillow decodes a page without loss: at most 8 bits, grey or in a colour space."""
     if page.dtype not in (np.uint8, np.bool_):
         return False
     return page.samplesperpixel - _has_alpha(page) == 1 if page.photometric in GREY else page.samplesperpixel <= 4
@@ -170,18 +170,18 @@ def _check_expansion(page: TiffPage | TiffFrame, key: TiffPage) -> None:
 
 
 def _decode(page: TiffPage | TiffFrame, key: TiffPage, path: Path) -> tuple[np.ndarray, int]:
-    """Decode a page whose header is `key`; returns its pixels and the EXIF orientation that they still have."""
+    """Decode a page with header `key`; return its pixels and their remaining EXIF orientation."""
     _check_expansion(page, key)
     try:
         return page.asarray(), _orientation(key)
     except ValueError as error:
         if "imagecodecs" not in str(error):
             raise
-        # tifffile's own codecs do not include LZW and JPEG; Pillow has both, for one sample of 16 bits or more.
+        # tifffile alone has no LZW and JPEG codecs; Pillow has both, for one sample of 16 bits or more.
         if key.samplesperpixel == 1:
             with Image.open(path, formats=["TIFF"]) as image:
                 image.seek(int(page.index))
-                values = np.asarray(image)  # turned upright
+                values = np.asarray(image)  # already upright
             if values.dtype == key.dtype:
                 return values, 1
         compression = getattr(key.compression, "name", key.compression)
@@ -197,7 +197,7 @@ def _orientation(page: TiffPage) -> int:
 
 
 def _stated_range(file: TiffFile, page: TiffPage) -> Range | None:
-    """From 0 to the largest value of the significant bits, where the file states fewer than it stores."""
+    """Return the range of the significant bits if the file states fewer bits than it stores, else None."""
     bits = page.bitspersample
     if file.is_ome and (found := re.search(r'SignificantBits="(\d{1,2})"', file.ome_metadata or "")):
         bits = int(found[1])

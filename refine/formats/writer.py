@@ -1,4 +1,4 @@
-"""COCO panoptic results on disk: id-PNGs and one JSON, as panopticapi and test servers read them."""
+"""Writer of COCO panoptic results: id-PNGs and one JSON, as read by panopticapi and test servers."""
 
 from __future__ import annotations
 
@@ -25,44 +25,44 @@ JOURNAL = "unfinished.jsonl"
 """Name of the journal in the folder of results."""
 
 Entry = dict[str, dict[str, Any]]
-"""`image` and `annotation` of a result, as the JSON has them."""
+"""`image` and `annotation` of a result, entries of the JSON."""
 
 
 def write_png(path: str | Path, segment_ids: np.ndarray) -> None:
-    """Write segment ids [H, W] as an id-PNG, atomically.
+    """Write segment ids, [H, W] integer, as an id-PNG, atomically.
 
     Raises:
-        ValueError: not a map of integers in 0..2^24-1.
-        RefineError: the folder cannot be written.
+        ValueError: the ids are not a map of integers in 0..2^24-1.
+        RefineError: the file cannot be written.
     """
     if segment_ids.ndim != 2 or segment_ids.dtype.kind not in "iu" or not segment_ids.size:
         raise ValueError(f"write_png: expected integers [H, W], got {segment_ids.dtype} {segment_ids.shape}")
     if segment_ids.min() < 0 or segment_ids.max() >= 2**24:
-        raise ValueError(f"write_png: ids are {segment_ids.min()}..{segment_ids.max()}, expected 0..2^24-1")
+        raise ValueError(f"write_png: expected ids 0..2^24-1, got {segment_ids.min()}..{segment_ids.max()}")
     rgb0 = np.ascontiguousarray(segment_ids, "<u4").view(np.uint8).reshape(*segment_ids.shape, 4)
-    # OpenCV's own setting (fast compression) writes a 640 x 480 map in 2 ms; the smallest takes ten times it.
+    # OpenCV's default (fast compression) writes a 640 x 480 map in 2 ms; the best compression takes ten times that.
     _, data = cv2.imencode(".png", cv2.cvtColor(rgb0, cv2.COLOR_RGBA2BGR))
     write_bytes(path, data.data)
 
 
 class PredictionWriter:
-    """Writes results one by one: OUT/panoptic/NAME.png, OUT/overlays/NAME.jpg, and at the end OUT/panoptic.json.
+    """Writer of OUT/panoptic/NAME.png and OUT/overlays/NAME.jpg for each result, and finally OUT/panoptic.json.
 
         with PredictionWriter("out", categories) as writer:
             writer.add(image_id, "street.jpg", result)
 
-    NAME is the image's file name without its suffix; folders in it are kept. The JSON is not written if the block
-    ends with an error, and one of earlier results is removed before the first of these is replaced. If the block
-    is interrupted (Ctrl-C, SIGTERM), the JSON lists what is finished.
+    NAME is the file name of the image without suffix, including folders. If the block raises an exception, no JSON
+    is written; a JSON of earlier results is removed before the first of them is replaced. If the block is
+    interrupted (Ctrl-C, SIGTERM), the JSON lists the finished results.
 
-    With `journal`, OUT/unfinished.jsonl lists the finished results until the JSON does, so that even after
-    a kill `resume` finds them.
+    With `journal`, OUT/unfinished.jsonl lists the finished results until the JSON is written, so that `resume`
+    finds them even after the process was killed.
 
     Args:
-        out: folder, made if absent.
+        out: output folder, created if necessary.
         categories: categories of the results.
-        info: what results depend on, for `info` of the JSON; None leaves the field out.
-        journal: keep a journal.
+        info: settings that the results depend on, written to `info` of the JSON; None omits the field.
+        journal: whether to keep a journal.
     """
 
     def __init__(
@@ -81,16 +81,16 @@ class PredictionWriter:
         self._begun = False
 
     def resume(self, images: Sequence[ImageFile], overlays: bool) -> set[str]:
-        """Take over the results of an earlier run that are whole: those of its journal, or else of its JSON.
+        """Reuse the complete results of an earlier run, from its journal or else from its JSON.
 
-        A result counts if its PNG (and overlay) is whole and not older than its image.
+        A result is reused if its PNG (and overlay) is complete and not older than its image.
 
         Args:
-            images: all images of this run, in the order in which the JSON is to list them.
-            overlays: overlays are wanted too.
+            images: all images of this run, in the order in which the JSON will list them.
+            overlays: whether overlays are required.
 
         Returns:
-            The names of the images whose results are taken over.
+            Names of the images whose results are reused.
 
         Raises:
             RefineError: the earlier results were written with other settings.
@@ -105,7 +105,7 @@ class PredictionWriter:
         latest = {entry["image"]["file_name"]: entry for entry in earlier}
         for image in images:
             entry = latest.get(image.name)
-            if entry and self._is_whole(entry, image, overlays):
+            if entry and self._is_complete(entry, image, overlays):
                 entry["image"]["id"] = entry["annotation"]["image_id"] = image.id
                 self._keep(entry)
         return set(self._entries)
@@ -117,18 +117,18 @@ class PredictionWriter:
 
         Args:
             image_id: id of the image in the JSON.
-            file_name: the image's file name, relative, with any suffix.
-            result: segments and map.
-            overlay: content of a JPEG to write as the overlay.
+            file_name: relative file name of the image, with any suffix.
+            result: panoptic result.
+            overlay: content of the JPEG to write as the overlay, or None.
 
         Returns:
             Path of the PNG.
 
         Raises:
-            RefineError: an image of the same id, or the same name but for the suffix, was written before, or the
-                name leads out of the folder.
-            WriteError: a file cannot be written; then none of this result is there.
-            ValueError: the map contradicts the segments.
+            RefineError: an image with the same id, or the same name up to the suffix, was already written, or the
+                name points outside the folder.
+            WriteError: a file cannot be written; no file of this result remains.
+            ValueError: areas of map and segments differ.
         """
         if problem := name_problem(file_name):
             raise RefineError(problem)
@@ -136,30 +136,30 @@ class PredictionWriter:
         if png in self._pngs:
             raise RefineError(f"{file_name}: two images would be written as {png}; rename one")
         if image_id in self._ids:
-            raise RefineError(f"{file_name}: image id {image_id} was written before; give each image its own")
+            raise RefineError(f"{file_name}: image id {image_id} is already used; give each image its own id")
         segment_ids = result.segment_ids.cpu().numpy()
         _check_areas(result, segment_ids)
         self._begin()
         path = self.out / "panoptic" / png
-        drawn = self.overlay_path(file_name)
+        overlay_path = self.overlay_path(file_name)
         try:
             write_png(path, segment_ids)
             if overlay is not None:
-                write_bytes(drawn, overlay)
-            self._note(image_id, file_name, png, result)
+                write_bytes(overlay_path, overlay)
+            self._record(image_id, file_name, png, result)
         except WriteError:
-            for file in (path, drawn) if overlay is not None else (path,):
-                with suppress(OSError):  # a disk that refuses this too has refused the file
+            for file in (path, overlay_path) if overlay is not None else (path,):
+                with suppress(OSError):  # if the disk rejects this too, the file was never written
                     file.unlink()
             raise
         return path
 
     def overlay_path(self, file_name: str) -> Path:
-        """Path of the overlay of an image."""
+        """Return the path of the overlay of an image."""
         return self.out / "overlays" / PurePath(file_name).with_suffix(".jpg")
 
     def close(self) -> Path:
-        """Write the JSON; returns its path."""
+        """Write the JSON and return its path."""
         entries = sorted(self._entries.values(), key=lambda entry: self._rank.get(entry["image"]["file_name"], 0))
         content = {
             "images": [entry["image"] for entry in entries],
@@ -186,7 +186,7 @@ class PredictionWriter:
         return self._info or {}
 
     def _begin(self) -> None:
-        """Before the first result: open the journal, and remove a JSON whose maps are about to be replaced."""
+        """Prepare for the first result: open the journal and remove a JSON whose PNGs will be replaced."""
         if self._begun:
             return
         if self._with_journal and self._journal is None:
@@ -198,7 +198,7 @@ class PredictionWriter:
             raise write_error(self.json, error) from error
         self._begun = True
 
-    def _note(self, image_id: int | str, file_name: str, png: str, result: PanopticResult) -> None:
+    def _record(self, image_id: int | str, file_name: str, png: str, result: PanopticResult) -> None:
         height, width = result.segment_ids.shape
         entry: Entry = {
             "image": {"id": image_id, "file_name": file_name, "height": height, "width": width},
@@ -215,7 +215,7 @@ class PredictionWriter:
         self._pngs.add(annotation["file_name"])
 
     def _read_json(self) -> list[Entry]:
-        """Entries of the JSON that is there."""
+        """Return the entries of an existing JSON."""
         if not self.json.is_file():
             return []
         content = read_json(self.json)
@@ -227,25 +227,25 @@ class PredictionWriter:
                 return [{"image": i, "annotation": maps[i["id"]]} for i in images if i["id"] in maps]
         raise other_settings(self.json, {}, self._settings())
 
-    def _is_whole(self, entry: Entry, image: ImageFile, overlays: bool) -> bool:
-        """Whether the files of a result are whole and not older than the image."""
+    def _is_complete(self, entry: Entry, image: ImageFile, overlays: bool) -> bool:
+        """Return whether the files of a result are complete and not older than the image."""
         path = self.out / "panoptic" / entry["annotation"]["file_name"]
-        drawn = self.overlay_path(image.name)
+        overlay = self.overlay_path(image.name)
         try:
             read_container(path, (entry["image"]["height"], entry["image"]["width"]))
             since = image.path.stat().st_mtime if image.path.exists() else 0.0
-            return path.stat().st_mtime >= since and (not overlays or drawn.stat().st_mtime >= since)
+            return path.stat().st_mtime >= since and (not overlays or overlay.stat().st_mtime >= since)
         except (RefineError, OSError):
             return False
 
 
 def _check_areas(result: PanopticResult, segment_ids: np.ndarray) -> None:
-    """Hold what the JSON will say against what the PNG will show."""
+    """Raise ValueError if the areas of the segments differ from the pixels of the map."""
     ids, pixels = Runs.from_map(segment_ids).areas()
     shown = {i: n for i, n in zip(ids.tolist(), pixels.tolist(), strict=True) if i}
     stated = {segment.id: segment.area for segment in result.segments}
     if shown != stated:
         wrong = min(i for i in shown | stated if shown.get(i) != stated.get(i))
         raise ValueError(
-            f"PanopticResult: segment {wrong} shows {shown.get(wrong, 0)} pixels, its area is {stated.get(wrong)}"
+            f"PanopticResult: segment {wrong} has {shown.get(wrong, 0)} pixels, but its area is {stated.get(wrong)}"
         )

@@ -134,7 +134,7 @@ def edit(path, change):
     ("change", "more", "message"),
     [
         (lambda f: (f / "results.json").unlink(), [], "results.json"),
-        (lambda f: (f / "results.json").write_text("{}"), [], "results.json: is no list of mappings"),
+        (lambda f: (f / "results.json").write_text("{}"), [], "results.json: expected a list of mappings"),
         (lambda f: edit(f / "results.json", lambda r: r[0].update(image_id=5)), [], "entry 0: image_id 5"),
         (lambda f: edit(f / "results.json", lambda r: r[0].update(image_id=[4])), [], "entry 0: image_id [4]"),
         (lambda f: edit(f / "results.json", lambda r: r[0].pop("image_id")), [], "entry 0: image_id None"),
@@ -150,7 +150,7 @@ def edit(path, change):
         (lambda f: edit(f / "set.json", lambda s: s["images"][1].update(id=4)), [], "id 4 is used twice"),
         (lambda f: (f / "semantic/b.png").unlink(), [], "b.png: cannot be read"),
         (lambda f: Image.new("RGB", (32, 24)).save(f / "semantic/a.png"), [], "a.png: expected a grey PNG"),
-        (lambda f: Image.new("L", (9, 9)).save(f / "semantic/a.png"), [], "a.png: 9 × 9 pixels, expected 32 × 24"),
+        (lambda f: Image.new("L", (9, 9)).save(f / "semantic/a.png"), [], "expected 32 × 24 pixels, got 9 × 9"),
         (lambda f: Image.new("L", (32, 24), 7).save(f / "semantic/a.png"), [], "a.png: has category id 7"),
         (lambda f: None, ["--unknown-erasing"], "--unknown-erasing: needs --confidence"),
         (lambda f: None, ["--method", "soe"], "--method soe: needs --checkpoint"),

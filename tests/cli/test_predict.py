@@ -277,7 +277,7 @@ def test_two_runs_in_one_folder_are_rejected(checkpoint, images, tmp_path, capsy
 
     journal = Journal(tmp_path / "out" / JOURNAL, {})
     assert run(checkpoint, images / "x", tmp_path / "out") == 1
-    assert "another run is writing here" in capsys.readouterr().err
+    assert "another run is writing to this file" in capsys.readouterr().err
     journal.close()
     assert run(checkpoint, images / "x", tmp_path / "out") == 0
 

@@ -166,10 +166,10 @@ def test_instances_are_checked_one_by_one(tmp_path: Path) -> None:
     write_json(path, {"annotations": annotations})
     assert errors(files, instances=path) == [
         "instance: annotations[2]: category_id 200 is stuff; instances are things",
-        "instance: annotations[3]: category_id 1 is not among the panoptic categories; add it there",
-        "instance: annotations[4]: segmentation cannot be drawn (it is empty); correct or drop it",
+        "instance: annotations[3]: category_id 1 is not in the panoptic categories; add it there",
+        "instance: annotations[4]: segmentation is invalid (it is empty); correct or drop it",
         "instance: annotations[5]: has no `segmentation`; give a COCO instances JSON",
-        "instance: annotations[6]: is not as COCO instances JSON has it ('int' object is not subscriptable); "
+        "instance: annotations[6]: is not a COCO instance annotation ('int' object is not subscriptable); "
         "correct it",
     ]
     write_json(path, {"annotations": [good]})
@@ -178,7 +178,7 @@ def test_instances_are_checked_one_by_one(tmp_path: Path) -> None:
     assert Finding("instance", str(path), "image 10: no instance for segments 70000") in report.warnings
     write_json(path, {"annotations": [good | {"image_id": 99}]})
     assert errors(files, instances=path) == [
-        "instance: annotations: none is of an image of the data set; check the two files"
+        "instance: annotations: none belongs to an image of the data set; check both files"
     ]
     path.write_text("{")
     assert len(errors(files, instances=path)) == 1
@@ -204,7 +204,7 @@ def test_cityscapes_faults(tmp_path: Path) -> None:
     report = check_cityscapes(tmp_path, "val")
     assert [(Path(f.file).name[:10], f.message) for f in report.errors] == [
         ("ulm_000000", "no such file; check the path"),
-        ("ulm_000001", "is damaged (cut off after 45 bytes); write it again"),
+        ("ulm_000001", "is damaged (truncated after 45 bytes); write it again"),
         ("ulm_000002", "value 77 (3 pixels) is no Cityscapes label; copy it again"),
         ("ulm_000003", "9 × 9 pixels, but its segments have 50 × 40 pixels; make them equal"),
     ]

@@ -91,7 +91,7 @@ def test_faults_are_told(tmp_path: Path) -> None:
     with pytest.raises(RefineError, match="expected a grey PNG of 8 or 16 bits, got 8-bit RGB"):
         Cityscapes(tmp_path, "val")[0]
     ids.write_bytes(b"")
-    with pytest.raises(RefineError, match="is not a PNG, or cut off"):
+    with pytest.raises(RefineError, match="is not a PNG, or truncated"):
         Cityscapes(tmp_path, "val")
 
 

@@ -215,7 +215,7 @@ def test_complaints_about_a_picture(tmp_path: Path) -> None:
     with pytest.raises(RefineError, match=r"image 10: segment 300 has no pixel in .*0_ids.png; drop it"):
         dataset[0]
     files.paint(0, IDS[:3])
-    with pytest.raises(RefineError, match=r"0_ids\.png: has 6 × 3 pixels, expected 6 × 4; correct"):
+    with pytest.raises(RefineError, match=r"0_ids\.png: expected 6 × 4 pixels, got 6 × 3; correct"):
         dataset[0]
     files.paint(0, IDS)
     Image.new("RGB", (7, 4)).save(files.images / "0.png")
@@ -232,7 +232,7 @@ def test_a_file_that_is_no_json(tmp_path: Path) -> None:
     with pytest.raises(RefineError, match="is not valid JSON"):
         CocoPanoptic(files.images, files.json, files.segments)
     files.json.write_text("[]")
-    with pytest.raises(RefineError, match="is a list; give a COCO panoptic JSON"):
+    with pytest.raises(RefineError, match="expected a mapping, got list; give a COCO panoptic JSON"):
         CocoPanoptic(files.images, files.json, files.segments)
 
 

@@ -1,4 +1,4 @@
-"""Predictions of other codebases, from their own code where it is installed."""
+"""Tests of converting predictions of other libraries, with their own code where it is installed."""
 
 from types import SimpleNamespace
 
@@ -33,7 +33,7 @@ MASKS[1, 8:19, 10:29] = True
 BOXES = torch.tensor([[3.0, 2, 12, 10], [10, 8, 29, 19]])
 
 
-def test_torchvisions_own_output():
+def test_torchvision_output():
     torch.manual_seed(0)
     model = maskrcnn_resnet50_fpn(
         weights=None, weights_backbone=None, num_classes=2, min_size=64, max_size=96, box_score_thresh=0.0,
@@ -49,25 +49,25 @@ def test_torchvisions_own_output():
     assert result.segment_ids.shape == (64, 96)
 
 
-def test_detectron2s_attributes():
-    theirs = SimpleNamespace(
+def test_detectron2_attributes():
+    predicted = SimpleNamespace(
         image_size=(20, 30),
         pred_boxes=SimpleNamespace(tensor=BOXES),
         scores=torch.tensor([0.9, 0.8]),
         pred_classes=torch.tensor([1, 0]),
         pred_masks=MASKS,
     )
-    instances = from_detectron2(theirs, CATEGORIES)
-    assert instances.labels.tolist() == [1, 0]  # contiguous classes in the order of ids
-    assert from_detectron2(theirs, CATEGORIES, [18, 1]).labels.tolist() == [0, 1]
+    instances = from_detectron2(predicted, CATEGORIES)
+    assert instances.labels.tolist() == [1, 0]  # contiguous classes, sorted by id
+    assert from_detectron2(predicted, CATEGORIES, [18, 1]).labels.tolist() == [0, 1]
     assert instances.boxes.equal(BOXES)
-    del theirs.pred_masks
+    del predicted.pred_masks
     with pytest.raises(RefineError, match="has no 'pred_masks'"):
-        from_detectron2(theirs, CATEGORIES)
+        from_detectron2(predicted, CATEGORIES)
 
 
 @pytest.mark.parametrize("stacked", [False, True])
-def test_huggingfaces_dictionaries(stacked):
+def test_huggingface_results(stacked):
     infos = [
         {"id": 1, "label_id": 18, "score": 0.9},
         {"id": 2, "label_id": 130, "score": 0.7},  # stuff
@@ -84,8 +84,8 @@ def test_huggingfaces_dictionaries(stacked):
     torch.testing.assert_close(instances.scores, torch.tensor([0.9, 0.8]))
     assert instances.masks[0].equal(MASKS[0])
     assert instances.boxes[0].tolist() == BOXES[0].tolist()
-    nothing = from_huggingface({"segmentation": torch.full((20, 30), -1), "segments_info": []}, CATEGORIES)
-    assert len(nothing) == 0
+    empty = from_huggingface({"segmentation": torch.full((20, 30), -1), "segments_info": []}, CATEGORIES)
+    assert len(empty) == 0
 
 
 @pytest.mark.parametrize(
@@ -95,10 +95,10 @@ def test_huggingfaces_dictionaries(stacked):
         ({"id": 1, "score": 0.5}, "has no 'label_id'"),
         ({"id": 1, "label_id": 1}, "has no 'score'"),
         ({"id": 1, "label_id": 2, "score": 0.5}, "2 has no entry in category_ids"),
-        ({"id": 1, "label_id": 0, "score": 0.5}, "category 99 is none of the categories"),
+        ({"id": 1, "label_id": 0, "score": 0.5}, "category 99 is not in categories"),
     ],
 )
-def test_wrong_dictionaries_are_told(info, words):
+def test_invalid_huggingface_results_raise(info, words):
     with pytest.raises(RefineError, match=r"segments_info\[0\].*" + words):
         from_huggingface({"segmentation": torch.ones(4, 6), "segments_info": [info]}, CATEGORIES, [99, 1])
 
@@ -124,7 +124,7 @@ def test_coco_results(form):
     assert instances.labels.tolist() == [1, 0]
 
 
-def test_coco_results_as_runs_are_those_of_dense_masks():
+def test_coco_results_as_runs_equal_dense_masks():
     rng = np.random.default_rng(0)
     masks = rng.random((8, 20, 30)) < rng.random((8, 1, 1)) ** 2
     masks[0], masks[1], masks[2, :, 25:] = True, False, True
@@ -148,29 +148,29 @@ def test_coco_results_as_runs_are_those_of_dense_masks():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"category_id": 130}, "category_id 130 is no thing"),
-        ({"category_id": 99}, "category_id 99 is no thing"),
+        ({"category_id": 130}, "category_id 130 is not a thing"),
+        ({"category_id": 99}, "category_id 99 is not a thing"),
         ({"score": 1.5}, "score is 1.5"),
         ({"score": None}, "score is None"),
-        ({"segmentation": {"size": [5, 5], "counts": [25]}}, r"its size is \[5, 5\], the image's \[20, 30\]"),
-        ({"segmentation": {"size": [20, 30]}}, "cannot be drawn"),
-        ({"segmentation": {"size": [20, 30], "counts": [5, 5]}}, "its counts are of 10 pixels, the image has 600"),
+        ({"segmentation": {"size": [5, 5], "counts": [25]}}, r"expected size \[20, 30\], got \[5, 5\]"),
+        ({"segmentation": {"size": [20, 30]}}, "segmentation is invalid"),
+        ({"segmentation": {"size": [20, 30], "counts": [5, 5]}}, "expected counts of 600 pixels, got 10"),
         ({"segmentation": [[1, 1, 5, float("nan"), 5, 5]]}, "a corner is not finite"),
         ({"segmentation": "mask"}, "segmentation is 'mask'"),
     ],
 )
-def test_wrong_results_are_told(changes, words):
+def test_invalid_coco_results_raise(changes, words):
     entry = {"category_id": 1, "score": 0.5, "segmentation": [[1, 1, 5, 1, 5, 5]]} | changes
     with pytest.raises(RefineError, match=words) as error:
         from_coco([entry], (20, 30), CATEGORIES, "file.json: image 3")
     assert str(error.value).startswith("file.json: image 3: entry 0")
 
 
-def test_unknown_labels_are_told():
+def test_unknown_labels_raise():
     output = {
         "boxes": BOXES, "labels": torch.tensor([1, 2]), "scores": torch.ones(2), "masks": MASKS[:, None].float()
     }  # fmt: skip
-    with pytest.raises(RefineError, match="category 2 is no thing"):
+    with pytest.raises(RefineError, match="category 2 is not a thing"):
         from_torchvision(output, CATEGORIES)
     assert from_torchvision(output, CATEGORIES, [0, 1, 18]).labels.tolist() == [0, 1]
     with pytest.raises(RefineError, match="2 has no entry in category_ids"):
@@ -179,23 +179,23 @@ def test_unknown_labels_are_told():
         from_torchvision({k: v for k, v in output.items() if k != "masks"}, CATEGORIES)
 
 
-def test_empty_masks_are_left_out_and_roi_masks_show_their_boxes():
+def test_empty_masks_are_dropped_and_roi_masks_cover_their_boxes():
     masks = torch.cat([MASKS, torch.zeros(1, 20, 30, dtype=torch.bool)])
     instances = from_masks(masks, torch.tensor([0, 1, 0]), torch.tensor([0.9, 0.8, 0.7]))
     assert len(instances) == 2
     with_roi = add_roi_masks(instances, 4)
-    # Samples near the edge reach over it.
+    # Samples near the edge reach beyond it.
     torch.testing.assert_close(with_roi.roi_masks, torch.ones(2, 4, 4), atol=0.1, rtol=0)
     half = MASKS[:1].clone()
     half[0, 2:6, 3:12] = False
-    half[0, 2, 3] = True  # the box stays
+    half[0, 2, 3] = True  # keeps the box
     lower = add_roi_masks(from_masks(half, torch.tensor([0]), torch.tensor([0.9])), 4).roi_masks[0]
     assert (lower[2:] > 0.9).all()
     assert (lower[:2, 1:] < 0.2).all()
 
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.float32])
-def test_arrays_are_as_good_as_tensors(dtype):
+def test_arrays_and_tensors_are_equivalent(dtype):
     expected = from_masks(MASKS, torch.tensor([1, 0]), torch.tensor([0.9, 0.8]))
     arrays = from_masks(MASKS.numpy().astype(dtype), np.array([1, 0]), np.array([0.9, 0.8], np.float32))
     for field in ("boxes", "scores", "labels", "masks"):
@@ -220,6 +220,6 @@ def test_arrays_are_as_good_as_tensors(dtype):
         (None, TypeError, "masks: expected an array or a tensor, got NoneType"),
     ],
 )
-def test_masks_that_cannot_be(masks, error, words):
+def test_invalid_masks_raise(masks, error, words):
     with pytest.raises(error, match=words):
         from_masks(masks, torch.tensor([0, 1]), torch.tensor([0.9, 0.8]))

@@ -1,4 +1,4 @@
-"""Which images a command works on, and what their results are called."""
+"""Tests of listing images and naming their results."""
 
 import os
 
@@ -40,26 +40,26 @@ def test_files_folders_and_patterns(folder):
     assert names(f"{folder}/sub/*") == ["a.png", "c.webp"]
     assert [file.id for file in list_images([str(folder)])] == [1, 2]
     for nothing in (folder / "none.png", folder / "*.bmp", folder / ".x" / "*.jpg"):
-        with pytest.raises(RefineError, match="no image there"):
+        with pytest.raises(RefineError, match="contains no image"):
             names(nothing)
 
 
-def test_subfolders_are_read_on_demand_and_otherwise_mentioned(folder):
+def test_subfolders_are_read_on_request_and_otherwise_noted(folder):
     every = ["a.png", "b.JPG", "sub/a.png", "sub/c.webp", "sub/deep/a.png"]
     assert names(folder, recursive=True, skip=folder / "out") == every
-    told = []
-    assert names(folder, skip=folder / "out", tell=told.append) == ["a.png", "b.JPG"]
-    assert told == [f"{folder}: 1 of its subfolders hold images, which are left out; --recursive reads them"]
+    notes = []
+    assert names(folder, skip=folder / "out", notify=notes.append) == ["a.png", "b.JPG"]
+    assert notes == [f"{folder}: skipped subfolders with images (1); add --recursive to read them"]
     (folder / "top").mkdir()
     (folder / "top" / "city").symlink_to(folder / "sub")
-    with pytest.raises(RefineError, match=r"top: no image there, but in its subfolders; add --recursive"):
+    with pytest.raises(RefineError, match=r"top: contains images only in subfolders; add --recursive"):
         names(folder / "top")
     assert names(folder / "top", recursive=True) == ["city/a.png", "city/c.webp", "city/deep/a.png"]
     os.symlink(folder, folder / "sub" / "loop")
     assert "sub/deep/a.png" in names(folder, recursive=True, skip=folder / "out")
 
 
-def test_results_of_equal_names_are_refused(folder):
+def test_equal_names_of_results_raise(folder):
     assert list(result_names(list_images([f"{folder}/**/a.png"]))) == ["a", "out/a", "sub/a", "sub/deep/a"]
     with pytest.raises(
         RefineError, match=r"sub/a\.png: its results would be named 'a' like those of .*/out/a\.png"

@@ -1,4 +1,4 @@
-"""COCO instance masks beside the panoptic map: read as pycocotools reads them, matched to segments."""
+"""Tests of COCO instance annotations: reading, compared with pycocotools, and matching to segments."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def rle(mask: np.ndarray, compressed: bool = True) -> dict[str, Any]:
     return {"size": list(mask.shape), "counts": np.diff(edges).tolist()}
 
 
-def opened(tmp_path: Path, annotations: list[Any], ids: tuple[int, ...] = (10,)) -> InstanceFile:
+def instance_file(tmp_path: Path, annotations: list[Any], ids: tuple[int, ...] = (10,)) -> InstanceFile:
     write_json(tmp_path / "instances.json", {"annotations": annotations})
     images = {image_id: ImageEntry(f"{image_id}.jpg", SIZE) for image_id in ids}
     return InstanceFile(tmp_path / "instances.json", images, NAMES, LABELS, num_things=2)
@@ -48,14 +48,14 @@ def annotation(mask: np.ndarray, **more: Any) -> dict[str, Any]:
 
 def test_masks_labels_and_crowds_of_each_image(tmp_path: Path) -> None:
     full, cat = np.ones(SIZE, bool), IDS == 300
-    file = opened(
+    file = instance_file(
         tmp_path,
         [
             annotation(full, image_id=12, category_id=3, iscrowd=1),
             annotation(cat),
             annotation(cat, image_id=99),  # of another data set
             annotation(full, category_id=8),  # dropped by a remap
-            annotation(np.zeros(SIZE, bool)),  # no pixel
+            annotation(np.zeros(SIZE, bool)),  # empty
             annotation(full, category_id=3, segmentation=rle(full, compressed=False)),
         ],
         (10, 11, 12),
@@ -76,7 +76,7 @@ _POLYGON = st.lists(_CORNER, min_size=3, max_size=6).map(lambda corners: [v for 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(_POLYGON, min_size=1, max_size=3))
 @pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
-def test_polygons_are_drawn_as_pycocotools_draws_them(
+def test_polygons_are_rasterised_like_pycocotools(
     tmp_path_factory: pytest.TempPathFactory, polygons: list[list[float]]
 ) -> None:
     size = (24, 28)
@@ -91,23 +91,23 @@ def test_polygons_are_drawn_as_pycocotools_draws_them(
         assert len(masks) == 0
 
 
-def test_complaints(tmp_path: Path) -> None:
+def test_invalid_annotations_raise(tmp_path: Path) -> None:
     good = annotation(IDS == 300)
     for bad, message in (
-        (7, r"annotations\[0\]: is not as COCO instances JSON has it"),
+        (7, r"annotations\[0\]: is not a COCO instance annotation"),
         ({"image_id": 10}, r"annotations\[0\]: has no `category_id`"),
         ({"image_id": 10, "category_id": 17}, "has no `segmentation`"),
-        (good | {"category_id": 1}, "category_id 1 is not among the panoptic categories; add it there"),
+        (good | {"category_id": 1}, "category_id 1 is not in the panoptic categories; add it there"),
         (good | {"category_id": 200}, "category_id 200 is stuff; instances are things"),
-        (good | {"segmentation": []}, r"segmentation cannot be drawn \(it is empty\)"),
+        (good | {"segmentation": []}, r"segmentation is invalid \(it is empty\)"),
         (good | {"segmentation": [[1, 2, 3, 4]]}, "a polygon needs three corners"),
-        (good | {"segmentation": "abc"}, "segmentation cannot be drawn"),
-        (good | {"segmentation": {"size": [4, 6], "counts": [5, 5]}}, "its counts are of 10 pixels, the image has"),
-        (good | {"segmentation": rle(np.ones((3, 3), bool))}, r"its size is \[3, 3\], the image's \[4, 6\]"),
-        (good | {"image_id": 99}, "none is of an image of the data set"),
+        (good | {"segmentation": "abc"}, "segmentation is invalid"),
+        (good | {"segmentation": {"size": [4, 6], "counts": [5, 5]}}, "expected counts of 24 pixels, got 10"),
+        (good | {"segmentation": rle(np.ones((3, 3), bool))}, r"expected size \[4, 6\], got \[3, 3\]"),
+        (good | {"image_id": 99}, "none belongs to an image of the data set"),
     ):
         with pytest.raises(RefineError, match=message) as error:
-            opened(tmp_path, [bad])
+            instance_file(tmp_path, [bad])
         assert str(error.value).startswith(str(tmp_path / "instances.json"))
     write_json(tmp_path / "instances.json", [])
     with pytest.raises(RefineError, match="has no list `annotations`"):
@@ -129,7 +129,7 @@ def test_complaints(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_ids_mean_the_same_in_both_files(tmp_path: Path, more: dict[str, Any], message: str | None) -> None:
+def test_ids_must_denote_the_same_in_both_files(tmp_path: Path, more: dict[str, Any], message: str | None) -> None:
     path = tmp_path / "instances.json"
     write_json(path, {"annotations": [annotation(IDS == 300)]} | more)
     arguments = (path, {10: ImageEntry("10.jpg", SIZE)}, NAMES, LABELS, 2)
@@ -149,7 +149,7 @@ def test_ids_mean_the_same_in_subfolders_too(tmp_path: Path) -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 2**31), st.integers(1, 12), st.integers(1, 40))
-def test_compressed_counts_that_are_cut_off_are_refused(seed: int, height: int, width: int) -> None:
+def test_truncated_compressed_counts_raise(seed: int, height: int, width: int) -> None:
     g = np.random.default_rng(seed)
     mask = g.random((height, width)) < g.choice([0.02, 0.5, 1])
     mask[:, g.integers(width) :] = g.integers(2)
@@ -161,22 +161,22 @@ def test_compressed_counts_that_are_cut_off_are_refused(seed: int, height: int, 
 
 
 @pytest.mark.parametrize("counts", ["", "~~", "é", "PPPPPPPPP0", "000o", [10**400], ["a"], 5, None])
-def test_counts_that_are_none_are_refused(tmp_path: Path, counts: Any) -> None:
-    with pytest.raises(RefineError, match="segmentation cannot be drawn"):
-        opened(tmp_path, [annotation(IDS == 300, segmentation={"size": [4, 6], "counts": counts})])
+def test_invalid_counts_raise(tmp_path: Path, counts: Any) -> None:
+    with pytest.raises(RefineError, match="segmentation is invalid"):
+        instance_file(tmp_path, [annotation(IDS == 300, segmentation={"size": [4, 6], "counts": counts})])
 
 
-def test_corners_beyond_any_float_are_refused(tmp_path: Path) -> None:
+def test_corners_beyond_the_range_of_floats_raise(tmp_path: Path) -> None:
     for corner in (10**400, float("inf")):
         (tmp_path / "instances.json").write_text(
             json.dumps({"annotations": [annotation(IDS == 300, segmentation=[[0, 0, corner, 0, 3, 3]])]})
         )
-        with pytest.raises(RefineError, match="segmentation cannot be drawn"):
+        with pytest.raises(RefineError, match="segmentation is invalid"):
             InstanceFile(tmp_path / "instances.json", {10: ImageEntry("10.jpg", SIZE)}, NAMES, LABELS, 2)
 
 
-def test_targets_take_whole_masks_and_the_map_tells_who_is_seen(tmp_path: Path) -> None:
-    """The car reaches behind the cat; a second cat is hidden altogether."""
+def test_targets_have_whole_masks_and_owners_from_the_map(tmp_path: Path) -> None:
+    """The car extends behind the cat; a second cat is completely hidden."""
     files = write_coco(tmp_path)
     car, cat = np.isin(IDS, (300, 70000)), IDS == 300
     hidden = np.zeros(SIZE, bool)
@@ -194,7 +194,7 @@ def test_targets_take_whole_masks_and_the_map_tells_who_is_seen(tmp_path: Path) 
     np.testing.assert_array_equal(targets.sem_seg, plain.sem_seg)
 
 
-def test_a_remap_that_makes_things_stuff_leaves_their_instances_out(tmp_path: Path) -> None:
+def test_instances_of_things_remapped_to_stuff_are_skipped(tmp_path: Path) -> None:
     files = write_coco(tmp_path)
     categories = [{"id": 1, "name": "cat", "isthing": 1}, {"id": 2, "name": "rest", "isthing": 0}]
     write_json(tmp_path / "remap.json", {"categories": categories, "map": {"17": 1, "3": 2, "200": 2, "105": None}})
@@ -210,7 +210,7 @@ def test_a_remap_that_makes_things_stuff_leaves_their_instances_out(tmp_path: Pa
         CocoPanoptic(files.images, files.json, files.segments, **more)
 
 
-def test_matching_takes_the_best_pair_first_and_only_its_own_kind() -> None:
+def test_matching_is_greedy_and_within_class_and_crowd() -> None:
     index = torch.tensor([[0, 0, 0, 1, 1, 2, 2, -1]], dtype=torch.int32)
     segments = SegmentMap(index, torch.tensor([0, 0, 1]), torch.tensor([False, True, False]))
 
@@ -219,11 +219,11 @@ def test_matching_takes_the_best_pair_first_and_only_its_own_kind() -> None:
         labels = torch.tensor([label for _, label, _ in instances])
         return match_segments(segments, masks, labels, torch.tensor([c for _, _, c in instances])).tolist()
 
-    assert match(("xx......", 0, False), ("xxx.....", 0, False)) == [-1, 0]  # 2/3 yields to 1
-    assert match(("xxxxx...", 0, False), ("...xx...", 0, True)) == [0, 1]  # 3/5; the crowd has a crowd
-    assert match(("...xx...", 0, False)) == [-1]  # no crowd
+    assert match(("xx......", 0, False), ("xxx.....", 0, False)) == [-1, 0]  # IoU 1 before IoU 2/3
+    assert match(("xxxxx...", 0, False), ("...xx...", 0, True)) == [0, 1]  # IoU 3/5; crowd matches crowd
+    assert match(("...xx...", 0, False)) == [-1]  # not a crowd
     assert match((".....xx.", 0, False)) == [-1]  # another class
     assert match((".......x", 1, False)) == [-1]  # void
     empty = torch.zeros(0, 1, 8, dtype=torch.bool)
-    nothing = torch.zeros(0, dtype=torch.int64)
-    assert match_segments(segments, empty, nothing, nothing.bool()).shape == (0,)
+    none = torch.zeros(0, dtype=torch.int64)
+    assert match_segments(segments, empty, none, none.bool()).shape == (0,)

@@ -1,4 +1,4 @@
-"""Images of more than 8 bits: the range of values that becomes black to white."""
+"""Tests of images with more than 8 bits: the range of values that is mapped to black and white."""
 
 import struct
 import zlib
@@ -17,7 +17,7 @@ from refine.formats.raw import PERCENTILES, ImageOptions, to_bytes
 
 @pytest.fixture
 def scene() -> np.ndarray:
-    """Blobs on noise, 0-1, of which no value is special."""
+    """Return blobs on noise, [60, 80] float, 0-1, without distinguished values."""
     generator = np.random.default_rng(0)
     noise = generator.random((60, 80))
     return 0.1 + 0.05 * noise + 0.6 * (cv2.GaussianBlur(noise, (0, 0), 4) > 0.5)
@@ -36,7 +36,7 @@ def _expected(values: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("bits", [8.01, 10, 12, 14, 16])
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_the_bits_of_a_camera_make_no_difference(
+def test_result_does_not_depend_on_the_bit_depth(
     tmp_path: Path, scene: np.ndarray, bits: float, suffix: str
 ) -> None:
     path = tmp_path / f"a.{suffix}"
@@ -44,7 +44,7 @@ def test_the_bits_of_a_camera_make_no_difference(
     np.testing.assert_allclose(_grey(path).astype(float), _expected(scene), atol=3)
 
 
-def test_offsets_signs_and_floats_make_no_difference(tmp_path: Path, scene: np.ndarray) -> None:
+def test_result_does_not_depend_on_offset_sign_or_dtype(tmp_path: Path, scene: np.ndarray) -> None:
     path = tmp_path / "a.tif"
     for values in (
         (32768 + scene * 4095).astype(np.uint16),
@@ -59,11 +59,11 @@ def test_offsets_signs_and_floats_make_no_difference(tmp_path: Path, scene: np.n
         tifffile.imwrite(path, values)
         np.testing.assert_allclose(_grey(path).astype(float), _expected(scene), atol=3)
     for values in (scene.astype(np.float32), (scene * 4095).astype(np.uint16), (scene * 1e6).astype(np.int32)):
-        picture = from_pil(Image.fromarray(values))[0].numpy()
-        np.testing.assert_allclose(picture.astype(float), _expected(scene), atol=3)
+        image = from_pil(Image.fromarray(values))[0].numpy()
+        np.testing.assert_allclose(image.astype(float), _expected(scene), atol=3)
 
 
-def test_colour_keeps_its_hue_and_its_lower_bytes(tmp_path: Path, scene: np.ndarray) -> None:
+def test_colour_keeps_its_hue_and_low_bits(tmp_path: Path, scene: np.ndarray) -> None:
     rgb = np.stack([scene, scene * 0.5, scene * 0.25], 2)
     twelve = (rgb * 4095).astype(np.uint16)
     expected = _expected(rgb).transpose(2, 0, 1)
@@ -95,7 +95,7 @@ def test_alpha_and_inversion(tmp_path: Path) -> None:
     assert _grey(tmp_path / "w.tif").tolist() == [[255, 0]]
 
 
-def test_a_chosen_range(tmp_path: Path) -> None:
+def test_a_requested_range(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     values = np.array([[0, 1000, 2000, 3000, 65535]], np.uint16)
     Image.fromarray(values).save(path)
@@ -103,7 +103,7 @@ def test_a_chosen_range(tmp_path: Path) -> None:
     assert _grey(path, range="full").tolist() == [[0, 4, 8, 12, 255]]
     tifffile.imwrite(path, values.astype(np.float32) / 65535)
     assert _grey(path, range="full").tolist() == [[0, 4, 8, 12, 255]]
-    Image.fromarray(np.array([[0, 100, 255]], np.uint8)).save(path)  # 8 bits are what they are
+    Image.fromarray(np.array([[0, 100, 255]], np.uint8)).save(path)  # 8 bits are never scaled
     assert _grey(path, range=(1000, 3000)).tolist() == [[0, 100, 255]]
 
 
@@ -112,46 +112,48 @@ def _with_sbit(png: bytes, bits: int) -> bytes:
     return png[:33] + struct.pack(">I", 1) + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[33:]
 
 
-def test_bits_that_a_file_states(tmp_path: Path) -> None:
+def test_bits_stated_by_a_file(tmp_path: Path) -> None:
     values, expected = np.array([[0, 1024, 2048]], np.uint16), [[0, 64, 128]]  # of 4095
-    told: list[str] = []
+    notes: list[str] = []
 
     def read(name: str) -> list:
-        return read_image(tmp_path / name, tell=told.append)[0].tolist()
+        return read_image(tmp_path / name, notify=notes.append)[0].tolist()
 
     tifffile.imwrite(tmp_path / "a.ome.tif", values, metadata={"axes": "YX", "SignificantBits": 12})
     tifffile.imwrite(tmp_path / "b.tif", values, extratags=[("MaxSampleValue", "H", 1, 4000, True)])
     Image.fromarray(values).save(tmp_path / "c.png")
     png = (tmp_path / "c.png").read_bytes()
     (tmp_path / "c.png").write_bytes(_with_sbit(png, 12))
-    Image.fromarray(values * 16).save(tmp_path / "d.png")  # at the top of 16 bits, as the standard has it
+    Image.fromarray(values * 16).save(tmp_path / "d.png")  # at the top of 16 bits, as in the standard
     (tmp_path / "d.png").write_bytes(_with_sbit((tmp_path / "d.png").read_bytes(), 12))
     (tmp_path / "e.pgm").write_bytes(b"P5 3 1 4095\n" + values.astype(">u2").tobytes())
     for name in ("a.ome.tif", "b.tif", "c.png", "d.png", "e.pgm"):
         assert read(name) == expected, name
-    assert not told
-    (tmp_path / "c.png").write_bytes(_with_sbit(png, 9))  # too few: all 16 then
+    assert not notes
+    (tmp_path / "c.png").write_bytes(_with_sbit(png, 9))  # too few, so all 16 are used
     assert read("c.png") == [[0, 4, 8]]
     tifffile.imwrite(tmp_path / "a.ome.tif", values, metadata={"axes": "YX", "SignificantBits": 10})
     assert read("a.ome.tif") == [[0, 128, 255]]
-    assert len(told) == 1
+    assert len(notes) == 1
 
 
-def test_estimates_are_told(tmp_path: Path, scene: np.ndarray) -> None:
+def test_estimated_ranges_are_noted(tmp_path: Path, scene: np.ndarray) -> None:
     path = tmp_path / "a.png"
     values = (scene * 4095).astype(np.uint16)
     Image.fromarray(values).save(path)
-    told: list[str] = []
-    read_image(path, tell=told.append)
+    notes: list[str] = []
+    read_image(path, notify=notes.append)
     low, high = np.percentile(values, PERCENTILES, method="inverted_cdf")
-    assert told[0].startswith(f"{path}: values {low} to {high}, the percentiles 0.1 and 99.9, become 0 to 255; ")
-    read_image(path, options=ImageOptions(range="full"), tell=told.append)
+    assert notes[0].startswith(
+        f"{path}: values {low} to {high}, the percentiles 0.1 and 99.9, are mapped to 0 to 255;"
+    )
+    read_image(path, options=ImageOptions(range="full"), notify=notes.append)
     Image.fromarray(values.astype(np.uint8)).save(path)
-    read_image(path, tell=told.append)
-    assert len(told) == 1
+    read_image(path, notify=notes.append)
+    assert len(notes) == 1
 
 
-def test_what_has_no_range() -> None:
+def test_constant_and_non_finite_values() -> None:
     assert to_bytes(np.full((2, 3), 700, np.uint16)).tolist() == [[0] * 3] * 2
     assert to_bytes(np.array([-3e38, 3e38], np.float32)).tolist() == [0, 255]
     for values in ([1.0, np.nan], [np.inf, 0.0], [1j, 2j]):
@@ -159,7 +161,7 @@ def test_what_has_no_range() -> None:
             to_bytes(np.array(values))
 
 
-def test_damage_is_told(tmp_path: Path, scene: np.ndarray) -> None:
+def test_damaged_files_raise(tmp_path: Path, scene: np.ndarray) -> None:
     values = (scene * 4095).astype(np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png")
     tifffile.imwrite(tmp_path / "a.tif", values)
@@ -168,5 +170,5 @@ def test_damage_is_told(tmp_path: Path, scene: np.ndarray) -> None:
         whole = path.read_bytes()
         for length in np.linspace(10, len(whole) - 40, 12).astype(int).tolist():
             path.write_bytes(whole[:length])
-            with pytest.raises(RefineError, match=rf"{path.name}: is damaged or cut off|is not an image"):
+            with pytest.raises(RefineError, match=rf"{path.name}: is damaged or truncated|not a supported image"):
                 read_image(path)

@@ -1,4 +1,4 @@
-"""Runs of id-PNGs against other decoders, for every filter; what no id-PNG is, is refused."""
+"""Tests of decoding id-PNGs to runs, against other decoders and for every filter, and of invalid files."""
 
 import itertools
 import struct
@@ -22,19 +22,19 @@ def chunk(kind, data):
 
 
 def png(width, height, rows, *, color=2, depth=8, interlaced=0, before=b""):
-    """A PNG of filtered rows, bytes."""
+    """Return the bytes of a PNG with the given filtered rows."""
     header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, interlaced)
     body = chunk(b"IHDR", header) + before + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
 
 
 def to_bytes(ids):
-    """[H, W] integers -> [H, W, 3] uint8."""
+    """Convert ids, [H, W] integer, to colours, [H, W, 3] uint8."""
     return np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8)
 
 
 def filtered(ids, methods):
-    """Rows as PNG stores them, by the specification's own words, byte after byte."""
+    """Filter rows byte by byte, literally as in the PNG specification."""
     height, width = ids.shape
     pixels = to_bytes(ids).reshape(height, 3 * width).astype(int)
     rows = []
@@ -52,7 +52,7 @@ def filtered(ids, methods):
 
 @st.composite
 def filtered_maps(draw):
-    """A map of rectangles and specks, and a filter for each row."""
+    """Draw a map of rectangles and single pixels, and a filter for each row."""
     g = np.random.default_rng(draw(st.integers(0, 2**31)))
     height, width = draw(st.integers(1, 14)), draw(st.integers(1, 40))
     ids = np.full((height, width), draw(st.sampled_from([0, 5, 2**24 - 1])))
@@ -67,21 +67,21 @@ def filtered_maps(draw):
 
 @settings(max_examples=150, deadline=None)
 @given(filtered_maps())
-def test_every_filter_is_undone(tmp_path_factory, drawn):
-    ids, methods = drawn
+def test_every_filter_is_inverted(tmp_path_factory, filtered_map):
+    ids, methods = filtered_map
     path = tmp_path_factory.mktemp("png") / "x.png"
     path.write_bytes(png(*ids.shape[::-1], filtered(ids, methods)))
-    with Image.open(path) as image:  # the PNG itself is right
+    with Image.open(path) as image:  # the PNG itself is correct
         np.testing.assert_array_equal(np.asarray(image), to_bytes(ids))
     runs = read_runs(path)
     np.testing.assert_array_equal(runs.to_map(), ids)
     np.testing.assert_array_equal(read_png(path), ids)
     assert runs.starts[0] == 0
     assert (np.diff(runs.starts) > 0).all()
-    assert len(runs.starts) <= len(Runs.from_map(ids).starts) + ids.shape[0]  # cut at ends of rows, no more
+    assert len(runs.starts) <= len(Runs.from_map(ids).starts) + ids.shape[0]  # split only at the ends of rows
 
 
-def test_real_maps_decode_as_by_pillow(shared_dir):
+def test_real_maps_decode_like_pillow(shared_dir):
     folders = [
         shared_dir / "data/coco_panoptic/panoptic_val",
         shared_dir / "data/nuclei/panoptic_val",
@@ -95,10 +95,10 @@ def test_real_maps_decode_as_by_pillow(shared_dir):
 
 
 @pytest.mark.parametrize("read", [read_runs, read_png])
-def test_a_palette_of_colours_is_ids(tmp_path, read):
+def test_palette_colours_are_ids(tmp_path, read):
     ids = np.array([[7, 7, 70000], [300, 7, 7]])
-    colors, places = np.unique(ids, return_inverse=True)
-    image = Image.fromarray(places.reshape(ids.shape).astype(np.uint8), "P")
+    colors, indices = np.unique(ids, return_inverse=True)
+    image = Image.fromarray(indices.reshape(ids.shape).astype(np.uint8), "P")
     image.putpalette(to_bytes(colors).tobytes())
     image.save(tmp_path / "x.png")
     found = read(tmp_path / "x.png")
@@ -106,7 +106,7 @@ def test_a_palette_of_colours_is_ids(tmp_path, read):
 
 
 @pytest.mark.parametrize("read", [read_runs, read_png])
-def test_alpha_and_bytes_after_the_end_change_nothing(tmp_path, read):
+def test_alpha_and_bytes_after_the_end_are_ignored(tmp_path, read):
     ids = np.array([[7, 7, 70000], [300, 0, 2**24 - 1]])
     alpha = np.array([[255, 0, 1], [128, 0, 0]], np.uint8)
     Image.fromarray(np.dstack([to_bytes(ids), alpha])).save(tmp_path / "x.png")
@@ -117,15 +117,15 @@ def test_alpha_and_bytes_after_the_end_change_nothing(tmp_path, read):
 
 
 @pytest.mark.parametrize("read", [read_runs, read_png])
-def test_another_size_is_refused_before_decoding(tmp_path, read):
+def test_another_size_raises_before_decoding(tmp_path, read):
     (tmp_path / "x.png").write_bytes(png(4, 2, b"not pixels"))
-    with pytest.raises(RefineError, match=r"x.png: has 4 × 2 pixels, expected 2 × 4"):
+    with pytest.raises(RefineError, match=r"x.png: expected 2 × 4 pixels, got 4 × 2"):
         read(tmp_path / "x.png", (4, 2))
 
 
 @pytest.mark.parametrize("read", [read_runs, read_png])
 def test_interlaced_maps_are_read(tmp_path, read):
-    # Adam7's passes of a 2 × 2 image: pixel (0, 0) alone, then (0, 1) alone, then the second row.
+    # Adam7 passes of a 2 × 2 image: pixel (0, 0), then pixel (0, 1), then the second row.
     ids = np.array([[1, 2], [300, 70000]])
     pixels = to_bytes(ids)
     rows = b"".join(b"\0" + part.tobytes() for part in (pixels[0, 0], pixels[0, 1], pixels[1]))
@@ -150,8 +150,8 @@ LONG = struct.pack(">IIBBBBB", 4, 2, 8, 2, 0, 0, 0)
         (png(4, 2, b"\0" * 50, depth=16), "expected an 8-bit RGB PNG, got 16-bit RGB"),
         (png(4, 2, b"\0" * 18, color=4), "expected an 8-bit RGB PNG, got 8-bit grey with alpha"),
         (png(4, 2, b"\0" * 66, color=6, depth=16), "expected an 8-bit RGB PNG, got 16-bit RGB with alpha"),
-        (png(0, 2, b"\0\0"), "claims 0 × 2 pixels"),
-        (png(2**16, 2**16, b"\0"), "claims 65536 × 65536 pixels"),
+        (png(0, 2, b"\0\0"), "got 0 × 2"),
+        (png(2**16, 2**16, b"\0"), "got 65536 × 65536"),
         (png(4, 2, ROWS[:-1]), "is damaged"),
         (png(4, 2, ROWS[:13]), "is damaged"),
         (png(4, 2, b"\7" + ROWS[1:]), "is damaged"),
@@ -163,7 +163,7 @@ LONG = struct.pack(">IIBBBBB", 4, 2, 8, 2, 0, 0, 0)
     ],
     ids=range(17),
 )
-def test_what_holds_no_ids_is_refused(tmp_path, read, data, words):
+def test_files_without_ids_raise(tmp_path, read, data, words):
     (tmp_path / "x.png").write_bytes(data)
     with pytest.raises(RefineError, match=r"x\.png: ") as error:
         read(tmp_path / "x.png")
@@ -171,7 +171,7 @@ def test_what_holds_no_ids_is_refused(tmp_path, read, data, words):
 
 
 @pytest.mark.parametrize("read", [read_runs, read_png])
-def test_every_cut_and_every_flipped_byte_is_noticed(tmp_path, read):
+def test_every_truncation_and_flipped_bit_raises(tmp_path, read):
     path = tmp_path / "x.png"
     write_png(path, np.arange(12).reshape(3, 4) // 5)
     whole = path.read_bytes()
@@ -188,11 +188,11 @@ def test_runs_find_and_spread_values(rows):
     ids = np.array(rows)
     runs = Runs.from_map(ids)
     np.testing.assert_array_equal(runs.spread(runs.ids), ids)
-    assert set(range(0, ids.size, 3)) <= set(runs.starts.tolist())  # every row begins a run
-    known = np.unique(ids)[::-1][::2]  # some of them, not sorted
-    place = runs.find(known)
+    assert set(range(0, ids.size, 3)) <= set(runs.starts.tolist())  # a run begins at every row
+    known = np.unique(ids)[::-1][::2]  # a subset, not sorted
+    index = runs.find(known)
     expected = np.where(np.isin(runs.ids, known), runs.ids, -1)
-    np.testing.assert_array_equal(np.where(place < 0, -1, known[place]), expected)
+    np.testing.assert_array_equal(np.where(index < 0, -1, known[index]), expected)
 
 
 def test_grey_labels_of_8_and_16_bits(tmp_path):
@@ -213,7 +213,7 @@ def test_grey_labels_of_8_and_16_bits(tmp_path):
 
 
 @pytest.mark.parametrize("read", [read_runs, read_png])
-def test_missing_files_and_folders_are_told(tmp_path, read):
+def test_missing_files_and_folders_raise(tmp_path, read):
     with pytest.raises(RefineError, match=r"x.png: cannot be read \(No such file"):
         read(tmp_path / "x.png")
     with pytest.raises(RefineError, match=r"cannot be read \(Is a directory"):

@@ -1,4 +1,4 @@
-"""Pictures of every kind become 8-bit RGB, upright; what cannot be read is told."""
+"""Tests of reading images of every kind as upright 8-bit RGB, and of files that cannot be read."""
 
 import contextlib
 import io
@@ -27,7 +27,7 @@ def _pixels(image: torch.Tensor) -> list:
 
 
 def _png(width: int, height: int, data: bytes = b"") -> bytes:
-    """A PNG that claims a size and holds what it is given."""
+    """Return a PNG with the given size in its header and the given pixel data."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
@@ -57,14 +57,14 @@ def test_rgb_grey_palette_and_bilevel(tmp_path: Path) -> None:
     assert _pixels(read_image(path)) == [[[255] * 3, [0] * 3]]
 
 
-def test_cmyk_jpeg_has_its_colours(tmp_path: Path) -> None:
+def test_cmyk_jpeg_is_converted(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(path, quality=100)  # red
     image = read_image(path).float().mean((1, 2))
     assert image.tolist() == pytest.approx([255, 0, 0], abs=4)
 
 
-def test_transparent_pixels_lie_over_white(tmp_path: Path) -> None:
+def test_transparent_pixels_are_composited_over_white(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(np.array([[[200, 0, 100, 255], [200, 0, 100, 0], [0, 0, 0, 51]]], np.uint8)).save(path)
     assert _pixels(read_image(path)) == [[[200, 0, 100], [255] * 3, [204] * 3]]
@@ -78,8 +78,8 @@ def test_transparent_pixels_lie_over_white(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_turns_upright(tmp_path: Path, orientation: int) -> None:
-    """What a viewer shows is the letter F; the file holds it turned as the tag says."""
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
+    """A viewer shows the letter F; the file stores it rotated according to the tag."""
     upright = np.zeros((5, 4, 3), np.uint8)
     upright[:, 0] = upright[0, :] = upright[2, :3] = 255
     stored = {
@@ -88,7 +88,7 @@ def test_exif_turns_upright(tmp_path: Path, orientation: int) -> None:
         3: upright[::-1, ::-1],
         4: upright[::-1],
         5: upright.transpose(1, 0, 2),
-        6: np.rot90(upright),  # the camera was turned: show it turned clockwise
+        6: np.rot90(upright),  # viewers rotate it clockwise
         7: upright[::-1, ::-1].transpose(1, 0, 2),
         8: np.rot90(upright, -1),
     }[orientation]
@@ -104,7 +104,7 @@ def test_exif_turns_upright(tmp_path: Path, orientation: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_unreadable_files_raise(tmp_path: Path) -> None:
     def fails(name: str, content: bytes, message: str) -> None:
         path = tmp_path / name
         path.write_bytes(content)
@@ -117,39 +117,39 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     Image.fromarray(noise).save(jpeg, "JPEG")
     Image.fromarray(noise).save(png, "PNG")
     fails("a.jpg", b"", "the file is empty; copy it again")
-    fails("b.jpg", b"not a picture", "is not an image that can be read; convert it to PNG, JPEG or TIFF")
-    fails("c.jpg", jpeg.getvalue()[:2000], "is damaged or cut off (")
-    fails("d.png", png.getvalue()[:2000], "is damaged or cut off (")
-    fails("d.png", _png(50, 50), "is damaged or cut off (")
-    fails("e.png", _png(0, 5), "is not an image that can be read")
+    fails("b.jpg", b"not an image", "is not a supported image; convert it to PNG, JPEG or TIFF")
+    fails("c.jpg", jpeg.getvalue()[:2000], "is damaged or truncated (")
+    fails("d.png", png.getvalue()[:2000], "is damaged or truncated (")
+    fails("d.png", _png(50, 50), "is damaged or truncated (")
+    fails("e.png", _png(0, 5), "is not a supported image")
     fails("f.png", _png(100_000, 100_000), f"has more than {MAX_PIXELS} pixels; tile it")
     fails("g.png", _png(12_000, 12_000), f"has more than {MAX_PIXELS} pixels; tile it")
     values = io.BytesIO()
     Image.fromarray(np.full((5, 5), np.nan, np.float32)).save(values, "TIFF")
-    fails("n.tif", values.getvalue(), "is damaged or cut off (it has values that are not finite)")
+    fails("n.tif", values.getvalue(), "is damaged or truncated (it has values that are not finite)")
     with pytest.raises(RefineError, match=r"h\.png: no such file; check the path"):
         read_image(tmp_path / "h.png")
     with pytest.raises(RefineError, match=r"cannot be read \(Is a directory\); check the path"):
         read_image(tmp_path)
 
 
-def test_only_the_promised_formats_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PostScript would run Ghostscript, whatever the file's suffix; other plugins are as old and as little used."""
+def test_only_supported_formats_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostScript would run Ghostscript whatever the suffix of the file; other plugins are old and rarely used."""
     monkeypatch.setattr(EpsImagePlugin.EpsImageFile, "load", lambda self: pytest.fail("PostScript was run"))
     path = tmp_path / "a.png"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
     with Image.open(path) as image:
-        assert image.format == "EPS"  # as Pillow alone would take it
-    with pytest.raises(RefineError, match=r"a\.png: is not an image that can be read"):
+        assert image.format == "EPS"  # Pillow itself opens it
+    with pytest.raises(RefineError, match=r"a\.png: is not a supported image"):
         read_image(path)
     for kind in ("TGA", "ICNS", "PCX", "SGI", "IM", "JPEG2000"):
         Image.new("RGB", (16, 16)).save(path, kind)
-        with pytest.raises(RefineError, match=r"a\.png: is not an image that can be read"):
+        with pytest.raises(RefineError, match=r"a\.png: is not a supported image"):
             read_image(path)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "GIF", "BMP", "WEBP", "PPM"])
-def test_every_promised_format_is_opened(tmp_path: Path, kind: str) -> None:
+def test_every_supported_format_is_opened(tmp_path: Path, kind: str) -> None:
     Image.new("RGB", (16, 9), (200, 0, 0)).save(tmp_path / "a", kind)
     image = read_image(tmp_path / "a")
     assert image.shape == (3, 9, 16)
@@ -163,7 +163,7 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
             read_image(path)
 
 
-def test_size_is_checked_before_pixels_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_size_is_checked_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in ("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"):
         Image.new("RGB", (40, 30)).save(tmp_path / kind, kind)
     assert read_image(tmp_path / "PNG", max_pixels=1200).shape == (3, 30, 40)
@@ -173,8 +173,8 @@ def test_size_is_checked_before_pixels_are_decoded(tmp_path: Path, monkeypatch: 
             read_image(path, max_pixels=1199)
 
 
-def test_a_small_file_of_many_pixels_takes_little_memory(tmp_path: Path) -> None:
-    """A GIF of 43 bytes: one transparent pixel on a canvas that the header makes as large as it likes."""
+def test_a_small_file_with_a_large_canvas_needs_little_memory(tmp_path: Path) -> None:
+    """A GIF of 43 bytes can put one transparent pixel on a canvas of any size."""
     content = io.BytesIO()
     Image.new("P", (1, 1)).save(content, "GIF", transparency=0)
     gif = bytearray(content.getvalue())
@@ -186,7 +186,7 @@ def test_a_small_file_of_many_pixels_takes_little_memory(tmp_path: Path) -> None
     tracemalloc.stop()
     assert image.shape == (3, 3000, 3000)
     assert (image == 255).all()
-    assert peak < 4 * 3000 * 3000  # NumPy's: the result, and a band
+    assert peak < 4 * 3000 * 3000  # NumPy memory: the result and one band
 
 
 @settings(deadline=None, max_examples=150)
@@ -196,18 +196,18 @@ def test_a_small_file_of_many_pixels_takes_little_memory(tmp_path: Path) -> None
     length=st.integers(0, 2000),
 )
 @pytest.mark.filterwarnings("ignore")
-def test_damaged_files_never_raise_anything_else(
+def test_damaged_files_raise_only_refine_errors(
     tmp_path_factory: pytest.TempPathFactory, kind: str, changes: list[tuple[int, int]], length: int
 ) -> None:
     buffer = io.BytesIO()
     exif = Image.Exif()
     exif[0x112] = 6
-    picture = np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3)
-    Image.fromarray(picture).save(buffer, kind, **({} if kind in ("GIF", "BMP") else {"exif": exif}))
+    image = np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3)
+    Image.fromarray(image).save(buffer, kind, **({} if kind in ("GIF", "BMP") else {"exif": exif}))
     content = bytearray(buffer.getvalue()[:length])
-    for place, value in changes:
-        if place < len(content):
-            content[place] = value
+    for position, value in changes:
+        if position < len(content):
+            content[position] = value
     path = tmp_path_factory.getbasetemp() / "damaged"
     path.write_bytes(content)
     for read in (read_image, read_runs, read_gray, png_size):
@@ -215,5 +215,5 @@ def test_damaged_files_never_raise_anything_else(
             read(path)
 
 
-def test_from_pil_takes_a_picture_in_memory() -> None:
+def test_from_pil_converts_an_image_in_memory() -> None:
     assert _pixels(from_pil(Image.new("RGB", (2, 1), (1, 2, 3)))) == [[[1, 2, 3], [1, 2, 3]]]

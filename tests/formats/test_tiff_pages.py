@@ -1,4 +1,4 @@
-"""Stacks, channels and animations: one page is chosen, or the file is refused with what it holds."""
+"""Tests of selecting a page or channel of stacks and animations, and of errors that describe the file."""
 
 import struct
 import zlib
@@ -22,7 +22,7 @@ def _read(path: Path, page: int | None = None, channel: int | None = None, **opt
     return image[0]
 
 
-def _refuses(path: Path, message: str, page: int | None = None, channel: int | None = None) -> None:
+def _raises(path: Path, message: str, page: int | None = None, channel: int | None = None) -> None:
     with pytest.raises(RefineError) as error:
         _read(path, page, channel)
     assert str(error.value) == f"{path}: {message}"
@@ -39,16 +39,16 @@ def test_pages_and_frames(tmp_path: Path, kind: str) -> None:
         more = {"lossless": True} if kind == "a.webp" else {"compression": "tiff_lzw"} if kind == "lzw.tif" else {}
         images[0].save(path, save_all=True, append_images=images[1:], **more)
     what = "pages" if path.suffix == ".tif" else "frames"
-    _refuses(path, f"has 6 {what}; choose one with --page 1 to 6, or save it as a file")
-    _refuses(path, "has no page 7; choose one with --page 1 to 6", page=7)
+    _raises(path, f"has 6 {what}; choose one with --page 1 to 6, or save it as a file")
+    _raises(path, "has no page 7; choose one with --page 1 to 6", page=7)
     for number in (3, 1, 6):
         read = _read(path, number, **({"range": (0, 255)} if kind == "16.tif" else {}))
         np.testing.assert_array_equal(read, STACK[number - 1])
 
 
-def test_a_black_first_page_does_not_pass(tmp_path: Path) -> None:
+def test_a_black_first_page_is_not_selected_silently(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", np.stack([STACK[0] * 0, STACK[0]]))
-    _refuses(tmp_path / "a.tif", "has 2 pages; choose one with --page 1 to 2, or save it as a file")
+    _raises(tmp_path / "a.tif", "has 2 pages; choose one with --page 1 to 2, or save it as a file")
 
 
 @pytest.mark.parametrize("kind", ["imagej", "one_header", "ome"])
@@ -57,9 +57,9 @@ def test_slices_and_channels(tmp_path: Path, kind: str, bits: int) -> None:
     path, values = tmp_path / "a.tif", STACK.reshape(2, 3, 20, 30).astype(f"u{bits // 8}")
     more = {"one_header": {"imagej": True, "truncate": True}, "imagej": {"imagej": True}, "ome": {"ome": True}}
     tifffile.imwrite(path, values, metadata={"axes": "ZCYX"}, photometric="minisblack", **more[kind])
-    _refuses(path, "has 2 slices of 3 channels; choose one with --page 1 to 2, or save it as a file")
-    _refuses(path, "has 3 channels; choose one with --channel 1 to 3, or save it as a file", page=1)
-    _refuses(path, "has no channel 4; choose one with --channel 1 to 3", page=1, channel=4)
+    _raises(path, "has 2 slices of 3 channels; choose one with --page 1 to 2, or save it as a file")
+    _raises(path, "has 3 channels; choose one with --channel 1 to 3, or save it as a file", page=1)
+    _raises(path, "has no channel 4; choose one with --channel 1 to 3", page=1, channel=4)
     for page, channel in ((1, 1), (2, 3)):
         np.testing.assert_array_equal(_read(path, page, channel, range=(0, 255)), values[page - 1, channel - 1])
 
@@ -70,22 +70,22 @@ def test_channels_within_a_page(tmp_path: Path, planar: str, bits: int) -> None:
     path, values = tmp_path / "a.tif", STACK[:5].astype(f"u{bits // 8}")
     samples = values.transpose(1, 2, 0) if planar == "contig" else values
     tifffile.imwrite(path, samples, photometric="minisblack", planarconfig=planar)
-    _refuses(path, "has 5 channels; choose one with --channel 1 to 5, or save it as a file")
+    _raises(path, "has 5 channels; choose one with --channel 1 to 5, or save it as a file")
     for channel in (1, 5):
         np.testing.assert_array_equal(_read(path, None, channel, range=(0, 255)), values[channel - 1])
 
 
-def test_channels_of_ordinary_images(tmp_path: Path) -> None:
+def test_channels_of_grey_and_rgb_images(tmp_path: Path) -> None:
     rgb = STACK[:3].transpose(1, 2, 0)
     for name in ("a.png", "a.bmp", "a.tif"):
         Image.fromarray(rgb).save(tmp_path / name)
         np.testing.assert_array_equal(_read(tmp_path / name, None, 3), STACK[2])
         np.testing.assert_array_equal(_read(tmp_path / name, 1, 1), STACK[0])
-        _refuses(tmp_path / name, "has no channel 4; choose one with --channel 1 to 3", channel=4)
-        _refuses(tmp_path / name, "has no page 2; choose one with --page 1 to 1", page=2)
+        _raises(tmp_path / name, "has no channel 4; choose one with --channel 1 to 3", channel=4)
+        _raises(tmp_path / name, "has no page 2; choose one with --page 1 to 1", page=2)
     Image.fromarray(STACK[0]).save(tmp_path / "grey.png")
     np.testing.assert_array_equal(_read(tmp_path / "grey.png", 1, 1), STACK[0])
-    _refuses(tmp_path / "grey.png", "has no channel 2; choose one with --channel 1 to 1", channel=2)
+    _raises(tmp_path / "grey.png", "has no channel 2; choose one with --channel 1 to 1", channel=2)
 
 
 def test_thumbnails_and_pyramids_do_not_count(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_thumbnails_and_pyramids_do_not_count(tmp_path: Path) -> None:
     np.testing.assert_array_equal(_read(path), STACK[0])
 
 
-def test_the_previews_of_a_photograph_do_not_count(tmp_path: Path) -> None:
+def test_previews_of_a_photograph_do_not_count(tmp_path: Path) -> None:
     path, images = tmp_path / "a.jpg", [Image.fromarray(page) for page in STACK[:2]]
     images[0].save(tmp_path / "alone.jpg")
     images[0].save(path, "MPO", save_all=True, append_images=images[1:])
@@ -108,13 +108,13 @@ def test_pages_of_different_sizes(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "a.tif") as file:
         for page in (STACK[0], STACK[1, :7], STACK[2]):
             file.write(page, contiguous=False)
-    _refuses(tmp_path / "a.tif", "has 3 pages; choose one with --page 1 to 3, or save it as a file")
+    _raises(tmp_path / "a.tif", "has 3 pages; choose one with --page 1 to 3, or save it as a file")
     shapes = {_read(tmp_path / "a.tif", page).shape for page in (1, 2, 3)}
     assert shapes == {(20, 30), (7, 30)}
 
 
 def test_compression(tmp_path: Path) -> None:
-    """Of LZW, Pillow decodes grey of 16 bits; colour of 16 bits needs a package, which the message names."""
+    """Pillow decodes LZW of 16-bit grey images and JPEG of 8-bit ones."""
     path, values = tmp_path / "a.tif", STACK[0].astype(np.uint16)
     Image.fromarray(values).save(path, compression="tiff_lzw")
     np.testing.assert_array_equal(_read(path, range=(0, 255)), values)
@@ -123,7 +123,7 @@ def test_compression(tmp_path: Path) -> None:
     assert (read_image(path).float() - lossy).abs().mean() < 8
 
 
-def test_what_other_parts_a_file_names_is_not_opened(tmp_path: Path) -> None:
+def test_other_parts_of_an_ome_file_are_not_opened(tmp_path: Path) -> None:
     path = tmp_path / "a.ome.tif"
     tifffile.imwrite(path, STACK[:2], metadata={"axes": "ZYX"})
     data = path.read_bytes().replace(b'<TiffData IFD="0" PlaneCount="2"/>', b'<TiffData IFD="0" PlaneCount="1"/>')

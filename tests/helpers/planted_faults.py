@@ -70,7 +70,7 @@ IN_JSON: Faults = {
     ),
     "annotation twice": (
         lambda f: f.content["annotations"].append(f.content["annotations"][0]),
-        ["annotation: annotation of image 10: annotations[1] is the second one; keep one"],
+        ["annotation: annotation of image 10: annotations[1] is a duplicate; keep one"],
     ),
     "annotation without entries": (
         lambda f: f.content["annotations"][0].pop("segments_info"),
@@ -88,7 +88,7 @@ IN_JSON: Faults = {
         lambda f: _segment(f, 1).update(id=9),
         [
             "segment: annotation of image 10: segment 9: segments_info[0] and [1] both use this id; "
-            "paint one with another id",
+            "give one of them another id",
             "segment: id 300 (4 pixels) is not in segments_info of image 10; add it, or paint it 0",
         ],
     ),
@@ -243,15 +243,15 @@ FAULTS: Faults = IN_JSON | {
     ),
     "picture is a text": (
         lambda f: (f.images / "0.png").write_text("hello"),
-        ["picture: is not an image that can be read; convert it to PNG, JPEG or TIFF"],
+        ["picture: is not a supported image; convert it to PNG, JPEG or TIFF"],
     ),
     "PNG missing": (
         lambda f: (f.segments / "0_ids.png").unlink(),
         ["PNG: cannot be read (No such file or directory); check the path"],
     ),
-    "PNG cut off": (
+    "PNG truncated": (
         lambda f: cut(f.segments / "0_ids.png"),
-        ["PNG: is damaged (cut off after 45 bytes); write it again"],
+        ["PNG: is damaged (truncated after 45 bytes); write it again"],
     ),
     "PNG grey": (
         lambda f: Image.new("L", (6, 4)).save(f.segments / "0_ids.png"),

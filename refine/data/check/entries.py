@@ -44,7 +44,7 @@ def entries(content: PanopticJson, images: Path, segments: Path) -> list[Entry]:
 def _entry(content: PanopticJson, annotation: Annotation, images: Path, segments: Path) -> Entry:
     name, size = content.images[annotation.image_id]
     good = content.infos(annotation)
-    infos = content.content["annotations"][annotation.place]["segments_info"]
+    infos = content.content["annotations"][annotation.position]["segments_info"]
     numbers = [info.get("id") for info in infos if isinstance(info, dict)]
     dubious = {number for number in numbers if type(number) is int} - good.keys()
     image = None if name is None else images / name
