@@ -1,4 +1,4 @@
-"""Download files over http(s) into a cache, whole and checked. Nothing here imports torch."""
+"""Download of files over http(s) to a cache, with verification. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from refine.files import write_error
 
 _ATTEMPTS = 3
 _TIMEOUT = 30.0
-"""Seconds without a byte after which a connection counts as lost."""
+"""Seconds without data after which a connection is considered lost."""
 _CHUNK = 1 << 20
 
 
-class _CutOffError(Exception):
-    """A connection ended before the file did; a new one can go on."""
+class _InterruptedError(Exception):
+    """Connection that ended before the file was complete; a new one can resume."""
 
 
 def cache_folder() -> Path:
-    """Return the folder for fetched and converted weights: `REFINE_CACHE`, or refine in the user's cache."""
-    if own := os.environ.get("REFINE_CACHE"):
-        return Path(own)
+    """Return the folder of downloaded and converted weights: `REFINE_CACHE`, or refine in the user's cache."""
+    if folder := os.environ.get("REFINE_CACHE"):
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "refine"
 
 
@@ -39,20 +39,20 @@ def digest_of(path: Path) -> str:
 
 
 def fetch(url: str, path: Path, digest: str = "", limit: float = 16e9) -> Path:
-    """Download a file unless it is there; continue an earlier download that was cut off.
+    """Download a file unless it exists; resume an earlier download that was interrupted.
 
     Args:
-        url: http:// or https://
-        path: where the file is to lie; until it is whole and checked it is called `path` plus ".part".
-        digest: first digits of its SHA-256 in hexadecimal; "" checks none.
-        limit: largest size in bytes.
+        url: address of the file, http:// or https://.
+        path: destination; until the file is complete and verified its name has the suffix ".part".
+        digest: first hexadecimal digits of its SHA-256; "" skips verification.
+        limit: maximum size in bytes.
 
     Returns:
         `path`.
 
     Raises:
-        RefineError: the file cannot be fetched or written, has another size than the server says, is larger than
-            `limit`, or has another digest. Says where to put a file that was brought by hand.
+        RefineError: the file cannot be downloaded or written, its size differs from that stated by the server, it
+            is larger than `limit`, or its digest differs. The message says where to put a manual download.
     """
     if path.is_file():
         _check(path, digest, f"remove it, or replace it with {url}")
@@ -62,7 +62,7 @@ def fetch(url: str, path: Path, digest: str = "", limit: float = 16e9) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         _download(url, part, path, limit)
         try:
-            _check(part, digest, f"{url} is not the file that was published; try again, or get it from elsewhere")
+            _check(part, digest, f"{url} is not the published file; try again, or download it from elsewhere")
         except RefineError:
             part.unlink()
             raise
@@ -84,29 +84,29 @@ def _download(url: str, part: Path, path: Path, limit: float) -> None:
             _continue(url, part, limit)
             return
         except urllib.error.HTTPError as error:
-            if error.code == 416 and before:  # the part is no beginning of what the server has
+            if error.code == 416 and before:  # the partial file is longer than that of the server
                 part.unlink()
                 continue
-            raise _unreachable(url, path, f"the server answers {error.code} {error.reason}") from error
-        except _CutOffError as error:
+            raise _unreachable(url, path, f"the server returned {error.code} {error.reason}") from error
+        except _InterruptedError as error:
             if attempt + 1 == _ATTEMPTS:
                 raise RefineError(
-                    f"{url}: cut off {_ATTEMPTS} times ({error}); run the command again to continue"
+                    f"{url}: interrupted {_ATTEMPTS} times ({error}); run the command again to resume"
                 ) from error
         except (urllib.error.URLError, http.client.HTTPException, ValueError) as error:
             raise _unreachable(url, path, getattr(error, "reason", None) or error) from error
-    raise _unreachable(url, path, "the server does not send it from its beginning")
+    raise _unreachable(url, path, "the server does not send the file from its beginning")
 
 
 def _unreachable(url: str, path: Path, reason: object) -> RefineError:
     return RefineError(
-        f"{url}: cannot be fetched ({reason}); connect to the network, or download the file elsewhere and put it "
-        f"at {path}"
+        f"{url}: cannot be downloaded ({reason}); connect to the network, or download the file elsewhere and put "
+        f"it at {path}"
     )
 
 
 def _continue(url: str, part: Path, limit: float) -> None:
-    """Make one request for what is missing of a part, and append what comes."""
+    """Request the missing rest of a partial file once, and append it."""
     have = _size(part)
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
@@ -133,7 +133,7 @@ def _copy(response: BinaryIO, file: BinaryIO, url: str, done: int, total: int | 
             try:
                 chunk = response.read(_CHUNK)
             except (http.client.HTTPException, OSError) as error:  # a reset, or a time-out
-                raise _CutOffError(str(error) or type(error).__name__) from error
+                raise _InterruptedError(str(error) or type(error).__name__) from error
             if not chunk:
                 break
             file.write(chunk)
@@ -142,7 +142,7 @@ def _copy(response: BinaryIO, file: BinaryIO, url: str, done: int, total: int | 
                 raise RefineError(f"{url}: expected at most {limit:.0f} bytes, got more; it is another file")
             progress.update(task, completed=done)
     if total is not None and done != total:
-        raise _CutOffError(f"{done} of {total} bytes have come")
+        raise _InterruptedError(f"received {done} of {total} bytes")
 
 
 def _size(path: Path) -> int:

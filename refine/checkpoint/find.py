@@ -1,4 +1,4 @@
-"""Where models are: one function turns every way to name a model into its folder. Nothing here imports torch."""
+"""Resolution of a model name, path or address to its folder. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from refine.errors import RefineError
 from refine.files import write_text
 
 CONVERSION = 1
-"""Version of what `refine convert` makes of a file; raise it with the result, and cached ones are made anew."""
+"""Version of the output of `refine convert`; increase it when the output changes, to renew cached models."""
 
 SHIPPED = Path(__file__).resolve().parents[1] / "weights"
-"""Folder of the models that come with the package, one folder each."""
+"""Folder of the models included in the package, one subfolder each."""
 
 
 def find_model(source: str | Path) -> Path:
-    """Return the folder, with config.json and weights, of the model that a `--checkpoint` names.
+    """Return the folder with config.json and weights of the model that `--checkpoint` specifies.
 
-    Weights that are fetched or converted for it are kept in `cache_folder`.
+    Downloaded and converted weights are kept in `cache_folder`.
 
     Args:
-        source: a folder with config.json and weights; or a run's folder, whose best checkpoint is taken, or its
-            last if none was measured; or the name of a shipped model, or of one of the public weights (`PUBLIC`),
-            which are fetched at first use; or a file of weights that `refine convert` knows (detectron2,
-            torchvision), or its http(s) address; or "hf://OWNER/NAME" for a model on the Hugging Face Hub.
+        source: folder with config.json and weights; run folder, of which the best checkpoint is used, or the
+            last if none was evaluated; name of a shipped model, or of public weights (`PUBLIC`), which are
+            downloaded at first use; weight file that `refine convert` supports (detectron2, torchvision), or its
+            http(s) address; or "hf://OWNER/NAME" for a model on the Hugging Face Hub.
 
     Raises:
-        RefineError: there is no such model, or it cannot be fetched or converted.
+        RefineError: the model does not exist, or cannot be downloaded or converted.
     """
     name = str(source)
     if name.startswith("hf://"):
@@ -52,14 +52,14 @@ def find_model(source: str | Path) -> Path:
     for old in Path(source).parent.glob(f".*.{glob.escape(Path(source).name)}.old"):
         raise RefineError(f"{source}: a kill has cut off its replacement; rename {old} to {source}")
     raise RefineError(
-        f"{source}: no such model; give a folder with config.json, a run's folder, a file of weights, one of the "
-        f"shipped models ({', '.join(shipped_models()) or 'none installed'}), or one that is fetched "
+        f"{source}: no such model; give a folder with config.json, a run folder, a weight file, one of the "
+        f"shipped models ({', '.join(shipped_models()) or 'none installed'}), or one that is downloaded "
         f"({', '.join(PUBLIC)})"
     )
 
 
 def is_cached(name: str) -> bool:
-    """Return whether public weights of this name are fetched and converted already."""
+    """Return whether the public weights of this name are already downloaded and converted."""
     return (_cached(f"{name}-{PUBLIC[name].digest}") / "config.json").is_file()
 
 
@@ -86,7 +86,7 @@ def _from_address(url: str) -> Path:
 
 
 def _converted(path: Path, name: str) -> Path:
-    """Folder of a file of weights of others, converted at first use."""
+    """Return the model folder of an external weight file, which is converted at first use."""
     folder = _cached(name)
     if not (folder / "config.json").is_file():
         from refine.checkpoint.convert.convert import convert_file
@@ -96,7 +96,7 @@ def _converted(path: Path, name: str) -> Path:
 
 
 def shipped_models() -> list[str]:
-    """Return the names of the models that come with the package."""
+    """Return the names of the models included in the package."""
     return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
 
 
@@ -107,4 +107,4 @@ def _from_hub(repository: str) -> Path:
     try:
         return Path(snapshot_download(repository, allow_patterns=["config.json", "model.safetensors"]))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise RefineError(f"hf://{repository}: cannot be fetched ({error}); check the name and access") from error
+        raise RefineError(f"hf://{repository}: cannot be downloaded ({error}); check name and access") from error

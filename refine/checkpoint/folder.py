@@ -1,6 +1,6 @@
-"""Models on disk: a folder of weights (safetensors) and everything needed to use them (config.json).
+"""Model folders: weights (safetensors) and everything needed to use them (config.json).
 
-No file holds pickled code, and a folder is either whole or absent.
+No file contains pickled code, and folders are written atomically.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ from refine.tensors import (
 )
 
 FORMAT = 1
-"""Version of config.json; a reader refuses newer ones."""
+"""Version of config.json; newer versions are rejected."""
 
 MAX_SIDE = 16384
-"""Largest side in pixels that a model may want images resized to."""
+"""Maximum side in pixels of `test_size`."""
 
 
 @dataclass
 class SavedModel:
-    """A model and what belongs to it.
+    """Model with its metadata.
 
     Attributes:
-        model: the network.
-        categories: what it tells apart.
+        model: network.
+        categories: categories that it predicts.
         test_size: (short, long) side in pixels that images are resized to.
-        method, fusion: rule of fusion and its thresholds.
+        method, fusion: fusion rule and thresholds.
         data: name of the data set it was trained on.
-        metrics: measured on that set's validation split, name -> value, e.g. {"PQ": 0.44}.
+        metrics: metrics on the validation split of that data set, name -> value, e.g. {"PQ": 0.44}.
     """
 
     model: PanopticModel
@@ -70,9 +70,9 @@ def save_model(folder: str | Path, saved: SavedModel, half: bool = False) -> Non
     """Write `model.safetensors` and `config.json` into a new or replaced folder, atomically.
 
     Args:
-        folder: of the model.
-        saved: what to write.
-        half: store weights as float16 (half the size; `load_model` gives float32 back).
+        folder: path of the model folder.
+        saved: model and metadata.
+        half: whether to store weights as float16 (half the size; `load_model` returns float32).
     """
     with atomic_folder(folder) as temporary:
         write_weights(temporary / "model.safetensors", saved.model.state_dict(), half)
@@ -95,16 +95,16 @@ def write_description(path: Path, saved: SavedModel) -> None:
 
 
 def load_model(source: str | Path) -> SavedModel:
-    """Load a model by name, from a folder, or from a file of weights that `refine convert` knows.
+    """Load a model by name, from a folder, or from a weight file that `refine convert` supports.
 
     Args:
-        source: see `find_model`. Of a checkpoint's two files, `ema.safetensors` goes before `model.safetensors`.
+        source: see `find_model`. A checkpoint's `ema.safetensors` is loaded instead of `model.safetensors`.
 
     Returns:
-        The model on the CPU, in evaluation mode, float32.
+        Model on the CPU, float32, in evaluation mode.
 
     Raises:
-        RefineError: no such model, a damaged file, or weights that do not fit the config.
+        RefineError: the model does not exist, a file is damaged, or the weights do not fit the config.
     """
     folder = find_model(source)
     config, saved = _read_description(folder / "config.json")
@@ -122,7 +122,7 @@ def _weights_file(folder: Path) -> Path:
 
 
 def _read_description(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
-    """Config of the network, and the other fields of `SavedModel`, from a config.json."""
+    """Read the config of the network and the other fields of `SavedModel` from a config.json."""
     description: Any = read_json(path)
     if not isinstance(description, dict) or not isinstance(description.get("format"), int):
         raise RefineError(f"{path}: has no `format`; give the folder of a model written by refine")
@@ -134,7 +134,7 @@ def _read_description(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
     description |= {name: description.get(name, default) for name, default in (("data", ""), ("metrics", {}))}
     for name, kind in (("model", dict), ("fusion", dict), ("metrics", dict), ("method", str), ("data", str)):
         if not isinstance(description[name], kind):
-            expected = {dict: "a mapping", str: "a text"}[kind]
+            expected = {dict: "a mapping", str: "a string"}[kind]
             raise RefineError(f"{path}: {name} is {description[name]!r:.40}, expected {expected}; correct it")
     size = description["test_size"]
     sides = size if isinstance(size, list) else []
@@ -165,21 +165,21 @@ def build_model(
     source: str,
     optional: Iterable[str] = (),
 ) -> PanopticModel:
-    """Build a network for given weights, after making sure, without allocating it, that they fit.
+    """Build a network for given weights, after checking that they fit without allocating it.
 
     Args:
-        config: network, possibly of impossible sizes.
-        categories: classes that it tells apart.
-        shapes: of the weights, by name.
-        weights: where they come from, for messages.
-        source: file and field of the config, for messages.
-        optional: parts of names of weights that may be missing, see `fit_weights`.
+        config: config of the network, possibly with invalid sizes.
+        categories: categories that it predicts.
+        shapes: shapes of the weights by name.
+        weights: source of the weights, for error messages.
+        source: file and field of the config, for error messages.
+        optional: prefixes of names of weights that may be missing, see `fit_weights`.
 
     Returns:
-        The network with random weights.
+        Network with random weights.
 
     Raises:
-        RefineError: there is no such network, or it has other weights.
+        RefineError: the network cannot be built, or the weights do not fit it.
     """
     things, classes, parts = categories.num_things, len(categories), config.ibpp
     layers = len(config.box_head.ious) * (config.box_head.num_convs + config.box_head.num_fcs)
@@ -188,8 +188,8 @@ def build_model(
     layers += heads * parts.sem_convs if parts.iterations else 0
     if layers > len(shapes):
         raise RefineError(
-            f"{source}: asks for {layers} layers, but {weights} holds {len(shapes)} tensors; use the model's own "
-            f"config"
+            f"{source}: requires {layers} layers, but {weights} contains {len(shapes)} tensors; use the config of "
+            f"that model"
         )
     try:
         with torch.device("meta"):
@@ -205,26 +205,26 @@ def build_model(
         TypeError,
         ValueError,
     ) as error:
-        raise RefineError(f"{source}: no such network can be built ({first_line(error)}); correct it") from error
+        raise RefineError(f"{source}: the network cannot be built ({first_line(error)}); correct it") from error
     check_shapes({k: v.shape for k, v in planned.state_dict().items()}, shapes, weights, optional)
     return PanopticModel(config, things, classes)
 
 
 def load_matching(model: torch.nn.Module, folder: Path) -> list[str]:
-    """Start a model from another that may have other classes or parts, or fewer iterations.
+    """Initialise a model from another that may have different classes or parts, or fewer iterations.
 
-    Heads of iterations that the other does not have start as those of its last one: a Panoptic-FPN's one
-    mask head as that of every iteration.
+    Heads of iterations that the other model does not have are initialised from those of its last iteration; the
+    mask head of a Panoptic-FPN, for example, initialises that of every iteration.
 
     Args:
-        model: takes every tensor of the same name and shape; the others stay.
-        folder: of a model, see `find_model`.
+        model: model to initialise; tensors without a counterpart of the same name and shape stay unchanged.
+        folder: folder of the other model, see `find_model`.
 
     Returns:
-        Names of the tensors that stayed.
+        Names of the tensors that stayed unchanged.
 
     Raises:
-        RefineError: not a single tensor fits.
+        RefineError: no tensor fits.
     """
     path = _weights_file(folder)
     weights, own = read_weights(path), model.state_dict()
@@ -238,7 +238,7 @@ def load_matching(model: torch.nn.Module, folder: Path) -> list[str]:
 
 
 def _later_heads(weights: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
-    """Tensors of IBPP's heads that `weights` lacks, from the last iteration that it has."""
+    """Return the tensors of IBPP heads that are missing in `weights`, from the last iteration that it has."""
     found: dict[str, Tensor] = {}
     for name in wanted:
         match = re.fullmatch(r"(ibpp\.(?:mask|semantic)_heads)\.(\d+)\.(.+)", name)
@@ -252,14 +252,14 @@ def _later_heads(weights: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[s
 
 @contextmanager
 def atomic_folder(folder: str | Path) -> Iterator[Path]:
-    """Yield a new folder beside `folder`; on success flush its files and let it take the place of `folder`.
+    """Yield a new folder next to `folder`; on success sync its files and replace `folder` by it.
 
     A reader finds the old or the new folder at every moment, however the process ends. Where the file system cannot
     exchange two names, there is a moment without one; a kill then leaves the old folder as .*.NAME.old, which
     `find_model` names.
 
     Raises:
-        RefineError: the disk is full or may not be written, or `folder` is a file.
+        RefineError: the disk is full or not writable, or `folder` is a file.
     """
     folder = Path(folder).resolve()  # a link stays one
     if folder.exists() and not folder.is_dir():

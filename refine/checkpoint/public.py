@@ -1,4 +1,4 @@
-"""Public weights that are known by name: where they lie and what they are. Nothing here imports torch."""
+"""Addresses and descriptions of public weights. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _DIGEST = re.compile(r"(?:model_final_|-(?=\d*[a-f]))([0-9a-f]{6,64})\.\w+$")
 
 @dataclass(frozen=True)
 class PublicModel:
-    """Published weights of one network that `refine convert` knows.
+    """Published weights of one network that `refine convert` supports.
 
     Attributes:
-        url: of the file; its name carries the first digits of its SHA-256.
-        network: title.
-        knows: data and number of classes.
-        published: quality in percent as its authors published it, on COCO val2017.
-        megabytes: size of its tensors as float32.
-        licence: of the weights.
+        url: address of the file, whose name contains the first digits of its SHA-256.
+        network: name of the network.
+        knows: data set and number of classes.
+        published: quality on COCO val2017 in percent, as published by its authors.
+        megabytes: size of its float32 tensors in MB.
+        licence: licence of the weights.
     """
 
     url: str
@@ -32,31 +32,31 @@ class PublicModel:
 
     @property
     def file(self) -> str:
-        """Name of the file."""
+        """Return the name of the file."""
         return self.url.rpartition("/")[2]
 
     @property
     def digest(self) -> str:
-        """First digits of the file's SHA-256."""
+        """Return the first digits of the file's SHA-256."""
         return published_digest(self.url)
 
     def card(self) -> str:
-        """Model card in Markdown for a folder of the converted weights."""
+        """Return a model card in Markdown for the folder of converted weights."""
         return (
-            f"# {self.network}\n\nConverted by `refine` from {self.url}.\n\n- Knows: {self.knows}\n"
+            f"# {self.network}\n\nConverted by `refine` from {self.url}.\n\n- Classes: {self.knows}\n"
             f"- Published quality on COCO val2017, in percent: {self.published}\n- Licence of the weights: "
             f"{self.licence}\n"
         )
 
 
 def published_digest(url: str) -> str:
-    """Return the digits of a SHA-256 in a file's name, as detectron2 and torchvision put them; "" without any."""
+    """Return the SHA-256 digits in a file name of detectron2 or torchvision, or "" if it has none."""
     match = _DIGEST.search(url)
     return match[1] if match else ""
 
 
 _ZOO = ("COCO: 80 things, 53 stuff", "CC BY-SA 3.0")
-_THINGS = ("COCO: 80 things, no stuff", "as torchvision's")
+_THINGS = ("COCO: 80 things, no stuff", "same as torchvision")
 
 PUBLIC = {
     "coco-panoptic-fpn-r50": PublicModel(
@@ -100,4 +100,4 @@ PUBLIC = {
         _THINGS[1],
     ),
 }
-"""By the name that `--checkpoint` takes."""
+"""Public weights by the name that `--checkpoint` accepts."""

@@ -1,1 +1,1 @@
-"""From files on disk to images and targets."""
+"""Data sets: reading, checking, augmentation and batching."""

@@ -1,4 +1,4 @@
-"""From a config to a data set."""
+"""Construction of a data set from its config."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from refine.data.loader import PanopticDataset
 
 
 def build_dataset(config: DatasetConfig, where: str = "data") -> PanopticDataset:
-    """Open one split.
+    """Open one split of a data set.
 
     Args:
-        config: which.
-        where: field of the config, for messages.
+        config: format and files of the split.
+        where: name of the config field, for error messages.
 
     Raises:
-        RefineError: a field is missing, or the files cannot be used.
+        RefineError: a field is missing, or a file is missing or invalid.
     """
     check_dataset_fields(config, where)
     if config.kind == "cityscapes":

@@ -1,4 +1,4 @@
-"""Cityscapes as it is downloaded: leftImg8bit/ and gtFine/ (https://www.cityscapes-dataset.com)."""
+"""Cityscapes in its original layout: leftImg8bit/ and gtFine/ (https://www.cityscapes-dataset.com)."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ CATEGORIES = Categories(
     [Category(n, name, False, color, group) for n, name, color, group in _STUFF]
     + [Category(n, name, True, color, group) for n, name, color, group in _THINGS]
 )
-"""The 19 classes of the benchmark; ids are Cityscapes' label ids."""
+"""The 19 classes of the benchmark; category ids are Cityscapes label ids."""
 NUM_LABELS = 34
-"""Label ids are 0-33; those not in `CATEGORIES` are ignored by the benchmark: void."""
+"""Number of label ids (0-33); those not in `CATEGORIES` are ignored by the benchmark and become void."""
 _WITH_INSTANCES = range(24, 34)
 _INDEX = np.array([CATEGORIES.index(n) if n in CATEGORIES else VOID for n in range(NUM_LABELS)])
 
@@ -54,15 +54,15 @@ _INDEX = np.array([CATEGORIES.index(n) if n in CATEGORIES else VOID for n in ran
 class Cityscapes:
     """Frames of one split, with the interface of `CocoPanoptic`.
 
-    Pixels of an instance are 1000 times the label id plus a number; of a thing class without a number they
-    are a group that nobody has taken apart: a crowd. Frames without annotation are left out.
+    Pixels of an instance have the value 1000 · label id + instance number. Pixels of a thing class without an
+    instance number are an unseparated group, which becomes a crowd. Frames without annotation are skipped.
 
     Args:
         root: folder with leftImg8bit/SPLIT/CITY/ and gtFine/SPLIT/CITY/.
         split: "train", "val" or "test".
 
     Raises:
-        RefineError: no annotated frame, or one of the PNGs has no head to take the size from.
+        RefineError: there is no annotated frame, or the header of a PNG is damaged.
     """
 
     def __init__(self, root: str | Path, split: str) -> None:
@@ -75,12 +75,12 @@ class Cityscapes:
         return len(self._frames)
 
     def name(self, index: int) -> tuple[int | str, str]:
-        """(city, sequence and frame: the image id of the official tools; file name) of a frame."""
+        """Return (image id, file name) of a frame; as in the official tools, the id is CITY_SEQUENCE_FRAME."""
         name = self._frames[index][0].name
         return name.removesuffix(_IMAGE), name
 
     def __getitem__(self, index: int) -> tuple[Tensor, SegmentMap]:
-        """The frame, Tensor[3, H, W] uint8 RGB, and its segment map.
+        """Return the image, Tensor[3, H, W] uint8 RGB, and its segment map.
 
         Raises:
             RefineError: a file is missing or damaged, sizes differ, or a pixel has no Cityscapes label.
@@ -90,51 +90,51 @@ class Cityscapes:
         image = read_image(image_file)
         if tuple(image.shape[1:]) != values.shape:
             raise RefineError(
-                f"{image_file}: {image.shape[2]} × {image.shape[1]} pixels, but {ids_file} has "
-                f"{values.shape[1]} × {values.shape[0]}; copy both again"
+                f"{image_file}: expected {values.shape[1]} × {values.shape[0]} pixels as in {ids_file}, got "
+                f"{image.shape[2]} × {image.shape[1]}; copy both again"
             )
         runs = Runs.from_map(values)
         found = np.unique(runs.ids)
         unknown = unknown_values(found)
         if unknown.size:
-            raise RefineError(f"{ids_file}: value {unknown[0]} is no Cityscapes label; copy the file again")
+            raise RefineError(f"{ids_file}: value {unknown[0]} is not a Cityscapes label; copy the file again")
         index_of, crowd = classify(found)
         kept = np.flatnonzero(index_of != VOID)
-        place = runs.find(found[kept])
+        segment = runs.find(found[kept])
         return image, SegmentMap(
-            torch.from_numpy(runs.spread(place.astype(np.int32))),
+            torch.from_numpy(runs.spread(segment.astype(np.int32))),
             torch.from_numpy(index_of[kept]),
             torch.from_numpy(crowd[kept]),
         )
 
 
 def list_frames(root: str | Path, split: str) -> list[tuple[Path, Path]]:
-    """(image, instanceIds file) of each annotated frame of a split, by city and name.
+    """Return (image, instanceIds file) of each annotated frame of a split, sorted by city and name.
 
     Raises:
-        RefineError: there is none.
+        RefineError: there is no annotated frame.
     """
     folder = Path(root) / "gtFine" / split
     files = sorted(folder.glob(f"*/*{_IDS}"))
     if not files:
-        raise RefineError(f"{folder}: no CITY/*{_IDS} there; unpack gtFine, or name another root or split")
-    pictures = Path(root) / "leftImg8bit" / split
-    return [(pictures / f.parent.name / (f.name.removesuffix(_IDS) + _IMAGE), f) for f in files]
+        raise RefineError(f"{folder}: contains no CITY/*{_IDS}; unpack gtFine, or give another root or split")
+    images = Path(root) / "leftImg8bit" / split
+    return [(images / f.parent.name / (f.name.removesuffix(_IDS) + _IMAGE), f) for f in files]
 
 
 def unannotated(root: str | Path, split: str) -> list[Path]:
-    """Images of a split without an instanceIds file, which `Cityscapes` leaves out."""
-    known = {picture for picture, _ in list_frames(root, split)}
+    """Return the images of a split without an instanceIds file, which `Cityscapes` skips."""
+    known = {image for image, _ in list_frames(root, split)}
     return [p for p in sorted((Path(root) / "leftImg8bit" / split).glob(f"*/*{_IMAGE}")) if p not in known]
 
 
 def unknown_values(values: np.ndarray) -> np.ndarray:
-    """Those of the values of an instanceIds file that Cityscapes does not define."""
+    """Return the values of an instanceIds file that Cityscapes does not define."""
     numbered = np.isin(values // 1000, _WITH_INSTANCES)
     return values[~((values >= 0) & (values < NUM_LABELS) | numbered)]
 
 
 def classify(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Values of an instanceIds file, all defined -> class index [V] int64 or VOID, iscrowd [V] bool."""
+    """Convert defined values of an instanceIds file to class indices or VOID, [V] int64, and iscrowd, [V] bool."""
     index = _INDEX[np.where(values < 1000, values, values // 1000)]
     return index, (values < 1000) & (index >= 0) & (index < CATEGORIES.num_things)

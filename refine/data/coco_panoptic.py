@@ -1,4 +1,4 @@
-"""COCO panoptic format: id-PNGs and a JSON (https://cocodataset.org/#format-data)."""
+"""Data sets in COCO panoptic format, id-PNGs and a JSON (https://cocodataset.org/#format-data)."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from refine.structures import VOID
 
 @dataclass(frozen=True)
 class Record:
-    """One image of the data set.
+    """Entries of one image in the JSON.
 
     Attributes:
-        image_id: the data set's.
-        image: file of the image.
-        segments: file of its id-PNG.
-        size: (height, width) in pixels, as the JSON says.
+        image_id: image id in the data set.
+        image: path of the image.
+        segments: path of its id-PNG.
+        size: (height, width) in pixels stated by the JSON.
         ids: [S] int32, segment ids in the PNG.
-        labels: [S] int64, contiguous classes; VOID where a remap drops the category.
-        iscrowd: [S] bool.
+        labels: [S] int64, contiguous class of each segment; VOID if a remap drops the category.
+        iscrowd: [S] bool, whether each segment is a crowd.
     """
 
     image_id: int | str
@@ -46,25 +46,25 @@ class Record:
 
 
 class CocoPanoptic:
-    """Images with their segment maps, of any set of categories.
+    """Images with segment maps in COCO panoptic format, with any set of categories.
 
-    The parsed JSON is kept as a few flat arrays: 118,000 images take some 40 MB, which worker processes
-    share. Images without an annotation are left out.
+    The parsed JSON is stored in a few flat arrays: 118,000 images take about 40 MB, shared by all worker
+    processes. Images without an annotation are skipped.
 
     Args:
         images: folder of the images.
-        json: panoptic JSON: `images`, `annotations` with `segments_info`, `categories`.
+        json: panoptic JSON with `images`, `annotations` (with `segments_info`) and `categories`.
         segments: folder of the id-PNGs (id = R + 256 G + 65536 B, 0 = void).
         remap: optional file of category changes or "supercategory", see `refine.data.remap`. Stuff
-            segments that get the same class become one.
-        instances: optional COCO instances JSON with the same category ids. Its masks, which may overlap,
-            then give boxes, labels and masks; the semantic map and `Targets.owner` stay panoptic, and
-            instances are matched to segments by `match_segments`. Of things that the remap makes stuff, none
-            is read.
-        exif: how images with an EXIF turn were annotated, see `read_image`.
+            segments of the same new class are merged.
+        instances: optional COCO instances JSON with the same category ids. Boxes, labels and masks are then
+            taken from its masks, which may overlap; the semantic map and `Targets.owner` still come from the
+            panoptic map, and instances are matched to segments by `match_segments`. Instances of things that
+            the remap turns into stuff are skipped.
+        exif: how images with EXIF rotation were annotated, see `read_image`.
 
     Raises:
-        RefineError: a JSON lacks a field, names an unknown category or image, or uses an id twice.
+        RefineError: a field of a JSON is missing, a category or image is unknown, or an id is used twice.
     """
 
     def __init__(
@@ -87,10 +87,10 @@ class CocoPanoptic:
             changes = read_remap(remap, source)
             self.categories = changes.categories
             labels = np.array([changes.label(category.id) for category in source], np.int32)
-        self._keep(content, labels)
+        self._store(content, labels)
         self._instances: InstanceFile | None = None
         if instances is not None:
-            # Objects of a class that the remap makes stuff are objects no more.
+            # Instances of things that the remap turns into stuff are skipped.
             objects = {
                 category.id: VOID if category.isthing and label >= self.categories.num_things else label
                 for category, label in zip(source, labels.tolist(), strict=True)
@@ -98,8 +98,8 @@ class CocoPanoptic:
             annotated = {a.image_id: content.images[a.image_id] for a in content.annotations}
             self._instances = InstanceFile(instances, annotated, source, objects, self.categories.num_things)
 
-    def _keep(self, content: PanopticJson, labels: np.ndarray) -> None:
-        """Keep what is needed of the JSON; `labels` gives the class of each of its categories, [C] int32."""
+    def _store(self, content: PanopticJson, labels: np.ndarray) -> None:
+        """Store the needed parts of the JSON; `labels` is the class of each of its categories, [C] int32."""
         annotations = content.annotations
         images = [content.images[annotation.image_id] for annotation in annotations]
         self._image_ids = [annotation.image_id for annotation in annotations]
@@ -115,14 +115,14 @@ class CocoPanoptic:
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of each image, from the JSON alone."""
+        """Return (height, width) of each image in pixels, as stated by the JSON."""
         return [(height, width) for height, width in self._sizes.tolist()]
 
     def __len__(self) -> int:
         return len(self._names)
 
     def record(self, index: int) -> Record:
-        """Return what the JSON says of an image."""
+        """Return the entries of an image in the JSON."""
         part = slice(self._first[index], self._first[index + 1])
         return Record(
             self._image_ids[index],
@@ -141,7 +141,7 @@ class CocoPanoptic:
     def __getitem__(self, index: int) -> tuple[Tensor, SegmentMap]:
         """Return the image, Tensor[3, H, W] uint8 RGB, and its segment map.
 
-        An image with an EXIF turn is turned as `exif` says, see `read_image`.
+        An image with EXIF rotation is rotated according to `exif`, see `read_image`.
 
         Raises:
             RefineError: a file is missing or damaged, sizes differ, or ids of PNG and JSON differ.
@@ -151,8 +151,8 @@ class CocoPanoptic:
         image = read_image(record.image, record.size, exif=self._exif)
         if tuple(image.shape[1:]) != record.size:
             raise RefineError(
-                f"{record.image}: {_pixels(image.shape[1:])}, but {record.segments} has "
-                f"{_pixels(record.size)}; make them equal"
+                f"{record.image}: expected {_pixels(record.size)} as in {record.segments}, got "
+                f"{_pixels(image.shape[1:])}; make them equal"
             )
         segments = self._segment_map(runs, record)
         if self._instances is not None:
@@ -162,28 +162,28 @@ class CocoPanoptic:
         return image, segments
 
     def _segment_map(self, runs: Runs, record: Record) -> SegmentMap:
-        place = runs.find(record.ids)
-        unknown = runs.ids[(place < 0) & (runs.ids != 0)]
+        index = runs.find(record.ids)
+        unknown = runs.ids[(index < 0) & (runs.ids != 0)]
         if unknown.size:
             raise RefineError(
                 f"{record.segments}: id {unknown[0]} is not in segments_info of image {record.image_id} "
                 f"({self.json}); add it or paint the pixels 0"
             )
-        absent = np.setdiff1d(np.arange(len(record.ids)), place)
+        absent = np.setdiff1d(np.arange(len(record.ids)), index)
         if absent.size:
             raise RefineError(
                 f"{self.json}: image {record.image_id}: segment {record.ids[absent[0]]} has no pixel in "
                 f"{record.segments}; drop it"
             )
-        target = np.append(self._merged(record), -1)  # of each place; -1 is void already
+        target = np.append(self._merged(record), -1)  # index -1 is void
         return SegmentMap(
-            torch.from_numpy(runs.spread(target[place].astype(np.int32))),
+            torch.from_numpy(runs.spread(target[index].astype(np.int32))),
             torch.from_numpy(record.labels),
             torch.from_numpy(record.iscrowd),
         )
 
     def _merged(self, record: Record) -> np.ndarray:
-        """Segment that each segment becomes by the remap: [S] int64, -1 = void."""
+        """Return the segment that each segment is merged into by the remap: [S] int64, -1 = void."""
         target = np.arange(len(record.ids))
         if self._merge_stuff:
             stuff = np.flatnonzero(record.labels >= self.categories.num_things)

@@ -1,4 +1,4 @@
-"""How training pictures are varied. Nothing here imports torch, so that the command line starts at once."""
+"""Configs of data sets and augmentation. This module does not import torch, so the command line starts fast."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from refine.errors import RefineError
 
 @dataclass
 class AugmentConfig:
-    """Random changes of training pictures, in the order in which they are made.
+    """Random augmentation of training images; `copy_paste` runs after the geometric changes, before `color`.
 
     Attributes:
-        copy_paste: probability that things of another picture are pasted in.
-        short: short sides in pixels, one is drawn and the picture resized to it (800 for R50).
-        long: the long side does not exceed it, before `jitter`.
-        jitter: the drawn size is multiplied by a factor from this range (large-scale jitter).
-        flip: probability of a horizontal flip.
-        flip_vertical, rotate: probability of a vertical flip, and of a turn by 90° (pictures without an
-            up, such as cells).
-        crop: (height, width) of a random crop; smaller pictures are left, the batch pads them.
-        color: strength 0-1 of random brightness, contrast, saturation and (a fifth of it) hue.
-        min_area: things of fewer pixels after all this become void.
+        copy_paste: probability of pasting things from another image, 0-1.
+        short: lengths of the short side in pixels; the image is resized to a random one (800 for R50).
+        long: maximum length of the long side in pixels, before `jitter`.
+        jitter: range of a random factor of the size (large-scale jitter).
+        flip: probability of a horizontal flip, 0-1.
+        flip_vertical, rotate: probability of a vertical flip and of a rotation by 90°, 0-1, for images without
+            a natural orientation, such as cells.
+        crop: (height, width) in pixels of a random crop; smaller images are padded in the batch.
+        color: strength, 0-1, of random changes of brightness, contrast, saturation and (a fifth of it) hue.
+        min_area: number of pixels below which a thing becomes void after all changes.
     """
 
     copy_paste: float = bounded(0.0, least=0, most=1)
@@ -43,14 +43,14 @@ class DatasetConfig:
     """One split of a data set.
 
     Attributes:
-        kind: "coco" (COCO panoptic files) or "cityscapes" (the raw folders).
-        images, json, segments: of "coco": folder of images, panoptic JSON, folder of id-PNGs.
-        instances: of "coco", optional: instances JSON; boxes and masks learn from its masks, which may overlap, and
-            AP is measured on them.
-        remap: of "coco", optional: JSON of category changes, or "supercategory" for COCO's coarse labels.
-        exif: of "coco": whether images with an EXIF turn were annotated as "shown" by viewers or as "stored" in
-            the file; if null, sizes tell, and an image that fits both ways (180°, mirrors, squares) is an error.
-        root, split: of "cityscapes": folder with leftImg8bit/ and gtFine/, and "train", "val" or "test".
+        kind: "coco" (COCO panoptic files) or "cityscapes" (original folders).
+        images, json, segments: for "coco": folder of images, panoptic JSON, folder of id-PNGs.
+        instances: for "coco", optional: instances JSON; boxes and masks are trained on its masks, which may
+            overlap, and AP is measured on them.
+        remap: for "coco", optional: JSON of category changes, or "supercategory" for COCO's coarse labels.
+        exif: for "coco": whether images with EXIF rotation were annotated as "shown" by viewers or as "stored" in
+            the file; null decides by size and rejects images that fit both ways (180°, mirrored, square).
+        root, split: for "cityscapes": folder with leftImg8bit/ and gtFine/, and "train", "val" or "test".
     """
 
     kind: Literal["coco", "cityscapes"] = "coco"
@@ -65,7 +65,7 @@ class DatasetConfig:
 
 
 def check_dataset_fields(config: DatasetConfig, where: str) -> None:
-    """Refuse a data set without the fields that its kind needs; raises RefineError."""
+    """Raise RefineError if a field that the kind of the data set needs is missing."""
     needed = ("images", "json", "segments") if config.kind == "coco" else ("root", "split")
     for name in needed:
         if not getattr(config, name):

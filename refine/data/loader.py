@@ -1,4 +1,4 @@
-"""From a data set to batches: augmented, grouped by aspect ratio, repeatable and divisible."""
+"""Training batches: augmented, grouped by aspect ratio, reproducible and split over processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from refine.structures import Categories, Targets
 
 
 class PanopticDataset(Protocol):
-    """What every reader of this package offers."""
+    """Interface of all data set readers of this package."""
 
     categories: Categories
 
@@ -32,14 +32,14 @@ class PanopticDataset(Protocol):
 
 
 class TrainingSet(Dataset):
-    """Augmented pictures with targets; the randomness of each depends on (seed, epoch, index) alone.
+    """Augmented images with targets, whose randomness depends only on (seed, epoch, index).
 
-    So a run that is resumed, or that has another number of processes or workers, sees the same pictures.
+    A resumed run, or one with another number of processes or workers, therefore sees the same images.
 
     Args:
-        dataset: to read from.
-        config: of the augmentation.
-        seed: of the run.
+        dataset: data set to read from.
+        config: augmentation of the images.
+        seed: seed of the run.
     """
 
     def __init__(self, dataset: PanopticDataset, config: AugmentConfig, seed: int) -> None:
@@ -54,10 +54,10 @@ class TrainingSet(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Targets]:
-        """The sample of `key` = (epoch, index)."""
+        """Return image and targets of `key` = (epoch, index)."""
         epoch, index = key
         with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed: without workers it would reseed the GPU's generator for the training.
+            # Not torch.manual_seed, which without workers would also reseed the GPU generator of the training.
             torch.default_generator.manual_seed(_mix(self.seed, epoch, index))
             image, segments = self.augment(*self.dataset[index])
         image_id, file_name = self.dataset.name(index)
@@ -65,17 +65,20 @@ class TrainingSet(Dataset):
 
 
 class AspectRatioBatches(Sampler[list[tuple[int, int]]]):
-    """An endless stream of batches of (epoch, index), landscape and portrait pictures apart.
+    """Endless stream of batches of (epoch, index), each of only landscape or only portrait images.
 
-    Every epoch is shuffled by (seed, epoch); pictures left over at its end go first in the next one, so
-    that all batches are full. All processes see the same stream, each takes its own part of every batch.
+    Every epoch is shuffled by (seed, epoch); images left over at its end come first in the next one, so
+    that all batches are full. All processes see the same stream, and each takes its own part of every batch.
 
     Args:
-        sizes: (height, width) of each picture.
-        batch_size: pictures per batch over all processes.
-        seed: of the run.
-        rank, world_size: of this process.
-        start: batches to skip: a resumed run goes on where it was.
+        sizes: (height, width) of each image.
+        batch_size: global batch size, over all processes.
+        seed: seed of the run.
+        rank, world_size: index of this process and number of processes.
+        start: number of batches to skip when a run is resumed.
+
+    Raises:
+        ValueError: the batch size is not divisible by the number of processes.
     """
 
     def __init__(
@@ -116,7 +119,7 @@ class AspectRatioBatches(Sampler[list[tuple[int, int]]]):
 
 
 def collate(samples: Sequence[tuple[Tensor, Targets]]) -> tuple[list[Tensor], list[Targets]]:
-    """Samples -> images and targets; the model pads."""
+    """Join samples to a list of images and a list of targets; the model pads the images."""
     images, targets = zip(*samples, strict=True)
     return list(images), list(targets)
 
@@ -133,15 +136,15 @@ def training_batches(
     start: int = 0,
     pin_memory: bool = False,
 ) -> Generator[tuple[list[Tensor], list[Targets]], None, None]:
-    """Endless training batches of this process, as `collate` gives them; see `read_in_workers`.
+    """Yield endless training batches of this process, as returned by `collate`; see `read_in_workers`.
 
     Args:
-        dataset: to read from.
-        augment: random changes.
-        batch_size: number of images per batch over all processes.
-        seed, rank, world_size, start: see `AspectRatioBatches`.
+        dataset: data set to read from.
+        augment: augmentation of the images.
+        batch_size: global batch size, over all processes.
+        seed, rank, world_size, start: as in `AspectRatioBatches`.
         workers: number of worker processes.
-        pin_memory: for copies to a GPU.
+        pin_memory: whether to return tensors in page-locked memory, for copies to a GPU.
 
     Raises:
         RefineError: an image or its annotations cannot be read, or a worker was lost.
@@ -151,7 +154,7 @@ def training_batches(
 
 
 def _mix(seed: int, epoch: int, index: int) -> int:
-    """One well-spread 63-bit seed from three numbers (splitmix64)."""
+    """Mix three integers to one 63-bit seed (splitmix64)."""
     value = 0
     for part in (seed, epoch, index):
         value = (value ^ (part & 0xFFFFFFFFFFFFFFFF)) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF

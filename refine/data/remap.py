@@ -1,10 +1,10 @@
-"""Changing the categories of a data set by a small file.
+"""Remapping of the categories of a data set by a small file.
 
     {"categories": [{"id": 1, "name": "animal", "isthing": 1}, …],
      "map": {"16": 1, "17": 1, "184": null, "201": "stuff"}}
 
-`map` sends each id of the data set to an id of `categories`; to null: those pixels become void, and nothing is
-learnt from them; or to "stuff": no thing is there, but which stuff is not told.
+`map` maps each category id of the data set to an id of `categories`; to null, so that its pixels become void and
+are ignored in training; or to "stuff", so that its pixels are known to be stuff of an unnamed class.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ UNNAMED_STUFF = "stuff"
 
 @dataclass(frozen=True)
 class Remap:
-    """New categories, and where the old ones go.
+    """New categories, and the mapping of the old ones.
 
     Attributes:
-        categories: the new ones.
+        categories: new categories.
         target: old id -> new id, None for void, or "stuff" for unnamed stuff.
     """
 
@@ -33,7 +33,7 @@ class Remap:
     target: dict[int, int | str | None]
 
     def label(self, category_id: int) -> int:
-        """Contiguous index of an old id's new category, VOID, or the index after the last for unnamed stuff."""
+        """Return the new contiguous class of an old id, VOID, or the number of classes for unnamed stuff."""
         new = self.target[category_id]
         if isinstance(new, str):
             return len(self.categories)
@@ -44,30 +44,30 @@ def read_remap(path: str | Path, source: Categories) -> Remap:
     """Read a file of category changes for a data set with the categories `source`.
 
     Args:
-        path: the file, or "supercategory", which joins the categories of each supercategory.
-        source: the data set's own categories.
+        path: path of the file, or "supercategory" to merge the categories of each supercategory.
+        source: categories of the data set.
 
     Raises:
-        RefineError: a field is missing, an id is unknown, a category of `source` is not mapped, or a
-            stuff category would become a thing (its segments are not objects), or the other way unnamed stuff.
+        RefineError: a field is missing, an id is unknown, a category of `source` is not mapped, a stuff category
+            is mapped to a thing (its segments are not objects), or a thing to unnamed stuff.
     """
     content = supercategory_remap(source) if str(path) == "supercategory" else read_json(path)
     if not isinstance(content, dict):
         content = {}
     if not isinstance(content.get("categories"), list) or not isinstance(content.get("map"), dict):
-        raise RefineError(f"{path}: needs `categories` (a list) and `map` (old id -> new id or null)")
+        raise RefineError(f"{path}: expected `categories` (a list) and `map` (old id -> new id or null)")
     categories = Categories.from_json(content["categories"], str(path))
     target: dict[int, int | str | None] = {}
     for category in source:
         if str(category.id) not in content["map"]:
             raise RefineError(
-                f"{path}: map: category {category.id} ({category.name}) is missing; map it or null it"
+                f"{path}: map: category {category.id} ({category.name}) is missing; map it to an id or to null"
             )
         new = content["map"][str(category.id)]
         if new == UNNAMED_STUFF:
             if category.isthing:
                 raise RefineError(
-                    f"{path}: map: {category.id} -> {new!r}: {category.name} is a thing; map it to one, or null it"
+                    f"{path}: map: {category.id} -> {new!r}: {category.name} is a thing; map it to one or to null"
                 )
             target[category.id] = new
             continue
@@ -80,7 +80,7 @@ def read_remap(path: str | Path, source: Categories) -> Remap:
 
 
 def supercategory_remap(categories: Categories) -> dict[str, Any]:
-    """Content of a remap file that joins the categories of each supercategory (things and stuff apart)."""
+    """Return the content of a remap file that merges each supercategory, things and stuff separately."""
     groups = sorted({(not c.isthing, c.supercategory or c.name) for c in categories})
     ids = {group: n + 1 for n, group in enumerate(groups)}
     return {

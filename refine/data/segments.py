@@ -1,4 +1,4 @@
-"""An image's annotation as one map: what transforms move, and targets are derived from."""
+"""Annotation of an image as a segment map, which is augmented and from which targets are derived."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class InstanceMasks:
 
     Attributes:
         masks: Tensor[M, H, W] bool.
-        labels: Tensor[M] int64, contiguous thing classes.
-        iscrowd: Tensor[M] bool.
-        segment: Tensor[M] int64, which segment of the map shows the instance, -1 = none.
+        labels: Tensor[M] int64, contiguous thing class of each instance.
+        iscrowd: Tensor[M] bool, whether each instance is a crowd.
+        segment: Tensor[M] int64, segment of the map that shows each instance, -1 = none.
     """
 
     masks: Tensor
@@ -29,19 +29,19 @@ class InstanceMasks:
     segment: Tensor
 
     def __getitem__(self, keep: Tensor) -> InstanceMasks:
-        """Those that a Tensor[M] bool picks."""
+        """Select instances by a mask, Tensor[M] bool."""
         return InstanceMasks(self.masks[keep], self.labels[keep], self.iscrowd[keep], self.segment[keep])
 
 
 @dataclass
 class SegmentMap:
-    """Which segment each pixel belongs to.
+    """Segment of each pixel of an image.
 
     Attributes:
-        index: Tensor[H, W] int32; -1 = void, k = k-th segment.
+        index: Tensor[H, W] int32, segment of each pixel, 0..S-1, -1 = void.
         labels: Tensor[S] int64, contiguous class of each segment; the number of classes for unnamed stuff.
-        iscrowd: Tensor[S] bool.
-        instances: boxes, labels and masks of the targets come from these, if given, instead of the map.
+        iscrowd: Tensor[S] bool, whether each segment is a crowd.
+        instances: masks that replace the map as the source of boxes, labels and masks of the targets, or None.
     """
 
     index: Tensor
@@ -50,10 +50,10 @@ class SegmentMap:
     instances: InstanceMasks | None = None
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> SegmentMap:
-        """The same after a change of geometry.
+        """Return the annotation after a geometric transform.
 
         Args:
-            move: takes and gives integers [..., H, W], by picking pixels, not mixing them.
+            move: transform of integers, Tensor[..., H, W], that selects pixels and does not interpolate.
         """
         instances = self.instances
         if instances is not None:
@@ -61,15 +61,15 @@ class SegmentMap:
         return replace(self, index=move(self.index[None])[0], instances=instances)
 
     def named(self, num_classes: int) -> SegmentMap:
-        """Unnamed stuff becomes void, as measuring and drawing need it."""
+        """Return the map with unnamed stuff as void, for evaluation and drawing."""
         lookup = torch.arange(-1, len(self.labels), dtype=torch.int32)
         lookup[1:][self.labels == num_classes] = -1
         return replace(self, index=lookup[self.index.long() + 1])
 
     def without_small_things(self, num_things: int, min_area: int) -> SegmentMap:
-        """Things of fewer than `min_area` pixels become void: slivers that a crop has left.
+        """Turn things of fewer than `min_area` pixels into void, such as slivers left by a crop.
 
-        With `instances`, those of fewer pixels are left out, and the map keeps its segments.
+        With `instances`, small instances are dropped and the map stays unchanged.
         """
         if self.instances is not None:
             return replace(self, instances=self.instances[self.instances.masks.sum((1, 2)) >= min_area])
@@ -80,7 +80,7 @@ class SegmentMap:
         return replace(self, index=lookup[self.index.long()])
 
     def targets(self, num_things: int, image_id: int | str, file_name: str) -> Targets:
-        """Boxes, masks, semantic map and owners. Segments and instances without a pixel vanish."""
+        """Return the targets of the image; segments and instances without a pixel are dropped."""
         if self.instances is None:
             return Targets.from_panoptic(
                 self.index, self.labels, self.iscrowd, num_things, image_id=image_id, file_name=file_name
@@ -103,18 +103,18 @@ class SegmentMap:
 
 
 def match_segments(segments: SegmentMap, masks: Tensor, labels: Tensor, iscrowd: Tensor) -> Tensor:
-    """Which segment of a panoptic map shows which instance: greedily by IoU, the best pair first.
+    """Match instances to segments of a panoptic map greedily by IoU, the best pair first.
 
-    Only things of the same class and the same `iscrowd` that share a pixel are matched, each once.
+    Only instances and segments of the same class and `iscrowd` that share a pixel are matched, each at most once.
 
     Args:
-        segments: the map.
-        masks: Tensor[M, H, W] bool, of the instances.
-        labels: Tensor[M] int64.
-        iscrowd: Tensor[M] bool.
+        segments: panoptic map with S segments.
+        masks: Tensor[M, H, W] bool, masks of the instances.
+        labels: Tensor[M] int64, contiguous class of each instance.
+        iscrowd: Tensor[M] bool, whether each instance is a crowd.
 
     Returns:
-        Tensor[M] int64, index of the segment, -1 = none.
+        Tensor[M] int64, segment of each instance, 0..S-1, -1 = none.
     """
     count = len(segments.labels)
     index = segments.index.flatten().long() + 1

@@ -1,4 +1,4 @@
-"""Random changes of a picture and its segment map together."""
+"""Random augmentation of an image together with its segment map."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from refine.data.config import AugmentConfig
 from refine.data.segments import InstanceMasks, SegmentMap
 
 Sample = tuple[Tensor, SegmentMap]
-"""Tensor[3, H, W] uint8 RGB and the map of the same size."""
+"""Image, Tensor[3, H, W] uint8 RGB, and segment map of the same size."""
 
 
 class Augment:
-    """The random changes of `AugmentConfig`.
+    """Random augmentation by `AugmentConfig`.
 
-    They draw from torch's global generator, so that seeding it makes them repeat.
+    It uses torch's global generator, so seeding that makes it reproducible.
 
     Args:
-        config: which, and how strong.
-        num_things: classes below this are things.
-        donor: draws another sample for copy-paste; None where that is off.
+        config: probabilities and ranges of the changes.
+        num_things: number of thing classes; classes below it are things.
+        donor: returns another random sample for copy-paste, or None if that is disabled.
     """
 
     def __init__(self, config: AugmentConfig, num_things: int, donor: Callable[[], Sample] | None = None) -> None:
@@ -74,75 +74,79 @@ class Augment:
 
 
 def copy_paste(sample: Sample, donor: Sample, num_things: int) -> Sample:
-    """Lay a random half of the donor's things over a sample; what they cover is covered.
+    """Paste a random half of the donor's things over a sample.
 
-    Only the visible parts of instances travel, and of the sample's instances only those parts stay that are
-    not covered; what nothing is left of vanishes from the targets.
+    Only the visible parts of the donor's instances are pasted, and covered parts of the sample's instances are
+    removed; targets omit instances of which nothing remains.
+
+    Args:
+        sample, donor: images and segment maps, of any sizes.
+        num_things: number of thing classes; classes below it are things.
     """
-    (image, segments), (other, theirs) = sample, donor
-    height, width = min(image.shape[1], other.shape[1]), min(image.shape[2], other.shape[2])
-    index = theirs.index[:height, :width]
+    (image, segments), (donor_image, donor_segments) = sample, donor
+    height, width = min(image.shape[1], donor_image.shape[1]), min(image.shape[2], donor_image.shape[2])
+    index = donor_segments.index[:height, :width]
     things = torch.unique(index[index >= 0].long())
-    things = things[(theirs.labels[things] < num_things) & ~theirs.iscrowd[things]]
-    chosen = things[torch.rand(len(things)) < 0.5]
-    pasted = torch.isin(index, chosen.to(index.dtype))
+    things = things[(donor_segments.labels[things] < num_things) & ~donor_segments.iscrowd[things]]
+    selected = things[torch.rand(len(things)) < 0.5]
+    pasted = torch.isin(index, selected.to(index.dtype))
     image, new_index = image.clone(), segments.index.clone()
-    image[:, :height, :width] = torch.where(pasted, other[:, :height, :width], image[:, :height, :width])
-    shifted = index + len(segments.labels)  # their ids come after ours
+    image[:, :height, :width] = torch.where(pasted, donor_image[:, :height, :width], image[:, :height, :width])
+    shifted = index + len(segments.labels)  # the donor's segments follow those of the sample
     new_index[:height, :width] = torch.where(pasted, shifted, new_index[:height, :width])
     instances = None
-    if segments.instances is not None and theirs.instances is not None:
-        instances = _paste_instances(segments, theirs, chosen, pasted)
+    if segments.instances is not None and donor_segments.instances is not None:
+        instances = _paste_instances(segments, donor_segments, selected, pasted)
     return image, SegmentMap(
         new_index,
-        torch.cat([segments.labels, theirs.labels]),
-        torch.cat([segments.iscrowd, theirs.iscrowd]),
+        torch.cat([segments.labels, donor_segments.labels]),
+        torch.cat([segments.iscrowd, donor_segments.iscrowd]),
         instances,
     )
 
 
-def _paste_instances(segments: SegmentMap, theirs: SegmentMap, chosen: Tensor, pasted: Tensor) -> InstanceMasks:
-    ours, new = segments.instances, theirs.instances
-    assert ours is not None
+def _paste_instances(segments: SegmentMap, donor: SegmentMap, selected: Tensor, pasted: Tensor) -> InstanceMasks:
+    old, new = segments.instances, donor.instances
+    assert old is not None
     assert new is not None
     height, width = pasted.shape
-    new = new[torch.isin(new.segment, chosen)]
-    covered = ours.masks.clone()
-    covered[:, :height, :width] &= ~pasted
-    visible = theirs.index[:height, :width] == new.segment[:, None, None]
-    arrived = covered.new_zeros(len(new.labels), *covered.shape[1:])
-    arrived[:, :height, :width] = visible
+    new = new[torch.isin(new.segment, selected)]
+    remaining = old.masks.clone()
+    remaining[:, :height, :width] &= ~pasted
+    visible = donor.index[:height, :width] == new.segment[:, None, None]
+    added = remaining.new_zeros(len(new.labels), *remaining.shape[1:])
+    added[:, :height, :width] = visible
     return InstanceMasks(
-        torch.cat([covered, arrived]),
-        torch.cat([ours.labels, new.labels]),
-        torch.cat([ours.iscrowd, new.iscrowd]),
-        torch.cat([ours.segment, new.segment + len(segments.labels)]),
+        torch.cat([remaining, added]),
+        torch.cat([old.labels, new.labels]),
+        torch.cat([old.iscrowd, new.iscrowd]),
+        torch.cat([old.segment, new.segment + len(segments.labels)]),
     )
 
 
 def fit_scale(size: tuple[int, int], short: int, long: int) -> float:
-    """Factor that makes the short side `short`, unless the long side would then exceed `long`."""
+    """Return the factor that makes the short side `short` pixels long, but the long side at most `long`."""
     return min(short / min(size), long / max(size))
 
 
 def network_size(size: tuple[int, int], short: int, long: int) -> tuple[int, int]:
-    """(height, width) that an image of `size` (height, width) has for the network at test, in pixels."""
+    """Return (height, width) in pixels of the network input at test time for an image of `size`."""
     scale = fit_scale(size, short, long)
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def resize_for_test(image: Tensor, short: int, long: int) -> Tensor:
-    """Tensor[3, H, W] uint8 -> the same with its short side `short`, at most `long` on the other."""
+    """Resize an image, Tensor[3, H, W] uint8, for the network at test time; see `fit_scale`."""
     return resize(image, network_size((image.shape[1], image.shape[2]), short, long))
 
 
 def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear, antialiased: Tensor[3, H, W] uint8 -> Tensor[3, *size] uint8."""
+    """Resize an image bilinearly with antialiasing: Tensor[3, H, W] uint8 -> Tensor[3, *size] uint8."""
     return F.resize(image, list(size), antialias=True)
 
 
 def resize_map(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Nearest, by pixel centres: Tensor[N, H, W] integer below 2^24 -> Tensor[N, *size]."""
+    """Resize maps to the nearest pixel centre: Tensor[N, H, W] integer below 2^24 -> Tensor[N, *size]."""
     return F.resize(maps, list(size), interpolation=T.InterpolationMode.NEAREST_EXACT)
 
 

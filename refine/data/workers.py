@@ -1,7 +1,7 @@
-"""Samples read in worker processes that neither hang their run nor outlive it.
+"""Reading of samples in worker processes that neither block their run nor outlive it.
 
-A batch crosses from a worker as one block of shared memory, so that it takes one file descriptor however many
-tensors it holds. A `RefineError` in a worker is raised in the reading process as it is.
+A batch is passed as one block of shared memory, so it needs one file descriptor for any number of tensors. A
+`RefineError` in a worker is raised unchanged in the reading process.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from refine.errors import RefineError
 
 T = TypeVar("T")
 ALIGNMENT = 16
-"""Bytes; every tensor starts at a multiple of it in its block."""
+"""Alignment of tensors within a block, in bytes."""
 
 
 class Samples(Protocol):
-    """What can be read by key."""
+    """Collection of samples that are read by key."""
 
     def __getitem__(self, key: Any, /) -> Any: ...
 
@@ -42,25 +42,25 @@ def read_in_workers(
     workers: int,
     pin_memory: bool = False,
 ) -> Generator[T, None, None]:
-    """Yield `collate([samples[key] for key in keys])` for every `keys` of `batches`, in their order.
+    """Yield `collate([samples[key] for key in keys])` for each `keys` of `batches`, in order.
 
-    Close the generator (`contextlib.closing`) to end the workers at once.
+    Close the generator (`contextlib.closing`) to end the workers immediately.
 
     Args:
-        samples: read in the workers.
+        samples: samples, read in the workers.
         batches: lists of keys; may be endless.
-        collate: makes one batch of a list of samples; its result is pickled.
+        collate: function that joins a list of samples to a batch; its result is pickled.
         workers: number of worker processes; 0 reads in this process.
-        pin_memory: return tensors in page-locked memory, for copies to a GPU.
+        pin_memory: whether to return tensors in page-locked memory, for copies to a GPU.
 
     Raises:
-        RefineError: what a sample raises; or a worker was killed, or ran out of file descriptors or memory.
+        RefineError: a sample raised it, or a worker was killed or ran out of file descriptors or memory.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create")  # how many is the user's choice
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # the user sets the number of workers
         loader = DataLoader(
             _Caught(samples),
-            batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of keys will do
+            batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of keys works
             num_workers=workers,
             collate_fn=_Collate(collate, packed=workers > 0),
             pin_memory=pin_memory,
@@ -84,12 +84,12 @@ def read_in_workers(
 
 @contextmanager
 def worker_failures(receiving: bool = False) -> Iterator[None]:
-    """Turn what torch raises when a worker dies, or cannot be reached, into a RefineError.
+    """Convert torch's errors about workers that died or cannot be reached to RefineError.
 
-    Torch raises the death of a worker wherever the program is, not only where a batch is awaited.
+    Torch may raise the death of a worker at any point of the program, not only while waiting for a batch.
 
     Args:
-        receiving: the block starts workers or awaits a batch; errors of the operating system are theirs, too.
+        receiving: whether the block starts workers or waits for a batch, so that OS errors come from them too.
     """
     try:
         yield
@@ -100,12 +100,12 @@ def worker_failures(receiving: bool = False) -> Iterator[None]:
             raise
         raise RefineError(
             f"workers: a process that reads images was lost ({text or type(error).__name__}); free memory, raise "
-            f"the limit of open files (`ulimit -n`), or give a lower number of workers"
+            f"the limit of open files (`ulimit -n`), or use fewer workers"
         ) from error
 
 
 class _Caught(Dataset):
-    """Samples; where reading one raises RefineError, the error takes the sample's place."""
+    """Samples in which a RefineError raised by reading a sample replaces the sample."""
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
@@ -119,7 +119,7 @@ class _Caught(Dataset):
 
 @dataclass
 class _Collate:
-    """Makes a batch, or returns the first error among the samples."""
+    """Collate function that returns a batch, or the first error among the samples."""
 
     collate: Callable[[list[Any]], Any]
     packed: bool
@@ -134,16 +134,16 @@ class _Collate:
         try:
             return _Packed.pack(batch)
         except (RuntimeError, OSError) as error:
-            return RefineError(f"workers: cannot share memory ({error}); give a lower number of workers")
+            return RefineError(f"workers: cannot share memory ({error}); use fewer workers")
 
 
 @dataclass
 class _Packed:
-    """An object whose tensors lie in one block.
+    """Pickled object whose tensors are stored in one block.
 
     Attributes:
-        content: the object, pickled, with (dtype, shape, offset in bytes) in place of each tensor.
-        block: Tensor[bytes] uint8, in shared memory.
+        content: pickled object, with (dtype, shape, offset in bytes) in place of each tensor.
+        block: Tensor[bytes] uint8 in shared memory, contents of all tensors.
     """
 
     content: bytes
@@ -186,17 +186,17 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(stream)
         self.block = block
 
-    def persistent_load(self, place: tuple[torch.dtype, torch.Size, int]) -> Tensor:
-        dtype, shape, offset = place
+    def persistent_load(self, reference: tuple[torch.dtype, torch.Size, int]) -> Tensor:
+        dtype, shape, offset = reference
         size = shape.numel() * dtype.itemsize
         return self.block[offset : offset + size].view(dtype).view(shape)
 
 
 def _start_worker(number: int) -> None:
-    """Let a worker end with its run, and not before it.
+    """Configure signals so that a worker ends with its run, and not before.
 
-    Ctrl-C and the end of a job (SIGTERM) reach all processes of a run, but the reading process needs its workers
-    to finish what it is doing. A second SIGTERM ends a worker, and so does the death of the reading process.
+    Ctrl-C and the end of a job (SIGTERM) reach all processes of a run, but the reading process still needs its
+    workers to finish its step. A second SIGTERM or the death of the reading process ends a worker.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _ignore_once)
@@ -209,7 +209,7 @@ def _ignore_once(number: int, frame: FrameType | None) -> None:
 
 
 def _end_workers(iterator: Any) -> None:
-    """Torch's own shutdown asks the workers to end and waits some seconds; who does not listen is killed."""
+    """Shut workers down as torch does, which waits a few seconds, and kill those that are still alive."""
     iterator._shutdown_workers()
     for worker in iterator._workers:
         if worker.is_alive():

@@ -1,7 +1,7 @@
-"""Converted networks give the outputs of the originals, for every model in a folder of fixtures.
+"""Tests that converted networks reproduce the outputs of the originals, for every model in a folder of fixtures.
 
 The folder is `REFINE_DETECTRON2_FIXTURES` (default: `fixtures/detectron2` of the shared data). Each of its
-subfolders holds `model_final.pkl`, in the format of detectron2's model zoo, and `reference.pt`: an image, the
+subfolders contains `model_final.pkl`, in the format of detectron2's model zoo, and `reference.pt`: an image, the
 configuration and the outputs of every stage.
 """
 
@@ -28,10 +28,10 @@ SHARED = Path(os.environ.get("REFINE_SHARED", REPOSITORY.parent / "shared"))
 FIXTURES = Path(os.environ.get("REFINE_DETECTRON2_FIXTURES", SHARED / "fixtures" / "detectron2"))
 FOLDERS = sorted(path.parent for path in FIXTURES.glob("*/model_final.pkl"))
 SETTINGS = ("PIXEL_", "FORMAT", "STRIDE_IN_1X1", "_THRESH", "TOPK", "POOLER", "ANCHOR", "IOUS", "DETECTIONS")
-"""Parts of the names of settings that weights do not tell."""
+"""Parts of the names of settings that weights do not determine."""
 TIE = 3e-4
-"""Scores that differ by less have no order: the original's own change by so much with its number of threads, and
-in double precision two detections of `panoptic_fpn_R_50` whose scores lie 1.5e-4 apart change places."""
+"""Scores that differ by less are considered equal: the original's vary by as much with the number of threads, and
+two detections of `panoptic_fpn_R_50` whose scores differ by 1.5e-4 swap places in double precision."""
 
 
 @pytest.fixture(
@@ -47,19 +47,19 @@ def case(request, tmp_path_factory) -> "Case":
 class Case:
     """One fixture, its converted network, and that network's outputs for the fixture's image.
 
-    The fixture's own configuration is named, so that one with unusual settings is converted rightly;
-    `test_nothing_but_weights_is_needed` shows where that changes nothing.
+    The configuration of the fixture is given, so that unusual settings are converted correctly;
+    `test_weights_determine_the_config` tests when it is not needed.
     """
 
     def __init__(self, folder: Path, config: Path) -> None:
         self.reference = torch.load(folder / "reference.pt", weights_only=True)
-        self.theirs = self.reference["same_size"]
+        self.expected = self.reference["same_size"]
         self.state = read_checkpoint(folder / "model_final.pkl")
         config.write_text(self.reference["meta"]["cfg_yaml"])
         self.conversion: Conversion = convert(self.state, read_settings(config))
         self.categories = categories(self.conversion.num_things, (self.conversion.num_semantic or 1) - 1)
         self.model: PanopticModel = to_model(self.conversion, self.categories)
-        image = self.theirs["image_bgr_uint8"].flip(0)
+        image = self.expected["image_bgr_uint8"].flip(0)
         with torch.no_grad():
             self.batch = self.model.image_batch([image])
             self.pyramid = self.model.pyramid(self.batch)
@@ -67,16 +67,16 @@ class Case:
             self.prediction: NetworkOutput = self.model.predict(self.batch)[0]
 
     def order(self, view: str) -> Tensor:
-        """Which of their detections each of ours is: 0, 1, 2, … but for scores that are as good as equal.
+        """Return the index of the original detection that corresponds to each predicted one.
 
-        Boxes of one class that lie closest correspond. Their scores, in our order, may rise by TIE.
+        It is 0, 1, 2, … except where scores are equal within TIE. The closest boxes of a class correspond.
         """
-        ours, theirs = self.prediction.instances, self.reference[view]["detections"]
-        distance = torch.cdist(ours.boxes, theirs["pred_boxes"], p=float("inf"))
-        distance[ours.labels[:, None] != theirs["pred_classes"]] = torch.inf
+        got, expected = self.prediction.instances, self.reference[view]["detections"]
+        distance = torch.cdist(got.boxes, expected["pred_boxes"], p=float("inf"))
+        distance[got.labels[:, None] != expected["pred_classes"]] = torch.inf
         order = distance.argmin(1)
         assert sorted(order.tolist()) == list(range(len(order))), "not the same detections"
-        assert theirs["scores"][order].diff().max() < TIE, "another order"
+        assert expected["scores"][order].diff().max() < TIE, "another order"
         return order
 
 
@@ -86,10 +86,10 @@ def categories(num_things: int, num_stuff: int) -> Categories:
     )
 
 
-def assert_relative(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
-    """Differences are measured by the largest value of the map."""
-    assert ours.shape == theirs.shape
-    difference = (ours - theirs).abs().max() / theirs.abs().max()
+def assert_relative(got: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Compare maps relative to the largest value."""
+    assert got.shape == expected.shape
+    difference = (got - expected).abs().max() / expected.abs().max()
     assert difference < tolerance, f"off by {difference:.2e} of the largest value"
 
 
@@ -99,14 +99,14 @@ def test_every_key_is_accounted_for(case):
     pixels = {"pixel_mean", "pixel_std"}
     assert set(conversion.names.values()) - pixels <= set(case.model.state_dict())
     assert not conversion.absent
-    taken = {theirs for theirs, ours in conversion.names.items() if ours not in pixels}
+    taken = {name for name, new_name in conversion.names.items() if new_name not in pixels}
     assert sum(case.state[name].size for name in taken) == sum(v.numel() for v in conversion.state.values())
 
 
-def test_nothing_but_weights_is_needed(case):
-    """The architecture comes out of the weights, and so do settings, by custom, if they are the zoo's own."""
+def test_weights_determine_the_config(case):
+    """The architecture follows from the weights, and settings are those of the model zoo unless overridden."""
     alone, named = convert(case.state).config, case.conversion.config
-    alone.rpn.post_nms_top_n = named.rpn.post_nms_top_n  # of training, which parity does not see
+    alone.rpn.post_nms_top_n = named.rpn.post_nms_top_n  # used only in training
     if any(part in key for key in case.reference["meta"]["overrides"][::2] for part in SETTINGS):
         backbone = replace(alone.backbone, stride_in_1x1=named.backbone.stride_in_1x1)
         alone, named = (
@@ -120,51 +120,51 @@ def test_nothing_but_weights_is_needed(case):
     assert alone == named
 
 
-def test_settings_are_the_originals(case):
-    theirs, config = yaml.safe_load(case.reference["meta"]["cfg_yaml"]), case.conversion.config
-    assert config.channels == theirs["INPUT"]["FORMAT"]
-    theirs = theirs["MODEL"]
-    assert list(config.pixel_mean) == theirs["PIXEL_MEAN"]
-    assert list(config.pixel_std) == theirs["PIXEL_STD"]
-    assert config.backbone.stride_in_1x1 == theirs["RESNETS"]["STRIDE_IN_1X1"]
-    assert [s + 2 in config.backbone.deform_stages for s in range(4)] == theirs["RESNETS"]["DEFORM_ON_PER_STAGE"]
-    assert config.roi_sampling == theirs["ROI_BOX_HEAD"]["POOLER_SAMPLING_RATIO"]
-    assert config.rpn.post_nms_top_n[1] == theirs["RPN"]["POST_NMS_TOPK_TEST"]
-    assert config.box_head.score_threshold == theirs["ROI_HEADS"]["SCORE_THRESH_TEST"]
+def test_settings_equal_the_original(case):
+    expected, config = yaml.safe_load(case.reference["meta"]["cfg_yaml"]), case.conversion.config
+    assert config.channels == expected["INPUT"]["FORMAT"]
+    expected = expected["MODEL"]
+    assert list(config.pixel_mean) == expected["PIXEL_MEAN"]
+    assert list(config.pixel_std) == expected["PIXEL_STD"]
+    assert config.backbone.stride_in_1x1 == expected["RESNETS"]["STRIDE_IN_1X1"]
+    assert [s + 2 in config.backbone.deform_stages for s in range(4)] == expected["RESNETS"]["DEFORM_ON_PER_STAGE"]
+    assert config.roi_sampling == expected["ROI_BOX_HEAD"]["POOLER_SAMPLING_RATIO"]
+    assert config.rpn.post_nms_top_n[1] == expected["RPN"]["POST_NMS_TOPK_TEST"]
+    assert config.box_head.score_threshold == expected["ROI_HEADS"]["SCORE_THRESH_TEST"]
 
 
 def test_pyramid(case):
-    assert list(case.batch.tensor.shape[-2:]) == case.theirs["padded_size"]
-    for n, ours in enumerate(case.pyramid):
-        assert_relative(ours[0], case.theirs["fpn"][f"p{n + 2}"], 1e-4)
+    assert list(case.batch.tensor.shape[-2:]) == case.expected["padded_size"]
+    for n, got in enumerate(case.pyramid):
+        assert_relative(got[0], case.expected["fpn"][f"p{n + 2}"], 1e-4)
 
 
 def test_semantic_logits(case):
-    theirs = case.theirs["sem_seg_logits_stride4"]  # half precision: rounded by up to 2^-11 of each value
-    rounding = theirs.float().abs() * 2.0**-11
-    difference = (case.prediction.sem_logits - theirs.float()).abs() - rounding
-    assert difference.max() / theirs.float().abs().max() < 1e-4
+    expected = case.expected["sem_seg_logits_stride4"]  # half precision: rounded by up to 2^-11 of each value
+    rounding = expected.float().abs() * 2.0**-11
+    difference = (case.prediction.sem_logits - expected.float()).abs() - rounding
+    assert difference.max() / expected.float().abs().max() < 1e-4
 
 
 def test_proposals(case):
-    """As a set: the original itself gives another order where scores tie."""
-    theirs = case.theirs["proposal_boxes"]
-    assert len(case.proposals) == len(theirs)
-    distance = torch.cdist(case.proposals, theirs, p=float("inf"))
+    """Compare as a set, because the order of equal scores differs even in the original."""
+    expected = case.expected["proposal_boxes"]
+    assert len(case.proposals) == len(expected)
+    distance = torch.cdist(case.proposals, expected, p=float("inf"))
     assert distance.min(1).values.max() < 1e-2
     assert distance.min(0).values.max() < 1e-2
 
 
 @pytest.mark.parametrize("view", ["same_size", "resized"])
 def test_detections(case, view):
-    ours, theirs = case.prediction.instances, case.reference[view]["detections"]
-    assert len(ours) == len(theirs["scores"])
+    got, expected = case.prediction.instances, case.reference[view]["detections"]
+    assert len(got) == len(expected["scores"])
     order = case.order(view)
-    assert torch.equal(ours.labels, theirs["pred_classes"][order])
-    assert (ours.boxes - theirs["pred_boxes"][order]).abs().max() < 1e-2
-    assert (ours.scores - theirs["scores"][order]).abs().max() < 1e-3
-    error = (ours.roi_masks - theirs["pred_masks_28"][order]).abs()
-    # Some pixels answer to rounding: in double precision one is 1.05e-3 off.
+    assert torch.equal(got.labels, expected["pred_classes"][order])
+    assert (got.boxes - expected["pred_boxes"][order]).abs().max() < 1e-2
+    assert (got.scores - expected["scores"][order]).abs().max() < 1e-3
+    error = (got.roi_masks - expected["pred_masks_28"][order]).abs()
+    # Some pixels are sensitive to rounding: in double precision one differs by 1.05e-3.
     assert error.flatten(1).mean(1).max() < 1e-3
     assert (error > 1e-3).float().mean() < 1e-4
     assert error.max() < 1e-2
@@ -172,15 +172,15 @@ def test_detections(case, view):
 
 @pytest.mark.parametrize("view", ["same_size", "resized"])
 def test_panoptic_map(case, view):
-    theirs = case.reference[view]
-    height, width = theirs["output_size"]
+    expected = case.reference[view]
+    height, width = expected["output_size"]
     raw = rescale(case.prediction, (height, width), case.model.semantic_classes)
     order = case.order(view)
-    assert (raw.instances.boxes - theirs["instances"]["pred_boxes"][order]).abs().max() < 1e-2
+    assert (raw.instances.boxes - expected["instances"]["pred_boxes"][order]).abs().max() < 1e-2
     pasted = paste_masks(raw.instances.roi_masks, raw.instances.boxes, (height, width))
     packed = np.packbits(pasted.flatten(1).numpy(), axis=1)
     assert (
-        np.bitwise_count(packed ^ theirs["instances"]["pred_masks_packed"][order].numpy())
+        np.bitwise_count(packed ^ expected["instances"]["pred_masks_packed"][order].numpy())
     ).sum() <= 1e-3 * pasted.sum()
 
     result = fuse(
@@ -190,25 +190,25 @@ def test_panoptic_map(case, view):
         sem_confidence=raw.sem_confidence,
         config=case.conversion.fusion,
     )
-    our_segments = {s.id: (s.isthing, s.category_id - 1) for s in result.segments}
-    their_segments = {
+    got_segments = {s.id: (s.isthing, s.category_id - 1) for s in result.segments}
+    expected_segments = {
         s["id"]: (s["isthing"], s["category_id"] + (0 if s["isthing"] else case.categories.num_things - 1))
-        for s in theirs["segments_info"]
+        for s in expected["segments_info"]
     }
-    assert sorted(our_segments.values()) == sorted(their_segments.values())
-    same = same_pixels(result.segment_ids, our_segments, theirs["panoptic_seg"], their_segments)
+    assert sorted(got_segments.values()) == sorted(expected_segments.values())
+    same = same_pixels(result.segment_ids, got_segments, expected["panoptic_seg"], expected_segments)
     assert same >= 0.999 * height * width
 
 
-def same_pixels(ours: Tensor, our_classes: dict, theirs: Tensor, their_classes: dict) -> int:
-    """Pixels of segments that correspond, one to one and of one class, and of void in both."""
-    pairs, counts = torch.stack([ours.flatten(), theirs.flatten()]).unique(dim=1, return_counts=True)
+def same_pixels(got: Tensor, got_classes: dict, expected: Tensor, expected_classes: dict) -> int:
+    """Count the pixels of segments that correspond one to one and in class, and of void in both."""
+    pairs, counts = torch.stack([got.flatten(), expected.flatten()]).unique(dim=1, return_counts=True)
     found = sorted(zip(counts.tolist(), *pairs.tolist(), strict=True), reverse=True)
-    total, used_ours, used_theirs = 0, set(), set()
+    total, used_got, used_expected = 0, set(), set()
     for count, a, b in found:
-        if a in used_ours or b in used_theirs or our_classes.get(a) != their_classes.get(b):
+        if a in used_got or b in used_expected or got_classes.get(a) != expected_classes.get(b):
             continue
         total += count
-        used_ours.add(a)
-        used_theirs.add(b)
+        used_got.add(a)
+        used_expected.add(b)
     return total

@@ -1,4 +1,4 @@
-"""Files of strangers: nothing in them runs, and they convert whole or not at all."""
+"""Tests of external weight files: their code never runs, and they convert completely or not at all."""
 
 import os
 import pickle
@@ -28,7 +28,7 @@ CATEGORIES = [{"id": n, "name": f"class {n}", "isthing": thing} for n, thing in 
 
 
 def detectron2_state() -> dict[str, np.ndarray]:
-    """A Panoptic-FPN of ResNet-18 with 2 things and 2 stuff classes, a few channels wide, by detectron2's names."""
+    """Return a narrow ResNet-18 Panoptic-FPN with 2 thing and 2 stuff classes, in detectron2's names."""
     generator = np.random.default_rng(0)
     state: dict[str, np.ndarray] = {}
 
@@ -96,12 +96,12 @@ def test_code_in_a_pickle_never_runs(tmp_path, suffix, place):
     with pytest.raises(RefineError, match=r"model\.p"):
         read_checkpoint(path)
     assert not trace.exists()
-    pickle.loads(path.read_bytes())  # the file is as dangerous as meant
+    pickle.loads(path.read_bytes())  # the file is dangerous indeed
     assert trace.exists()
 
 
 @pytest.mark.parametrize("name", ["eval", "exec", "getattr", "__import__"])
-def test_builtins_are_refused(tmp_path, name):
+def test_builtins_raise(tmp_path, name):
     path = tmp_path / "model.pkl"
     path.write_bytes(f"cbuiltins\n{name}\n(V1\ntR.".encode())
     with pytest.raises(RefineError, match=f"builtins.{name}"):
@@ -109,7 +109,7 @@ def test_builtins_are_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize("content", [b"", b"not a pickle", b"\x80\x04]\x94."])
-def test_what_is_no_weights_is_refused(tmp_path, content):
+def test_files_without_weights_raise(tmp_path, content):
     path = tmp_path / "model.pkl"
     path.write_bytes(content)
     with pytest.raises(RefineError, match=r"model\.pkl"):
@@ -127,7 +127,7 @@ def test_what_is_no_weights_is_refused(tmp_path, content):
         b"]" + b"]a" * 50_000 + b".",
     ],
 )
-def test_pickles_that_ask_for_more_memory_than_they_have_bytes(tmp_path, content):
+def test_pickles_that_request_more_memory_than_their_size(tmp_path, content):
     (tmp_path / "model.pkl").write_bytes(content)
     tracemalloc.start()
     try:
@@ -138,8 +138,8 @@ def test_pickles_that_ask_for_more_memory_than_they_have_bytes(tmp_path, content
         tracemalloc.stop()
 
 
-def test_arrays_that_share_their_bytes_are_refused(tmp_path):
-    """A small file of a thousand arrays, each of the same million bytes."""
+def test_arrays_that_share_their_bytes_raise(tmp_path):
+    """A small file can contain a thousand arrays that share the same million bytes."""
     data, dtype = bytes(2**20), np.dtype("u1")
     state = {n: _Frombuffer(data, dtype, (2**20,)) for n in range(1000)}
     path = write(tmp_path / "model.pkl", {"model": state})
@@ -157,8 +157,8 @@ class _Frombuffer:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e5m2, torch.float32])
-def test_pth_files_as_people_have_them(tmp_path, dtype):
-    """Parameters with gradients, small floats, averaged weights beside the others."""
+def test_common_kinds_of_pth_files(tmp_path, dtype):
+    """Parameters with gradients, low precision, and averaged weights in addition to the current ones."""
     state = {k: torch.nn.Parameter(torch.from_numpy(v).to(dtype)) for k, v in detectron2_state().items()}
     torch.save({"model": {"w": torch.zeros(1)}, "ema": {"module": state}}, tmp_path / "model.pth")
     write_json(tmp_path / "data.json", CATEGORIES)
@@ -178,7 +178,7 @@ def test_pickles_of_every_protocol_and_of_python_2(tmp_path):
         for name, array in arrays.items():
             np.testing.assert_array_equal(read[name], array)
             assert read[name].dtype.isnative
-    # What Python 2 wrote: a text of bytes for the data.
+    # Written by Python 2, with the data as a string of bytes.
     path.write_bytes(
         b"(dS'w'\ncnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n(I2\ntcnumpy\ndtype\n"
         b"(S'f4'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI00\nS'\\x00\\x00\\x80?\\x00\\x00\\x00@'\ntbs."
@@ -186,13 +186,13 @@ def test_pickles_of_every_protocol_and_of_python_2(tmp_path):
     np.testing.assert_array_equal(read_checkpoint(path)["w"], [1.0, 2.0])
 
 
-def test_weights_that_are_not_finite_are_refused(tmp_path):
+def test_weights_that_are_not_finite_raise(tmp_path):
     path = write(tmp_path / "model.pkl", {"model": {"w": np.float32([1, np.nan])}})
     with pytest.raises(RefineError, match="NaN or infinite values, first w"):
         read_checkpoint(path)
 
 
-def test_command_line_makes_a_model_that_predicts(tmp_path, capsys):
+def test_command_line_converts_to_a_model_that_predicts(tmp_path, capsys):
     source = write(tmp_path / "model.pkl", {"model": detectron2_state(), "__author__": "d2"})
     write_json(tmp_path / "data.json", {"categories": CATEGORIES})
     words = ["--categories", str(tmp_path / "data.json"), "--report", str(tmp_path / "report.json")]
@@ -211,7 +211,7 @@ def test_command_line_makes_a_model_that_predicts(tmp_path, capsys):
     assert result.segment_ids.shape == (64, 96)
 
 
-def test_command_line_tells_the_error_and_writes_nothing(tmp_path, capsys):
+def test_command_line_reports_the_error_and_writes_nothing(tmp_path, capsys):
     state = detectron2_state()
     del state["roi_heads.mask_head.mask_fcn3.bias"]
     source = write(tmp_path / "model.pkl", {"model": state})
@@ -222,15 +222,15 @@ def test_command_line_tells_the_error_and_writes_nothing(tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data.json", "model.pkl"]
 
 
-def test_any_missing_weight_is_an_error():
+def test_any_missing_weight_raises():
     whole, kinds = detectron2_state(), Categories.from_json(CATEGORIES)
     to_model(convert(whole), kinds)
-    for name in list(whole)[:-2]:  # the last two are no weights
+    for name in list(whole)[:-2]:  # the last two are not weights
         with pytest.raises(RefineError, match=r"missing|blocks of"):
             to_model(convert({k: v for k, v in whole.items() if k != name}), kinds)
 
 
-def test_any_weight_of_another_shape_is_an_error():
+def test_any_weight_of_another_shape_raises():
     whole, kinds = detectron2_state(), Categories.from_json(CATEGORIES)
     for name, value in list(whole.items())[:-2:4]:
         for changed in (np.concatenate([value, value[:1]]), value.ravel()[:0]):
@@ -247,24 +247,24 @@ def test_any_weight_of_another_shape_is_an_error():
         "roi_heads.mask_head.mask_fcn5.weight",
     ],
 )
-def test_a_weight_too_many_is_an_error(name):
+def test_an_unexpected_weight_raises(name):
     state = detectron2_state() | {name: np.ones((8, 8, 3, 3), np.float32)}
-    with pytest.raises(RefineError, match=r"no network here has, first|missing|unexpected"):
+    with pytest.raises(RefineError, match=r"unsupported layers, first|missing|unexpected"):
         to_model(convert(state), Categories.from_json(CATEGORIES))
 
 
-def test_categories_of_another_number_are_an_error():
+def test_another_number_of_categories_raises():
     conversion = convert(detectron2_state())
     with pytest.raises(RefineError, match="80 things and 53 stuff classes, but the weights have 2 and 2"):
         to_model(conversion, Categories.from_json(read_json(COCO)))
 
 
-def test_unknown_names_are_an_error():
+def test_unknown_names_raise():
     with pytest.raises(RefineError, match=r"unknown names \(encoder.w"):
         convert({"encoder.w": np.ones(1)})
 
 
-def test_files_are_named(tmp_path):
+def test_errors_name_the_file(tmp_path):
     with pytest.raises(RefineError, match=r"none\.pkl: cannot be read \(No such file"):
         convert_file(tmp_path / "none.pkl", tmp_path / "out")
     save_file({"encoder.w": torch.ones(1)}, tmp_path / "odd.safetensors")
@@ -293,7 +293,7 @@ def test_detectron2_config_completes_the_weights(tmp_path):
         read_settings(path)
 
 
-def test_our_own_config_is_the_whole_network(tmp_path):
+def test_refines_own_config_determines_the_network(tmp_path):
     write_json(tmp_path / "report.json", convert(detectron2_state()).report())
     settings = read_settings(tmp_path / "report.json")
     settings.model.box_head.max_detections = 7
@@ -304,7 +304,7 @@ def test_our_own_config_is_the_whole_network(tmp_path):
 
 
 def caffe2_name(name: str) -> str | None:
-    """torchvision's name of a ResNet's weight -> that in MSRA's and FAIR's files."""
+    """Return the name in MSRA's and FAIR's files of a ResNet weight in torchvision."""
     leaf = {"weight": "w", "bias": "b"}
     folded = {"weight": "s", "bias": "b"}
     parts = name.split(".")
@@ -328,7 +328,7 @@ def caffe2_name(name: str) -> str | None:
 
 @pytest.mark.parametrize("build", [resnet50, pytest.param(resnext101_32x8d, marks=pytest.mark.slow)])
 def test_caffe2_backbone(tmp_path, build):
-    """Weights in MSRA's form, statistics folded into scale and shift, give the features of the same network."""
+    """Weights with statistics folded into scale and shift, as in MSRA's files, give the same features."""
     original = build(weights=None)
     blobs = {caffe2_name(k): v.numpy() for k, v in original.state_dict().items()}
     del blobs[None]
@@ -349,12 +349,12 @@ def test_caffe2_backbone(tmp_path, build):
     original.eval()
     for module in original.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.eps = 0.0  # the fold leaves none
+            module.eps = 0.0  # folded statistics have no epsilon
     with torch.no_grad():
-        theirs = original.maxpool(original.relu(original.bn1(original.conv1(x))))
-        for n, ours in enumerate(backbone.eval()(x), 1):
-            theirs = getattr(original, f"layer{n}")(theirs)
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * theirs.abs().max().item())
+        expected = original.maxpool(original.relu(original.bn1(original.conv1(x))))
+        for n, got in enumerate(backbone.eval()(x), 1):
+            expected = getattr(original, f"layer{n}")(expected)
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
 def test_torchvision_backbone(tmp_path, capsys):
@@ -368,4 +368,4 @@ def test_torchvision_backbone(tmp_path, capsys):
     load_pretrained(backbone, config)
     assert torch.equal(backbone.layer4[2].conv3.weight, original.layer4[2].conv3.weight)
     assert main(["convert", str(tmp_path / "r50.pth"), "-o", str(tmp_path / "folder")]) == 1
-    assert "holds a backbone alone" in capsys.readouterr().err
+    assert "contains only a backbone" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""torchvision's Mask R-CNN, converted, gives torchvision's own boxes, scores and masks."""
+"""Tests that a converted torchvision Mask R-CNN gives torchvision's boxes, scores and masks."""
 
 import pytest
 import torch
@@ -10,12 +10,12 @@ from refine.checkpoint.convert.convert import convert_file
 from refine.files import write_json
 from refine.inference.predictor import Predictor
 
-SIZE = (192, 320)  # the coarsest map has 3 × 5 cells: 64 pixels apart in both directions
-ODD = (160, 288)  # … of 160 × 288 has them 53 and 57 apart in torchvision
+SIZE = (192, 320)  # the coarsest map has 3 × 5 cells, 64 pixels apart in both directions
+ODD = (160, 288)  # in torchvision its cells are 53 and 57 pixels apart
 
 
 def network(build, classes: int) -> nn.Module:
-    """Random weights, but so wide that proposals, classes and boxes stand out."""
+    """Build a model whose random weights have a large enough spread to give distinct detections."""
     torch.manual_seed(0)
     model = build(
         weights=None, weights_backbone=None, num_classes=classes, min_size=1, box_score_thresh=0.05
@@ -34,12 +34,12 @@ def network(build, classes: int) -> nn.Module:
         model.roi_heads.box_predictor.bbox_pred.weight.normal_(0, 0.02)
         model.roi_heads.mask_predictor.mask_fcn_logits.weight.normal_(0, 0.1)
     if build is maskrcnn_resnet50_fpn:
-        overwrite_eps(model, 0.0)  # as torchvision does where it loads the published weights
+        overwrite_eps(model, 0.0)  # as torchvision does for the published weights
     return model
 
 
 def original(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
-    """Detections in the network's own frame, masks 28 × 28."""
+    """Return torchvision's detections in network input pixels, with masks of 28 × 28."""
     model.transform.min_size, model.transform.max_size = (min(image.shape[1:]),), max(image.shape[1:])
     with torch.no_grad():
         images, _ = model.transform([image / 255])
@@ -49,7 +49,7 @@ def original(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(("build", "classes"), [(maskrcnn_resnet50_fpn, 6), (maskrcnn_resnet50_fpn_v2, 91)])
-def test_detections_equal_torchvisions(tmp_path, build, classes):
+def test_detections_equal_torchvision(tmp_path, build, classes):
     model = network(build, classes)
     torch.save(model.state_dict(), tmp_path / "model.pth")
     kinds = [{"id": n, "name": f"class {n}", "isthing": 1} for n in range(1, classes)]
@@ -60,21 +60,21 @@ def test_detections_equal_torchvisions(tmp_path, build, classes):
     predictor = Predictor(tmp_path / "model", device="cpu")
     for size in (SIZE, ODD):
         image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
-        theirs = original(model, image)
-        ours = predictor.model.predict(predictor.model.image_batch([image]))[0].instances
-        assert len(ours) == len(theirs["scores"]) > 10
-        distance = torch.cdist(ours.boxes, theirs["boxes"], p=float("inf"))
-        distance[ours.labels[:, None] != theirs["labels"] - 1] = torch.inf
+        expected = original(model, image)
+        got = predictor.model.predict(predictor.model.image_batch([image]))[0].instances
+        assert len(got) == len(expected["scores"]) > 10
+        distance = torch.cdist(got.boxes, expected["boxes"], p=float("inf"))
+        distance[got.labels[:, None] != expected["labels"] - 1] = torch.inf
         order = distance.argmin(1)
         assert sorted(order.tolist()) == list(range(len(order)))
-        assert (theirs["scores"][order].diff() < 1e-4).all()
-        assert (ours.boxes - theirs["boxes"][order]).abs().max() < 1e-2
-        assert (ours.scores - theirs["scores"][order]).abs().max() < 1e-3
-        assert (ours.roi_masks - theirs["masks"][order, 0]).abs().max() < 1e-3
+        assert (expected["scores"][order].diff() < 1e-4).all()
+        assert (got.boxes - expected["boxes"][order]).abs().max() < 1e-2
+        assert (got.scores - expected["scores"][order]).abs().max() < 1e-3
+        assert (got.roi_masks - expected["masks"][order, 0]).abs().max() < 1e-3
 
 
 def test_coco_ids_in_use_are_kept(tmp_path):
-    """Where the ids that COCO does not use have no chance, leaving them out changes nothing but the numbers."""
+    """If unused COCO ids cannot win, removing them changes only the numbering."""
     model = network(maskrcnn_resnet50_fpn, 91)
     torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
     conversion = convert_file(tmp_path / "model.pth", tmp_path / "model")
@@ -85,12 +85,12 @@ def test_coco_ids_in_use_are_kept(tmp_path):
         unused = [n for n in range(1, 91) if n not in used]
         model.roi_heads.box_predictor.cls_score.bias[unused] = -1e4
     image = torch.randint(0, 256, (3, *SIZE), dtype=torch.uint8)
-    theirs = original(model, image)
-    ours = predictor.model.predict(predictor.model.image_batch([image]))[0].instances
-    assert len(ours) == len(theirs["scores"]) > 10
-    assert (ours.scores - theirs["scores"]).abs().max() < 1e-3
-    names = [predictor.categories[label].id for label in ours.labels]
-    assert sorted(names) == sorted(theirs["labels"].tolist())
-    # The semantic head, which the file lacks, finds no stuff anywhere.
+    expected = original(model, image)
+    got = predictor.model.predict(predictor.model.image_batch([image]))[0].instances
+    assert len(got) == len(expected["scores"]) > 10
+    assert (got.scores - expected["scores"]).abs().max() < 1e-3
+    names = [predictor.categories[label].id for label in got.labels]
+    assert sorted(names) == sorted(expected["labels"].tolist())
+    # The file has no semantic head, so no stuff is predicted.
     predictor.test_size = SIZE
     assert all(segment.isthing for segment in predictor(image).segments)

@@ -1,6 +1,6 @@
-"""Public weights come by name from a server: whole, checked, converted once; or with a message that helps.
+"""Tests of downloading public weights by name: complete, verified and converted once, or with a helpful message.
 
-The server, on the loopback address, cuts connections off, ignores ranges and lies about sizes, as told.
+The server, on the loopback address, can interrupt connections, ignore ranges and report wrong sizes.
 """
 
 import hashlib
@@ -30,14 +30,14 @@ NAME = "coco-panoptic-fpn-r50"
 
 
 class Server(ThreadingHTTPServer):
-    """Serves one file.
+    """Server of one file.
 
     Attributes:
-        data: the file.
-        cut: bytes after which the connection breaks, once for each number in the list.
-        ranges: whether requests for the rest of the file are answered with it.
-        length: what Content-Length says instead of the truth; None for the truth, "" for nothing.
-        requests: Range header of each request.
+        data: content of the file.
+        cut: numbers of bytes after which successive connections break.
+        ranges: whether range requests are supported.
+        length: value of Content-Length; None for the correct one, "" to omit it.
+        requests: Range header of each request, or None.
     """
 
     def __init__(self) -> None:
@@ -51,12 +51,12 @@ class _Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        server, wanted = self.server, self.headers.get("Range")
-        server.requests.append(wanted)
+        server, range_ = self.server, self.headers.get("Range")
+        server.requests.append(range_)
         if not self.path.startswith("/zoo/model_final_"):
             self.send_error(404)
             return
-        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and server.ranges else 0
+        start = int(range_.removeprefix("bytes=").removesuffix("-")) if range_ and server.ranges else 0
         if start >= len(server.data):
             self.send_error(416)
             return
@@ -91,13 +91,13 @@ def sha256(data: bytes) -> str:
 
 
 def published(server: Server, data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put a file on the server under the name that its digest gives, as the public weights called NAME."""
+    """Serve a file as the public weights called NAME, with its digest in the file name."""
     server.data = data
     url = f"{server.url}/model_final_{sha256(data)[:6]}.pkl"
     monkeypatch.setitem(find.PUBLIC, NAME, replace(PUBLIC[NAME], url=url))
 
 
-def test_a_file_comes_whole_and_once(server: Server, tmp_path: Path) -> None:
+def test_a_file_is_downloaded_once(server: Server, tmp_path: Path) -> None:
     server.data = bytes(range(256)) * 1000
     url, path = f"{server.url}/model_final_.pkl", tmp_path / "a" / "file"
     assert fetch(url, path, sha256(server.data)[:6]).read_bytes() == server.data
@@ -107,35 +107,35 @@ def test_a_file_comes_whole_and_once(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_download_that_is_cut_off_continues(server: Server, tmp_path: Path, ranges: bool) -> None:
+def test_an_interrupted_download_is_resumed(server: Server, tmp_path: Path, ranges: bool) -> None:
     server.data, server.ranges = np.random.default_rng(0).bytes(100_000), ranges
     url, path, digest = f"{server.url}/model_final_.pkl", tmp_path / "file", sha256(server.data)[:8]
     server.cut = [30_000, 10_000] if ranges else [30_000]
     assert fetch(url, path, digest).read_bytes() == server.data
     assert server.requests == ([None, "bytes=30000-", "bytes=40000-"] if ranges else [None, "bytes=30000-"])
-    # Cut off for good: what has come stays for the next call.
+    # Interrupted too often: received data are kept for the next call.
     path.unlink()
     server.requests, server.cut = [], [1000, 1000, 1000]
-    with pytest.raises(RefineError, match=r"cut off 3 times .*; run the command again to continue"):
+    with pytest.raises(RefineError, match=r"interrupted 3 times .*; run the command again to resume"):
         fetch(url, path, digest)
     assert not path.exists()
     assert fetch(url, path, digest).read_bytes() == server.data
     assert server.requests[-1] == ("bytes=3000-" if ranges else "bytes=1000-")
 
 
-def test_a_wrong_digest_is_refused_and_not_kept(server: Server, tmp_path: Path) -> None:
+def test_a_wrong_digest_raises_and_is_not_kept(server: Server, tmp_path: Path) -> None:
     server.data = b"something else"
     path = tmp_path / "file"
     with pytest.raises(RefineError, match=rf"SHA-256 begins with {sha256(server.data)[:6]}, expected abcdef"):
         fetch(f"{server.url}/model_final_.pkl", path, "abcdef")
     assert not list(tmp_path.glob("file*"))
-    path.write_bytes(b"brought by hand, but another")
+    path.write_bytes(b"downloaded manually, but another file")
     with pytest.raises(RefineError, match="expected abcdef; remove it, or replace it with"):
         fetch(f"{server.url}/model_final_.pkl", path, "abcdef")
     assert path.exists()
 
 
-def test_a_stale_part_is_replaced(server: Server, tmp_path: Path) -> None:
+def test_a_stale_partial_file_is_replaced(server: Server, tmp_path: Path) -> None:
     server.data = b"the file"
     (tmp_path / "file.part").write_bytes(b"longer than the file is")
     assert fetch(f"{server.url}/model_final_.pkl", tmp_path / "file").read_bytes() == b"the file"
@@ -145,20 +145,20 @@ def test_a_stale_part_is_replaced(server: Server, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("length", "limit", "message"),
     [
-        ("20000", 1e9, "cut off 3 times"),
+        ("20000", 1e9, "interrupted 3 times"),
         ("20000", 15_000, "expected at most 15000 bytes, got 20000"),
         ("", 5000, "expected at most 5000 bytes, got more"),
         (str(10**15), 1e18, "do not fit on the disk"),
     ],
 )
-def test_a_wrong_size_is_refused(server: Server, tmp_path: Path, length: str, limit: float, message: str) -> None:
+def test_a_wrong_size_raises(server: Server, tmp_path: Path, length: str, limit: float, message: str) -> None:
     server.data, server.length, server.ranges = bytes(10_000), length, False
     with pytest.raises(RefineError, match=message):
         fetch(f"{server.url}/model_final_.pkl", tmp_path / "file", limit=limit)
     assert not (tmp_path / "file").exists()
 
 
-def test_without_a_network_the_message_says_what_to_bring(
+def test_without_a_network_the_message_describes_a_manual_download(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     def unreachable(*_: object, **__: object) -> None:
@@ -168,17 +168,17 @@ def test_without_a_network_the_message_says_what_to_bring(
         context.setattr(fetching.urllib.request, "urlopen", unreachable)
         assert main(["models", "--fetch", NAME]) == 1
     message = capsys.readouterr().err
-    place = cache_folder() / "downloads" / "model_final_c10459.pkl"
-    assert f"{PUBLIC[NAME].url}: cannot be fetched (Temporary failure in name resolution)" in message
-    assert f"put it at {place}" in message
-    with pytest.raises(RefineError, match=r"the server answers 404 Not Found"):
+    path = cache_folder() / "downloads" / "model_final_c10459.pkl"
+    assert f"{PUBLIC[NAME].url}: cannot be downloaded (Temporary failure in name resolution)" in message
+    assert f"put it at {path}" in message
+    with pytest.raises(RefineError, match=r"the server returned 404 Not Found"):
         fetch(f"{server.url}/absent", tmp_path / "file")
 
 
 def test_public_weights_by_name(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """A file in exactly detectron2's layout, of reduced width, cut off once: fetched, converted, used."""
+    """Download (interrupted once), convert and use a narrow model in detectron2's exact layout."""
     state = panoptic_fpn_state(width=8)
     published(server, pickle.dumps({"model": state, "__author__": "Detectron2 Model Zoo"}), monkeypatch)
     server.cut = [50_000]
@@ -193,9 +193,9 @@ def test_public_weights_by_name(
     assert load_model(NAME).model.config.channels == "BGR"
     assert main(["models"]) == 0
     assert capsys.readouterr().out.count("fetched at first use") == len(PUBLIC) - 1
-    # The file itself, brought by hand, and its address are models too; each is converted once.
-    brought = cache_folder() / "downloads" / PUBLIC[NAME].file
-    for source in (brought, f"{server.url}/{PUBLIC[NAME].file}"):
+    # The downloaded file and its address are valid sources too; each is converted once.
+    downloaded = cache_folder() / "downloads" / PUBLIC[NAME].file
+    for source in (downloaded, f"{server.url}/{PUBLIC[NAME].file}"):
         again = find.find_model(source)
         assert again != folder
         assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
@@ -203,30 +203,30 @@ def test_public_weights_by_name(
         assert (find.find_model(source) / "config.json").stat().st_mtime_ns == written
 
 
-def test_a_file_brought_by_hand_needs_no_network(
+def test_a_manual_download_needs_no_network(
     server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     data = pickle.dumps({"model": panoptic_fpn_state(width=8)})
     published(server, data, monkeypatch)
-    place = cache_folder() / "downloads" / PUBLIC[NAME].file
-    place.parent.mkdir(parents=True)
-    place.write_bytes(data)
+    path = cache_folder() / "downloads" / PUBLIC[NAME].file
+    path.parent.mkdir(parents=True)
+    path.write_bytes(data)
     assert (find.find_model(NAME) / "config.json").is_file()
     assert server.requests == []
 
 
-def test_a_backbone_is_no_model(server: Server, tmp_path: Path) -> None:
+def test_a_backbone_is_not_a_model(server: Server, tmp_path: Path) -> None:
     from torchvision.models import resnet18
 
     torch.save(resnet18().state_dict(), tmp_path / "r18.pth")
-    with pytest.raises(RefineError, match=r"r18\.pth: holds a backbone alone, not a model"):
+    with pytest.raises(RefineError, match=r"r18\.pth: contains only a backbone, not a model"):
         find.find_model(tmp_path / "r18.pth")
     write_weights(tmp_path / "odd.safetensors", {"encoder.w": torch.ones(2, 2)})
     with pytest.raises(RefineError, match=r"odd\.safetensors: weights: unknown names"):
         find.find_model(tmp_path / "odd.safetensors")
 
 
-def test_digests_in_names() -> None:
+def test_digests_in_file_names() -> None:
     assert [model.digest for model in PUBLIC.values()] == ["c10459", "cafdb1", "be35db", "bf2d0c1e", "73cbd019"]
     assert published_digest("https://x/run/model_0039999.pth") == ""
     assert published_digest("https://x/model-20240131.pth") == ""
@@ -235,7 +235,7 @@ def test_digests_in_names() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in PUBLIC if "panoptic" in n])
 def test_full_width(server: Server, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Random weights of the published networks' size (184 to 376 MB), cut off in the middle."""
+    """Random weights of the size of the published networks (184 to 376 MB), interrupted in the middle."""
     cascade = name.endswith("cascade")
     state = panoptic_fpn_state(width=64, depth=101 if "r101" in name else 50, cascade=cascade)
     data = pickle.dumps({"model": state})

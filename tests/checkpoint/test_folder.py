@@ -1,4 +1,4 @@
-"""Models on disk come back equal, or not at all."""
+"""Tests of saving and loading model folders."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def test_round_trip(saved: SavedModel, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
 
 
-def test_pretrained_backbone_is_not_fetched_again(saved: SavedModel, tmp_path: Path) -> None:
+def test_pretrained_backbone_is_not_loaded_again(saved: SavedModel, tmp_path: Path) -> None:
     saved.model.config.backbone.weights = "/nowhere/weights.safetensors"
     save_model(tmp_path / "model", saved)
     assert load_model(tmp_path / "model").model.config.backbone.weights == "/nowhere/weights.safetensors"
@@ -72,14 +72,14 @@ def test_half_precision_halves_the_file(saved: SavedModel, tmp_path: Path) -> No
     assert torch.allclose(logits(saved.model), logits(again.model), atol=0.02, rtol=0.02)
 
 
-def test_replaces_an_older_model(saved: SavedModel, tmp_path: Path) -> None:
+def test_an_older_model_is_replaced(saved: SavedModel, tmp_path: Path) -> None:
     save_model(tmp_path / "model", saved)
     saved.data = "other"
     save_model(tmp_path / "model", saved)
     assert load_model(tmp_path / "model").data == "other"
 
 
-def test_weights_of_another_config_name_what_differs(saved: SavedModel, tmp_path: Path) -> None:
+def test_weights_of_another_config_raise_with_the_difference(saved: SavedModel, tmp_path: Path) -> None:
     save_model(tmp_path / "model", saved)
     path = tmp_path / "model" / "config.json"
     description = json.loads(path.read_text())
@@ -90,7 +90,7 @@ def test_weights_of_another_config_name_what_differs(saved: SavedModel, tmp_path
         load_model(tmp_path / "model")
 
 
-def test_surplus_weights_are_refused(saved: SavedModel, tmp_path: Path) -> None:
+def test_unexpected_weights_raise(saved: SavedModel, tmp_path: Path) -> None:
     save_model(tmp_path / "model", saved)
     path = tmp_path / "model" / "model.safetensors"
     save_file(load_file(path) | {"stray": torch.zeros(1)}, path)
@@ -114,7 +114,7 @@ def test_surplus_weights_are_refused(saved: SavedModel, tmp_path: Path) -> None:
         ({"model": {"occlusion": [1]}}, r"model\.occlusion: expected a mapping, got \[1\]"),
         ({"metrics": 3}, "metrics is 3, expected a mapping"),
         ({"data": [1]}, "data is"),
-        ({"method": {}}, "method is {}, expected a text"),
+        ({"method": {}}, "method is {}, expected a string"),
         (
             {"model": {"pixel_std": [1, 0, 1]}},
             r"config\.json: model: pixel_std is \[1\.0, 0\.0, 1\.0\]; give a number above 0",
@@ -125,7 +125,7 @@ def test_surplus_weights_are_refused(saved: SavedModel, tmp_path: Path) -> None:
         ({"fusion": {"sigma": "wide"}}, r"fusion: sigma"),
     ],
 )
-def test_broken_descriptions(saved: SavedModel, tmp_path: Path, change: dict, named: str) -> None:
+def test_invalid_descriptions_raise(saved: SavedModel, tmp_path: Path, change: dict, named: str) -> None:
     save_model(tmp_path / "model", saved)
     path = tmp_path / "model" / "config.json"
     description = {k: v for k, v in (json.loads(path.read_text()) | change).items() if v is not None}
@@ -163,7 +163,7 @@ def test_broken_descriptions(saved: SavedModel, tmp_path: Path, change: dict, na
         ("occlusion", {"conv_channels": 10**10}),
     ],
 )
-def test_impossible_networks_are_refused_before_they_are_built(
+def test_impossible_networks_raise_before_they_are_built(
     saved: SavedModel, tmp_path: Path, part: str | None, change: dict
 ) -> None:
     save_model(tmp_path / "model", saved)
@@ -181,13 +181,13 @@ def test_impossible_networks_are_refused_before_they_are_built(
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"format": 1, "model": ' + '{"a":' * 900 + "1" + "}" * 901])
-def test_deep_descriptions(tmp_path: Path, text: str) -> None:
+def test_deeply_nested_descriptions_raise(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(RefineError, match=r"config\.json"):
         load_model(tmp_path)
 
 
-def test_weights_that_cannot_work_are_named(saved: SavedModel, tmp_path: Path) -> None:
+def test_invalid_weights_raise_with_their_name(saved: SavedModel, tmp_path: Path) -> None:
     save_model(tmp_path / "model", saved)
     path = tmp_path / "model" / "model.safetensors"
     whole = load_file(path)
@@ -206,7 +206,7 @@ def test_weights_that_cannot_work_are_named(saved: SavedModel, tmp_path: Path) -
             load_matching(PanopticModel(tiny_model(), 2, 3), tmp_path / "model")
 
 
-def test_damaged_or_absent_weights(saved: SavedModel, tmp_path: Path) -> None:
+def test_damaged_or_missing_weights_raise(saved: SavedModel, tmp_path: Path) -> None:
     save_model(tmp_path / "model", saved)
     path = tmp_path / "model" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
@@ -219,7 +219,7 @@ def test_damaged_or_absent_weights(saved: SavedModel, tmp_path: Path) -> None:
         load_model(tmp_path / "nothing_here")
 
 
-def test_shipped_models_go_by_name(saved: SavedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shipped_models_have_names(saved: SavedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(find, "SHIPPED", tmp_path)
     save_model(tmp_path / "cells", saved)
     assert find.shipped_models() == ["cells"]
@@ -228,7 +228,7 @@ def test_shipped_models_go_by_name(saved: SavedModel, tmp_path: Path, monkeypatc
         load_model("cats")
 
 
-def test_failure_leaves_the_old_folder(tmp_path: Path) -> None:
+def test_failure_keeps_the_old_folder(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "old").touch()
 
@@ -274,7 +274,7 @@ def replace_in_child(folder: Path, kill_at: int) -> bool:
     return code == 137
 
 
-def test_kills_leave_the_old_or_the_new_folder(tmp_path: Path) -> None:
+def test_a_kill_leaves_the_old_or_the_new_folder(tmp_path: Path) -> None:
     folder, found, number = tmp_path / "model", set(), 0
     if not exchange(tmp_path, tmp_path):
         pytest.skip("this file system cannot exchange names")
@@ -294,7 +294,7 @@ def test_kills_leave_the_old_or_the_new_folder(tmp_path: Path) -> None:
     assert content == "new"
 
 
-def test_without_an_exchange_a_kill_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_without_exchange_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refine.checkpoint.folder.exchange", lambda *paths: False)
     model, rename = tmp_path / "model", Path.rename
     model.mkdir()
@@ -324,7 +324,7 @@ def test_without_an_exchange_a_kill_is_told(tmp_path: Path, monkeypatch: pytest.
     assert [(p.name, (p / "config.json").read_text()) for p in tmp_path.iterdir()] == [("model", "new")]
 
 
-def test_a_link_to_a_folder_stays_one_and_a_file_is_refused(tmp_path: Path) -> None:
+def test_links_to_folders_are_kept_and_files_raise(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     with atomic_folder(tmp_path / "link") as temporary:
@@ -336,16 +336,16 @@ def test_a_link_to_a_folder_stays_one_and_a_file_is_refused(tmp_path: Path) -> N
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["link", "new", "real"]
 
 
-def test_start_from_a_model_with_other_classes(saved: SavedModel, tmp_path: Path) -> None:
+def test_initialisation_from_a_model_with_other_classes(saved: SavedModel, tmp_path: Path) -> None:
     save_model(tmp_path / "model", saved)
     other = PanopticModel(tiny_model(), 3, 5)
-    stayed = load_matching(other, tmp_path / "model")
+    unchanged = load_matching(other, tmp_path / "model")
     assert torch.equal(other.backbone.conv1.weight, saved.model.backbone.conv1.weight)
-    assert stayed
-    assert all(n.startswith(("box_heads", "ibpp", "semantic_head")) for n in stayed)
+    assert unchanged
+    assert all(n.startswith(("box_heads", "ibpp", "semantic_head")) for n in unchanged)
 
 
-def test_iterations_start_as_the_last_one_known(saved: SavedModel, tmp_path: Path) -> None:
+def test_missing_iterations_are_initialised_from_the_last_one(saved: SavedModel, tmp_path: Path) -> None:
     config = tiny_model()
     config.ibpp.iterations = 0
     save_model(tmp_path / "plain", SavedModel(PanopticModel(config, 2, 4), saved.categories))
@@ -354,27 +354,30 @@ def test_iterations_start_as_the_last_one_known(saved: SavedModel, tmp_path: Pat
     load_matching(model, tmp_path / "plain")
     first, _, last = model.ibpp.mask_heads
     assert torch.equal(first.deconv.weight, last.deconv.weight)
-    # Each iteration's own from here on; the next start takes the last of those that are there.
+    # With iterations of their own, the last existing one initialises the missing ones.
     config.ibpp.iterations = 2
     two = PanopticModel(config, 2, 4)
     save_model(tmp_path / "two", SavedModel(two, saved.categories))
     load_matching(model, tmp_path / "two")
     for t, source in enumerate((0, 1, 1)):
         for heads in ("mask_heads", "semantic_heads"):
-            ours, theirs = getattr(model.ibpp, heads)[t].state_dict(), getattr(two.ibpp, heads)[source].state_dict()
-            assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+            got, expected = (
+                getattr(model.ibpp, heads)[t].state_dict(),
+                getattr(two.ibpp, heads)[source].state_dict(),
+            )
+            assert all(torch.equal(got[k], expected[k]) for k in expected)
 
 
 def test_from_the_hub(saved: SavedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
     save_model(tmp_path / "model", saved)
-    asked = []
+    repositories = []
 
     def snapshot(repository: str, **_: object) -> str:
-        asked.append(repository)
+        repositories.append(repository)
         return str(tmp_path / "model")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     assert load_model("hf://someone/rectangles").data == "rectangles"
-    assert asked == ["someone/rectangles"]
+    assert repositories == ["someone/rectangles"]

@@ -73,7 +73,10 @@ def of_segment(**fields):
         (lambda f: (f / "gt.json").unlink(), ["gt.json: cannot be read", "check the path"]),
         (lambda f: (f / "pred.json").write_text("{]"), ["pred.json: is not valid JSON", "write it again"]),
         (lambda f: (f / "pred.json").write_bytes(b"\xff\xfe{"), ["pred.json: is not valid JSON"]),
-        (lambda f: (f / "pred.json").write_text("[1]"), ["pred.json: is a list", "COCO panoptic JSON"]),
+        (
+            lambda f: (f / "pred.json").write_text("[1]"),
+            ["pred.json: expected a mapping, got list"],
+        ),
         (lambda f: (f / "pred.json").write_text("{}"), ["pred.json: has no list `annotations`"]),
         (lambda f: edit(f / "gt.json", lambda c: c.pop("categories")), ["gt.json", "`categories`"]),
         (lambda f: edit(f / "gt.json", lambda c: c.update(categories=[3])), ["gt.json: categories[0]"]),
@@ -88,7 +91,7 @@ def of_segment(**fields):
         (lambda f: edit(f / "gt.json", lambda c: c["annotations"].pop()), ["pred.json: image 2 is not in"]),
         (
             lambda f: edit(f / "gt.json", lambda c: c["annotations"].append(c["annotations"][0])),
-            ["image 1", "annotations[2] is the second one"],
+            ["image 1", "annotations[2] is a duplicate"],
         ),
         (
             lambda f: edit(f / "pred.json", of_segment(area=3)),

@@ -1,4 +1,4 @@
-"""`check_dataset` names every planted fault, and none in sound data."""
+"""Tests that `check_dataset` reports every planted fault, and nothing in valid data."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def errors(files: Files, **more: Any) -> list[str]:
     return [f"{f.kind}: {f.message}" for f in check(files, **more).errors]
 
 
-def test_sound_data_have_no_errors_and_right_counts(tmp_path: Path) -> None:
+def test_valid_data_have_no_errors_and_correct_counts(tmp_path: Path) -> None:
     report = check(write_coco(tmp_path, [IDS] * 3, [SEGMENTS, SEGMENTS, SEGMENTS]))
     assert report.ok
     assert {f.message for f in report.warnings} == {f"image {10 + n}: has only 6 × 4 pixels" for n in range(3)}
@@ -44,18 +44,18 @@ def test_sound_data_have_no_errors_and_right_counts(tmp_path: Path) -> None:
         "grass": (False, 3, 3, 0, 27),
         "road": (False, 3, 3, 0, 12),
     }
-    assert (report.tally.pictures, report.tally.pixels, report.tally.void) == (3, 72, 9)
+    assert (report.tally.total, report.tally.pixels, report.tally.void) == (3, 72, 9)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_each_fault_alone_is_named_and_nothing_else(tmp_path: Path, fault: str) -> None:
+def test_each_fault_is_reported_and_nothing_else(tmp_path: Path, fault: str) -> None:
     files = write_coco(tmp_path)
     plant, expected = FAULTS[fault]
     plant(files)
     assert errors(files) == expected
 
 
-def test_all_faults_of_many_pictures_are_named_at_once(tmp_path: Path) -> None:
+def test_all_faults_of_many_images_are_reported(tmp_path: Path) -> None:
     files = write_coco(tmp_path, [IDS] * 70, [SEGMENTS] * 70)
     files.content["annotations"][3]["segments_info"][0]["area"] = 1
     (files.images / "5.png").write_bytes(b"\x89PNG")
@@ -65,14 +65,14 @@ def test_all_faults_of_many_pictures_are_named_at_once(tmp_path: Path) -> None:
     found = check(files).errors
     assert [(f.kind, Path(f.file).name) for f in found] == [
         ("segment", "3_ids.png"),
-        ("picture", "5.png"),
-        ("picture", "6.png"),
+        ("image file", "5.png"),
+        ("image file", "6.png"),
         ("PNG", "67_ids.png"),
         ("segment", "69_ids.png"),
     ]
 
 
-def test_what_is_usable_but_odd_is_warned_of(tmp_path: Path) -> None:
+def test_unusual_but_usable_data_give_warnings(tmp_path: Path) -> None:
     files = write_coco(tmp_path, categories=[*CATEGORIES, {"id": 5, "name": "dog", "isthing": 1}])
     content = files.content
     content["images"].append({"id": "extra", "file_name": "0.png", "height": 400, "width": 600})
@@ -90,20 +90,20 @@ def test_what_is_usable_but_odd_is_warned_of(tmp_path: Path) -> None:
     assert {f"{f.kind}: {f.message}" for f in report.warnings} == {
         "image: image 10: has only 6 × 4 pixels",
         "image: image extra: 0.png is also the file of image 10",
-        "image: image extra (0.png) has no annotation and is left out",
+        "image: image extra (0.png) has no annotation and is skipped",
         "segment: annotation of image 10: segment 9: is a crowd of the stuff class 200",
         "segment: annotation of image 10: segment 7: stuff class 200 already has segment 9",
         "segment: image 10: segment 70000: bbox is [3, 2, 2, 2] in the JSON, [3, 2, 1, 1] in the PNG",
-        "segment: image 10: segment 70000: a thing of 1 pixels; training drops it",
-        "category: cat (id 17): there is no instance of it, only 1 crowds",
-        "category: dog (id 5): there is no instance of it",
-        "category: grass (id 105): there is no segment of it",
-        "file: is not named by the JSON",
+        "segment: image 10: segment 70000: thing of 1 pixels, dropped in training",
+        "category: cat (id 17): has no instance, only 1 crowds",
+        "category: dog (id 5): has no instance",
+        "category: grass (id 105): has no segment",
+        "file: is not listed in the JSON",
     }
     assert sum(f.kind == "file" for f in report.warnings) == 2
 
 
-def test_unlabelled_pictures_and_missing_kinds_are_warned_of(tmp_path: Path) -> None:
+def test_unlabelled_images_and_missing_kinds_give_warnings(tmp_path: Path) -> None:
     files = write_coco(tmp_path, [np.zeros((40, 40), int)], [[]], categories=CATEGORIES[:2])
     report = check(files)
     assert report.ok
@@ -111,7 +111,7 @@ def test_unlabelled_pictures_and_missing_kinds_are_warned_of(tmp_path: Path) -> 
     assert messages[:2] == ["categories: there is no stuff class", "no pixel has a label"]
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_folder(tmp_path: Path) -> None:
     files = write_coco(tmp_path)
     report = check_dataset(tmp_path / "nowhere", files.json, files.segments)
     assert [f.message for f in report.errors] == [
@@ -125,7 +125,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
         check_dataset(files.images, files.json, files.segments)
 
 
-def test_remap_counts_what_training_sees(tmp_path: Path) -> None:
+def test_counts_are_those_after_a_remap(tmp_path: Path) -> None:
     files = write_coco(tmp_path)
     ground = {"id": 1, "name": "ground", "isthing": 0}
     animal, vehicle = {"id": 2, "name": "animal", "isthing": 1}, {"id": 3, "name": "vehicle", "isthing": 1}
@@ -146,7 +146,7 @@ def test_remap_counts_what_training_sees(tmp_path: Path) -> None:
         ("ground", 1),
     ]
     write_json(path, {"categories": [ground], "map": {"17": 1}})
-    assert errors(files, remap=path) == ["remap: map: category 3 (car) is missing; map it or null it"]
+    assert errors(files, remap=path) == ["remap: map: category 3 (car) is missing; map it to an id or to null"]
 
 
 def test_instances_are_checked_one_by_one(tmp_path: Path) -> None:
@@ -194,24 +194,24 @@ def test_cityscapes_faults(tmp_path: Path) -> None:
     assert report.ok
     counts = {c.name: (c.images, c.segments, c.crowds, c.area) for c in report.classes if c.area}
     assert counts == {"person": (4, 0, 4, 2400), "car": (4, 4, 0, 64), "road": (4, 4, 0, 4 * (2000 - 616))}
-    pictures, labels = tmp_path / "leftImg8bit/val/ulm", tmp_path / "gtFine/val/ulm"
-    (pictures / "ulm_000000_000019_leftImg8bit.png").unlink()
+    images, labels = tmp_path / "leftImg8bit/val/ulm", tmp_path / "gtFine/val/ulm"
+    (images / "ulm_000000_000019_leftImg8bit.png").unlink()
     cut(labels / "ulm_000001_000019_gtFine_instanceIds.png")
     values[0, :3] = 77
     cv2.imwrite(str(labels / "ulm_000002_000019_gtFine_instanceIds.png"), values.astype(np.uint16))
-    Image.new("RGB", (9, 9)).save(pictures / "ulm_000003_000019_leftImg8bit.png")
-    Image.new("RGB", (9, 9)).save(pictures / "ulm_000009_000019_leftImg8bit.png")
+    Image.new("RGB", (9, 9)).save(images / "ulm_000003_000019_leftImg8bit.png")
+    Image.new("RGB", (9, 9)).save(images / "ulm_000009_000019_leftImg8bit.png")
     report = check_cityscapes(tmp_path, "val")
     assert [(Path(f.file).name[:10], f.message) for f in report.errors] == [
         ("ulm_000000", "no such file; check the path"),
         ("ulm_000001", "is damaged (truncated after 45 bytes); write it again"),
-        ("ulm_000002", "value 77 (3 pixels) is no Cityscapes label; copy it again"),
-        ("ulm_000003", "9 × 9 pixels, but its segments have 50 × 40 pixels; make them equal"),
+        ("ulm_000002", "value 77 (3 pixels) is not a Cityscapes label; copy it again"),
+        ("ulm_000003", "expected 50 × 40 pixels as in its segments, got 9 × 9 pixels; make them equal"),
     ]
-    assert report.warnings[0].message == "has no instanceIds file and is left out"
+    assert report.warnings[0].message == "has no instanceIds file and is skipped"
 
 
-def test_synthetic_data_are_sound(tmp_path: Path) -> None:
+def test_synthetic_data_are_valid(tmp_path: Path) -> None:
     generate(tmp_path, 3, size=(64, 96))
     report = check_dataset(
         tmp_path / "images",
@@ -224,19 +224,19 @@ def test_synthetic_data_are_sound(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["nuclei", "coco_panoptic", "coco_things_512"])
-def test_real_data_are_sound(shared_dir: Path, tmp_path: Path, name: str) -> None:
-    """The first pictures of each set, whose segments were checked by others."""
+def test_real_data_are_valid(shared_dir: Path, tmp_path: Path, name: str) -> None:
+    """The first images of published data sets have no errors."""
     root = shared_dir / "data" / name
     if not root.is_dir():
         pytest.skip(f"no data at {root}")
     content = json.loads((root / "panoptic_val.json").read_text())
     annotations = content["annotations"][:4]
-    wanted = {annotation["image_id"] for annotation in annotations}
-    images = [image for image in content["images"] if image["id"] in wanted]
+    image_ids = {annotation["image_id"] for annotation in annotations}
+    images = [image for image in content["images"] if image["id"] in image_ids]
     write_json(tmp_path / "few.json", content | {"images": images, "annotations": annotations})
     report = check_dataset(root / "images" / "val", tmp_path / "few.json", root / "panoptic_val")
     assert report.ok, report.text()
-    assert report.tally.pictures == 4
+    assert report.tally.total == 4
 
 
 def test_command_prints_writes_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -245,26 +245,26 @@ def test_command_prints_writes_and_fails(tmp_path: Path, capsys: pytest.CaptureF
     command += ["--segments", str(files.segments), "--out", str(tmp_path / "report.json")]
     assert main(command) == 0
     out = capsys.readouterr().out
-    assert "30 pictures whose segments could be read; 12.5% of the pixels void" in out
+    assert "30 images with readable segments; 12.5% of the pixels are void" in out
     assert "\n0 errors" in out
     for n in range(25):
         (files.images / f"{n}.png").unlink()
     assert main(command) == 1
     captured = capsys.readouterr()
-    assert "25 errors\n  picture (25)\n" in captured.out
+    assert "25 errors\n  image file (25)\n" in captured.out
     assert "… and 5 more" in captured.out
     assert captured.err.strip() == f"refine: error: {files.json}: 25 errors; fix them as described above"
     written = json.loads((tmp_path / "report.json").read_text())
     assert len(written["errors"]) == 25
     assert written["errors"][24] == {
-        "kind": "picture",
+        "kind": "image file",
         "file": str(files.images / "24.png"),
         "message": "no such file; check the path",
     }
     assert written["classes"][0]["segments"] == 30
 
 
-def test_command_takes_one_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_accepts_one_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_cityscapes(tmp_path, np.full((40, 50), 7))
     assert main(["check-data", "--cityscapes", str(tmp_path), "--split", "val"]) == 0
     for wrong in (["--json", "x"], ["--cityscapes", "x"], ["--cityscapes", "x", "--split", "y", "--json", "z"], []):
@@ -275,11 +275,11 @@ def test_command_takes_one_format(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 @settings(deadline=None, max_examples=60)
 @given(arrays(np.int32, st.tuples(st.integers(1, 7), st.integers(1, 7)), elements=st.integers(0, 5)))
-def test_regions_measure_as_a_loop_does(ids: np.ndarray) -> None:
+def test_regions_equal_a_loop_over_values(ids: np.ndarray) -> None:
     regions = Regions.of(Runs.from_map(ids))
     assert regions.values.tolist() == sorted(set(ids.ravel().tolist()))
     for value, area, box in zip(regions.values, regions.area, regions.boxes.tolist(), strict=True):
         ys, xs = np.nonzero(ids == value)
         assert area == len(ys)
         assert box == [xs.min(), ys.min(), xs.max() - xs.min() + 1, ys.max() - ys.min() + 1]
-    np.testing.assert_array_equal(regions.runs.spread(regions.values[regions.place]), ids)
+    np.testing.assert_array_equal(regions.runs.spread(regions.values[regions.index]), ids)

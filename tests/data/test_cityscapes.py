@@ -1,4 +1,4 @@
-"""Cityscapes' raw files: eight real frames, and frames drawn here."""
+"""Tests of reading Cityscapes: eight real frames, and hand-drawn frames."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ VALUES = np.array(
 INDEX = {c.name: n for n, c in enumerate(CATEGORIES)}
 
 
-def test_the_classes_of_the_benchmark() -> None:
+def test_classes_are_those_of_the_benchmark() -> None:
     names = [c.name for c in CATEGORIES]
     assert names[:8] == ["person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"]
     assert names[8:11] == ["road", "sidewalk", "building"]
@@ -60,14 +60,14 @@ def test_groups_are_crowds_and_ignored_labels_are_void(tmp_path: Path) -> None:
     assert targets.boxes.tolist() == [[3, 0, 5, 1], [1, 1, 3, 3], [3, 1, 4, 3]]
 
 
-def test_a_frame_without_any_class_is_all_void(tmp_path: Path) -> None:
+def test_a_frame_without_classes_is_void(tmp_path: Path) -> None:
     write_cityscapes(tmp_path, np.zeros((4, 4), int))
     _, segments = Cityscapes(tmp_path, "val")[0]
     assert (segments.index == -1).all()
     assert len(segments.targets(8, 0, "").boxes) == 0
 
 
-def test_frames_of_all_cities_in_order(tmp_path: Path) -> None:
+def test_frames_are_sorted_by_city_and_name(tmp_path: Path) -> None:
     for name in ("ulm_000001_000019", "bonn_000003_000019", "ulm_000000_000019"):
         write_cityscapes(tmp_path, VALUES, name)
     write_cityscapes(tmp_path, VALUES, "jena_000000_000019", split="train")
@@ -76,16 +76,16 @@ def test_frames_of_all_cities_in_order(tmp_path: Path) -> None:
     assert names == ["bonn_000003_000019", "ulm_000000_000019", "ulm_000001_000019"]
 
 
-def test_faults_are_told(tmp_path: Path) -> None:
-    with pytest.raises(RefineError, match=r"gtFine/val: no CITY/\*_gtFine_instanceIds.png there"):
+def test_invalid_files_raise(tmp_path: Path) -> None:
+    with pytest.raises(RefineError, match=r"gtFine/val: contains no CITY/\*_gtFine_instanceIds.png"):
         Cityscapes(tmp_path, "val")
     ids = write_cityscapes(tmp_path, VALUES)
     for value in (34, 999, 7000, 23001, 34000):
         cv2.imwrite(str(ids), np.where(VALUES == 9, value, VALUES).astype(np.uint16))
-        with pytest.raises(RefineError, match=f"{ids.name}: value {value} is no Cityscapes label"):
+        with pytest.raises(RefineError, match=f"{ids.name}: value {value} is not a Cityscapes label"):
             Cityscapes(tmp_path, "val")[0]
     cv2.imwrite(str(ids), VALUES[:2].astype(np.uint16))
-    with pytest.raises(RefineError, match=r"5 × 3 pixels, but .* has 5 × 2"):
+    with pytest.raises(RefineError, match=r"expected 5 × 2 pixels as in .*, got 5 × 3"):
         Cityscapes(tmp_path, "val")[0]
     cv2.imwrite(str(ids), np.zeros((3, 5, 3), np.uint8))
     with pytest.raises(RefineError, match="expected a grey PNG of 8 or 16 bits, got 8-bit RGB"):
@@ -95,7 +95,7 @@ def test_faults_are_told(tmp_path: Path) -> None:
         Cityscapes(tmp_path, "val")
 
 
-def test_config_and_loader_take_it(tmp_path: Path) -> None:
+def test_config_and_loader_accept_cityscapes(tmp_path: Path) -> None:
     from refine.data.config import AugmentConfig
 
     write_cityscapes(tmp_path, VALUES)
@@ -107,7 +107,7 @@ def test_config_and_loader_take_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("split", "count"), [("train", 6), ("val", 2)])
 def test_real_frames_agree_with_their_label_maps(shared_dir: Path, split: str, count: int) -> None:
-    """labelIds.png, which the reader does not look at, must give the same classes."""
+    """labelIds.png, which the reader does not use, must give the same classes."""
     root = shared_dir / "data" / "cityscapes_sample"
     if not root.is_dir():
         pytest.skip(f"no Cityscapes frames at {root}")

@@ -1,4 +1,4 @@
-"""The COCO panoptic reader: classes, crowds, void, remaps, and every complaint."""
+"""Tests of the COCO panoptic reader: classes, crowds, void, remaps and errors."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from refine.files import write_json
 from refine.structures import VOID, Categories
 
 CAR, CAT, GRASS, ROAD = range(4)
-# The drawn map as classes.
+# The drawn map as class indices.
 CLASSES = [
     [GRASS, GRASS, GRASS, GRASS, GRASS, VOID],
     [GRASS, CAT, CAT, GRASS, GRASS, VOID],
@@ -40,7 +40,7 @@ def classes(segments: SegmentMap) -> list[list[int]]:
     return labels[segments.index.long()].tolist()
 
 
-def test_picture_map_and_targets(tmp_path: Path) -> None:
+def test_image_map_and_targets(tmp_path: Path) -> None:
     dataset = load(write_coco(tmp_path, [IDS, IDS[:3]], [SEGMENTS, SEGMENTS[1:]]))
     assert len(dataset) == 2
     assert dataset.sizes == [(4, 6), (3, 6)]
@@ -61,7 +61,7 @@ def test_picture_map_and_targets(tmp_path: Path) -> None:
     assert (targets.image_id, targets.file_name) == (10, "0.png")
 
 
-def test_pictures_follow_the_annotations_and_others_are_left_out(tmp_path: Path) -> None:
+def test_images_are_in_the_order_of_annotations_and_others_are_skipped(tmp_path: Path) -> None:
     files = write_coco(tmp_path, [IDS] * 3, [SEGMENTS] * 3)
     files.content["annotations"] = files.content["annotations"][2:0:-1]
     dataset = load(files)
@@ -69,7 +69,7 @@ def test_pictures_follow_the_annotations_and_others_are_left_out(tmp_path: Path)
     assert dataset[0][0][2, 0, 0] == 2
 
 
-def test_crowds_keep_their_class_but_are_marked(tmp_path: Path) -> None:
+def test_crowds_keep_their_class(tmp_path: Path) -> None:
     files = write_coco(tmp_path)
     files.content["annotations"][0]["segments_info"][1]["iscrowd"] = 1
     _, segments = load(files)[0]
@@ -79,7 +79,7 @@ def test_crowds_keep_their_class_but_are_marked(tmp_path: Path) -> None:
     assert targets.sem_seg.tolist() == CLASSES
 
 
-def test_a_picture_may_be_all_void(tmp_path: Path) -> None:
+def test_an_image_may_be_entirely_void(tmp_path: Path) -> None:
     _, segments = load(write_coco(tmp_path, [np.zeros((3, 2), int)], [[]]))[0]
     targets = segments.targets(2, 10, "")
     assert len(targets) == 0
@@ -89,7 +89,7 @@ def test_a_picture_may_be_all_void(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", range(2, 9))
 @pytest.mark.parametrize("annotated", ["shown", "stored"])
-def test_images_are_turned_as_they_were_annotated(tmp_path: Path, orientation: int, annotated: str) -> None:
+def test_images_are_rotated_as_annotated(tmp_path: Path, orientation: int, annotated: str) -> None:
     exif = Image.Exif()
     exif[0x112] = orientation
     files = write_coco(tmp_path)
@@ -105,7 +105,7 @@ def test_images_are_turned_as_they_were_annotated(tmp_path: Path, orientation: i
     expected = np.asarray(drawn)
     image, _ = load(files, exif=annotated)[0]
     np.testing.assert_array_equal(image.permute(1, 2, 0), expected)
-    if orientation >= 5:  # the sides change places, which tells
+    if orientation >= 5:  # the size determines the orientation
         image, _ = load(files)[0]
         np.testing.assert_array_equal(image.permute(1, 2, 0), expected)
         assert check_dataset(files.images, files.json, files.segments).ok
@@ -128,7 +128,7 @@ def _remap(tmp_path: Path, target: dict[str, int | str | None]) -> Path:
     return path
 
 
-def test_remap_joins_stuff_keeps_things_apart_and_drops(tmp_path: Path) -> None:
+def test_remap_merges_stuff_keeps_things_separate_and_drops(tmp_path: Path) -> None:
     files = write_coco(tmp_path)
     remap = _remap(tmp_path, {"17": 1, "3": 1, "200": 2, "105": 2})
     dataset = load(files, remap=remap)
@@ -137,7 +137,7 @@ def test_remap_joins_stuff_keeps_things_apart_and_drops(tmp_path: Path) -> None:
     expected = [[VOID if c == VOID else int(c in (GRASS, ROAD)) for c in row] for row in CLASSES]
     assert classes(segments) == expected
     grounds = segments.index[segments.labels[segments.index.long()] == 1]
-    assert len(grounds[grounds >= 0].unique()) == 1  # one segment now
+    assert len(grounds[grounds >= 0].unique()) == 1  # merged into one segment
     assert len(segments.targets(1, 0, "")) == 2
     _, segments = load(files, remap=_remap(tmp_path, {"17": None, "3": 1, "200": None, "105": 3}))[0]
     new = {CAR: 0, CAT: VOID, GRASS: 2, ROAD: VOID, VOID: VOID}
@@ -145,7 +145,7 @@ def test_remap_joins_stuff_keeps_things_apart_and_drops(tmp_path: Path) -> None:
 
 
 def test_remap_to_unnamed_stuff(tmp_path: Path) -> None:
-    """No thing is there, but no class either: an index after the last for training, void for measuring."""
+    """Unnamed stuff is num_classes in training and void in evaluation."""
     files = write_coco(tmp_path)
     dataset = load(files, remap=_remap(tmp_path, {"17": 1, "3": None, "200": "stuff", "105": 2}))
     _, segments = dataset[0]
@@ -155,13 +155,13 @@ def test_remap_to_unnamed_stuff(tmp_path: Path) -> None:
     targets = segments.targets(1, 0, "")
     assert targets.labels.tolist() == [0]
     assert targets.sem_seg.tolist() == classes(segments)
-    assert segments.without_small_things(1, 100).index.max() >= 0  # it is no thing
+    assert segments.without_small_things(1, 100).index.max() >= 0  # unnamed stuff is not a thing
     measured = new | {ROAD: VOID}
     assert classes(segments.named(unnamed)) == [[measured[c] for c in row] for row in CLASSES]
 
 
-def test_things_that_become_stuff_are_no_crowds(tmp_path: Path) -> None:
-    """A crowd of things would otherwise hide the whole region from the metric."""
+def test_crowds_remapped_to_stuff_are_not_crowds(tmp_path: Path) -> None:
+    """The metric would otherwise ignore the whole region."""
     files = write_coco(tmp_path)
     files.content["annotations"][0]["segments_info"][1]["iscrowd"] = 1
     _, segments = load(files, remap=_remap(tmp_path, {"17": 2, "3": 1, "200": 2, "105": 2}))[0]
@@ -170,21 +170,21 @@ def test_things_that_become_stuff_are_no_crowds(tmp_path: Path) -> None:
     assert not segments.iscrowd.any()
 
 
-def test_remap_complaints(tmp_path: Path) -> None:
+def test_invalid_remaps_raise(tmp_path: Path) -> None:
     files = write_coco(tmp_path)
     good = {"17": 1, "3": 1, "200": 2, "105": 2}
     missing = {k: v for k, v in good.items() if k != "3"}
     for target, message in (
-        (missing, r"map: category 3 \(car\) is missing; map it or null it"),
+        (missing, r"map: category 3 \(car\) is missing; map it to an id or to null"),
         (good | {"3": 9}, "map: 3 -> 9: no such id in `categories`"),
         (good | {"200": 1}, "map: road is stuff and cannot become the thing 1"),
-        (good | {"3": "stuff"}, r"map: 3 -> 'stuff': car is a thing; map it to one, or null it"),
+        (good | {"3": "stuff"}, r"map: 3 -> 'stuff': car is a thing; map it to one or to null"),
     ):
         with pytest.raises(RefineError, match=message):
             load(files, remap=_remap(tmp_path, target))
     for content in ([], {"map": {}}, {"categories": 5, "map": {}}, {"categories": [], "map": []}):
         write_json(tmp_path / "remap.json", content)
-        with pytest.raises(RefineError, match="needs `categories`"):
+        with pytest.raises(RefineError, match="expected `categories`"):
             load(files, remap=tmp_path / "remap.json")
 
 
@@ -196,7 +196,7 @@ def test_supercategories_become_categories(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", IN_JSON)
-def test_the_first_fault_that_check_data_lists_is_raised(tmp_path: Path, fault: str) -> None:
+def test_the_first_error_of_check_data_is_raised(tmp_path: Path, fault: str) -> None:
     files = write_coco(tmp_path)
     plant, expected = IN_JSON[fault]
     plant(files)
@@ -205,7 +205,7 @@ def test_the_first_fault_that_check_data_lists_is_raised(tmp_path: Path, fault: 
     assert str(error.value) == f"{files.json}: {expected[0].partition(': ')[2]}"
 
 
-def test_complaints_about_a_picture(tmp_path: Path) -> None:
+def test_invalid_images_and_maps_raise(tmp_path: Path) -> None:
     files = write_coco(tmp_path)
     dataset = load(files)
     files.paint(0, np.where(IDS == 300, 301, IDS))
@@ -219,14 +219,14 @@ def test_complaints_about_a_picture(tmp_path: Path) -> None:
         dataset[0]
     files.paint(0, IDS)
     Image.new("RGB", (7, 4)).save(files.images / "0.png")
-    with pytest.raises(RefineError, match=r"0\.png: 7 × 4 pixels, but .* has 6 × 4 pixels; make them equal"):
+    with pytest.raises(RefineError, match=r"0\.png: expected 6 × 4 pixels as in .*, got 7 × 4 pixels"):
         dataset[0]
     (files.images / "0.png").unlink()
     with pytest.raises(RefineError, match="no such file"):
         dataset[0]
 
 
-def test_a_file_that_is_no_json(tmp_path: Path) -> None:
+def test_invalid_json_raises(tmp_path: Path) -> None:
     files = write_coco(tmp_path)
     files.json.write_text("{'a'")
     with pytest.raises(RefineError, match="is not valid JSON"):
@@ -236,7 +236,7 @@ def test_a_file_that_is_no_json(tmp_path: Path) -> None:
         CocoPanoptic(files.images, files.json, files.segments)
 
 
-def test_lists_that_are_missing(tmp_path: Path) -> None:
+def test_missing_lists_raise(tmp_path: Path) -> None:
     files = write_coco(tmp_path)
     for change in ({"images": {}}, {"categories": None}, {"annotations": 7}):
         write_json(files.json, files.content | change)
@@ -246,7 +246,7 @@ def test_lists_that_are_missing(tmp_path: Path) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(data=st.data(), height=st.integers(1, 6), width=st.integers(1, 6))
-def test_any_map_is_read_as_painted(
+def test_any_map_is_read_as_written(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, height: int, width: int
 ) -> None:
     known = data.draw(st.lists(st.integers(1, (1 << 24) - 1), min_size=1, max_size=6, unique=True))
@@ -263,7 +263,7 @@ def test_any_map_is_read_as_painted(
 
 
 @pytest.mark.parametrize("name", ["nuclei", "coco_panoptic"])
-def test_real_pictures_have_the_areas_of_their_json(shared_dir: Path, name: str) -> None:
+def test_areas_of_real_images_equal_their_json(shared_dir: Path, name: str) -> None:
     root = shared_dir / "data" / name
     if not root.is_dir():
         pytest.skip(f"no data at {root}")

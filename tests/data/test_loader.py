@@ -1,4 +1,4 @@
-"""Batches: grouped by aspect ratio, every picture once an epoch, repeatable, divisible, resumable."""
+"""Tests of batches: grouping by aspect ratio, epochs, reproducibility, splitting and resuming."""
 
 from itertools import chain, islice
 from pathlib import Path
@@ -34,7 +34,7 @@ def dataset(tmp_path: Path, count: int = 7) -> CocoPanoptic:
     batch=st.integers(1, 5),
     seed=st.integers(0, 99),
 )
-def test_batches_are_full_of_one_orientation_and_show_everything_equally(
+def test_batches_are_full_and_of_one_orientation_and_epochs_are_complete(
     sizes: list[tuple[int, int]], batch: int, seed: int
 ) -> None:
     landscape = [width >= height for height, width in sizes]
@@ -43,8 +43,8 @@ def test_batches_are_full_of_one_orientation_and_show_everything_equally(
     for b in batches:
         assert len({landscape[index] for _, index in b}) == 1
     keys = [key for b in batches for key in b]
-    assert len(set(keys)) == len(keys)  # nothing twice in an epoch
-    # Nothing of an epoch is forgotten: all but what waits has come. At most batch - 1 wait per orientation.
+    assert len(set(keys)) == len(keys)  # no image twice in an epoch
+    # Of earlier epochs, at most batch - 1 images per orientation are still waiting for a full batch.
     epochs = max(epoch for epoch, _ in keys)
     expected = {(epoch, index) for epoch in range(epochs) for index in range(len(sizes))}
     for side in (True, False):
@@ -81,11 +81,11 @@ def _same(a: tuple[list[Tensor], list[Targets]], b: tuple[list[Tensor], list[Tar
     )
 
 
-def test_a_sample_depends_on_seed_epoch_and_index_alone(tmp_path: Path) -> None:
+def test_a_sample_depends_only_on_seed_epoch_and_index(tmp_path: Path) -> None:
     training = TrainingSet(dataset(tmp_path), AUGMENT, 5)
     state = torch.get_rng_state()
     image, targets = training[2, 3]
-    assert torch.equal(torch.get_rng_state(), state)  # the training's own randomness is untouched
+    assert torch.equal(torch.get_rng_state(), state)  # the global generator is unchanged
     training[0, 1]
     torch.rand(7)
     again, _ = training[2, 3]
@@ -95,7 +95,7 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone(tmp_path: Path) -> None:
     assert not any(o.shape == image.shape and torch.equal(o, image) for o in others)
 
 
-def test_workers_and_resumed_runs_see_the_same_pictures(tmp_path: Path) -> None:
+def test_workers_and_resumed_runs_see_the_same_images(tmp_path: Path) -> None:
     data = dataset(tmp_path)
     alone = list(islice(training_batches(data, AUGMENT, 2, seed=1), 5))
     workers = list(islice(training_batches(data, AUGMENT, 2, seed=1, workers=2), 5))

@@ -1,4 +1,4 @@
-"""Training, `check-data` and `evaluate` take the same files and refuse the same."""
+"""Tests that training, `check-data` and `evaluate` accept and reject the same files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -50,8 +50,8 @@ def _float_areas(files: Files) -> None:
         info["area"] = float(info["area"])
 
 
-TAKEN: dict[str, Callable[[Files], None]] = {
-    "as it is": lambda files: None,
+ACCEPTED: dict[str, Callable[[Files], None]] = {
+    "unchanged": lambda files: None,
     "float areas": _float_areas,
     "no areas": _segments(area=None),
     "crowd 0.0": _segments(iscrowd=0.0),
@@ -61,7 +61,7 @@ TAKEN: dict[str, Callable[[Files], None]] = {
     "bytes after the end": _append,
     "supercategory null": lambda files: files.content["categories"][0].update(supercategory=None),
 }
-REFUSED: dict[str, Callable[[Files], None]] = {
+REJECTED: dict[str, Callable[[Files], None]] = {
     "crowd 2": _segments(iscrowd=2),
     "crowd text": _segments(iscrowd="0"),
     "crowd null": _segments(iscrowd=None),
@@ -71,25 +71,25 @@ REFUSED: dict[str, Callable[[Files], None]] = {
     "16 bits": _save("I;16"),
     "size": lambda files: files.content["images"][0].update(height=6, width=4),
     "device": lambda files: files.content["annotations"][0].update(file_name="/dev/zero"),
-    "way out": lambda files: files.content["annotations"][0].update(file_name="../segments/0_ids.png"),
+    "path outside": lambda files: files.content["annotations"][0].update(file_name="../segments/0_ids.png"),
 }
 
 
-@pytest.mark.parametrize("change", [*TAKEN, *REFUSED])
-def test_all_three_agree(tmp_path: Path, change: str) -> None:
+@pytest.mark.parametrize("change", [*ACCEPTED, *REJECTED])
+def test_all_readers_agree(tmp_path: Path, change: str) -> None:
     files, truth = write_coco(tmp_path / "changed"), write_coco(tmp_path / "truth")
-    (TAKEN | REFUSED)[change](files)
+    (ACCEPTED | REJECTED)[change](files)
     files.save()
-    answers = {"check-data": check_dataset(files.images, files.json, files.segments, threads=1).ok}
+    accepted = {"check-data": check_dataset(files.images, files.json, files.segments, threads=1).ok}
     for name, read in (
         ("train", lambda: CocoPanoptic(files.images, files.json, files.segments)[0][1].iscrowd.any()),
         ("gt", lambda: evaluate_files(files.json, files.segments, truth.json, truth.segments).pq - 1),
         ("pred", lambda: evaluate_files(truth.json, truth.segments, files.json, files.segments).pq - 1),
     ):
         try:
-            answers[name] = float(read()) == 0
+            accepted[name] = float(read()) == 0
         except RefineError:
-            answers[name] = False
+            accepted[name] = False
     if change == "size":
-        answers["pred"] = False  # sizes of predictions are those of their PNGs
-    assert set(answers.values()) == {change in TAKEN}, answers
+        accepted["pred"] = False  # the size of a prediction is that of its PNG
+    assert set(accepted.values()) == {change in ACCEPTED}, accepted

@@ -1,4 +1,4 @@
-"""Procedural scenes: the PNG shows exactly what the depth order says; the same seed gives the same bytes."""
+"""Tests that procedural scenes follow their depth order and are reproducible."""
 
 import json
 from itertools import combinations
@@ -57,7 +57,7 @@ def test_a_pixel_belongs_to_the_nearest_thing_that_covers_it(
 
 
 @pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
-def test_files_agree_with_each_other(tmp_path: Path) -> None:
+def test_files_are_consistent(tmp_path: Path) -> None:
     generate(tmp_path, 4, size=(80, 120), seed=2, things=(6, 10))
     panoptic = json.loads((tmp_path / "panoptic.json").read_text())
     instances = json.loads((tmp_path / "instances.json").read_text())
@@ -107,8 +107,8 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     assert all(other[name] != first[name] for name in first)
 
 
-def test_class_and_depth_are_related_but_not_tied() -> None:
-    """Thin things are in front of flat ones four times in five, as the module says."""
+def test_class_and_depth_are_correlated() -> None:
+    """Thin things lie in front of flat ones four times in five."""
     thin, front = {"ring", "bar", "cross"}, []
     for n in range(60):
         scene = make_scene(0, n, (64, 64), (8, 14))
@@ -119,7 +119,7 @@ def test_class_and_depth_are_related_but_not_tied() -> None:
     assert np.mean(front) == pytest.approx(0.8, abs=0.08)
 
 
-def test_bad_arguments_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_arguments_raise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for wrong in ({"images": 0}, {"size": (63, 100)}, {"seed": -1}, {"things": (5, 4)}, {"things": (-1, 4)}):
         with pytest.raises(RefineError, match="give at least one image, sides of at least 64"):
             generate(tmp_path / "out", **({"images": 1} | wrong))

@@ -1,4 +1,4 @@
-"""Pictures, maps and instance masks move together, whatever is drawn."""
+"""Tests that augmentation moves images, maps and instance masks together."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ THINGS = 2  # classes 0 and 1 are things, 2 and 3 stuff
 
 
 def _sample(index: Tensor, labels: list[int], crowd: tuple[int, ...] = (), seed: int = 0) -> Sample:
-    """A picture whose colours are the segments' numbers: 20, 40, … in red, void 0; green tells the sample."""
+    """Return an image that encodes segments in red (20, 40, …, void 0) and the sample in green."""
     index = index.int()
     red = (index + 1) * 20
     image = torch.stack([red, torch.full_like(red, seed), red]).to(torch.uint8)
@@ -33,7 +33,7 @@ def _sample(index: Tensor, labels: list[int], crowd: tuple[int, ...] = (), seed:
 
 
 def _with_instances(sample: Sample) -> Sample:
-    """Instances as large as their segments, and one hidden behind everything."""
+    """Add instances equal to their segments, and one that is hidden behind everything."""
     image, segments = sample
     things = torch.nonzero(segments.labels < THINGS).squeeze(1)
     masks = segments.index[None] == things[:, None, None]
@@ -49,7 +49,7 @@ def _with_instances(sample: Sample) -> Sample:
 
 
 def _quilt(height: int, width: int, cell: int) -> Tensor:
-    """Rectangles of `cell` pixels, numbered; the last is void."""
+    """Return numbered squares of `cell` pixels side; the last is void: Tensor[H, W]."""
     rows, columns = torch.meshgrid(torch.arange(height) // cell, torch.arange(width) // cell, indexing="ij")
     index = rows * (int(columns.max()) + 1) + columns
     return torch.where(index == index.max(), -1, index)
@@ -71,10 +71,10 @@ def _boxes_of(masks: Tensor) -> list[list[int]]:
     size=st.sampled_from([(8, 12), (12, 8), (10, 10)]),
     instances=st.booleans(),
 )
-def test_picture_and_map_stay_aligned_pixel_by_pixel(
+def test_image_and_map_stay_aligned_per_pixel(
     seed: int, factor: int, crop: tuple[int, int] | None, size: tuple[int, int], instances: bool
 ) -> None:
-    """Enlarged by whole factors, the middle of every cell keeps its exact colour; flips and crops keep all."""
+    """Under integer scaling, pixels inside a cell keep their colour; flips and crops keep all colours."""
     index = _quilt(*size, cell=4)
     labels = [n % 4 for n in range(int(index.max()) + 1)]
     sample = _sample(index, labels)
@@ -89,7 +89,7 @@ def test_picture_and_map_stay_aligned_pixel_by_pixel(
     assert image.shape[1:] == segments.index.shape
     assert image.is_contiguous()
     shown = (segments.index + 1) * 20
-    # Bilinear weights mix the colours of two cells within a source pixel of their border (or of the crop's).
+    # Interpolation mixes two colours within one source pixel of a border between cells (or of the crop).
     inner = torch.ones_like(shown, dtype=torch.bool)
     if factor > 1:
         near = shown.unfold(0, 2 * factor + 1, 1).unfold(1, 2 * factor + 1, 1).flatten(2)
@@ -119,7 +119,7 @@ def test_picture_and_map_stay_aligned_pixel_by_pixel(
         ({}, [[0, 1, 2], [3, 4, 5]]),
     ],
 )
-def test_each_move_by_hand(change: dict, expected: list[list[int]]) -> None:
+def test_each_geometric_change(change: dict, expected: list[list[int]]) -> None:
     index = torch.arange(6).view(2, 3)
     config = AugmentConfig(**({"flip": 0.0, "short": [2], "min_area": 0} | change))
     image, segments = Augment(config, THINGS)(*_sample(index, [0, 1, 2, 3, 0, 1]))
@@ -127,7 +127,7 @@ def test_each_move_by_hand(change: dict, expected: list[list[int]]) -> None:
     assert (image[0] // 20 - 1).tolist() == expected
 
 
-def test_crops_take_all_places_and_never_leave_the_picture() -> None:
+def test_crops_cover_all_positions_inside_the_image() -> None:
     index = torch.arange(20).view(4, 5) % 6
     config = AugmentConfig(flip=0.0, short=[4], crop=(3, 9), min_area=0)
     augment = Augment(config, THINGS)
@@ -143,7 +143,7 @@ def test_crops_take_all_places_and_never_leave_the_picture() -> None:
 @given(
     height=st.integers(1, 3000), width=st.integers(1, 3000), short=st.integers(1, 1000), more=st.integers(0, 1000)
 )
-def test_the_short_side_fits_unless_the_long_one_is_too_long(
+def test_scale_fits_the_short_side_unless_the_long_side_is_too_long(
     height: int, width: int, short: int, more: int
 ) -> None:
     scale = fit_scale((height, width), short, short + more)
@@ -164,7 +164,7 @@ def test_sizes_of_training_and_test() -> None:
     assert len(shorts) > 10
 
 
-def test_maps_are_resized_by_pixel_centres_and_never_mixed() -> None:
+def test_maps_are_resized_to_nearest_pixel_centres() -> None:
     index = torch.tensor([[[0, 70000], [5, -1]]], dtype=torch.int32)
     assert resize_map(index, (4, 4))[0].tolist() == [
         [0, 0, 70000, 70000],
@@ -179,9 +179,9 @@ def test_maps_are_resized_by_pixel_centres_and_never_mixed() -> None:
 
 
 @pytest.mark.parametrize("length", [33, 13])
-def test_pictures_and_maps_are_not_shifted_against_each_other(length: int) -> None:
-    """Over many bars, the centres of bilinear pictures and nearest maps agree on average."""
-    places = torch.arange(length) + 0.5
+def test_resized_images_and_maps_are_not_shifted(length: int) -> None:
+    """Over many bars, the centres of mass of bilinear images and nearest maps agree on average."""
+    positions = torch.arange(length) + 0.5
     shifts = []
     for left in range(2, 9):
         for right in range(12, 19):
@@ -190,11 +190,11 @@ def test_pictures_and_maps_are_not_shifted_against_each_other(length: int) -> No
             image, segments = _sample(index, [2, 0])
             weight = resize(image, (1, length))[0, 0].float() / 20 - 1
             mask = resize_map(segments.index[None], (1, length))[0, 0].float()
-            shifts.append(float((weight * places).sum() / weight.sum() - (mask * places).sum() / mask.sum()))
+            shifts.append(float((weight * positions).sum() / weight.sum() - (mask * positions).sum() / mask.sum()))
     assert np.mean(shifts) == pytest.approx(0, abs=0.06)
 
 
-def test_small_things_become_void_and_small_stuff_stays() -> None:
+def test_small_things_become_void_and_small_stuff_is_kept() -> None:
     index = torch.tensor([[0, 1, 1, 2, 3, 3]])
     _, segments = _sample(index, [0, 1, 2, 3])
     assert segments.without_small_things(THINGS, 2).index.tolist() == [[-1, 1, 1, 2, 3, 3]]
@@ -210,33 +210,31 @@ def test_small_things_become_void_and_small_stuff_stays() -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 10_000), sizes=st.tuples(*[st.integers(4, 9)] * 4), instances=st.booleans())
-def test_pasted_things_cover_what_is_under_them(
-    seed: int, sizes: tuple[int, int, int, int], instances: bool
-) -> None:
+def test_pasted_things_cover_the_image(seed: int, sizes: tuple[int, int, int, int], instances: bool) -> None:
     torch.manual_seed(seed)
-    ours = _sample(torch.randint(-1, 4, sizes[:2]), [0, 2, 1, 3])
-    theirs = _sample(torch.randint(-1, 4, sizes[2:]), [1, 3, 0, 0], crowd=(3,), seed=9)
+    sample = _sample(torch.randint(-1, 4, sizes[:2]), [0, 2, 1, 3])
+    donor = _sample(torch.randint(-1, 4, sizes[2:]), [1, 3, 0, 0], crowd=(3,), seed=9)
     if instances:
-        ours, theirs = _with_instances(ours), _with_instances(theirs)
-    before = (ours[0].clone(), ours[1].index.clone())
-    image, segments = copy_paste(ours, theirs, THINGS)
-    assert torch.equal(ours[0], before[0])
-    assert torch.equal(ours[1].index, before[1])
+        sample, donor = _with_instances(sample), _with_instances(donor)
+    before = (sample[0].clone(), sample[1].index.clone())
+    image, segments = copy_paste(sample, donor, THINGS)
+    assert torch.equal(sample[0], before[0])
+    assert torch.equal(sample[1].index, before[1])
     assert segments.labels.tolist() == [0, 2, 1, 3, 1, 3, 0, 0]
     pasted = image[1] == 9
     assert torch.equal(pasted, segments.index >= 4)
-    # Colours and map come from the donor where pasted, from the picture elsewhere.
+    # Colours and map come from the donor where pasted, from the image elsewhere.
     assert torch.equal(segments.index[~pasted], before[1][~pasted])
     assert torch.equal(image[:, ~pasted], before[0][:, ~pasted])
     rows, columns = torch.nonzero(pasted, as_tuple=True)
-    assert torch.equal(segments.index[pasted] - 4, theirs[1].index[rows, columns])
-    assert torch.equal(image[:, pasted], theirs[0][:, rows, columns])
-    # Whole things come, no stuff, no crowd.
+    assert torch.equal(segments.index[pasted] - 4, donor[1].index[rows, columns])
+    assert torch.equal(image[:, pasted], donor[0][:, rows, columns])
+    # Only complete things are pasted, no stuff and no crowds.
     height, width = min(sizes[0], sizes[2]), min(sizes[1], sizes[3])
-    arrived = segments.index[segments.index >= 4].unique().tolist()
-    assert set(arrived) <= {4, 6}
-    for k in arrived:
-        assert torch.equal((segments.index == k)[:height, :width], (theirs[1].index == k - 4)[:height, :width])
+    added = segments.index[segments.index >= 4].unique().tolist()
+    assert set(added) <= {4, 6}
+    for k in added:
+        assert torch.equal((segments.index == k)[:height, :width], (donor[1].index == k - 4)[:height, :width])
     targets = segments.targets(THINGS, 0, "")
     assert targets.boxes.tolist() == _boxes_of(targets.masks)
     if instances:
@@ -245,19 +243,19 @@ def test_pasted_things_cover_what_is_under_them(
             if segment >= 0:
                 assert torch.equal(mask, segments.index == segment)
             else:
-                assert not (mask & pasted).any()  # the hidden one is covered too
+                assert not (mask & pasted).any()  # the hidden instance is covered too
 
 
-def test_copy_paste_happens_as_often_as_told_and_after_the_donors_own_changes() -> None:
+def test_copy_paste_probability_and_augmentation_of_the_donor() -> None:
     donor = _sample(torch.zeros(4, 4), [0], seed=9)
     config = AugmentConfig(copy_paste=0.5, short=[8], flip=0.0)
     augment = Augment(config, THINGS, donor=lambda: donor)
     pasted = [int((augment(*_sample(torch.zeros(4, 4), [2]))[0][1] == 9).sum()) for _ in range(400)]
-    assert set(pasted) == {0, 64}  # half the donor's one thing comes, enlarged as the picture is
+    assert set(pasted) == {0, 64}  # the donor's only thing is pasted half the time, enlarged like the image
     assert 60 <= sum(p > 0 for p in pasted) <= 140
 
 
-def test_colours_change_the_picture_alone() -> None:
+def test_colour_changes_affect_only_the_image() -> None:
     sample = _sample(_quilt(8, 8, 4), [0, 1, 2])
     config = AugmentConfig(short=[8], flip=0.0, color=0.5, min_area=0)
     image, segments = Augment(config, THINGS)(*sample)

@@ -1,4 +1,4 @@
-"""Worker processes: errors are those of the samples, and no worker outlives its run."""
+"""Tests that workers pass on errors of samples and do not outlive their run."""
 
 import multiprocessing
 import os
@@ -25,7 +25,7 @@ class Sample:
 
 
 class Numbers:
-    """Sample n holds n in tensors of all kinds; some samples misbehave."""
+    """Samples whose tensors of several kinds contain n; some samples fail."""
 
     def __init__(self, bad: int = -1, deadly: int = -1, copies: int = 1) -> None:
         self.bad, self.deadly, self.copies = bad, deadly, copies
@@ -44,7 +44,7 @@ def batches(count: int, size: int = 2) -> Iterator[list[int]]:
     return (list(range(n, n + size)) for n in range(0, count, size))
 
 
-def test_samples_cross_processes_unchanged() -> None:
+def test_samples_are_passed_unchanged() -> None:
     alone, parallel = (list(read_in_workers(Numbers(), batches(12), list, workers)) for workers in (0, 2))
     assert [[s.number for s in batch] for batch in parallel] == list(batches(12))
     for one, other in zip(chain(*alone), chain(*parallel), strict=True):
@@ -54,7 +54,7 @@ def test_samples_cross_processes_unchanged() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_error_of_a_sample_is_raised_as_it_is(workers: int) -> None:
+def test_error_of_a_sample_is_raised_unchanged(workers: int) -> None:
     read = read_in_workers(Numbers(bad=5), batches(12), list, workers)
     assert [[s.number for s in next(read)] for _ in range(2)] == [[0, 1], [2, 3]]
     with pytest.raises(RefineError, match=r"^5\.png: is damaged$"):
@@ -62,13 +62,13 @@ def test_error_of_a_sample_is_raised_as_it_is(workers: int) -> None:
     assert not multiprocessing.active_children()
 
 
-def test_killed_worker_is_an_error() -> None:
-    with pytest.raises(RefineError, match=r"workers: a process that reads images was lost .*lower number"):
+def test_killed_worker_raises() -> None:
+    with pytest.raises(RefineError, match=r"workers: a process that reads images was lost .*fewer workers"):
         list(read_in_workers(Numbers(deadly=6), batches(12), list, 2))
     assert not multiprocessing.active_children()
 
 
-def test_a_batch_takes_one_descriptor() -> None:
+def test_a_batch_needs_one_file_descriptor() -> None:
     read = read_in_workers(Numbers(copies=50), batches(60), list, 2)
     with closing(read):
         kept = [next(read)]
@@ -78,7 +78,7 @@ def test_a_batch_takes_one_descriptor() -> None:
     assert not multiprocessing.active_children()
 
 
-def test_workers_outlast_one_signal_and_closing_ends_them() -> None:
+def test_workers_survive_one_signal_and_end_on_closing() -> None:
     read = read_in_workers(Numbers(), batches(10_000), list, 2)
     with closing(read):
         next(read)

@@ -231,19 +231,19 @@ FAULTS: Faults = IN_JSON | {
     ),
     "picture of another size": (
         lambda f: Image.new("RGB", (6, 5)).save(f.images / "0.png"),
-        ["picture: 6 × 5 pixels, but its segments have 6 × 4 pixels; make them equal"],
+        ["image file: expected 6 × 4 pixels as in its segments, got 6 × 5 pixels; make them equal"],
     ),
     "picture missing": (
         lambda f: (f.images / "0.png").unlink(),
-        ["picture: no such file; check the path"],
+        ["image file: no such file; check the path"],
     ),
     "picture empty": (
         lambda f: (f.images / "0.png").write_bytes(b""),
-        ["picture: the file is empty; copy it again"],
+        ["image file: the file is empty; copy it again"],
     ),
     "picture is a text": (
         lambda f: (f.images / "0.png").write_text("hello"),
-        ["picture: is not a supported image; convert it to PNG, JPEG or TIFF"],
+        ["image file: is not a supported image; convert it to PNG, JPEG or TIFF"],
     ),
     "PNG missing": (
         lambda f: (f.segments / "0_ids.png").unlink(),

@@ -113,7 +113,7 @@ def test_accessibility(address, browser, cells, theme):
     browser.get(address)
     wait = WebDriverWait(browser, 120)
     wait.until(lambda b: b.find_element(By.CSS_SELECTOR, "#image input[type=file]")).send_keys(str(cells))
-    wait.until(lambda b: "is not an image" in b.find_element(By.CSS_SELECTOR, "#viewer .error").text)
+    wait.until(lambda b: "is not a supported image" in b.find_element(By.CSS_SELECTOR, "#viewer .error").text)
     found += serious(axe.run(browser))
     assert not found, "\n".join(found)
 

@@ -130,7 +130,7 @@ def test_downloads_equal_the_files_of_refine_predict(models, upload, pictures, t
 def test_errors_do_not_name_folders(models, upload, pictures, tmp_path, monkeypatch):
     text = tmp_path / "notes.png"
     text.write_text("no image")
-    with pytest.raises(RefineError, match=r"^notes\.png: is not an image"):
+    with pytest.raises(RefineError, match=r"^notes\.png: is not a supported image"):
         models.predict(text, "nuclei")
     own = models.predictor("nuclei")
     with pytest.raises(RefineError, match="no occlusion head"):

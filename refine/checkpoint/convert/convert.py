@@ -1,4 +1,4 @@
-"""Weights of others' networks, as models of ours."""
+"""Import of detectron2, torchvision and Caffe2 weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from refine.checkpoint.convert.infer import infer_config
-from refine.checkpoint.convert.names import SOURCES, Renamed, apply_customs, rename
+from refine.checkpoint.convert.names import SOURCES, Renamed, apply_source_settings, rename
 from refine.checkpoint.convert.settings import Settings, read_settings
 from refine.checkpoint.convert.unpickle import load_arrays
 from refine.checkpoint.folder import SavedModel, build_model, save_model
@@ -32,17 +32,17 @@ COCO = Path(__file__).with_name("coco_categories.json")
 
 @dataclass
 class Conversion:
-    """Weights in our names, and an account of every name.
+    """Converted weights, and an account of every original name.
 
     Attributes:
-        source: where such files come from, for people.
-        config: of the network; for a backbone alone, its part of it and the pixels' count.
-        state: our state dict, complete but for `absent`.
-        backbone_only: the file holds nothing but a backbone.
-        names: their name -> ours. `pixel_mean` and `pixel_std` are settings here, not weights.
-        left: their names without a counterpart, and their shapes.
-        absent: ["semantic_head"] of a Mask R-CNN, which has none: ours then says "no stuff" everywhere.
-        fusion, test_size: see `Settings`.
+        source: description of the kind of file.
+        config: config of the network; for a backbone alone, only its backbone and pixel statistics apply.
+        state: state dict in refine's names, complete except for `absent`.
+        backbone_only: whether the file contains only a backbone.
+        names: original name -> refine's name. `pixel_mean` and `pixel_std` become settings, not weights.
+        left: original names without a counterpart -> their shapes.
+        absent: ["semantic_head"] for a Mask R-CNN, whose semantic head then predicts no stuff anywhere.
+        fusion, test_size: as in `Settings`.
     """
 
     source: str
@@ -57,28 +57,28 @@ class Conversion:
 
     @property
     def num_things(self) -> int:
-        """Thing classes that the box head tells apart."""
+        """Return the number of thing classes of the box head."""
         return self.state["box_heads.stages.0.classifier.weight"].shape[0] - 1
 
     @property
     def num_semantic(self) -> int | None:
-        """Channels of the semantic head; None without one."""
+        """Return the number of channels of the semantic head, or None without one."""
         predictor = self.state.get("semantic_head.predictor.weight")
         return None if predictor is None else predictor.shape[0]
 
     def report(self) -> dict[str, Any]:
-        """JSON: every name of the file, what became of it, and the settings that no weight tells."""
+        """Return a JSON mapping of every name in the file, its conversion, and the config of the network."""
         described = to_mapping(self.config)
         return {
             "source": self.source,
-            "taken": {theirs: {"as": ours, "shape": self._shape(ours)} for theirs, ours in self.names.items()},
+            "taken": {name: {"as": new, "shape": self._shape(new)} for name, new in self.names.items()},
             "left": {name: list(shape) for name, shape in self.left.items()},
             "absent": self.absent,
             "model": {"backbone": described["backbone"], **_pixels(described)} if self.backbone_only else described,
         }
 
-    def _shape(self, ours: str) -> list[int]:
-        return list(self.state[ours].shape) if ours in self.state else [3]
+    def _shape(self, name: str) -> list[int]:
+        return list(self.state[name].shape) if name in self.state else [3]
 
 
 def _pixels(described: dict[str, Any]) -> dict[str, Any]:
@@ -86,13 +86,13 @@ def _pixels(described: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
-    """Read arrays by name from detectron2's or Caffe2's .pkl, a .pth or .safetensors, without running its code.
+    """Read arrays by name from detectron2's or Caffe2's .pkl, a .pth or .safetensors, without running code in it.
 
     Returns:
-        Arrays; what NumPy has no kind for (bfloat16, eight-bit floats) as float32.
+        Arrays by name; dtypes that NumPy does not have (bfloat16, 8-bit floats) as float32.
 
     Raises:
-        RefineError: no such file, or one that holds anything but arrays, numbers and texts; see `read_weights`.
+        RefineError: the file is missing, or contains anything but arrays, numbers and strings; see `read_weights`.
     """
     path = Path(path)
     if path.suffix != ".pkl":
@@ -111,25 +111,25 @@ def _array(tensor: Tensor) -> np.ndarray:
 def convert(
     state: Mapping[str, np.ndarray], settings: Settings | None = None, num_things: int | None = None
 ) -> Conversion:
-    """Rename a foreign state dict and infer its network.
+    """Rename the weights of a state dict and infer its network.
 
-    Known are detectron2's Panoptic-FPN and Mask R-CNN with a ResNet-FPN (FrozenBN or GN, deformable, cascade),
-    Caffe2's and torchvision's ImageNet backbones, and torchvision's Mask R-CNN.
+    Supported are detectron2's Panoptic-FPN and Mask R-CNN with a ResNet-FPN (FrozenBN or GN, deformable, cascade),
+    ImageNet backbones of Caffe2 and torchvision, and torchvision's Mask R-CNN.
 
     Args:
-        state: of `read_checkpoint`.
-        settings: what weights do not tell, or the whole network; None follows the source's customs.
-        num_things: thing classes that are wanted. It matters for torchvision's detectors of COCO's 91 ids
-            alone: all but 90 takes the 80 ids that are in use.
+        state: arrays by name, as returned by `read_checkpoint`.
+        settings: settings that weights do not determine, or the whole network; None uses the source's defaults.
+        num_things: required number of thing classes. It matters only for torchvision's detectors with COCO's 91
+            ids: any number but 90 selects the 80 ids in use.
 
     Raises:
-        RefineError: an unknown family or architecture, or weights that are missing from a part.
+        RefineError: the kind of file or the architecture is unknown, or weights are missing.
     """
     renamed = rename(state)
     if renamed is None:
         known = ", ".join(source.title for source in SOURCES)
         first = ", ".join(list(state)[:3])
-        raise RefineError(f"weights: unknown names ({first}, …); files of these kinds convert: {known}")
+        raise RefineError(f"weights: unknown names ({first}, …); give a file of one of these kinds: {known}")
     weights = renamed.weights
     pixels = {n: weights.pop(n).ravel() for n in ("pixel_mean", "pixel_std") if n in weights}
     backbone_only = all(name.startswith("backbone.") for name in weights)
@@ -142,7 +142,7 @@ def convert(
         config = settings.model
     else:
         config = infer_config(weights)
-        apply_customs(config, renamed)
+        apply_source_settings(config, renamed)
         for name, value in pixels.items():
             setattr(config, name, tuple(value.tolist()))
         settings.complete(config)
@@ -160,7 +160,7 @@ def convert(
 
 
 def _require_parts(renamed: Renamed) -> None:
-    """Refuse a network without a part that each of ours has; only the semantic head may be absent, as a whole."""
+    """Raise RefineError if a required part of the network is missing; the semantic head as a whole is optional."""
     needed = [
         "fpn.levels.inner_blocks.0.0.weight",
         "rpn.conv.weight",
@@ -175,16 +175,16 @@ def _require_parts(renamed: Renamed) -> None:
         needed.append("semantic_head.predictor.weight")
     if missing := [name for name in needed if name not in renamed.weights]:
         raise RefineError(
-            f"{renamed.source.title}: {len(missing)} weights are missing, first {', '.join(missing[:3])} (by our "
-            f"names); give the file of a whole Panoptic-FPN or Mask R-CNN"
+            f"{renamed.source.title}: {len(missing)} weights are missing, first {', '.join(missing[:3])} (refine's "
+            f"names); give the file of a complete Panoptic-FPN or Mask R-CNN"
         )
 
 
 def _background_last(weights: dict[str, np.ndarray], num_things: int | None) -> None:
-    """Class 0 is background: it moves to the end; of COCO's 91 ids the 80 in use stay, unless 90 are wanted.
+    """Move background from class 0 to the end; keep the 80 of COCO's 91 ids in use, unless 90 are required.
 
-    The classes that go have a small share in the softmax (they are in no training image), so scores rise by
-    that share.
+    The removed classes have a small share of the softmax (no training image shows them), so scores increase
+    by that share.
     """
     name = "box_heads.stages.0.classifier."
     count = len(weights[f"{name}bias"])
@@ -202,8 +202,8 @@ def _background_last(weights: dict[str, np.ndarray], num_things: int | None) -> 
         for other, length in lengths.items():
             if length != count:
                 raise RefineError(
-                    f"weights: {other} has the shape {weights[other].shape}, but there are {count} classes; "
-                    f"give the file of a whole Mask R-CNN"
+                    f"weights: {other} has the shape {weights[other].shape}, expected {count} classes; "
+                    f"give the file of a complete Mask R-CNN"
                 )
         weights[name + key] = weights[name + key][[*things, 0]]
         boxes = boxes.reshape(count, 4, *boxes.shape[1:])[things]
@@ -212,10 +212,10 @@ def _background_last(weights: dict[str, np.ndarray], num_things: int | None) -> 
 
 
 def to_model(conversion: Conversion, categories: Categories) -> PanopticModel:
-    """Build the network and fill it.
+    """Build the network and load the converted weights.
 
     Raises:
-        RefineError: another number of classes, or weights that do not fit.
+        RefineError: the number of classes differs, or the weights do not fit.
     """
     things, channels = conversion.num_things, conversion.num_semantic
     merged = conversion.config.semantic_head.classes == "stuff"
@@ -227,18 +227,18 @@ def to_model(conversion: Conversion, categories: Categories) -> PanopticModel:
             f"weights have {things} and {stuff}; give the panoptic JSON of the data that they were trained on"
         )
     shapes = {name: tensor.shape for name, tensor in conversion.state.items()}
-    # A detector without a semantic head gets one that finds no stuff.
+    # A detector without a semantic head gets one that predicts no stuff.
     optional = [f"{part}." for part in conversion.absent]
     model = build_model(conversion.config, categories, shapes, conversion.source, "config", optional)
     if conversion.absent:
-        _say_no_stuff(model)
+        _predict_no_stuff(model)
     fit_weights(model, conversion.state, conversion.source, optional)
     return model.eval()
 
 
 @torch.no_grad()
-def _say_no_stuff(model: PanopticModel) -> None:
-    """Make an untrained semantic head choose the merged thing class, which is no stuff, everywhere."""
+def _predict_no_stuff(model: PanopticModel) -> None:
+    """Make an untrained semantic head predict the merged thing class, and so no stuff, everywhere."""
     predictor = model.semantic_head.predictor
     assert predictor.bias is not None
     predictor.weight.zero_()
@@ -252,16 +252,16 @@ def convert_file(
     categories: str | Path | None = None,
     config: str | Path | None = None,
 ) -> Conversion:
-    """Convert a file: a detector becomes a model folder, a backbone a file for `backbone.weights`.
+    """Convert a file: a detector to a model folder, a backbone to a file for `backbone.weights`.
 
     Args:
-        source: .pkl, .pth or .safetensors, see `convert`.
-        destination: folder, or for a backbone FILE.safetensors.
-        categories: panoptic JSON whose categories the model tells apart; COCO's if None.
-        config: see `read_settings`.
+        source: path of a .pkl, .pth or .safetensors file, see `convert`.
+        destination: path of the model folder, or FILE.safetensors for a backbone.
+        categories: panoptic JSON with the categories of the model; those of COCO if None.
+        config: path of a configuration, see `read_settings`.
 
     Raises:
-        RefineError: what cannot be read, recognised, fitted or written.
+        RefineError: a file cannot be read or written, or the weights are unknown or do not fit.
     """
     destination = Path(destination)
     path = Path(categories) if categories else COCO
@@ -277,15 +277,15 @@ def convert_file(
     if conversion.backbone_only:
         if destination.suffix != ".safetensors":
             raise RefineError(
-                f"{source}: holds a backbone alone, not a model; give -o FILE.safetensors, which backbone.weights "
-                f"takes"
+                f"{source}: contains only a backbone, not a model; give -o FILE.safetensors, and use that file as "
+                f"backbone.weights"
             )
         state = {k.removeprefix("backbone."): v for k, v in conversion.state.items()}
         fit_weights(build_backbone(conversion.config.backbone), state, source)
         write_weights(destination, state)
         return conversion
     if destination.is_file():
-        raise RefineError(f"{destination}: is a file; name the folder of the model")
+        raise RefineError(f"{destination}: is a file; give a folder for the model")
     saved = SavedModel(to_model(conversion, kinds), kinds, test_size=conversion.test_size)
     saved.fusion, saved.data = conversion.fusion, f"converted from a {conversion.source}"
     save_model(destination, saved)

@@ -1,4 +1,4 @@
-"""Reading a network's architecture off the names and shapes of its weights."""
+"""Inference of the architecture of a network from the names and shapes of its weights."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ _RESNETS: dict[tuple[tuple[int, ...], int], str] = {
 
 
 def infer_config(weights: Weights) -> ModelConfig:
-    """The configuration of Panoptic-FPN or Mask R-CNN whose weights these are.
+    """Infer the config of a Panoptic-FPN or Mask R-CNN from its weights.
 
     Args:
-        weights: in our names (`rename`). Parts that are absent keep their defaults.
+        weights: arrays by refine's names (see `rename`). Absent parts keep their defaults.
 
     Returns:
-        A config with T = 0 and random weights; what weights cannot tell (channel order, pixel statistics,
-        where bottlenecks stride) is the defaults'.
+        Config with T = 0 and random weights; properties that weights do not determine (channel order, pixel
+        statistics, position of the stride in bottlenecks) keep their defaults.
 
     Raises:
-        RefineError: an architecture that we do not have, or a weight is missing that tells it.
+        RefineError: the architecture is not supported, or a weight that determines it is missing.
     """
     weights = _Checked(weights)
     config = ModelConfig(
@@ -61,15 +61,15 @@ def infer_config(weights: Weights) -> ModelConfig:
 
 
 class _Checked(dict[str, np.ndarray]):
-    """Weights by name, where a name that is not there is the user's error."""
+    """Weights by name that raise RefineError for a missing or malformed weight."""
 
     def shape(self, name: str, ndim: int) -> tuple[int, ...]:
-        """Shape of a weight that has `ndim` axes, none of them empty."""
+        """Return the shape of a weight that must have `ndim` non-empty axes."""
         if name not in self:
-            raise RefineError(f"weights: {name} is missing, so the architecture is not known; give a whole file")
+            raise RefineError(f"weights: {name} is missing, so the architecture is unknown; give a complete file")
         shape = self[name].shape
         if len(shape) != ndim or 0 in shape:
-            raise RefineError(f"weights: {name} has the shape {shape}, expected {ndim} axes; give a whole file")
+            raise RefineError(f"weights: {name} has the shape {shape}, expected {ndim} axes; give a complete file")
         return shape
 
 
@@ -109,7 +109,7 @@ def _box_head(weights: _Checked) -> BoxHeadConfig:
     num_fcs = (_count(weights, rf"{re.escape(stage)}\.fcs\.(\d)\..+") + 1) // 2  # ReLUs lie between
     if stages not in (1, 3) or num_fcs == 0:
         raise RefineError(
-            f"box head: {stages} stages, {num_fcs} fully connected layers; known are 1 or 3, and 1 up"
+            f"box head: expected 1 or 3 stages with fully connected layers, got {stages} stages, {num_fcs} layers"
         )
     default = BoxHeadConfig()
     first = f"{stage}.convs.0.0.weight" if num_convs else "fpn.levels.layer_blocks.0.0.weight"
@@ -155,5 +155,5 @@ def _norm(weights: Weights, layer: str) -> Norm:
 
 
 def _count(weights: Weights, pattern: str) -> int:
-    """One more than the largest number that stands in the pattern's group; 0 if no name fits."""
+    """Return one more than the largest number in the pattern's group over all names; 0 if none matches."""
     return 1 + max((int(m[1]) for name in weights if (m := re.fullmatch(pattern, name))), default=-1)

@@ -1,4 +1,4 @@
-"""What others call the weights of the same networks, and what we call them."""
+"""Mapping of weight names of detectron2, torchvision and Caffe2 to refine's names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from refine.errors import RefineError
 from refine.modeling.config import ModelConfig
 
 Rule = tuple[str, Callable[[re.Match[str]], str]]
-"""A pattern that a whole name must match, and our name for it."""
+"""Pattern that must match the whole name, and function that returns refine's name."""
 
 
 def _number(text: str, offset: int) -> int:
@@ -20,7 +20,7 @@ def _number(text: str, offset: int) -> int:
 
 
 def _stage(text: str | None) -> str:
-    """Of a cascade: "1." -> "1"; a single head has no number."""
+    """Return the stage number of a cascade, "1." -> "1"; a single head has no number and is "0"."""
     return (text or "0").rstrip(".")
 
 
@@ -81,7 +81,7 @@ _DETECTRON2: list[Rule] = [
     ),
     (r"roi_heads\.mask_head\.(deconv|predictor)\.(\w+)", lambda m: f"ibpp.mask_heads.0.{m[1]}.{m[2]}"),
     (
-        # Convolutions and upsamplings alternate.
+        # Convolutions and upsampling layers alternate.
         r"sem_seg_head\.p(\d)\.(\d)\.(norm\.)?(\w+)",
         lambda m: f"semantic_head.levels.{_number(m[1], -2)}.{int(m[2]) // 2}.{1 if m[3] else 0}.{m[4]}",
     ),
@@ -92,7 +92,7 @@ _DETECTRON2: list[Rule] = [
 _TORCHVISION: list[Rule] = [
     (r"backbone\.body\.(.+)", lambda m: f"backbone.{m[1]}"),
     (
-        # Files written before torchvision 0.13 lack the numbers of blocks of convolution and norm.
+        # Files written before torchvision 0.13 have no index of convolution and norm within a block.
         r"backbone\.fpn\.(inner|layer)_blocks\.(\d)\.(?:(\d)\.)?(\w+)",
         lambda m: f"fpn.levels.{m[1]}_blocks.{m[2]}.{m[3] or 0}.{m[4]}",
     ),
@@ -127,23 +127,23 @@ _CAFFE2_LEAF = {"w": "weight", "s": "weight", "b": "bias", "rm": "running_mean",
 
 
 def caffe2_name(name: str) -> str | None:
-    """Caffe2's name of a ResNet's weight (as in MSRA's and FAIR's ImageNet files) -> detectron2's, or None."""
+    """Return detectron2's name of a ResNet weight in Caffe2 (MSRA's and FAIR's ImageNet files), or None."""
     match = re.fullmatch(r"(?:res_)?(conv1|res(\d)_(\d+)_(branch\w+?))_(bn_|gn_)?(w|s|b|rm|riv)", name)
     if match is None or (not match[5] and match[6] == "b"):
-        return None  # biases before a norm (there all zero, but the stem's) are in no network here or in detectron2
+        return None  # biases before a norm (all zero but in the stem) exist neither here nor in detectron2
     layer = "stem.conv1" if match[1] == "conv1" else f"res{match[2]}.{match[3]}.{_CAFFE2_BLOCK[match[4]]}"
     return f"backbone.bottom_up.{layer}.{'norm.' if match[5] else ''}{_CAFFE2_LEAF[match[6]]}"
 
 
 def _apply(rules: list[Rule], name: str) -> str | None:
-    for pattern, ours in rules:
+    for pattern, new_name in rules:
         if match := re.fullmatch(pattern, name):
-            return ours(match)
+            return new_name(match)
     return None
 
 
 def _detectron2_name(name: str) -> str | None:
-    """A backbone's file lacks the prefix that it has in a model."""
+    """Rename a detectron2 weight; files of a backbone alone omit the prefix that it has in a model."""
     return _apply(_DETECTRON2, re.sub(r"^(?=stem\.|res\d\.)", "backbone.bottom_up.", name))
 
 
@@ -162,21 +162,21 @@ def _classifier_name(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Source:
-    """A family of files, and what its networks expect that no weight tells.
+    """Kind of weight file, and properties of its networks that weights do not determine.
 
     Attributes:
-        title: for people.
-        marker: pattern that one of its names matches.
-        our_name: their name -> ours, or None.
-        parts: pattern of the names of the network's parts: one that has no name of ours cannot be left.
-        bgr: channels are BGR with standard deviations 1 (of ResNeXt: FAIR's), not RGB as torchvision's.
-        torchvision_detector: class 0 is background (here and in detectron2 it comes last), and anchors,
-            ROI-Align and FrozenBatchNorm are torchvision's (see `ModelConfig`).
+        title: description for messages.
+        marker: pattern that at least one name in the file matches.
+        new_name: original name -> refine's name, or None.
+        parts: pattern of the names of network weights, which must all have a name in refine.
+        bgr: whether channels are BGR with standard deviations 1 (ResNeXt: FAIR's), not RGB as in torchvision.
+        torchvision_detector: whether class 0 is background (here and in detectron2 it is the last), and anchors,
+            ROI-Align and FrozenBatchNorm are those of torchvision (see `ModelConfig`).
     """
 
     title: str
     marker: str
-    our_name: Callable[[str], str | None]
+    new_name: Callable[[str], str | None]
     parts: str
     bgr: bool = False
     torchvision_detector: bool = False
@@ -207,13 +207,13 @@ SOURCES = [
 
 @dataclass
 class Renamed:
-    """A foreign state dict in our names.
+    """State dict in refine's names.
 
     Attributes:
-        source: its family.
-        weights: our name -> array.
-        names: their name -> ours, in the order of the file.
-        left: their names that we have no use for.
+        source: kind of the file.
+        weights: refine's name -> array.
+        names: original name -> refine's name, in the order of the file.
+        left: original names without a counterpart.
     """
 
     source: Source
@@ -222,17 +222,17 @@ class Renamed:
     left: list[str]
 
 
-def apply_customs(config: ModelConfig, renamed: Renamed) -> None:
-    """Fill in what the weights do not tell, from the customs of where they come from.
+def apply_source_settings(config: ModelConfig, renamed: Renamed) -> None:
+    """Set properties that weights do not determine to the values typical of their source.
 
-    Bottlenecks are taken to stride in their first 1×1 in Caffe2's and detectron2's ResNets 50 and 101 with
-    FrozenBatchNorm, as in all of the model zoo's configs, which begin with MSRA's weights. torchvision's
-    first Mask R-CNN has the one FrozenBatchNorm without an epsilon. Maps are laid out as the originals have
-    them (`ModelConfig.channels_last`).
+    Bottlenecks of Caffe2's and detectron2's ResNets 50 and 101 with FrozenBatchNorm are assumed to have their
+    stride in the first 1×1 convolution, as in all configs of the model zoo, which start from MSRA's weights.
+    Only torchvision's first Mask R-CNN has FrozenBatchNorm without epsilon. Maps have the memory layout of the
+    originals (`ModelConfig.channels_last`).
 
     Args:
-        config: changed in place.
-        renamed: the weights and their family.
+        config: config of the network, modified in place.
+        renamed: weights and kind of the file.
     """
     source = renamed.source
     grouped = config.backbone.name.startswith("resnext")
@@ -252,10 +252,10 @@ def apply_customs(config: ModelConfig, renamed: Renamed) -> None:
 
 
 def rename(state: Mapping[str, np.ndarray]) -> Renamed | None:
-    """Recognise the family and rename; None if it is none that we know.
+    """Detect the kind of file and rename its weights; return None if the kind is unknown.
 
     Raises:
-        RefineError: the network has layers that ours have not.
+        RefineError: the network has unsupported layers.
     """
     for source in SOURCES:
         if any(re.fullmatch(source.marker, name) for name in state):
@@ -265,28 +265,28 @@ def rename(state: Mapping[str, np.ndarray]) -> Renamed | None:
     result = Renamed(source, {}, {}, [])
     unknown = []
     for name, value in state.items():
-        ours = None if name.endswith("num_batches_tracked") else source.our_name(name)
-        if ours is None:
+        new_name = None if name.endswith("num_batches_tracked") else source.new_name(name)
+        if new_name is None:
             result.left.append(name)
-            silent = name.endswith("num_batches_tracked") or (name.endswith("_b") and not value.any())
-            if re.fullmatch(source.parts, name) and not silent:
+            irrelevant = name.endswith("num_batches_tracked") or (name.endswith("_b") and not value.any())
+            if re.fullmatch(source.parts, name) and not irrelevant:
                 unknown.append(f"{name} {value.shape}")
         else:
-            result.weights[ours] = value
-            result.names[name] = ours
+            result.weights[new_name] = value
+            result.names[name] = new_name
     if unknown:
         raise RefineError(
-            f"{source.title}: {len(unknown)} weights belong to layers that no network here has, first "
-            f"{', '.join(unknown[:3])}; only the architectures that `refine convert --help` names convert"
+            f"{source.title}: {len(unknown)} weights belong to unsupported layers, first "
+            f"{', '.join(unknown[:3])}; give one of the architectures listed in `refine convert --help`"
         )
     _add_statistics(result, state)
     return result
 
 
 def _add_statistics(renamed: Renamed, state: Mapping[str, np.ndarray]) -> None:
-    """Caffe2 folds a BatchNorm's statistics into scale and shift; here mean 0 and variance 1 stand for that."""
+    """Add mean 0 and variance 1 for BatchNorms whose statistics Caffe2 has folded into scale and shift."""
     for name, scale in state.items():
-        ours = renamed.names.get(name, "")
-        if name.endswith("_bn_s") and ours.replace("weight", "running_mean") not in renamed.weights:
-            renamed.weights[ours.replace("weight", "running_mean")] = np.zeros_like(scale)
-            renamed.weights[ours.replace("weight", "running_var")] = np.full_like(scale, 1 - 1e-5)  # + eps = 1
+        weight = renamed.names.get(name, "")
+        if name.endswith("_bn_s") and weight.replace("weight", "running_mean") not in renamed.weights:
+            renamed.weights[weight.replace("weight", "running_mean")] = np.zeros_like(scale)
+            renamed.weights[weight.replace("weight", "running_var")] = np.full_like(scale, 1 - 1e-5)  # + eps = 1

@@ -1,4 +1,4 @@
-"""What no weight tells of a network, read from a configuration: detectron2's, or our own."""
+"""Network settings that weights do not determine, read from a configuration of detectron2 or refine."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ _EXPECTED: list[tuple[str, list[Any]]] = [
     ("MODEL.ROI_KEYPOINT_ON", [False]),
     ("MODEL.SEM_SEG_HEAD.COMMON_STRIDE", [4]),
 ]
-"""Choices of detectron2 that are no choices here."""
+"""Options of detectron2 and the values that are supported here."""
 
 
 @dataclass
 class Settings:
-    """A configuration file.
+    """Content of a configuration file.
 
     Attributes:
-        path: of the file.
-        model: the whole network, of our own files; None of detectron2's, which only complete what the
-            weights tell.
-        content: of detectron2's, as nested mappings.
-        fusion: thresholds.
-        test_size: (short, long) side of images in pixels.
+        path: path of the file.
+        model: config of the whole network, from refine's files; None for detectron2's, which only complete the
+            config inferred from weights.
+        content: nested mappings of a detectron2 configuration.
+        fusion: thresholds of fusion.
+        test_size: (short, long) side in pixels that images are resized to.
     """
 
     path: str
@@ -52,7 +52,7 @@ class Settings:
     test_size: tuple[int, int] = (800, 1333)
 
     def complete(self, config: ModelConfig) -> None:
-        """Put what detectron2's file says into a config inferred from weights."""
+        """Set the fields of a config inferred from weights to the values of a detectron2 configuration."""
         simple: list[tuple[str, Any, str, Callable]] = [
             ("INPUT.FORMAT", config, "channels", str),
             ("MODEL.PIXEL_MEAN", config, "pixel_mean", tuple),
@@ -75,43 +75,43 @@ class Settings:
             setattr(config.rpn, name, tuple(o if g is None else g for g, o in zip(given, own, strict=True)))
         if sizes := _get(self.content, "MODEL.ANCHOR_GENERATOR.SIZES"):
             if len(sizes) != 5 or any(len(s) != 1 for s in sizes):
-                raise self._refusal("MODEL.ANCHOR_GENERATOR.SIZES", sizes, "one size for each of five levels")
+                raise self._unsupported("MODEL.ANCHOR_GENERATOR.SIZES", sizes, "one size for each of five levels")
             config.rpn.anchor_sizes = [float(size) for (size,) in sizes]
         if ratios := _get(self.content, "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"):
             if len(ratios) != 1:
-                raise self._refusal("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", ratios, "one list for all levels")
+                raise self._unsupported("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", ratios, "one list for all levels")
             config.rpn.aspect_ratios = [float(ratio) for ratio in ratios[0]]
         ious = _get(self.content, "MODEL.ROI_BOX_CASCADE_HEAD.IOUS")
         if ious and len(config.box_head.ious) > 1:
             config.box_head.ious = [float(iou) for iou in ious]
 
-    def _refusal(self, key: str, value: Any, expected: str) -> RefineError:
-        return RefineError(f"{self.path}: {key} is {value}; networks here have {expected}")
+    def _unsupported(self, key: str, value: Any, expected: str) -> RefineError:
+        return RefineError(f"{self.path}: {key} is {value}, which is not supported; expected {expected}")
 
 
 def read_settings(path: str | Path) -> Settings:
     """Read a configuration that completes a file of weights.
 
     Args:
-        path: YAML of detectron2 (it has MODEL; files that `_BASE_` names are read too), or of ours (it has
-            `model`, and `eval` counts too), or the config.json of a model folder.
+        path: YAML of detectron2 (with MODEL; files in `_BASE_` are read too), YAML of refine (with `model` and
+            optionally `eval`), or config.json of a model folder.
 
     Raises:
-        RefineError: no such file; neither kind; or a network that we do not have.
+        RefineError: the file is missing or of neither kind, or the network is not supported.
     """
     content = _read(Path(path))
     if "MODEL" in content:
         settings = Settings(str(path), content=content)
         for key, known in _EXPECTED:
             if (value := _get(content, key)) is not None and value not in known:
-                raise settings._refusal(key, value, " or ".join(map(str, known)))
+                raise settings._unsupported(key, value, " or ".join(map(str, known)))
         combine = _get(content, "MODEL.PANOPTIC_FPN.COMBINE") or {}
         names = {
             "INSTANCES_CONFIDENCE_THRESH": "score_threshold",
             "OVERLAP_THRESH": "overlap_threshold",
             "STUFF_AREA_LIMIT": "stuff_area",
         }
-        values = {ours: combine[theirs] for theirs, ours in names.items() if theirs in combine}
+        values = {field: combine[key] for key, field in names.items() if key in combine}
         settings.fusion = from_mapping(FusionConfig, values, str(path))
         short, long = (_get(content, f"INPUT.{name}_SIZE_TEST") for name in ("MIN", "MAX"))
         settings.test_size = (short or 800, long or 1333)
@@ -124,13 +124,13 @@ def read_settings(path: str | Path) -> Settings:
             fusion=from_mapping(FusionConfig, content.get("fusion", evaluation.get("fusion", {})), str(path)),
             test_size=tuple(content.get("test_size", (evaluation.get("short", 800), evaluation.get("long", 1333)))),
         )
-    raise RefineError(f"{path}: has neither `model` (ours) nor `MODEL` (detectron2's); name another file")
+    raise RefineError(f"{path}: expected `model` (refine) or `MODEL` (detectron2), got neither; give another file")
 
 
 def _read(path: Path) -> dict[str, Any]:
     content = read_yaml(path)
     if not isinstance(content, dict):
-        raise RefineError(f"{path}: holds no fields; name another file")
+        raise RefineError(f"{path}: contains no fields; give another file")
     base = content.pop("_BASE_", None)
     return _merged(_read(path.parent / base), content) if isinstance(base, str) else content
 
@@ -144,7 +144,7 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 
 def _get(content: Mapping[str, Any], key: str) -> Any:
-    """Value at a dotted path; None if there is none."""
+    """Return the value at a dotted path, or None."""
     value: Any = content
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None

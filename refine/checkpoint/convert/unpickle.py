@@ -1,8 +1,8 @@
-"""Read NumPy arrays from a pickle without running its code or allocating more than its size.
+"""Reader of NumPy arrays from a pickle that does not run its code or allocate more than its size.
 
-A pickle is a program that may call any importable function. This reader knows the few names that arrays are
-pickled under, and puts stand-ins in the place of even those: they only keep what they are given. Arrays are made
-afterwards, once it is known that the file holds their bytes.
+A pickle is a program that may call any importable function. This reader accepts only the few names used to pickle
+arrays, and replaces even those by stand-ins that only store their arguments. Arrays are created afterwards, when
+it is known that the file contains their bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _KINDS = "biufc"  # booleans, numbers; no objects, strings or records
 
 
 class _DType:
-    """Stands in for numpy.dtype."""
+    """Stand-in for numpy.dtype."""
 
     def __init__(self, code: Any, *_: Any) -> None:
         self.code = code
@@ -36,21 +36,21 @@ class _DType:
         code = self.code.decode() if isinstance(self.code, bytes) else self.code
         dtype = np.dtype(code) if isinstance(code, str) and len(code) < 16 else np.dtype(object)
         if dtype.kind not in _KINDS or dtype.subdtype is not None:
-            raise pickle.UnpicklingError("it holds arrays of something else than numbers")
+            raise pickle.UnpicklingError("it contains arrays of values that are not numbers")
         return dtype.newbyteorder(self.order) if self.order in ("<", ">") else dtype
 
 
 class _Encoded:
-    """Stands in for the bytes that Python 3 writes as text in old protocols."""
+    """Stand-in for bytes, which Python 3 writes as text in old protocols."""
 
     def __init__(self, text: Any, encoding: Any) -> None:
         if not isinstance(text, str) or encoding != "latin1":
-            raise pickle.UnpicklingError("it holds text of an unknown encoding")
+            raise pickle.UnpicklingError("it contains text of an unknown encoding")
         self.text = text
 
 
 class _Array:
-    """Stands in for numpy.ndarray; filled by the pickle's second step."""
+    """Stand-in for numpy.ndarray, whose state is set in a second step of the pickle."""
 
     state: Any = None
 
@@ -69,7 +69,7 @@ def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> _Array:
 
 
 def _scalar(*_: Any) -> None:
-    """NumPy scalars are no weights."""
+    """Ignore NumPy scalars, which are not weights."""
 
 
 _KNOWN: dict[tuple[str, str], Any] = {
@@ -84,7 +84,7 @@ for _core in ("numpy.core", "numpy._core"):
 
 
 class _Unpickler(pickle._Unpickler):
-    """Python's own unpickler in Python: the one in C allocates its memo up to the largest number in the file."""
+    """Unpickler based on Python's implementation: the one in C allocates its memo up to the largest index used."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data), encoding="latin1")
@@ -92,7 +92,7 @@ class _Unpickler(pickle._Unpickler):
 
     def _load_bytearray(self: Any) -> None:
         (size,) = struct.unpack("<Q", self.read(8))
-        self.append(self.read(size))  # what is there; the original allocates `size` bytes first
+        self.append(self.read(size))  # reads available bytes; the original allocates `size` bytes first
 
     dispatch: ClassVar[dict[int, Any]] = pickle._Unpickler.dispatch | {pickle.BYTEARRAY8[0]: _load_bytearray}
 
@@ -102,23 +102,23 @@ class _Unpickler(pickle._Unpickler):
         try:
             return _KNOWN[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module[:80]}.{name[:80]}") from None
+            raise pickle.UnpicklingError(f"it refers to {module[:80]}.{name[:80]}") from None
 
     def _ordered(self, pairs: Any = ()) -> OrderedDict:
-        self.left -= len(pairs)  # one list may be given many times
+        self.left -= len(pairs)  # the same list may be used many times
         if self.left < 0:
             raise pickle.UnpicklingError("it repeats one list of entries")
         return OrderedDict(pairs)
 
 
 def load_arrays(path: Path) -> Any:
-    """Read a pickle of dicts, lists, numbers, texts and NumPy arrays, from Python 2 or 3.
+    """Read a pickle of dicts, lists, numbers, strings and NumPy arrays, written by Python 2 or 3.
 
     Returns:
-        Its content; arrays are found in dicts, four levels deep.
+        Content of the pickle; arrays are converted in dicts up to four levels deep.
 
     Raises:
-        RefineError: no such file; not a pickle; or it asks for anything else.
+        RefineError: the file is missing, is not a pickle, or contains anything else.
     """
     if path.exists() and not path.is_file():
         raise RefineError(f"{path}: is not a file; check the path")
@@ -127,14 +127,14 @@ def load_arrays(path: Path) -> Any:
         return _Resolver(len(data)).resolve(_Unpickler(data).load())
     except OSError as error:
         raise RefineError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except Exception as error:  # a damaged pickle fails in every possible way
+    except Exception as error:  # a damaged pickle may raise any exception
         raise RefineError(
             f"{path}: is not a pickle of plain arrays ({first_line(error)}); give detectron2's .pkl, or a .pth file"
         ) from error
 
 
 class _Resolver:
-    """Makes arrays of the stand-ins, together no larger than the file.
+    """Converts stand-ins to arrays that together are no larger than the file.
 
     Args:
         left: size of the file in bytes.
@@ -167,7 +167,7 @@ class _Resolver:
             ):
                 pass
             case _:
-                raise pickle.UnpicklingError("it holds arrays of objects")
+                raise pickle.UnpicklingError("it contains arrays of objects")
         if isinstance(data, _Encoded):
             data = data.text
         self.left -= len(data)
@@ -176,4 +176,4 @@ class _Resolver:
         if isinstance(data, str):  # written by Python 2, or as text
             data = data.encode("latin1")
         values = np.frombuffer(data, dtype.numpy()).reshape(shape, order="F" if fortran else "C")
-        return values.astype(values.dtype.newbyteorder("="))  # own, writable, this machine's byte order
+        return values.astype(values.dtype.newbyteorder("="))  # writable copy in native byte order

@@ -1,1 +1,1 @@
-"""Every fault of a data set, found before training."""
+"""Validation of a whole data set before training."""

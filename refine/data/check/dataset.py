@@ -1,4 +1,4 @@
-"""Going over a whole data set and naming every fault, where the readers stop at the first."""
+"""Validation of a whole data set that reports all errors, where readers stop at the first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from refine.cores import available_cores
 from refine.data.check.entries import entries, warnings
-from refine.data.check.pixels import Frame, Meaning, ReferenceMasks, check_cityscapes_frame, check_frame
+from refine.data.check.pixels import Context, Frame, ReferenceMasks, check_cityscapes_frame, check_frame
 from refine.data.check.report import ClassRow, Finding, Report
 from refine.data.cityscapes import CATEGORIES, list_frames, unannotated
 from refine.data.remap import Remap, read_remap
@@ -24,7 +24,7 @@ from refine.structures import Categories, Category
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
-"""Called with the number of images done, and of all."""
+"""Called with the number of checked images and of all images."""
 
 
 def check_dataset(
@@ -38,17 +38,17 @@ def check_dataset(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Check a data set in COCO panoptic format: every entry, image and id-PNG.
+    """Check every entry, image and id-PNG of a data set in COCO panoptic format.
 
-    Besides the JSON's content, memory holds a few images per thread.
+    Apart from the content of the JSON, memory holds only a few images per thread.
 
     Args:
-        images, json, segments, remap, instances, exif: as of `CocoPanoptic`.
-        threads: number of threads that read images; all cores, at most 8, by default.
+        images, json, segments, remap, instances, exif: as in `CocoPanoptic`.
+        threads: number of threads that read images; if None, one per core, at most 8.
         progress: called after every few images.
 
     Raises:
-        RefineError: the JSON cannot be read or has none of the three lists, so that nothing can be checked.
+        RefineError: the JSON cannot be read or lacks one of the three lists.
     """
     report = Report(str(json))
 
@@ -63,13 +63,13 @@ def check_dataset(
     names = (image.file_name for image in content.images.values())
     _unlisted(report, image_folder, (image_folder / name for name in names if name is not None), SUFFIXES)
     _unlisted(report, pngs, (entry.png for entry in found), {".png"})
-    meaning = Meaning(isthing, {number: number for number in isthing}, exif=exif)
+    context = Context(isthing, {number: number for number in isthing}, exif=exif)
     categories = content.categories
     if remap is not None and (changes := _open_remap(report, remap, categories)) is not None:
-        meaning.target, categories = changes.target, changes.categories
+        context.target, categories = changes.target, changes.categories
     if instances is not None:
-        meaning.instances = _open_instances(report, instances, content)
-    _look_at_all(report, lambda entry: check_frame(entry, meaning), found, threads, progress)
+        context.instances = _open_instances(report, instances, content)
+    _check_all(report, lambda entry: check_frame(entry, context), found, threads, progress)
     _count_classes(report, categories)
     return report
 
@@ -77,7 +77,7 @@ def check_dataset(
 def check_cityscapes(
     root: str | Path, split: str, *, threads: int | None = None, progress: Progress | None = None
 ) -> Report:
-    """Check one split of Cityscapes in its raw layout; arguments as of `Cityscapes` and `check_dataset`.
+    """Check one split of Cityscapes in its raw layout; arguments as in `Cityscapes` and `check_dataset`.
 
     Raises:
         RefineError: there is no annotated frame.
@@ -85,8 +85,8 @@ def check_cityscapes(
     frames = list_frames(root, split)
     report = Report(str(Path(root) / "gtFine" / split))
     for path in unannotated(root, split):
-        report.warnings.append(Finding("picture", str(path), "has no instanceIds file and is left out"))
-    _look_at_all(report, lambda frame: check_cityscapes_frame(*frame), frames, threads, progress)
+        report.warnings.append(Finding("image file", str(path), "has no instanceIds file and is skipped"))
+    _check_all(report, lambda frame: check_cityscapes_frame(*frame), frames, threads, progress)
     _count_classes(report, CATEGORIES)
     return report
 
@@ -113,9 +113,9 @@ def _open_instances(report: Report, path: str | Path, content: PanopticJson) -> 
     return ReferenceMasks(file, {image_id: n for n, image_id in enumerate(images)}, labels)
 
 
-def _look_at_all(
+def _check_all(
     report: Report,
-    look: Callable[[T], Frame],
+    check: Callable[[T], Frame],
     items: Sequence[T],
     threads: int | None,
     progress: Progress | None,
@@ -123,7 +123,7 @@ def _look_at_all(
     done = 0
     with ThreadPoolExecutor(threads or min(8, available_cores())) as pool:
         for part in _parts(items, 64):
-            for frame in pool.map(look, part):
+            for frame in pool.map(check, part):
                 report.errors += frame.errors
                 report.warnings += frame.warnings
                 report.tally.merge(frame.tally)
@@ -139,18 +139,18 @@ def _parts(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def _unlisted(report: Report, folder: Path, known: Iterable[Path], suffixes: set[str]) -> None:
-    """Files that the JSON does not name: rather forgotten than meant."""
+    """Warn of files that the JSON does not refer to, which were probably forgotten."""
     if not folder.is_dir():
         report.errors.append(Finding("file", str(folder), "no such folder; check the path"))
         return
     listed = {os.path.normpath(path) for path in known}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in suffixes and os.path.normpath(path) not in listed:
-            report.warnings.append(Finding("file", str(path), "is not named by the JSON"))
+            report.warnings.append(Finding("file", str(path), "is not listed in the JSON"))
 
 
 def _count_classes(report: Report, categories: Iterable[Category]) -> None:
-    """Fill the table, and warn of classes that cannot be learnt."""
+    """Fill the table of classes, and warn of classes that cannot be learned."""
     tally = report.tally
     for c in categories:
         numbers = (count[c.id] for count in (tally.images, tally.segments, tally.crowds, tally.area))
@@ -158,7 +158,7 @@ def _count_classes(report: Report, categories: Iterable[Category]) -> None:
         report.classes.append(row)
         if not row.segments:
             what = "instance" if row.isthing else "segment"
-            but = f", only {row.crowds} crowds" if row.crowds else ""
+            crowds = f", only {row.crowds} crowds" if row.crowds else ""
             report.warnings.append(
-                Finding("category", report.source, f"{row.name} (id {row.id}): there is no {what} of it{but}")
+                Finding("category", report.source, f"{row.name} (id {row.id}): has no {what}{crowds}")
             )

@@ -1,4 +1,4 @@
-"""What can be said of a panoptic JSON without looking at an image."""
+"""Checks of a panoptic JSON that do not read images."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from refine.formats.panoptic_json import Annotation, PanopticJson
 from refine.formats.segments_info import AREA, CLASS, CROWD, ID
 
 TINY = 32
-"""Pixels; an image with a shorter side is rather a mistake."""
+"""Side in pixels below which an image is probably a mistake."""
 
 
 @dataclass
 class Entry:
-    """An annotated image, as far as its entries could be read.
+    """Valid entries of one annotated image.
 
     Attributes:
-        image_id: the data set's.
-        image, png: files of the image (None if it has no name) and of its segments.
-        size: (height, width) as the JSON says; None if it does not say.
-        segments: by segment id, entries without faults.
-        areas: by segment id, pixels as the JSON says, or `UNSTATED`.
-        dubious: ids of entries whose fault is reported already; their pixels are not reported again.
+        image_id: image id in the data set.
+        image: path of the image, or None if it has no valid name.
+        png: path of the id-PNG.
+        size: (height, width) in pixels stated by the JSON, or None.
+        segments: valid entries of `segments_info` by segment id.
+        areas: area in pixels stated by the JSON, or `UNSTATED`, by segment id.
+        dubious: ids of invalid entries, which are already reported; their pixels are not reported again.
     """
 
     image_id: int | str
@@ -37,23 +38,23 @@ class Entry:
 
 
 def entries(content: PanopticJson, images: Path, segments: Path) -> list[Entry]:
-    """Return the annotated images of a JSON; `images` and `segments` are the folders of its files."""
+    """Return the annotated images of a JSON; `images` and `segments` are the folders of images and id-PNGs."""
     return [_entry(content, annotation, images, segments) for annotation in content.annotations]
 
 
 def _entry(content: PanopticJson, annotation: Annotation, images: Path, segments: Path) -> Entry:
     name, size = content.images[annotation.image_id]
-    good = content.infos(annotation)
+    valid = content.infos(annotation)
     infos = content.content["annotations"][annotation.position]["segments_info"]
     numbers = [info.get("id") for info in infos if isinstance(info, dict)]
-    dubious = {number for number in numbers if type(number) is int} - good.keys()
+    dubious = {number for number in numbers if type(number) is int} - valid.keys()
     image = None if name is None else images / name
     areas = dict(content.table[annotation.rows][:, [ID, AREA]].tolist())
-    return Entry(annotation.image_id, image, segments / annotation.file_name, size, good, areas, dubious)
+    return Entry(annotation.image_id, image, segments / annotation.file_name, size, valid, areas, dubious)
 
 
 def warnings(content: PanopticJson) -> Iterator[tuple[str, str]]:
-    """Give (kind, message) of what can be used but is seldom meant."""
+    """Yield (kind, message) of entries that are valid but probably unintended."""
     for isthing, name in ((True, "thing"), (False, "stuff")):
         if not any(category.isthing is isthing for category in content.categories):
             yield "category", f"categories: there is no {name} class"
@@ -66,7 +67,7 @@ def warnings(content: PanopticJson) -> Iterator[tuple[str, str]]:
         if file is not None and files.setdefault(file, image_id) != image_id:
             yield "image", f"image {image_id}: {file} is also the file of image {files[file]}"
         if image_id not in annotated:
-            yield "image", f"image {image_id} ({file}) has no annotation and is left out"
+            yield "image", f"image {image_id} ({file}) has no annotation and is skipped"
     for annotation in content.annotations:
         where, png = f"annotation of image {annotation.image_id}", annotation.file_name
         if pngs.setdefault(png, annotation.image_id) != annotation.image_id:

@@ -1,4 +1,4 @@
-"""Faults that show only when an image and its segments are read and compared."""
+"""Checks that read an image and its segments and compare them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SMALL = AugmentConfig.min_area
 
 @dataclass
 class Frame:
-    """What was found in one image."""
+    """Errors, warnings and counts of one image."""
 
     errors: list[Finding] = field(default_factory=list)
     warnings: list[Finding] = field(default_factory=list)
@@ -41,65 +41,65 @@ class Frame:
         self.warnings.append(Finding(kind, str(file), message))
 
     def failed(self, kind: str, file: Path, error: RefineError) -> None:
-        """Note what a reader has raised; its message begins with the file."""
+        """Record an error raised by a reader, without the file name that its message begins with."""
         self.error(kind, file, str(error).removeprefix(f"{file}: "))
 
 
 @dataclass(frozen=True)
 class Regions:
-    """The values of a map: [V] each, rising.
+    """Areas and boxes of the V distinct values of a map.
 
     Attributes:
-        values: they, int64.
-        area: pixels.
-        boxes: [V, 4] x, y, width, height in pixels, tight.
-        runs: of the map.
-        place: [R] of each run's value.
+        values: [V] int64, distinct values, increasing.
+        area: [V] int64, pixels of each value.
+        boxes: [V, 4] int64, tight x, y, width, height in pixels of each value.
+        runs: the map as R runs.
+        index: [R] int64, index of the value of each run.
     """
 
     values: np.ndarray
     area: np.ndarray
     boxes: np.ndarray
     runs: Runs
-    place: np.ndarray
+    index: np.ndarray
 
     @classmethod
     def of(cls, runs: Runs) -> Regions:
         """Measure the regions of a map."""
-        values, place = np.unique(runs.ids, return_inverse=True)
-        order = np.argsort(place, kind="stable")
-        first = np.searchsorted(place[order], np.arange(len(values)))
+        values, index = np.unique(runs.ids, return_inverse=True)
+        order = np.argsort(index, kind="stable")
+        first = np.searchsorted(index[order], np.arange(len(values)))
         row, left = np.divmod(runs.starts[order], runs.shape[1])
         length = runs.lengths()[order]
         x, y = np.minimum.reduceat(left, first), np.minimum.reduceat(row, first)
         width, height = np.maximum.reduceat(left + length, first) - x, np.maximum.reduceat(row, first) + 1 - y
-        return cls(values, np.add.reduceat(length, first), np.stack([x, y, width, height], 1), runs, place)
+        return cls(values, np.add.reduceat(length, first), np.stack([x, y, width, height], 1), runs, index)
 
 
 @dataclass
 class ReferenceMasks:
-    """Instance masks to compare with.
+    """Instance masks to compare segments with.
 
     Attributes:
-        file: they.
-        place: of an image id in it.
-        labels: contiguous class of each category id.
+        file: masks of all images.
+        index: image id -> index of the image in `file`.
+        labels: category id -> contiguous class.
     """
 
     file: InstanceFile
-    place: Mapping[int | str, int]
+    index: Mapping[int | str, int]
     labels: Mapping[int, int]
 
 
 @dataclass
-class Meaning:
-    """What the whole data set says.
+class Context:
+    """Properties of the data set that the check of every image needs.
 
     Attributes:
-        isthing: by category id.
-        target: category id -> the one it is counted as, None or "stuff" = none.
-        instances: None if there are no instance masks.
-        exif: how images with an EXIF turn were annotated, see `read_image`.
+        isthing: category id -> whether it is a thing.
+        target: category id -> category id after a remap; None or "stuff" if it is not counted.
+        instances: instance masks to compare with, or None.
+        exif: how images with EXIF rotation were annotated, see `read_image`.
     """
 
     isthing: Mapping[int, bool]
@@ -108,8 +108,8 @@ class Meaning:
     exif: Exif | None = None
 
 
-def check_frame(entry: Entry, meaning: Meaning) -> Frame:
-    """Read the files of an entry and compare them with it."""
+def check_frame(entry: Entry, context: Context) -> Frame:
+    """Read image and id-PNG of an entry and compare them with the JSON."""
     frame = Frame()
     runs = None
     try:
@@ -120,35 +120,35 @@ def check_frame(entry: Entry, meaning: Meaning) -> Frame:
         frame.error(
             "PNG",
             entry.png,
-            f"{_pixels(runs.shape)}, but the JSON says {_pixels(entry.size)} of image {entry.image_id}; "
+            f"expected {_pixels(entry.size)} as in the JSON for image {entry.image_id}, got {_pixels(runs.shape)}; "
             f"correct `height` and `width`, or the PNG",
         )
     if entry.image is not None:
-        _check_picture(frame, entry.image, entry.size if runs is None else runs.shape, meaning.exif)
+        _check_image(frame, entry.image, entry.size if runs is None else runs.shape, context.exif)
     if runs is not None:
         regions = Regions.of(runs)
-        _compare(frame, entry, regions, meaning)
-        if meaning.instances is not None and runs.shape == entry.size:
-            _compare_instances(frame, entry, regions, meaning.isthing, meaning.instances)
+        _compare(frame, entry, regions, context)
+        if context.instances is not None and runs.shape == entry.size:
+            _compare_instances(frame, entry, regions, context.isthing, context.instances)
     return frame
 
 
 def check_cityscapes_frame(image: Path, ids_file: Path) -> Frame:
-    """Read the two files of a frame and compare them."""
+    """Read image and instanceIds file of a frame and compare them."""
     frame = Frame()
     values = None
     try:
         values = read_gray(ids_file)
     except RefineError as error:
         frame.failed("PNG", ids_file, error)
-    _check_picture(frame, image, None if values is None else (values.shape[0], values.shape[1]))
+    _check_image(frame, image, None if values is None else (values.shape[0], values.shape[1]))
     if values is None:
         return frame
     regions = Regions.of(Runs.from_map(values))
     unknown = unknown_values(regions.values)
     for value, area in zip(regions.values.tolist(), regions.area.tolist(), strict=True):
         if value in unknown:
-            frame.error("PNG", ids_file, f"value {value} ({area} pixels) is no Cityscapes label; copy it again")
+            frame.error("PNG", ids_file, f"value {value} ({area} pixels) is not a Cityscapes label; copy it again")
     known = ~np.isin(regions.values, unknown)
     index, crowd = classify(regions.values[known])
     kept, area = index != VOID, regions.area[known]
@@ -157,21 +157,22 @@ def check_cityscapes_frame(image: Path, ids_file: Path) -> Frame:
     return frame
 
 
-def _check_picture(frame: Frame, path: Path, size: tuple[int, int] | None, exif: Exif | None = None) -> None:
+def _check_image(frame: Frame, path: Path, size: tuple[int, int] | None, exif: Exif | None = None) -> None:
     try:
         image = read_image(path, size, exif=exif)
     except RefineError as error:
-        frame.failed("picture", path, error)
+        frame.failed("image file", path, error)
         return
     found = (image.shape[1], image.shape[2])
     if size is not None and found != size:
-        frame.error("picture", path, f"{_pixels(found)}, but its segments have {_pixels(size)}; make them equal")
+        message = f"expected {_pixels(size)} as in its segments, got {_pixels(found)}; make them equal"
+        frame.error("image file", path, message)
     elif size is None and min(found) < TINY:
-        frame.warn("picture", path, f"has only {_pixels(found)}")
+        frame.warn("image file", path, f"has only {_pixels(found)}")
 
 
-def _compare(frame: Frame, entry: Entry, regions: Regions, meaning: Meaning) -> None:
-    """Ids of the PNG against entries of the JSON."""
+def _compare(frame: Frame, entry: Entry, regions: Regions, context: Context) -> None:
+    """Compare the ids of the PNG with the entries of the JSON."""
     png, image = entry.png, f"image {entry.image_id}"
     counted = []
     for value, area, box in zip(
@@ -186,13 +187,13 @@ def _compare(frame: Frame, entry: Entry, regions: Regions, meaning: Meaning) -> 
                     f"id {value} ({area} pixels) is not in segments_info of {image}; add it, or paint it 0",
                 )
             continue
-        category = meaning.target[info["category_id"]]
+        category = context.target[info["category_id"]]
         if isinstance(category, int):
             counted.append((category, bool(info.get("iscrowd", 0)), area))
         name = f"{image}: segment {value}"
         _compare_segment(frame, png, name, info.get("bbox"), entry.areas[value], area, box)
-        if meaning.isthing[info["category_id"]] and area < _SMALL:
-            frame.warn("segment", png, f"{image}: segment {value}: a thing of {area} pixels; training drops it")
+        if context.isthing[info["category_id"]] and area < _SMALL:
+            frame.warn("segment", png, f"{image}: segment {value}: thing of {area} pixels, dropped in training")
     for value in entry.segments.keys() - set(regions.values.tolist()):
         frame.error("segment", png, f"{image}: segment {value} of segments_info has no pixel; drop it")
     _count(frame, png, regions, counted)
@@ -201,7 +202,7 @@ def _compare(frame: Frame, entry: Entry, regions: Regions, meaning: Meaning) -> 
 def _compare_segment(
     frame: Frame, png: Path, name: str, given: Any, stated: int, area: int, box: list[int]
 ) -> None:
-    """Compare area and box with the JSON's, where it gives them. Boxes by other conventions differ by a pixel."""
+    """Compare area and box with those of the JSON, if stated. Other box conventions differ by one pixel."""
     if stated not in (UNSTATED, area):
         frame.error("segment", png, f"{name}: area is {stated} in the JSON, {area} in the PNG; correct it")
     if given is None or given == box:
@@ -227,22 +228,22 @@ def _compare_instances(
     isthing: Mapping[int, bool],
     instances: ReferenceMasks,
 ) -> None:
-    """Every thing segment should be an instance too: a detector that finds it would be counted as wrong."""
+    """Warn of thing segments without an instance: a detector that finds them would be penalised."""
     infos = [entry.segments.get(value) for value in regions.values.tolist()]
     segments = SegmentMap(
-        torch.from_numpy(regions.runs.spread(regions.place.astype(np.int32))),
+        torch.from_numpy(regions.runs.spread(regions.index.astype(np.int32))),
         torch.tensor([VOID if info is None else instances.labels[info["category_id"]] for info in infos]),
         torch.tensor([info is not None and bool(info.get("iscrowd", 0)) for info in infos]),
     )
-    masks = instances.file.read(instances.place[entry.image_id])
+    masks = instances.file.read(instances.index[entry.image_id])
     match = set(match_segments(segments, *masks).tolist())
-    alone = [
+    unmatched = [
         value
         for k, (value, info) in enumerate(zip(regions.values.tolist(), infos, strict=True))
         if info and isthing[info["category_id"]] and k not in match
     ]
-    if alone:
-        things = ", ".join(map(str, alone))
+    if unmatched:
+        things = ", ".join(map(str, unmatched))
         frame.warn("instance", instances.file.path, f"image {entry.image_id}: no instance for segments {things}")
 
 

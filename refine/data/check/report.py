@@ -1,4 +1,4 @@
-"""What a check of a data set has found."""
+"""Report of a data set check."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 from refine.errors import printable
 
 SHOWN = 20
-"""Findings of one kind that the text names; the JSON has all."""
+"""Number of findings of one kind that the text lists; the JSON contains all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One fault.
+    """One error or warning.
 
     Attributes:
-        kind: what it is about: "category", "image", "annotation", "segment", "picture", "PNG", "instance",
-            "remap" or "file".
-        file: where it is.
-        message: what is wrong there, and the fix.
+        kind: subject: "category", "image", "annotation", "segment", "image file", "PNG", "instance", "remap"
+            or "file".
+        file: path of the file.
+        message: description of the problem, and the fix.
     """
 
     kind: str
@@ -31,15 +31,17 @@ class Finding:
 
 @dataclass
 class Tally:
-    """What was counted in some images.
+    """Counts over a number of images.
 
     Attributes:
-        pictures, pixels, void: images whose segments could be read, their pixels, and those without label.
-        images, segments, crowds, area: by category id (after a remap): images that show it, its
-            segments without crowds, its crowds, its pixels.
+        total: number of images whose segments could be read.
+        pixels: number of pixels of these images.
+        void: number of pixels without a label.
+        images, segments, crowds, area: by category id (after a remap), number of images with this category, of
+            its segments without crowds, of its crowds and of its pixels.
     """
 
-    pictures: int = 0
+    total: int = 0
     pixels: int = 0
     void: int = 0
     images: Counter[int] = field(default_factory=Counter)
@@ -48,8 +50,8 @@ class Tally:
     area: Counter[int] = field(default_factory=Counter)
 
     def add(self, pixels: int, segments: Sequence[tuple[int, bool, int]]) -> None:
-        """Count one image of so many pixels; of each segment category id, iscrowd and area."""
-        self.pictures += 1
+        """Add one image with its number of pixels and (category id, iscrowd, area) of each segment."""
+        self.total += 1
         self.pixels += pixels
         self.void += pixels - sum(area for _, _, area in segments)
         self.images.update({category for category, _, _ in segments})
@@ -58,7 +60,7 @@ class Tally:
             self.area[category] += area
 
     def merge(self, other: Tally) -> None:
-        self.pictures += other.pictures
+        self.total += other.total
         self.pixels += other.pixels
         self.void += other.void
         for name in ("images", "segments", "crowds", "area"):
@@ -67,7 +69,7 @@ class Tally:
 
 @dataclass
 class ClassRow:
-    """A category and what there is of it, see `Tally`."""
+    """Counts of one category, see `Tally`."""
 
     id: int
     name: str
@@ -80,14 +82,14 @@ class ClassRow:
 
 @dataclass
 class Report:
-    """Result of a check.
+    """Result of a data set check.
 
     Attributes:
-        source: the data set's file or folder.
-        errors: what keeps the data set, or one of its images, from being used, or contradicts itself.
-        warnings: what can be used but is seldom meant.
-        tally: of everything.
-        classes: of the categories that a training sees, after a remap if there is one.
+        source: file or folder of the data set.
+        errors: problems that make the data set, or one of its images, unusable or contradictory.
+        warnings: usable but probably unintended properties.
+        tally: counts over the data set.
+        classes: counts of the categories used in training, after a remap if there is one.
     """
 
     source: str
@@ -98,21 +100,21 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """No errors; warnings do not count."""
+        """Return whether there are no errors; warnings do not count."""
         return not self.errors
 
     def text(self) -> str:
-        """A table of the classes, then errors and warnings by kind, of each kind the first `SHOWN`."""
+        """Return a table of the classes, then the first `SHOWN` warnings and errors of each kind."""
         names = [printable(row.name, 40) for row in self.classes]
         width = max([5, *map(len, names)])
-        lines = [f"{'class':<{width}}  kind  {'pictures':>9} {'segments':>9} {'crowds':>7} {'pixels':>15}"]
+        lines = [f"{'class':<{width}}  kind  {'images':>9} {'segments':>9} {'crowds':>7} {'pixels':>15}"]
         for name, row in zip(names, self.classes, strict=True):
             kind = "thing" if row.isthing else "stuff"
             numbers = f"{row.images:>9,} {row.segments:>9,} {row.crowds:>7,} {row.area:>15,}"
             lines.append(f"{name:<{width}}  {kind} {numbers}")
         tally = self.tally
-        void = f"{100 * tally.void / tally.pixels:.1f}% of the pixels" if tally.pixels else "nothing"
-        lines.append(f"{tally.pictures:,} pictures whose segments could be read; {void} void")
+        void = f"{100 * tally.void / tally.pixels:.1f}% of the pixels are void" if tally.pixels else "no pixels"
+        lines.append(f"{tally.total:,} images with readable segments; {void}")
         for name, findings in (("warnings", self.warnings), ("errors", self.errors)):
             lines += ["", f"{len(findings):,} {name}"]
             groups: dict[str, list[Finding]] = {}
@@ -126,11 +128,11 @@ class Report:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as `refine check-data --out` writes it."""
+        """Return the whole report, as written by `refine check-data --out`."""
         return {
             "source": self.source,
             "ok": self.ok,
-            "pictures": self.tally.pictures,
+            "pictures": self.tally.total,
             "pixels": self.tally.pixels,
             "void_pixels": self.tally.void,
             "classes": [row.__dict__ for row in self.classes],

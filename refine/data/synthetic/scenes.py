@@ -1,8 +1,8 @@
-"""Procedural scenes in COCO panoptic format whose depth order is known.
+"""Procedural scenes in COCO panoptic format with known depth order.
 
-Textured shapes lie over each other before textured grounds. Thin shapes are usually, not always, in front
-of flat ones (four times in five), nearer things are less hazy and cast shadows, and an outline that is whole
-belongs to the thing in front: class, appearance and shape each tell something about the order.
+Textured shapes overlap in front of textured grounds. Thin shapes usually lie in front of flat ones (four times
+in five), nearer things are less hazy and cast shadows, and a complete outline belongs to the thing in front.
+Class, appearance and shape are therefore all cues of the order.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from refine.files import write_bytes, write_json
 from refine.structures import id_to_rgb
 
 MIN_VISIBLE = 24
-"""Pixels; things of which less can be seen are left out."""
+"""Minimum number of visible pixels of a thing; others are dropped."""
 _IN_FRONT = 0.37
-"""Head start of thin over flat on a depth drawn from 0-1: in front with 1 - (1 - 0.37)² / 2 = 0.80."""
+"""Added to the random depth, 0-1, of thin shapes: they lie in front with probability 1 - (1 - 0.37)² / 2 = 0.80."""
 
 
 @dataclass(frozen=True)
 class _Thing:
     outline: Any
-    scale: tuple[float, float]  # of the image's short side
+    scale: tuple[float, float]  # fraction of the short side of the image
     hue: float
     bias: float
     texture: shapes.Texture
@@ -60,13 +60,13 @@ _ID = {category["name"]: category["id"] for category in CATEGORIES}
 
 @dataclass(frozen=True)
 class Scene:
-    """One scene; things come nearest first, so that a thing's place in the lists is its depth.
+    """One scene; things are sorted from near to far, so the index of a thing is its depth.
 
     Attributes:
         image: [H, W, 3] uint8 RGB.
-        ids: [H, W] int32, segment ids; no void.
+        ids: [H, W] int32, segment ids, without void.
         segments: `segments_info` of COCO panoptic JSON, things with `depth` (0 = nearest), then stuff.
-        masks: [N, H, W] bool, the whole of each thing, hidden parts included.
+        masks: [N, H, W] bool, complete mask of each thing, including hidden parts.
     """
 
     image: np.ndarray
@@ -78,12 +78,12 @@ class Scene:
 def make_scene(
     seed: int, index: int, size: tuple[int, int] = (256, 256), things: tuple[int, int] = (4, 12)
 ) -> Scene:
-    """Draw the scene that (seed, index, size, things) determine.
+    """Draw the scene that is determined by the arguments.
 
     Args:
-        seed, index: not negative.
-        size: (H, W), 64 or more.
-        things: least and greatest number of things before hidden ones are left out.
+        seed, index: seed of the data set and index of the scene, at least 0.
+        size: (height, width) in pixels, each at least 64.
+        things: minimum and maximum number of things, before hidden ones are dropped.
     """
     generator = np.random.default_rng([seed, index])
     ground, image = _grounds(generator, size)
@@ -117,15 +117,15 @@ def generate(
 ) -> None:
     """Write a data set: images/*.jpg, segments/*.png, panoptic.json and instances.json.
 
-    Thing segments of panoptic.json have a `depth` (0 = nearest). instances.json (COCO instances) holds the
-    *whole* of each thing as run lengths, with `depth` and the `segment_id` of its visible part.
+    Thing segments of panoptic.json have a `depth` (0 = nearest). instances.json (COCO instances) contains the
+    *complete* mask of each thing as run lengths, with `depth` and the `segment_id` of its visible part.
 
     Args:
-        out: folder.
-        images: how many; image n depends on (seed, n) and the next arguments alone.
-        size: (H, W) in pixels.
-        seed: not negative; another one gives another data set.
-        things: least and greatest number of things per image.
+        out: output folder.
+        images: number of images; image n depends only on n, `seed`, `size` and `things`.
+        size: (height, width) in pixels, each at least 64.
+        seed: seed of the data set, at least 0.
+        things: minimum and maximum number of things per image.
 
     Raises:
         RefineError: an argument is out of range, or the folder cannot be written.
@@ -133,7 +133,7 @@ def generate(
     if images < 1 or min(size) < 64 or seed < 0 or not 0 <= things[0] <= things[1]:
         raise RefineError(
             f"synthetic data: images {images}, size {size}, seed {seed}, things {things}: give at least one "
-            f"image, sides of at least 64, a seed of at least 0 and a rising range of things"
+            f"image, sides of at least 64, a seed of at least 0 and an increasing range of things"
         )
     out = Path(out)
     entries: list[dict[str, Any]] = []
@@ -169,12 +169,12 @@ def _instance(whole: np.ndarray, segment: dict[str, Any]) -> dict[str, Any]:
 
 
 def _grounds(generator: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Two to four grounds side by side: place in `_STUFF` [H, W], colours [H, W, 3] float32."""
+    """Draw two to four grounds side by side; return index in `_STUFF`, [H, W], and colours, [H, W, 3] float32."""
     names = list(_STUFF)
-    chosen = generator.permutation(len(names))[: generator.integers(2, 5)]
+    kinds = generator.permutation(len(names))[: generator.integers(2, 5)]
     rows, columns = np.mgrid[: size[0], : size[1]].astype(np.float32)
     short = min(size)
-    distance = np.empty((len(chosen), *size), np.float32)
+    distance = np.empty((len(kinds), *size), np.float32)
     for part in distance:
         y, x = generator.uniform((0, 0), size)
         np.hypot(np.float32(0.6) * (columns - np.float32(x)), rows - np.float32(y), out=part)
@@ -183,18 +183,18 @@ def _grounds(generator: np.random.Generator, size: tuple[int, int]) -> tuple[np.
     weights = np.exp((distance.min(0) - distance) / soft)
     weights /= weights.sum(0)
     bases, relief = [], np.zeros(size, np.float32)
-    for place, weight in zip(chosen, weights, strict=True):
-        hue, texture = _STUFF[names[place]]
+    for kind, weight in zip(kinds, weights, strict=True):
+        hue, texture = _STUFF[names[kind]]
         bases.append(0.5 * shapes.color(generator, hue, 0.06) + 0.5 * generator.uniform(60, 190))
         relief += np.float32(generator.uniform(30, 90)) * weight * (texture(generator, size) - np.float32(0.5))
     image = np.moveaxis(weights, 0, -1) @ np.array(bases, np.float32)  # H×W×K @ K×3
-    return chosen[distance.argmin(0)], image + relief[..., None]
+    return kinds[distance.argmin(0)], image + relief[..., None]
 
 
 def _place(
     generator: np.random.Generator, size: tuple[int, int], things: tuple[int, int]
 ) -> tuple[list[str], np.ndarray]:
-    """Names and coverage [N, H, W] uint8 of the things, nearest first. Most lie near an earlier one."""
+    """Place things, most of them near another; return names and coverage, [N, H, W] uint8, nearest first."""
     count = int(generator.integers(things[0], things[1] + 1))
     short, frame = min(size), np.array(size[::-1], float)
     placed: list[tuple[float, str, np.ndarray]] = []
@@ -217,7 +217,7 @@ def _place(
 
 
 def _nearest(masks: np.ndarray) -> np.ndarray:
-    """[N, H, W] bool, nearest first -> [H, W] int64, the nearest thing of each pixel or -1."""
+    """Return the nearest thing of each pixel, [H, W] int64 or -1, of masks, [N, H, W] bool, nearest first."""
     top = np.full(masks.shape[1:], -1)
     for depth in reversed(range(len(masks))):
         top[masks[depth]] = depth
@@ -232,7 +232,7 @@ def _draw(
     name: str,
     haze: float,
 ) -> None:
-    """Paint one thing and its shadow over what is there, in place."""
+    """Paint one thing and its shadow over the image, in place."""
     kind, short = _THINGS[name], min(mask.shape)
     (x, y, width, height), _ = _box(mask)
     reach = max(6, short // 20)
@@ -248,7 +248,7 @@ def _draw(
     spread = 0.06 if generator.random() < 0.6 else 0.5
     base, contrast = shapes.color(generator, kind.hue, spread), generator.uniform(5, 40)
     surface = shapes.paint(texture(generator, alpha.shape), base, contrast)
-    edge = alpha - cv2.GaussianBlur(alpha, (0, 0), 0.01 * short)  # light along the rim
+    edge = alpha - cv2.GaussianBlur(alpha, (0, 0), 0.01 * short)  # highlight along the rim
     surface += np.float32(generator.uniform(-40, 40)) * edge[..., None]
     surface += np.float32(0.35 * haze) * (150 - surface)
     part += alpha[..., None] * (surface - part)
@@ -260,7 +260,7 @@ def _any_texture(generator: np.random.Generator) -> shapes.Texture:
 
 
 def _photograph(generator: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Uneven light, blur and noise: [H, W, 3] float32 -> uint8."""
+    """Add uneven light, blur and noise: [H, W, 3] float32 -> uint8."""
     size = image.shape[:2]
     image = image * (0.8 + 0.4 * shapes.noise(generator, size, max(size)))[..., None]
     image = cv2.GaussianBlur(image, (0, 0), generator.uniform(0.3, 1.1))
@@ -269,7 +269,7 @@ def _photograph(generator: np.random.Generator, image: np.ndarray) -> np.ndarray
 
 
 def _box(mask: np.ndarray) -> tuple[list[int], int]:
-    """(x, y, width, height) and area of a mask that is not empty."""
+    """Return the box (x, y, width, height) and the area of a non-empty mask, in pixels."""
     x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
     return [x, y, width, height], int(np.count_nonzero(mask))
 

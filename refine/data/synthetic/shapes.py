@@ -1,4 +1,4 @@
-"""What procedural scenes are made of: outlines of things, textures of surfaces."""
+"""Outlines of things and textures of surfaces for procedural scenes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 Outline = list[np.ndarray]
-"""Closed polygons [V, 2] in a unit square around 0; a point is inside if an odd number of them hold it."""
+"""Closed polygons [V, 2] in a unit square around 0; a point is inside if an odd number of them contain it."""
 
 
 def _ellipse(radius_x: float, radius_y: float) -> np.ndarray:
@@ -29,7 +29,7 @@ def rectangle(generator: np.random.Generator) -> Outline:
 
 
 def polygon(generator: np.random.Generator) -> Outline:
-    """Five to eight corners, not convex in general."""
+    """Return a polygon of five to eight corners, in general not convex."""
     count = int(generator.integers(5, 9))
     turn = (np.arange(count) + generator.uniform(-0.3, 0.3, count)) * 2 * np.pi / count
     radius = generator.uniform(0.28, 0.5, count)
@@ -44,7 +44,7 @@ def star(generator: np.random.Generator) -> Outline:
 
 
 def ring(generator: np.random.Generator) -> Outline:
-    """What lies behind shows through its hole."""
+    """Return a ring, whose hole shows what lies behind it."""
     flat, hole = generator.uniform(0.75, 1), generator.uniform(0.68, 0.82)
     return [_ellipse(0.5, 0.5 * flat), _ellipse(0.5 * hole, 0.5 * flat * hole)]
 
@@ -62,33 +62,33 @@ def cross(generator: np.random.Generator) -> Outline:
 def rasterise(
     outline: Outline, centre: np.ndarray, scale: float, angle: float, size: tuple[int, int]
 ) -> np.ndarray:
-    """Coverage of each pixel by a scaled, turned and placed outline: [H, W] uint8, 255 = inside.
+    """Return the coverage of each pixel by a transformed outline: [H, W] uint8, 255 = inside.
 
     Args:
-        outline: the shape.
-        centre: x, y in pixels.
+        outline: polygons in a unit square around 0.
+        centre: (x, y) in pixels.
         scale: pixels per unit.
-        angle: radians.
-        size: (H, W).
+        angle: rotation in radians.
+        size: (height, width) in pixels.
     """
     cos, sin = np.cos(angle), np.sin(angle)
-    turn = np.array([[cos, sin], [-sin, cos]]) * scale
-    # OpenCV's integer coordinates are pixel centres; four bits after the point.
-    corners = [np.round((part @ turn + centre - 0.5) * 16).astype(np.int32) for part in outline]
+    rotation = np.array([[cos, sin], [-sin, cos]]) * scale
+    # OpenCV's integer coordinates are pixel centres; here they have four fractional bits.
+    corners = [np.round((part @ rotation + centre - 0.5) * 16).astype(np.int32) for part in outline]
     coverage = np.zeros(size, np.uint8)
     cv2.fillPoly(coverage, corners, (255,), cv2.LINE_AA, shift=4)
     return coverage
 
 
 def noise(generator: np.random.Generator, size: tuple[int, int], cell: float) -> np.ndarray:
-    """Smooth noise with blobs of about `cell` pixels: [H, W] float32, 0-1."""
+    """Return smooth noise with blobs of about `cell` pixels: [H, W] float32, 0-1."""
     grid = (max(2, round(size[0] / cell)), max(2, round(size[1] / cell)))
     coarse = generator.random(grid, dtype=np.float32)
     return cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_CUBIC).clip(0, 1)
 
 
 def _ramp(generator: np.random.Generator, size: tuple[int, int], angle: float | None = None) -> np.ndarray:
-    """Distance in pixels along a direction: [H, W] float32."""
+    """Return the distance in pixels along a direction: [H, W] float32."""
     angle = generator.uniform(0, np.pi) if angle is None else angle
     rows = np.arange(size[0], dtype=np.float32)[:, None] * np.float32(np.sin(angle))
     return rows + np.arange(size[1], dtype=np.float32) * np.float32(np.cos(angle))
@@ -129,11 +129,11 @@ Texture = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
 
 
 def paint(brightness: np.ndarray, color: np.ndarray, contrast: float) -> np.ndarray:
-    """Colours around one: brightness [H, W] 0-1, RGB, half the range -> [H, W, 3] float32, about 0-255."""
+    """Vary a colour (RGB, 0-255) by ± contrast with brightness ([H, W], 0-1): [H, W, 3] float32, about 0-255."""
     return color.astype(np.float32) + (np.float32(2 * contrast) * (brightness - np.float32(0.5)))[..., None]
 
 
 def color(generator: np.random.Generator, hue: float, spread: float) -> np.ndarray:
-    """An RGB colour, 0-255, with a hue (0-1) near the given one."""
+    """Return a random RGB colour, 0-255, whose hue (0-1) is near the given one."""
     hsv = [180 * ((hue + generator.uniform(-spread, spread)) % 1), *generator.uniform((90, 110), (230, 245))]
     return cv2.cvtColor(np.array([[hsv]], np.uint8), cv2.COLOR_HSV2RGB)[0, 0].astype(np.float32)
