@@ -224,7 +224,7 @@ def test_images_with_permuted_ids_are_joined_by_any_name(files, of_gt, of_pred, 
     assert evaluate(files) == 0
     result = json.loads((files / "result.json").read_text())
     assert result["All"] == before
-    assert "joined by file name" in result["notes"][0]
+    assert "matched by file name" in result["notes"][0]
 
 
 def test_pngs_named_by_ids_are_not_used_to_join(files):

@@ -183,10 +183,11 @@ def test_equals_panopticapi_on_stored_predictions(shared_dir, name):
 
 def write_set(folder, ids, entries, image_id=1):
     folder.mkdir(parents=True, exist_ok=True)
-    write_png(folder / "a.png", ids)
+    name = "a.png" if image_id == 1 else "b.png"  # images of equal names would be matched
+    write_png(folder / name, ids)
     content = {
         "images": [{"id": 1, "file_name": "a.jpg", "height": 2, "width": 4}],
-        "annotations": [{"image_id": image_id, "file_name": "a.png", "segments_info": entries}],
+        "annotations": [{"image_id": image_id, "file_name": name, "segments_info": entries}],
         "categories": CATEGORIES.to_json(),
     }
     (folder / "p.json").write_text(json.dumps(content))

@@ -227,7 +227,10 @@ FAULTS: Faults = IN_JSON | {
     ),
     "size": (
         lambda f: f.content["images"][0].update(height=6, width=4),
-        ["PNG: 6 × 4 pixels, but the JSON says 4 × 6 pixels of image 10; correct `height` and `width`, or the PNG"],
+        [
+            "PNG: expected 4 × 6 pixels as in the JSON for image 10, got 6 × 4 pixels; correct `height` and "
+            "`width`, or the PNG"
+        ],
     ),
     "picture of another size": (
         lambda f: Image.new("RGB", (6, 5)).save(f.images / "0.png"),
