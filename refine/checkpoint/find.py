@@ -50,7 +50,7 @@ def find_model(source: str | Path) -> Path:
         path = Path(source)
         return _converted(path, f"{path.stem}-{digest_of(path)[:16]}")
     for old in Path(source).parent.glob(f".*.{glob.escape(Path(source).name)}.old"):
-        raise RefineError(f"{source}: a kill has cut off its replacement; rename {old} to {source}")
+        raise RefineError(f"{source}: a killed process did not finish replacing it; rename {old} to {source}")
     raise RefineError(
         f"{source}: no such model; give a folder with config.json, a run folder, a weight file, one of the "
         f"shipped models ({', '.join(shipped_models()) or 'none installed'}), or one that is downloaded "

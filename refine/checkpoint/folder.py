@@ -254,16 +254,16 @@ def _later_heads(weights: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[s
 def atomic_folder(folder: str | Path) -> Iterator[Path]:
     """Yield a new folder next to `folder`; on success sync its files and replace `folder` by it.
 
-    A reader finds the old or the new folder at every moment, however the process ends. Where the file system cannot
-    exchange two names, there is a moment without one; a kill then leaves the old folder as .*.NAME.old, which
-    `find_model` names.
+    Readers always find the old or the new folder, however the process ends. If the file system cannot exchange two
+    names, there is a moment without a folder; a process killed then leaves the old folder as .*.NAME.old, and
+    `find_model` raises an error that names it.
 
     Raises:
         RefineError: the disk is full or not writable, or `folder` is a file.
     """
-    folder = Path(folder).resolve()  # a link stays one
+    folder = Path(folder).resolve()  # keeps a symbolic link
     if folder.exists() and not folder.is_dir():
-        raise RefineError(f"{folder}: is a file, expected the name of a folder; choose another")
+        raise RefineError(f"{folder}: expected a folder, got a file; choose another path")
     temporary = folder.with_name(f".{uuid.uuid4().hex[:8]}.{folder.name}")
     try:
         temporary.mkdir(parents=True)

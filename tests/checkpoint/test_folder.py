@@ -316,7 +316,7 @@ def test_a_kill_without_exchange_raises(tmp_path: Path, monkeypatch: pytest.Monk
     assert [p.name for p in tmp_path.iterdir()] == ["model"]  # put back
     with pytest.raises(KeyboardInterrupt):  # a kill
         write()
-    with pytest.raises(RefineError, match=r"model: a kill has cut off .* rename \S+\.model\.old to"):
+    with pytest.raises(RefineError, match=r"model: a killed process did not finish .* rename \S+\.model\.old to"):
         find.find_model(model)
     (old,) = tmp_path.iterdir()
     old.rename(model)
@@ -331,7 +331,7 @@ def test_links_to_folders_are_kept_and_files_raise(tmp_path: Path) -> None:
         (temporary / "new").touch()
     assert (tmp_path / "link").is_symlink()
     assert [p.name for p in (tmp_path / "real").iterdir()] == ["new"]
-    with pytest.raises(RefineError, match="is a file"), atomic_folder(tmp_path / "real/new"):
+    with pytest.raises(RefineError, match="expected a folder, got a file"), atomic_folder(tmp_path / "real/new"):
         pass
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["link", "new", "real"]
 
