@@ -1,10 +1,10 @@
-"""How sure a detection has to be to be painted on the canvas at test: PQ by `ibpp.score_threshold`.
+"""PQ by `ibpp.score_threshold`, the minimum score of detections on the canvas at test.
 
     python benchmarks/canvas.py configs/scenes.yaml runs/seed0 runs/seed1 runs/seed2 --thresholds 0.05 0.3 0.5
 
-The checkpoints are of one network with T > 0, trained with several seeds. All are measured on the config's
-data.val (`--data.val.json …` changes it) with each threshold; the first is what the others are compared with:
-mean difference ± standard deviation over the checkpoints, and the 95% interval of bootstrapped images and seeds.
+The checkpoints are runs of one config with T > 0 and several seeds. Each is evaluated on the config's data.val
+(override it with `--data.val.json …`) with each threshold; the first threshold is the reference: mean difference ±
+standard deviation over the checkpoints, and the 95% bootstrap interval over images and seeds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ METRICS = ("PQ", "PQ_things", "PQ_stuff")
 
 
 def measure(checkpoints: Sequence[str], dataset: PanopticDataset, threshold: float) -> list[Counts]:
-    """What each image adds to PQ, by checkpoint."""
+    """Return the PQ counts of each image, by checkpoint."""
     counts = []
     for checkpoint in checkpoints:
         predictor = Predictor(checkpoint, device="cpu")
@@ -37,9 +37,11 @@ def measure(checkpoints: Sequence[str], dataset: PanopticDataset, threshold: flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config")
-    parser.add_argument("checkpoints", nargs="+")
-    parser.add_argument("--thresholds", type=float, nargs="+", default=[0.05, 0.0, 0.3, 0.5])
+    parser.add_argument("config", help="config YAML, whose data.val is used")
+    parser.add_argument("checkpoints", nargs="+", help="model folders")
+    parser.add_argument(
+        "--thresholds", type=float, nargs="+", default=[0.05, 0.0, 0.3, 0.5], help="(default: 0.05 0 0.3 0.5)"
+    )
     options, overrides = parser.parse_known_args()
     torch.set_num_threads(1)
     data = load_run(options.config, overrides).data.val

@@ -1,12 +1,12 @@
-"""Speed of all the paper's networks on one device: batch 1, and the batch that is fastest per image.
+"""Speed of all networks of the paper on one device, with batch size 1 and with the fastest batch size.
 
     python benchmarks/configs.py --device cuda --out configs.json
     python benchmarks/configs.py configs/coco/refine_r50.yaml --batches 1 --rounds 1
 
-From pictures in memory to panoptic maps at 800 × 1333, with random weights that give 100 detections; REFINE with
-its occlusion head, SOE and unknown erasing. The batch doubles as long as that makes an image 3% cheaper and memory
-lasts. Writes OUT and, beside it, a Markdown table with the paper's frames per second (Table 2; its device is not
-told, so compare ratios).
+Measured from images in memory to panoptic maps at 800 × 1333, with random weights and 100 detections; REFINE with
+its occlusion head, SOE and unknown erasing. The batch size doubles until an image gets less than 3% faster or
+memory runs out. Writes OUT and a Markdown table beside it, with the paper's frames per second (Table 2; its device
+is not stated, so compare ratios).
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from refine.training.config import load_run
 
 THINGS, CLASSES = 80, 133
 WORTH = 0.97
-"""A larger batch is tried further if an image takes at most this share of the time."""
+"""The batch size doubles further if the time per image is at most this fraction of the previous one."""
 PAPER = {"panoptic_fpn_r101": 10.0, "cascade_panoptic_fpn_r101_dcn": 7.3, "refine_r101_dcn": 5.5}
 
 
 def build(path: Path) -> SavedModel:
-    """A config's network with random weights, and REFINE's with all that belongs to it."""
+    """Build the network of a config with random weights; REFINE networks get an occlusion head and SOE."""
     config = load_run(path)
     if config.model.ibpp.iterations:
         config = load_run(path, ["--model.occlusion={}", "--eval.method=soe"])
@@ -41,13 +41,13 @@ def build(path: Path) -> SavedModel:
     return SavedModel(model, Categories.from_json(names), (800, 1333), config.eval.method, config.eval.fusion)
 
 
-def measure(path: Path, batches: int | None, **how: Any) -> dict[int, Cost]:
-    """By batch: 1, 2, 4, … until it does not pay, or up to `batches`."""
+def measure(path: Path, batches: int | None, **settings: Any) -> dict[int, Cost]:
+    """Return the cost by batch size: 1, 2, 4, … until it stops improving, or up to `batches`."""
     results: dict[int, Cost] = {}
     saved, batch = build(path), 1
     while batches is None or batch <= batches:
         try:
-            results[batch] = measure_cost(saved, batch=batch, **how)
+            results[batch] = measure_cost(saved, batch=batch, **settings)
         except torch.cuda.OutOfMemoryError:
             break
         if batch > 1 and results[batch].seconds > WORTH * results[batch // 2].seconds:
@@ -67,24 +67,24 @@ def row(name: str, results: dict[int, Cost]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("configs", nargs="*", type=Path, help="YAMLs (all of configs/coco)")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", choices=("32", "bf16", "fp16"), default="32")
+    parser.add_argument("configs", nargs="*", type=Path, help="config YAMLs (default: all of configs/coco)")
+    parser.add_argument("--device", default="cpu", help="(default: cpu)")
+    parser.add_argument("--precision", choices=("32", "bf16", "fp16"), default="32", help="(default: 32)")
     parser.add_argument("--size", type=int, nargs=2, default=(800, 1333), metavar=("H", "W"))
-    parser.add_argument("--batches", type=int, help="largest batch (as long as it pays)")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--out", type=Path, default=Path("out/configs.json"))
+    parser.add_argument("--batches", type=int, help="maximum batch size (default: until it stops improving)")
+    parser.add_argument("--rounds", type=int, default=10, help="(default: 10)")
+    parser.add_argument("--out", type=Path, default=Path("out/configs.json"), help="(default: out/configs.json)")
     options = parser.parse_args()
     paths = options.configs or [Path("configs/coco", p.name) for p in sorted(Path("configs/models").glob("*.yaml"))]
     lines = ["| network | paper's FPS | FPS, batch 1 | GiB | best batch | FPS | GiB |", "|-|-|-|-|-|-|-|"]
     numbers: dict[str, Any] = {}
     for path in paths:
-        how = {"device": options.device, "precision": options.precision, "size": tuple(options.size)}
-        results = measure(path, options.batches, rounds=options.rounds, **how)
+        settings = {"device": options.device, "precision": options.precision, "size": tuple(options.size)}
+        results = measure(path, options.batches, rounds=options.rounds, **settings)
         numbers[path.stem] = {batch: asdict(result) for batch, result in results.items()}
         lines.append(row(path.stem, results))
         print(lines[-1], flush=True)
-        write_json(options.out, numbers, indent=1)  # what is known so far stays if the next one fails
+        write_json(options.out, numbers, indent=1)  # so that results survive a later failure
         machine = results[1].machine
         text = "\n".join([*lines, "", f"{name_machine(machine)}, torch {machine['torch']}, {machine['date']}", ""])
         write_text(options.out.with_suffix(".md"), text)

@@ -1,8 +1,8 @@
-"""Deformable convolutions of ResNet-101 at 800 × 1333: refine's against torchvision's, side by side on the CPU.
+"""Speed of the deformable convolutions of ResNet-101 at 800 × 1333 on the CPU: refine against torchvision.
 
     python benchmarks/deform.py --threads 1
 
-One 3 × 3 layer of each stage, laid out channels last as the networks' maps are, forward and with its gradients.
+Times one 3 × 3 layer of each stage, in the channels-last layout of the networks, forward and with gradients.
 """
 
 from __future__ import annotations
@@ -35,21 +35,24 @@ def with_gradients(convolve: Callable[..., Tensor], *inputs: Tensor) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, help="of the CPU (torch's choice)")
+    parser.add_argument("--rounds", type=int, default=5, help="(default: 5)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    table = Table("layer", "torchvision ms", "refine ms", "times as fast")
+    table = Table("layer", "torchvision ms", "refine ms", "speed-up")
     for name, (channels, height, width) in STAGES.items():
         x = torch.randn(1, channels, height, width).contiguous(memory_format=torch.channels_last)
         inputs = (x, torch.randn(1, 18, height, width) / 2, torch.randn(channels, channels, 3, 3))
-        for way in (forward, with_gradients):
-            runs = {"ours": partial(way, deform_conv, *inputs), "theirs": partial(way, deform_conv2d, *inputs)}
+        for run in (forward, with_gradients):
+            runs = {
+                "refine": partial(run, deform_conv, *inputs),
+                "torchvision": partial(run, deform_conv2d, *inputs),
+            }
             numbers = take_turns(runs, options.rounds)
-            ours, theirs = (1000 * numbers[side]["wall_s"] for side in ("ours", "theirs"))
-            title = f"{name}, {way.__name__.replace('_', ' ')}"
-            table.add_row(title, f"{theirs:.0f}", f"{ours:.0f}", f"{theirs / ours:.1f}")
+            fast, slow = (1000 * numbers[side]["wall_s"] for side in ("refine", "torchvision"))
+            title = f"{name}, {run.__name__.replace('_', ' ')}"
+            table.add_row(title, f"{slow:.0f}", f"{fast:.0f}", f"{slow / fast:.1f}")
     Console().print(table)
 
 

@@ -1,14 +1,14 @@
-"""Panoptic-FPN R50 here against detectron2's own, same weights, same image, on the CPU.
+"""Speed of Panoptic-FPN R50 in refine and in detectron2, with the same weights and image, on the CPU.
 
     git clone https://github.com/facebookresearch/detectron2
     pip install --target site fvcore iopath omegaconf yacs hydra-core cloudpickle termcolor tabulate
     python benchmarks/detectron2.py --detectron2 detectron2 --site site --threads 1 --out detectron2.json
 
-The checkout need not be compiled: this network takes ROI-Align and NMS from torchvision. Its weights are random,
-with norms and last layers scaled on the image so that 100 detections come out and most reach the panoptic map;
-`refine.checkpoint.convert.convert` maps them to ours. Both go from the picture to the panoptic map and take turns
-for `--rounds` rounds; the median counts, and the two maps are compared. CPU time of the process is given too: its
-ratio hardly depends on what else the machine does.
+The checkout need not be compiled: this network uses ROI-Align and NMS of torchvision. The weights are random, with
+norms and last layers scaled on the image so that there are 100 detections, most of which reach the panoptic map;
+`refine.checkpoint.convert.convert` converts them. Both networks run from the image to the panoptic map, in turns
+for `--rounds` rounds, and the medians and the two maps are compared. CPU time of the process is reported too,
+because its ratio hardly depends on other load of the machine.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ SPREAD = {
     "roi_heads.mask_head.predictor": 2.0,
     "sem_seg_head.predictor": 2.0,
 }
-"""Standard deviation that each channel of a last layer gets."""
+"""Standard deviation of each output channel, by last layer."""
 
 
-def load_theirs(checkout: Path, site: Path | None) -> nn.Module:
-    """detectron2's network of random weights, without its compiled extension."""
+def load_detectron2(checkout: Path, site: Path | None) -> nn.Module:
+    """Build detectron2's network with random weights, without its compiled extension."""
     sys.path[:0] = [str(checkout)]
     sys.path += [str(site)] if site else []
     sys.modules["detectron2._C"] = ModuleType("detectron2._C")
@@ -63,7 +63,7 @@ def load_theirs(checkout: Path, site: Path | None) -> nn.Module:
 
 @torch.no_grad()
 def calibrate(model: nn.Module, image: Tensor) -> None:
-    """Make the outputs of norms and last layers as spread as a trained network's are, by one run on the image."""
+    """Scale norms and last layers by one run on an image, so that their outputs resemble a trained network's."""
 
     def normalise(norm: Any, inputs: tuple[Tensor]) -> None:
         norm.running_var, norm.running_mean = torch.var_mean(inputs[0], (0, 2, 3))
@@ -82,7 +82,7 @@ def calibrate(model: nn.Module, image: Tensor) -> None:
         if type(module).__name__ == "FrozenBatchNorm2d"
     ]
     for name, spread in SPREAD.items():
-        seen: list[str] = []  # the first level decides for all
+        seen: list[str] = []  # the first level determines the scale of all levels
 
         def once(layer: Any, inputs: Any, output: Tensor, seen: list[str] = seen, spread: float = spread) -> Any:
             if seen:
@@ -96,60 +96,62 @@ def calibrate(model: nn.Module, image: Tensor) -> None:
         hook.remove()
 
 
-def load_ours(theirs: nn.Module) -> Predictor:
-    """The same network here."""
+def load_refine(model: nn.Module) -> Predictor:
+    """Convert detectron2's network to refine."""
     categories = Categories.from_json(read_json(COCO), str(COCO))
-    conversion = convert({name: value.numpy() for name, value in theirs.state_dict().items()})
+    conversion = convert({name: value.numpy() for name, value in model.state_dict().items()})
     saved = SavedModel(to_model(conversion, categories), categories, SIZE, "heuristic", conversion.fusion)
     return Predictor(saved, device="cpu")
 
 
-def picture(seed: int = 0) -> Tensor:
-    """Soft patches of colour with some grain: Tensor[3, H, W] uint8 RGB."""
+def make_image(seed: int = 0) -> Tensor:
+    """Return smooth colour patches with noise: Tensor[3, H, W] uint8 RGB."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(1, 3, 10, 15, generator=generator) * 255
     soft = F.interpolate(coarse, size=SIZE, mode="bicubic", align_corners=False)[0]
     return (soft + 10 * torch.randn(3, *SIZE, generator=generator)).clamp(0, 255).byte()
 
 
-def agreement(ours: Tensor, theirs: Tensor) -> float:
-    """Share of pixels whose segments correspond, whatever their ids: Tensor[H, W] int each."""
-    count = int(theirs.max()) + 1
-    pairs = torch.bincount((ours.long() * count + theirs.long()).flatten(), minlength=(int(ours.max()) + 1) * count)
+def agreement(first: Tensor, second: Tensor) -> float:
+    """Return the fraction of pixels in corresponding segments of two maps, each Tensor[H, W] int with any ids."""
+    count = int(second.max()) + 1
+    pairs = torch.bincount(
+        (first.long() * count + second.long()).flatten(), minlength=(int(first.max()) + 1) * count
+    )
     shared = pairs.view(-1, count)
     best = (shared == shared.amax(0)) & (shared == shared.amax(1, keepdim=True))
-    return float(shared[best].sum() / ours.numel())
+    return float(shared[best].sum() / first.numel())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--detectron2", type=Path, required=True, help="a checkout")
-    parser.add_argument("--site", type=Path, help="folder of packages that it needs")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, help="of the CPU (torch's choice)")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--detectron2", type=Path, required=True, help="checkout of detectron2")
+    parser.add_argument("--site", type=Path, help="folder of its dependencies")
+    parser.add_argument("--rounds", type=int, default=3, help="(default: 3)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    image = picture()
+    image = make_image()
     bgr = image.flip(0).float()
-    theirs = load_theirs(options.detectron2, options.site)
-    calibrate(theirs, bgr)
-    ours = load_ours(theirs)
+    model = load_detectron2(options.detectron2, options.site)
+    calibrate(model, bgr)
+    predictor = load_refine(model)
 
     @torch.no_grad()
-    def run_theirs() -> dict[str, Any]:
-        return theirs([{"image": bgr}])[0]
+    def run_detectron2() -> dict[str, Any]:
+        return model([{"image": bgr}])[0]
 
-    their_result, our_result = run_theirs(), ours(image)
-    their_map, segments = their_result["panoptic_seg"]
+    expected, result = run_detectron2(), predictor(image)
+    expected_map, segments = expected["panoptic_seg"]
     facts = {
         "size": SIZE,
-        "detections": len(their_result["instances"]),
+        "detections": len(expected["instances"]),
         "segments": {"things": sum(s["isthing"] for s in segments), "all": len(segments)},
-        "same_pixels": agreement(our_result.segment_ids, their_map),
+        "same_pixels": agreement(result.segment_ids, expected_map),
     }
-    numbers = take_turns({"detectron2": run_theirs, "refine": lambda: ours(image)}, options.rounds)
+    numbers = take_turns({"detectron2": run_detectron2, "refine": lambda: predictor(image)}, options.rounds)
     table = Table("network", "wall s", "CPU s", "ratio wall", "ratio CPU")
     for name, row in numbers.items():
         table.add_row(name, *(f"{row[k]:.2f}" for k in ("wall_s", "cpu_s", "ratio_wall", "ratio_cpu")))

@@ -1,11 +1,11 @@
-"""Which of two overlapping detections the rules put in front where only one of them stands for an object.
+"""Order of overlapping pairs of a true and a false detection under several fusion rules.
 
     python benchmarks/false_pairs.py CHECKPOINT configs/scenes_whole.yaml --images 250
 
-Labels for the occlusion head, and the share of pairs that a table calls right, know only pairs of two objects. At
-test one of an overlapping pair is often a false detection, a fragment or a duplicate, which had better lie behind.
-The checkpoint has an occlusion head; pairs overlap by the fusion's share of either mask (ρ), and both pass its
-threshold of scores.
+The labels of the occlusion head and the metric `pairs_right` include only pairs of two true detections. At test,
+one of an overlapping pair is often a false detection, a fragment or a duplicate, which should lie behind. The
+checkpoint needs an occlusion head; counted are pairs that overlap by the fraction ρ of either mask and pass the
+score threshold.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from refine.training.config import load_run
 
 @torch.inference_mode()
 def count(predictor: Predictor, dataset: PanopticDataset, image: int) -> Tensor:
-    """Tensor[4]: pairs of a true and a false detection; those whose true one is in front by score, O and SOE."""
+    """Count pairs of a true and a false detection, and those with the true one in front by score, O and SOE."""
     pixels, segments = dataset[image]
     targets = segments.targets(dataset.categories.num_things, *dataset.name(image))
     instances = predictor.predict_raw([pixels])[0].instances
@@ -43,9 +43,9 @@ def count(predictor: Predictor, dataset: PanopticDataset, image: int) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint")
-    parser.add_argument("config", help="whose data.val is used")
-    parser.add_argument("--images", type=int, default=250)
+    parser.add_argument("checkpoint", help="model folder")
+    parser.add_argument("config", help="config YAML, whose data.val is used")
+    parser.add_argument("--images", type=int, default=250, help="number of images (default: 250)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     predictor = Predictor(options.checkpoint, device="cpu")

@@ -1,17 +1,17 @@
-"""Fusion of 100 instances and 133 classes at 800 × 1333: refine against a plain heuristic paste.
+"""Speed of fusing 100 instances and 133 classes at 800 × 1333: refine against a plain heuristic.
 
     python benchmarks/fusion.py --threads 1 --out fusion.json
 
-Both start from what a network gives, masks of 28 × 28 in boxes and semantic logits at stride 4, and end with
-a panoptic map. The plain one is Panoptic-FPN's post-processing as its authors describe it, tensor by tensor:
-upsample the logits and take the best class, sample each mask at the pixels of its box, paste mask after mask
-by falling score, fill stuff class after class. refine does the same ("heuristic"; the results are compared),
-or decides overlapping pairs by equation 7 from a given matrix O ("soe"), and erases unknown regions, for which
-it also computes confidences, which the plain one does without.
+Both start from the outputs of a network, 28 × 28 masks in boxes and semantic logits at stride 4, and return a
+panoptic map. The plain version is Panoptic-FPN's post-processing as its authors describe it, one tensor at a time:
+upsample the logits and take the best class, sample each mask at the pixels of its box, paste the masks in order of
+decreasing score, then fill in the stuff classes. refine does the same ("heuristic"; the results are compared), or
+decides overlapping pairs by equation 7 from a given matrix O ("soe") and erases unknown regions, which also needs
+confidences.
 
-All take turns for `--rounds` rounds and the median counts; CPU time of the process, whose ratio hardly depends
-on what else the machine does, beside wall time. Peak memory is what the first call takes in a process of its
-own (Linux).
+All versions run in turns for `--rounds` rounds; medians are reported, of wall time and of the CPU time of the
+process, whose ratio hardly depends on other load of the machine. Peak memory is that of a first call in a separate
+process (Linux).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ CONFIG = FusionConfig()
 
 @dataclass
 class Case:
-    """What a network gives of one image."""
+    """Outputs of a network for one image."""
 
     instances: Instances
     logits: Tensor
@@ -54,8 +54,11 @@ class Case:
 
 
 def make_case(noise: float, seed: int = 0) -> Case:
-    """Boxes of COCO's sizes with blobs for masks, all above the score threshold; patches of classes, with edges
-    that are the more ragged the more `noise` the logits have."""
+    """Return random instances and logits.
+
+    Boxes have the sizes of COCO's, masks are blobs, and all scores are above the threshold. The logits form patches
+    of classes, whose edges are more ragged with more `noise`.
+    """
     g = torch.Generator().manual_seed(seed)
     height, width = SIZE
     sides = (torch.randn(DETECTIONS, 2, generator=g) * 0.8 - 2.1).exp().clamp(0.01, 0.95)
@@ -80,13 +83,13 @@ def make_case(noise: float, seed: int = 0) -> Case:
 
 
 def plain(case: Case) -> Tensor:
-    """The heuristic, mask by mask: Tensor[H, W] int64, 0 for void."""
+    """Fuse by the plain heuristic: Tensor[H, W] int64, 0 for void."""
     full = F.interpolate(case.logits[None], scale_factor=4, mode="bilinear", align_corners=False)
     return plain_merge(case, full[0, :, : SIZE[0], : SIZE[1]].argmax(0))
 
 
 def plain_merge(case: Case, sem_seg: Tensor) -> Tensor:
-    """Paste and merge, given the semantic map."""
+    """Paste and merge the masks, given the semantic map."""
     masks = plain_paste(case.instances)
     panoptic, count = torch.zeros(SIZE, dtype=torch.int64), 0
     for n in torch.argsort(-case.instances.scores).tolist():
@@ -118,14 +121,14 @@ def plain_paste(instances: Instances) -> Tensor:
     return masks
 
 
-def ours(case: Case, method: Method, erasing: bool) -> Tensor:
-    """The whole of refine's fusion."""
+def refined(case: Case, method: Method, erasing: bool) -> Tensor:
+    """Fuse by refine, from the logits."""
     sem_seg, confidence = semantic_map(case.logits, SIZE, SIZE)
-    return ours_merge(case, sem_seg, confidence, method, erasing)
+    return refined_merge(case, sem_seg, confidence, method, erasing)
 
 
-def ours_merge(case: Case, sem_seg: Tensor, confidence: Tensor, method: Method, erasing: bool) -> Tensor:
-    """Paste, decisions, UE and stuff, given the semantic map."""
+def refined_merge(case: Case, sem_seg: Tensor, confidence: Tensor, method: Method, erasing: bool) -> Tensor:
+    """Fuse by refine, given the semantic map: pasting, decisions, UE and stuff."""
     return fuse(
         case.instances,
         sem_seg,
@@ -139,27 +142,27 @@ def ours_merge(case: Case, sem_seg: Tensor, confidence: Tensor, method: Method, 
 
 WHOLE: dict[str, Callable[[Case], Tensor]] = {
     "plain heuristic": plain,
-    "refine heuristic": partial(ours, method="heuristic", erasing=False),
-    "refine soe + UE": partial(ours, method="soe", erasing=True),
+    "refine heuristic": partial(refined, method="heuristic", erasing=False),
+    "refine soe + UE": partial(refined, method="soe", erasing=True),
 }
 
 
 def parts(case: Case) -> dict[str, Callable[[], object]]:
-    """What is measured, by name: the whole, then the same given the semantic map, then UE alone."""
+    """Return the functions to time by name: the whole fusion, the fusion given the semantic map, and UE alone."""
     sem_seg, confidence = semantic_map(case.logits, SIZE, SIZE)
     radius = CONFIG.radius_at(SIZE)
     return {
         **{name: partial(function, case) for name, function in WHOLE.items()},
         "given map: plain heuristic": partial(plain_merge, case, sem_seg),
-        "given map: refine heuristic": partial(ours_merge, case, sem_seg, confidence, "heuristic", False),
-        "given map: refine soe": partial(ours_merge, case, sem_seg, confidence, "soe", False),
-        "given map: refine soe + UE": partial(ours_merge, case, sem_seg, confidence, "soe", True),
+        "given map: refine heuristic": partial(refined_merge, case, sem_seg, confidence, "heuristic", False),
+        "given map: refine soe": partial(refined_merge, case, sem_seg, confidence, "soe", False),
+        "given map: refine soe + UE": partial(refined_merge, case, sem_seg, confidence, "soe", True),
         "UE alone": partial(erase_unknown, sem_seg, confidence, radius, CONFIG.ue_threshold, THINGS),
     }
 
 
 def measure(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
-    """Median milliseconds, CPU and wall, taking turns."""
+    """Run the functions in turns; return median milliseconds of CPU and wall time by name."""
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
     for number in range(rounds + 1):
         for name, function in functions.items():
@@ -177,11 +180,11 @@ def measure(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str
 
 
 def peak_memory(name: str, threads: int, noise: float) -> float:
-    """MiB that the first call takes at most; runs in a process of its own."""
+    """Return the peak memory of a first call in MiB; to be run in a separate process."""
     torch.set_num_threads(threads)
     case = make_case(noise)
     before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     WHOLE[name](case)
     return (_status("VmHWM") - before) / 1024
 
@@ -191,18 +194,21 @@ def _status(field: str) -> int:
 
 
 def same(case: Case) -> float:
-    """Share of pixels on which plain and refine's heuristic agree."""
+    """Return the fraction of pixels on which the plain heuristic and refine's agree."""
     return (plain(case) == WHOLE["refine heuristic"](case)).double().mean().item()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=15, help="(default: 15)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument(
-        "--noise", type=float, default=0.1, help="of the logits; 0.1 makes 17,000 runs; COCO truth has up to 14,000"
+        "--noise",
+        type=float,
+        default=0.1,
+        help="noise of the logits; 0.1 gives 17,000 runs, COCO ground truth has up to 14,000 (default: 0.1)",
     )
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     case = make_case(options.noise)

@@ -1,16 +1,16 @@
-"""What the method costs at test: REFINE against the same network without it, side by side.
+"""Cost of the method at test: REFINE against the same network without it.
 
     python benchmarks/ibpp.py --out ibpp.json
     python benchmarks/ibpp.py configs/coco/cascade_panoptic_fpn_r101_dcn.yaml configs/coco/refine_r101_dcn.yaml
 
-From the picture to the panoptic map at 800 × 1333, with random weights and 100 detections placed as boxes of
-COCO's sizes are, so that all networks do the same work up to the boxes. As many score above 0.5 as COCO has objects
-in an image (7.7, Lin et al. 2014), which fusion uses, and 29 above 0.05, which REFINE paints on its canvas; the
-others have no masks. `--all` asks for all 100 masks, as AP does.
-Without configs: IBPP alone, on ResNet-50, with heuristic fusion; with: REFINE with its occlusion head and SOE, of
-which "pairs" says how many it judges (COCO's objects have one such pair per image, as OCFusion counts them: 132,165
-in train2017). The networks take turns for `--rounds` rounds, the median counts, and ratios are to the first. CPU
-time of the process is given too: its ratio hardly depends on what else the machine does.
+Measured from the image to the panoptic map at 800 × 1333, with random weights and 100 fixed detections with the
+sizes of COCO's boxes, so that all networks have the same work after the boxes. As many score above 0.5 and are used
+by fusion as COCO has objects per image (7.7, Lin et al. 2014), and 29 score above 0.05 and are painted on REFINE's
+canvas; the others have no masks. `--all` computes all 100 masks, as for AP. Without configs, IBPP alone is measured
+on ResNet-50 with heuristic fusion; with configs, REFINE has its occlusion head and SOE, and "pairs" is the number
+of pairs that the head evaluates (COCO has one such pair per image by OCFusion's count, 132,165 in train2017). The
+networks run in turns for `--rounds` rounds; medians are reported, and ratios to the first network. CPU time of the
+process is reported too, because its ratio hardly depends on other load.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from refine.training.config import RunConfig, load_run
 THINGS, CLASSES = 80, 133
 SIZE = (800, 1333)
 DETECTIONS = 100
-SCORE_POWER = 9  # of evenly spaced numbers: eight of a hundred lie above 0.5
+SCORE_POWER = 9  # power of evenly spaced numbers: eight of a hundred are above 0.5
 
 
 class FixedBoxes(nn.Module):
-    """Runs the box head as it is and answers with the same 100 boxes for every network."""
+    """Box heads that run as usual but return the same 100 boxes for every network."""
 
     def __init__(self, heads: nn.Module, detections: Instances) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ def resnet50(iterations: int, shared: bool = False) -> RunConfig:
 
 
 def with_occlusion(path: str) -> RunConfig:
-    """A config, and REFINE's with the head and the rule that its second stage adds."""
+    """Load a config; REFINE configs get the occlusion head and fusion rule of their second stage."""
     config = load_run(path)
     return load_run(path, ["--model.occlusion={}", "--eval.method=soe"]) if config.model.ibpp.iterations else config
 
@@ -77,9 +77,9 @@ def build(config: RunConfig, detections: Instances, device: torch.device) -> Pre
 
 
 def boxes_of_coco(seed: int = 8) -> Instances:
-    """100 boxes whose sides are log-normal around an eighth of the image (COCO's median), of 10 classes.
+    """Return 100 boxes of 10 classes with log-normal sides around an eighth of the image (COCO's median).
 
-    With this seed one pair of those that fusion uses overlaps enough to be judged.
+    With this seed, one pair of the boxes used by fusion overlaps enough for the occlusion head.
     """
     generator = torch.Generator().manual_seed(seed)
     height, width = SIZE
@@ -95,34 +95,35 @@ def boxes_of_coco(seed: int = 8) -> Instances:
 
 
 def with_all_masks(predictor: Predictor, image: torch.Tensor) -> None:
+    """Predict an image with the masks of all detections."""
     predictor.fuse(predictor.predict_raw([image])[0])
 
 
 def count_pairs(predictor: Predictor, image: torch.Tensor) -> int:
-    """How many pairs of instances the occlusion head is asked about."""
-    head, asked = predictor.model.occlusion, [0]
+    """Return the number of pairs that the occlusion head evaluates for an image."""
+    head, counts = predictor.model.occlusion, [0]
     if head is None:
         return 0
-    judge = head.predict
+    evaluate = head.predict
 
     def counted(instances: Instances, pairs: torch.Tensor) -> torch.Tensor:
-        asked.append(len(pairs))
-        return judge(instances, pairs)
+        counts.append(len(pairs))
+        return evaluate(instances, pairs)
 
     head.predict = counted  # type: ignore[method-assign]
     predictor(image)
     del head.predict
-    return sum(asked)
+    return sum(counts)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("configs", nargs="*", help="YAMLs to compare")
-    parser.add_argument("--all", action="store_true", help="masks of all detections")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, help="of the CPU (torch's choice)")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("configs", nargs="*", help="config YAMLs to compare")
+    parser.add_argument("--all", action="store_true", help="compute the masks of all detections")
+    parser.add_argument("--rounds", type=int, default=5, help="(default: 5)")
+    parser.add_argument("--device", default="cpu", help="(default: cpu)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -135,8 +136,8 @@ def main() -> None:
     }
     models = {name: build(config, detections, device) for name, config in configs.items()}
     image = torch.randint(0, 255, (3, *SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    way = with_all_masks if options.all else Predictor.__call__
-    runs = {name: partial(way, model, image.to(device)) for name, model in models.items()}
+    predict = with_all_masks if options.all else Predictor.__call__
+    runs = {name: partial(predict, model, image.to(device)) for name, model in models.items()}
     numbers = take_turns(runs, options.rounds, device)
     table = Table("network", "wall s", "CPU s", "ratio wall", "ratio CPU", "pairs")
     for name, row in numbers.items():

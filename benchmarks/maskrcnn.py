@@ -1,4 +1,4 @@
-"""torchvision's Mask R-CNN with the widths and the backbone of one of our configs: a baseline for `nuclei.py`."""
+"""torchvision's Mask R-CNN with the widths and backbone of a refine config: a baseline for `nuclei.py`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from refine.training.config import RunConfig
 
 
 class PyramidBackbone(nn.Module):
-    """What torchvision's `BackboneWithFPN` is, over one of our backbones."""
+    """Equivalent of torchvision's `BackboneWithFPN` for a refine backbone."""
 
     def __init__(self, backbone: Backbone, channels: int, norm: partial[nn.Module] | None) -> None:
         super().__init__()
@@ -32,18 +32,18 @@ class PyramidBackbone(nn.Module):
         self.fpn = FeaturePyramidNetwork(backbone.channels, channels, LastLevelMaxPool(), norm_layer=norm)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Tensor[B, 3, H, W], normalised -> maps at strides 4 to 64, "0" to "3" and "pool"."""
+        """Compute the FPN maps "0" to "3" and "pool" at strides 4 to 64 of a normalised Tensor[B, 3, H, W]."""
         return self.fpn(OrderedDict((str(n), feature) for n, feature in enumerate(self.body(x))))
 
 
 class MaskRCNN(nn.Module):
-    """torchvision's detector with `image_batch` and `loss` as `PanopticModel` has them, so that it trains alike.
+    """torchvision's detector with the methods `image_batch` and `loss` of `PanopticModel`, for the same training.
 
-    Anchors, widths, norms, RoIAlign, samples and thresholds are the config's; everything else is torchvision's.
+    Anchors, widths, norms, RoIAlign, samples and thresholds are from the config, everything else from torchvision.
 
     Args:
-        config: of the run.
-        num_things: K.
+        config: config of the run.
+        num_things: number K of thing classes.
     """
 
     def __init__(self, config: RunConfig, num_things: int) -> None:
@@ -77,7 +77,7 @@ class MaskRCNN(nn.Module):
             mask_roi_pool=align(output_size=mask.pool_size),
             mask_head=MaskRCNNHeads(channels, [mask.channels] * mask.num_convs, 1, norms[1]),
             mask_predictor=MaskRCNNPredictor(mask.channels, mask.channels, num_things + 1),
-            _skip_resize=True,  # at training: the crops have their size already
+            _skip_resize=True,  # in training, where crops have their final size
         )
         if model.channels_last:
             self.to(memory_format=torch.channels_last)
@@ -87,12 +87,12 @@ class MaskRCNN(nn.Module):
         return self.detector.backbone.body
 
     def image_batch(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """Tensor[3, h, w] uint8 RGB each -> the same as float32, 0-1, on the model's device."""
+        """Convert images, each Tensor[3, h, w] uint8 RGB, to float32, 0-1, on the model's device."""
         device = next(self.parameters()).device
         return [image.to(device).float() / 255 for image in images]
 
     def loss(self, images: list[Tensor], targets: Sequence[Targets]) -> dict[str, Tensor]:
-        """torchvision's five losses; crowd regions do not exist for it."""
+        """Return torchvision's five losses; crowd regions are ignored."""
         return self.detector(
             images,
             [
@@ -107,7 +107,7 @@ class MaskRCNN(nn.Module):
 
     @torch.inference_mode()
     def panoptic(self, image: Tensor, categories: Categories, fusion: FusionConfig) -> PanopticResult:
-        """Fuse the detections heuristically over the first stuff class: Tensor[3, H, W] uint8 RGB -> result."""
+        """Predict an image, Tensor[3, H, W] uint8 RGB: fuse detections heuristically over the first stuff class."""
         (output,) = self.detector(self.image_batch([image]))
         things = [category.id for category in categories if category.isthing]
         instances = from_torchvision(output, categories, [0, *things])

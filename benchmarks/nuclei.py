@@ -1,17 +1,17 @@
-"""REFINE against a U-Net with watershed and torchvision's Mask R-CNN on cell nuclei, with one budget for each.
+"""REFINE against a U-Net with watershed and torchvision's Mask R-CNN on cell nuclei, with equal training budgets.
 
     python benchmarks/nuclei.py --minutes 20 --methods refine unet maskrcnn --seed 0 --out runs/nuclei_baselines
 
-All are trained by the same code on the same pictures with the same augmentation, batches, ImageNet backbone,
-optimizer and running mean of the weights, all from configs/dsb2018.yaml, until `--minutes` are used up: of the
-process's CPU time, over all threads, on a CPU, whatever else the machine does; of wall time on a GPU. Reading and
-augmenting count, measuring does not. The learning rate follows the share of the budget that is used: each method
-makes as many updates as it can, and ends annealed.
+All methods are trained by the same code with the images, augmentation, batches, ImageNet backbone, optimizer and
+EMA of configs/dsb2018.yaml until `--minutes` are used up: CPU time of the process over all threads on a CPU, wall
+time on a GPU. Reading and augmentation count, evaluation does not. The learning rate follows the fraction of the
+budget that is used, so that each method makes as many updates as it can and its schedule is completed.
 
-A few originals of the training split (every 16th) are held back from all methods, to choose the thresholds of the
-watershed; the others use the config's. All are measured on the whole validation split at the same test size.
+A few originals of the training split (every 16th) are held out from all methods to choose the thresholds of the
+watershed; the other methods use those of the config. All methods are evaluated on the whole validation split at the
+same test size.
 
-A method whose OUT/METHOD.json is there is not trained again. OUT/nuclei.md has the table.
+A method is not trained again if OUT/METHOD.json exists. OUT/nuclei.md contains the table.
 """
 
 from __future__ import annotations
@@ -54,18 +54,19 @@ from refine.training.config import RunConfig, load_run
 from refine.training.update import TrainingModule
 
 METHODS = {"refine": "REFINE", "unet": "U-Net, watershed", "maskrcnn": "Mask R-CNN (torchvision)"}
-HELD_BACK = 16
-"""One of so many originals of the training split is not trained on."""
+HELD_OUT = 16
+"""One in this many originals of the training split is not used for training."""
 
-PICTURES = 4
+DRAWN = 4
+"""Number of validation images that are drawn."""
 
 Predict = Callable[[Tensor], PanopticResult]
-"""Tensor[3, H, W] uint8 RGB -> result of that size."""
+"""Function from Tensor[3, H, W] uint8 RGB to a result of the same size."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some pictures of a data set, as a data set."""
+    """Subset of a data set."""
 
     whole: PanopticDataset
     numbers: list[int]
@@ -90,17 +91,17 @@ class Part:
 
 
 def split(config: RunConfig) -> tuple[Part, Part]:
-    """The training split without the originals that are held back, and those: tiles of one stay together."""
+    """Split the training data into training and held-out images; tiles of one original stay together."""
     whole = build_dataset(config.data.train)
     groups = {image["id"]: image["group"] for image in read_json(str(config.data.train.json))["images"]}
-    held = set(sorted(set(groups.values()))[::HELD_BACK])
-    chosen = [groups[whole.name(n)[0]] in held for n in range(len(whole))]
-    trained, back = (Part(whole, [n for n, c in enumerate(chosen) if c is wanted]) for wanted in (False, True))
-    return trained, back
+    held = set(sorted(set(groups.values()))[::HELD_OUT])
+    is_held = [groups[whole.name(n)[0]] in held for n in range(len(whole))]
+    trained, held_out = (Part(whole, [n for n, h in enumerate(is_held) if h is side]) for side in (False, True))
+    return trained, held_out
 
 
 def build(name: str, config: RunConfig, categories: Categories) -> nn.Module:
-    """An untrained network on the ImageNet backbone."""
+    """Build an untrained network on the ImageNet backbone."""
     torch.manual_seed(config.seed)
     if name == "refine":
         model = PanopticModel(config.model, categories.num_things, len(categories))
@@ -115,51 +116,53 @@ def build(name: str, config: RunConfig, categories: Categories) -> nn.Module:
 def train(
     model: nn.Module, config: RunConfig, dataset: PanopticDataset, minutes: float
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Update until the budget is used up.
+    """Train until the budget is used up.
 
     Returns:
-        The running mean of the weights, and `updates` and `minutes`.
+        The network with averaged weights, and `updates` and `minutes`.
     """
     device, optim = torch.device(config.device), config.optim
     group = Processes(0, 1, device)
-    module = TrainingModule(model.to(device), config, group)  # type: ignore[arg-type]  # has the same methods
+    module = TrainingModule(model.to(device), config, group)  # type: ignore[arg-type]  # same methods
     batches = training_parts(dataset, config, group, 0)
     clock = time.process_time if device.type == "cpu" else time.perf_counter
-    warm_up, step, told = optim.warmup_steps / optim.max_steps, 0, 0.0
+    warm_up, step, next_report = optim.warmup_steps / optim.max_steps, 0, 0.0
     began = clock()
     while (used := (clock() - began) / 60) < minutes:
-        if step:  # the schedule ends where the budget will, at the pace so far
+        if step:  # let the schedule end with the budget, at the speed so far
             optim.max_steps = round(step * minutes / used)
             optim.warmup_steps = max(1, round(warm_up * optim.max_steps))
         losses = module.update(next(batches))
         step += 1
-        if used >= told:
+        if used >= next_report:
             loss, rate = losses["loss"].item(), losses["lr"].item()
             print(f"  {used:.1f} of {minutes:g} min, update {step}: loss {loss:.3f}, rate {rate:.1e}", flush=True)
-            told += minutes / 10
+            next_report += minutes / 10
     return module.learner.evaluated.eval(), {"updates": step, "minutes": used}
 
 
-def predictor(name: str, model: Any, config: RunConfig, held_back: Part) -> tuple[Predict, dict[str, Any]]:
-    """How a trained network makes results, and the thresholds that were chosen for it."""
-    categories, size = held_back.categories, (config.eval.short, config.eval.long)
+def predictor(name: str, model: Any, config: RunConfig, held_out: Part) -> tuple[Predict, dict[str, Any]]:
+    """Return the prediction function of a trained network, and the thresholds tuned for it."""
+    categories, size = held_out.categories, (config.eval.short, config.eval.long)
     if name == "refine":
         saved = SavedModel(model, categories, size, config.eval.method, config.eval.fusion)
         return Predictor(saved, device=config.device), {}
     if name == "maskrcnn":
         return partial(model.panoptic, categories=categories, fusion=config.eval.fusion), {}
-    chosen = tune(model, held_back, size)
-    return partial(by_watershed, model=model, chosen=chosen, size=size, categories=categories), asdict(chosen)
+    watershed = tune(model, held_out, size)
+    predict = partial(by_watershed, model=model, watershed=watershed, size=size, categories=categories)
+    return predict, asdict(watershed)
 
 
 def by_watershed(
-    image: Tensor, model: UNet, chosen: Watershed, size: tuple[int, int], categories: Categories
+    image: Tensor, model: UNet, watershed: Watershed, size: tuple[int, int], categories: Categories
 ) -> PanopticResult:
-    return to_panoptic(chosen(model.probabilities(image, size)), image.shape[1:], categories)
+    """Predict an image, Tensor[3, H, W] uint8 RGB, by U-Net and watershed."""
+    return to_panoptic(watershed(model.probabilities(image, size)), image.shape[1:], categories)
 
 
 def measure(predict: Predict, dataset: PanopticDataset, limit: int | None) -> tuple[Evaluation, dict[str, Tensor]]:
-    """PQ on the first `limit` images (None: on all), of which a few, evenly spread, are drawn, by file name."""
+    """Evaluate PQ on the first `limit` images (None: all); return it, and drawings of a few images by file name."""
     categories, count = dataset.categories, min(limit or len(dataset), len(dataset))
     measured, drawn = Quality(), {}
     measured.reset(categories)
@@ -177,23 +180,23 @@ def measure(predict: Predict, dataset: PanopticDataset, limit: int | None) -> tu
             file_name=name,
         )
         measured.counts.append(measured.quality.state() - before)
-        if n % -(-count // PICTURES) == 0:
+        if n % -(-count // DRAWN) == 0:
             drawn[name] = side_by_side(image, truth, result)
     return Evaluation([measured]), drawn
 
 
 def run(name: str, options: argparse.Namespace, settings: dict[str, Any]) -> None:
-    """Train and measure one method; write OUT/NAME.png and .npz, then .json, which says that all is there."""
+    """Train and evaluate one method; write OUT/NAME.png and .npz, and last .json, which marks it as finished."""
     config = load_run(options.config, [f"--seed={options.seed}", f"--device={options.device}"])
-    # A worker's CPU time would not count.
+    # CPU time of workers would not be counted.
     config.workers = 0 if torch.device(options.device).type == "cpu" else 4
-    trained, held_back = split(config)
+    trained, held_out = split(config)
     assert config.data.val is not None
     validation = build_dataset(config.data.val)
     model = build(name, config, trained.categories)
-    print(f"{METHODS[name]}: {parameters(model) / 1e6:.1f} M parameters, {len(trained)} pictures", flush=True)
+    print(f"{METHODS[name]}: {parameters(model) / 1e6:.1f} M parameters, {len(trained)} images", flush=True)
     model, spent = train(model, config, trained, options.minutes)
-    predict, chosen = predictor(name, model, config, held_back)
+    predict, tuned = predictor(name, model, config, held_out)
     evaluation, drawn = measure(predict, validation, options.max_images)
     write_counts(options.out / f"{name}.npz", evaluation.counts)
     sheet = contact_sheet(list(drawn.values()), list(drawn), columns=1, width=1200)
@@ -204,7 +207,7 @@ def run(name: str, options: argparse.Namespace, settings: dict[str, Any]) -> Non
         "images": len(evaluation.report.images),
         "parameters": parameters(model),
         **spent,
-        "chosen": chosen,
+        "chosen": tuned,
         "machine": describe_machine(torch.device(options.device)),
         "command": shlex.join(["python", *sys.argv]),
     }
@@ -216,7 +219,7 @@ def parameters(model: nn.Module) -> int:
 
 
 def table(folder: Path) -> str:
-    """Markdown of all methods that are finished."""
+    """Return a Markdown table of all finished methods."""
     results = {name: read_json(folder / f"{name}.json") for name in METHODS if (folder / f"{name}.json").is_file()}
     columns = ["PQ", "SQ", "RQ", "PQ_things", "SQ_things", "RQ_things", "PQ_stuff"]
     heads = ["", *columns[:3], "PQ nucleus", "SQ", "RQ", "PQ background", "updates", "minutes", "M parameters"]
@@ -225,39 +228,41 @@ def table(folder: Path) -> str:
     for name, result in results.items():
         row = [METHODS[name], *(f"{100 * result['metrics'][c]:.1f}" for c in columns)]
         row += [str(result["updates"]), f"{result['minutes']:.1f}", f"{result['parameters'] / 1e6:.1f}"]
-        ours = results.get("refine") if name != "refine" else None
-        lines.append([*row, *("" if ours is None else difference(folder, name, m) for m in ("PQ", "PQ_things"))])
+        base = results.get("refine") if name != "refine" else None
+        lines.append([*row, *("" if base is None else difference(folder, name, m) for m in ("PQ", "PQ_things"))])
     machines = sorted({name_machine(result["machine"]) for result in results.values()})
     rows = ["| " + " | ".join(line) + " |" for line in lines]
     return "\n".join([*rows, "", f"Percent; differences with their 95% interval. {'; '.join(machines)}.", ""])
 
 
 def difference(folder: Path, name: str, metric: str) -> str:
-    """REFINE minus another method, with the bootstrap's interval over the validation pictures."""
-    ours, theirs = (read_counts(folder / f"{n}.npz") for n in ("refine", name))
+    """Return the difference of REFINE to another method, with its bootstrap interval over the validation images."""
+    own, other = (read_counts(folder / f"{n}.npz") for n in ("refine", name))
     values = [read_json(folder / f"{n}.json")["metrics"][metric] for n in ("refine", name)]
-    interval = paired_interval([ours], [theirs], metric)
+    interval = paired_interval([own], [other], metric)
     between = "" if interval is None else f" ({100 * interval[0]:+.1f} to {100 * interval[1]:+.1f})"
     return f"{100 * (values[0] - values[1]):+.1f}{between}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/dsb2018.yaml")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--minutes", type=float, default=20, help="of training, per method")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--max-images", type=int, help="of the validation split (all)")
-    parser.add_argument("--out", type=Path, default=Path("runs/nuclei_baselines"))
+    parser.add_argument("--config", default="configs/dsb2018.yaml", help="(default: configs/dsb2018.yaml)")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="(default: all)")
+    parser.add_argument("--minutes", type=float, default=20, help="training budget per method (default: 20)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    parser.add_argument("--device", default="cpu", help="(default: cpu)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parser.add_argument("--max-images", type=int, help="number of validation images (default: all)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/nuclei_baselines"), help="(default: runs/nuclei_baselines)"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     settings = {k: getattr(options, k) for k in ("config", "minutes", "seed", "device", "threads", "max_images")}
     for name in METHODS:
         path = options.out / f"{name}.json"
         if path.is_file() and read_json(path)["settings"] != settings:
-            raise RefineError(f"{path}: was made with other settings; name another --out")
+            raise RefineError(f"{path}: was written with other settings; choose another --out")
     for name in options.methods:
         if not (options.out / f"{name}.json").is_file():
             run(name, options, settings)

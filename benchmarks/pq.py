@@ -2,11 +2,11 @@
 
     python benchmarks/pq.py --gt val.json --gt-dir val --pred pred.json --pred-dir pred --out pq.json
 
-Images are repeated under new names until there are `--images`. All three use every core (panopticapi a
-process for each, hotcoco and refine a thread). They take turns for `--rounds` rounds, each in a process of
-its own, and the median counts: of reading JSON and PNGs and computing, and of the whole process, start-up
-included. The CPU time of all threads and processes is given too: unlike the wall clock's, its ratio hardly
-depends on what else the machine does. Memory is the peak of the largest process.
+Images are repeated under new names until there are `--images`. All three use every core (panopticapi a process per
+core, hotcoco and refine a thread). They run in turns for `--rounds` rounds, each in a separate process, and medians
+are reported: of reading JSON and PNGs and computing PQ, and of the whole process including start-up. CPU time of
+all threads and processes is reported too, because its ratio hardly depends on other load of the machine. Memory is
+the peak of the largest process.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def repeat(source: Path, folder: Path, out: Path, count: int) -> tuple[str, str]:
-    """Write a set of `count` images: (JSON, folder)."""
+    """Write a data set of `count` images; return the paths of its JSON and its folder."""
     content = json.loads(source.read_text())
     annotations = content["annotations"]
     out.mkdir()
@@ -105,7 +105,7 @@ def repeat(source: Path, folder: Path, out: Path, count: int) -> tuple[str, str]
 
 
 def in_process(name: str, *files: str) -> dict[str, float]:
-    """Run `compute` in a new process: its figures, and those of the process."""
+    """Run `compute` in a new process; return its results, and the times and memory of the process."""
     begin = time.perf_counter()
     process = subprocess.Popen([sys.executable, __file__, "--run", name, *files], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -120,13 +120,13 @@ def in_process(name: str, *files: str) -> dict[str, float]:
 
 
 def compute(name: str, gt: str, gt_dir: str, pred: str, pred_dir: str) -> dict[str, float]:
-    """Seconds without imports and compilation, and PQ."""
+    """Compute PQ; return it, and the seconds without imports and compilation."""
     if name == "refine":
         from refine.evaluation.panoptic_files import evaluate_files
 
         with tempfile.TemporaryDirectory() as folder:
             one = repeat(Path(gt), Path(gt_dir), Path(folder, "one"), 1)
-            evaluate_files(*one, *one)  # compiles, or loads what was compiled
+            evaluate_files(*one, *one)  # compiles, or loads compiled code
 
         def run() -> float:
             return evaluate_files(gt, gt_dir, pred, pred_dir).pq
@@ -143,12 +143,12 @@ def compute(name: str, gt: str, gt_dir: str, pred: str, pred_dir: str) -> dict[s
     with contextlib.redirect_stdout(io.StringIO()):
         pq = run()
     wall = time.perf_counter() - wall
-    gc.collect()  # ends panopticapi's processes, so that their time is known
+    gc.collect()  # ends panopticapi's processes, so that their CPU time is counted
     return {"wall_s": wall, "cpu_s": cpu_seconds() - cpu, "pq": pq}
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process and of the ones that it has ended."""
+    """Return the CPU time of this process and its finished child processes."""
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(u.ru_utime + u.ru_stime for u in usage)
 

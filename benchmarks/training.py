@@ -1,10 +1,10 @@
-"""Where the time of training goes: waiting for data, forward, backward, update of the weights.
+"""Time of a training update by part: waiting for data, forward pass, backward pass, update of the weights.
 
     python benchmarks/training.py configs/dsb2018.yaml configs/photographs.yaml --updates 20 --out training.json
 
-Runs the config's own updates from its own start. "data" is what the training process waits for its batch: with
-`--workers 0` the loading itself, with more what loading beside the computation leaves of it; on a GPU that keeps
-up, it is near zero. "loading" is what one process takes to load a batch, whatever else goes on.
+Runs the first updates of a config. "data" is the time that the training process waits for a batch: with `--workers
+0` the loading itself, with workers the part of it that does not overlap with the computation, which is near zero if
+loading keeps up. "loading" is the time in which one process loads a batch.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from refine.training.config import RunConfig, load_run
 from refine.training.update import TrainingModule
 
 WARM_UP = 3
-"""First updates, which are not counted."""
+"""Number of first updates, which are not timed."""
 PARTS = ("data", "forward", "backward", "update")
 
 
 class TimedModule(TrainingModule):
-    """Notes when the losses are there and when the gradients are."""
+    """Training module that records when the losses and the gradients are computed."""
 
     def _forward(self, *batch) -> dict[str, Tensor]:  # type: ignore[no-untyped-def]
         losses = super()._forward(*batch)
-        self.losses_there = now(self.group.device)
+        self.losses_time = now(self.group.device)
         return losses
 
     def _clip(self) -> Tensor:
-        self.gradients_there = now(self.group.device)
+        self.gradients_time = now(self.group.device)
         return super()._clip()
 
 
@@ -55,7 +55,7 @@ def now(device: torch.device) -> float:
 
 
 def measure(config: RunConfig, group: Processes, updates: int) -> dict[str, float]:
-    """Median seconds per update of each part; images per second; share of the time that computes."""
+    """Return the median seconds per update of each part, images per second, and the fraction spent computing."""
     dataset = build_dataset(config.data.train, "data.train")
     torch.manual_seed(config.seed)
     model = PanopticModel(config.model, dataset.categories.num_things, len(dataset.categories))
@@ -69,7 +69,7 @@ def measure(config: RunConfig, group: Processes, updates: int) -> dict[str, floa
         module.update(batch)
         ended = now(group.device)
         if number >= WARM_UP:
-            times = (began, loaded, module.losses_there, module.gradients_there, ended)
+            times = (began, loaded, module.losses_time, module.gradients_time, ended)
             rows.append([b - a for a, b in pairwise(times)])
     seconds = dict(zip(PARTS, map(statistics.median, zip(*rows, strict=True)), strict=True))
     alone = training_parts(dataset, replace(config, workers=0), group, start=0)
@@ -88,11 +88,13 @@ def measure(config: RunConfig, group: Processes, updates: int) -> dict[str, floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("configs", nargs="+", help="YAMLs of runs")
-    parser.add_argument("--updates", type=int, default=20, help=f"that are counted, after {WARM_UP}")
-    parser.add_argument("--workers", type=int, help="processes that load (the config's)")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("configs", nargs="+", help="config YAMLs")
+    parser.add_argument(
+        "--updates", type=int, default=20, help=f"timed updates, after {WARM_UP} for warm-up (default: 20)"
+    )
+    parser.add_argument("--workers", type=int, help="loading processes (default: the config's)")
+    parser.add_argument("--device", default="cpu", help="(default: cpu)")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     table = Table("config", *(f"{part} s" for part in PARTS), "loading s", "images/s", "computing", min_width=90)
     numbers = {}

@@ -1,4 +1,4 @@
-"""Timing several ways side by side, in turns, so that what else the machine does falls on all of them."""
+"""Timing of several functions in turns, so that other load of the machine affects all of them alike."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 def take_turns(
     runs: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device | None = None
 ) -> dict[str, dict[str, float]]:
-    """Median seconds of each run, wall and CPU, over some rounds after one that warms up; ratios to the first.
+    """Time functions in turns; return median wall and CPU seconds by name, and their ratios to the first function.
 
     Args:
-        runs: by name.
-        rounds: that count.
-        device: waited for after each run if it is a GPU.
+        runs: functions by name.
+        rounds: number of timed rounds, after one to warm up.
+        device: device to synchronise after each run, if it is a GPU.
     """
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for number in range(rounds + 1):

@@ -1,7 +1,7 @@
-"""A U-Net with a watershed, as most entries to the 2018 Data Science Bowl had it: a baseline for `nuclei.py`.
+"""U-Net with watershed, as in most entries to the 2018 Data Science Bowl: a baseline for `nuclei.py`.
 
-The network tells background, the inside of nuclei and their rim apart, pixel by pixel; touching nuclei are apart
-inside, so that each inside becomes a marker, which a watershed grows over the foreground.
+The network classifies pixels as background, inside or rim of a nucleus. The insides of touching nuclei are
+separate, so that each becomes a marker, from which a watershed covers the foreground.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from refine.structures import VOID, Categories, ImageBatch, PanopticResult, Targ
 BACKGROUND, INSIDE, RIM = range(3)
 
 CLASS_WEIGHTS = (1.0, 1.0, 10.0)
-"""Of the loss, as in the code of Caicedo et al. 2019 (Cytometry A 95:952): rims are thin, and what parts nuclei."""
+"""Class weights of the loss, as in the code of Caicedo et al. 2019 (Cytometry A 95:952): rims are thin."""
 
 WIDTHS = (128, 96, 64, 32, 16)
-"""Channels of the decoder at strides 16, 8, 4, 2 and 1."""
+"""Numbers of channels of the decoder at strides 16, 8, 4, 2 and 1."""
 
 
 class UNet(nn.Module):
-    """The backbone's maps at strides 4 to 32, joined on the way up; at strides 2 and 1 the picture itself.
+    """U-Net with skip connections from the backbone at strides 4 to 32 and from the image at strides 2 and 1.
 
-    It has `image_batch` and `loss` as `PanopticModel` has them, so that it trains as that does.
+    It has the methods `image_batch` and `loss` of `PanopticModel`, for the same training.
 
     Args:
-        config: its backbone, pixel mean and deviation, divisor and memory layout are used.
+        config: config whose backbone, pixel mean and standard deviation, divisor and memory layout are used.
     """
 
     pixel_mean: Tensor
@@ -71,40 +71,39 @@ class UNet(nn.Module):
             self.to(memory_format=torch.channels_last)
 
     def image_batch(self, images: Sequence[Tensor]) -> ImageBatch:
-        """Normalise and pad: Tensor[3, h, w] uint8 RGB each -> batch on the model's device."""
+        """Normalise and pad images, each Tensor[3, h, w] uint8 RGB, to a batch on the model's device."""
         moved = [image.to(self.pixel_mean.device) for image in images]
         return ImageBatch.from_images(moved, self.pixel_mean, self.pixel_std, self.divisor)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tensor[B, 3, H, W], normalised -> logits, Tensor[B, 3, H, W]."""
+        """Compute the logits, Tensor[B, 3, H, W], of normalised images, Tensor[B, 3, H, W]."""
         *skips, below = self.backbone(x)
         for skip, level in zip([*reversed(skips), F.avg_pool2d(x, 2), x], self.levels, strict=True):
             below = level(torch.cat([F.interpolate(below, size=skip.shape[-2:], mode="nearest"), skip], 1))
         return self.classifier(below)
 
     def loss(self, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
-        """Weighted cross-entropy over the labelled pixels."""
+        """Return the weighted cross-entropy over the labelled pixels."""
         size = (images.tensor.shape[-2], images.tensor.shape[-1])
         labels = pad_labels([rims(t.owner, t.sem_seg == VOID) for t in targets], size)
         return {"loss_pixels": F.cross_entropy(self(images.tensor), labels, self.class_weights, ignore_index=VOID)}
 
     @torch.inference_mode()
     def probabilities(self, image: Tensor, test_size: tuple[int, int]) -> np.ndarray:
-        """Tensor[3, H, W] uint8 -> [3, h, w] float32, 0-1, of the picture resized to `test_size` (short, long)."""
+        """Return class probabilities, [3, h, w], of Tensor[3, H, W] uint8 resized to `test_size` (short, long)."""
         batch = self.image_batch([resize_for_test(image, *test_size)])
         height, width = batch.sizes[0]
         return self(batch.tensor)[0, :, :height, :width].float().softmax(0).cpu().numpy()
 
 
 def rims(owner: Tensor, void: Tensor) -> Tensor:
-    """The class of each pixel.
+    """Return the class of each pixel.
 
-    The rim is part of the nucleus: its pixels one step (of eight directions) from what is not that nucleus, and
-    two steps from another nucleus. So the foreground is inside and rim together, whole nuclei; the picture's
-    border is no rim.
+    The rim consists of the pixels of a nucleus within one step (in eight directions) of background and within two
+    steps of another nucleus. Inside and rim together are the whole nuclei; the image border is not a rim.
 
     Args:
-        owner: Tensor[H, W] int64, which nucleus a pixel belongs to, -1 = none.
+        owner: Tensor[H, W] int64, index of the nucleus of each pixel, -1 for none.
         void: Tensor[H, W] bool, pixels without a label.
 
     Returns:
@@ -113,7 +112,7 @@ def rims(owner: Tensor, void: Tensor) -> Tensor:
     nucleus = owner >= 0
     number = owner.float()[None]
     own = torch.where(nucleus, number, -number.new_tensor(torch.inf))
-    # Maxima of the numbers and of their negatives: both are a pixel's own where only it is around.
+    # Maximum and minimum of the numbers nearby: both equal a pixel's own number unless another nucleus is near.
     near_other = _dilate(own, 2) > number
     near_other |= _dilate(torch.where(nucleus, -number, own), 2) > -number
     rim = (near_other | (_dilate((~nucleus)[None].float(), 1) > 0))[0] & nucleus
@@ -122,18 +121,18 @@ def rims(owner: Tensor, void: Tensor) -> Tensor:
 
 
 def _dilate(values: Tensor, radius: int) -> Tensor:
-    """Largest value within `radius` steps: Tensor[1, H, W] -> Tensor[1, H, W]."""
+    """Return the largest value within `radius` steps: Tensor[1, H, W] → Tensor[1, H, W]."""
     return F.max_pool2d(values, 2 * radius + 1, stride=1, padding=radius)
 
 
 @dataclass(frozen=True)
 class Watershed:
-    """From probabilities to instances.
+    """Conversion of probabilities to instances.
 
     Attributes:
-        foreground: least probability of inside and rim together.
-        marker: least probability of inside, 0-1; each connected part of such pixels is one nucleus.
-        smallest: markers of fewer pixels are noise.
+        foreground: minimum probability of inside and rim together, 0-1.
+        marker: minimum probability of inside, 0-1; each connected component of such pixels is one nucleus.
+        smallest: minimum number of pixels of a marker.
     """
 
     foreground: float
@@ -141,7 +140,7 @@ class Watershed:
     smallest: int
 
     def __call__(self, probabilities: np.ndarray) -> np.ndarray:
-        """[3, H, W] float, 0-1 -> [H, W] int32, number of the nucleus, 0 = background."""
+        """Segment probabilities, [3, H, W] float, 0-1: [H, W] int32, number of the nucleus, 0 for background."""
         inside, mask = probabilities[INSIDE], 1 - probabilities[BACKGROUND] >= self.foreground
         markers = label(mask & (inside >= self.marker), connectivity=1)
         markers[np.bincount(markers.ravel())[markers] < self.smallest] = 0
@@ -156,7 +155,7 @@ GRID = [
 
 
 def tune(model: UNet, dataset: PanopticDataset, test_size: tuple[int, int]) -> Watershed:
-    """The setting of `GRID` of highest PQ on pictures that were not trained on."""
+    """Return the setting in `GRID` with the highest PQ on held-out images."""
     qualities = [PanopticQuality(dataset.categories) for _ in GRID]
     for n in range(len(dataset)):
         image, segments = dataset[n]
@@ -171,12 +170,12 @@ def tune(model: UNet, dataset: PanopticDataset, test_size: tuple[int, int]) -> W
 
 
 def to_panoptic(numbers: np.ndarray, size: Sequence[int], categories: Categories) -> PanopticResult:
-    """Nuclei and background as a panoptic result.
+    """Convert nuclei and background to a panoptic result.
 
     Args:
-        numbers: [h, w] int32, number of the nucleus, 0 = background.
-        size: (H, W) wanted, by the nearest pixel.
-        categories: one thing, then one stuff class.
+        numbers: [h, w] int32, number of the nucleus, 0 for background.
+        size: (H, W) of the result, resized by nearest neighbour.
+        categories: one thing class, then one stuff class.
     """
     index = resize_map(torch.from_numpy(numbers)[None], (size[0], size[1]))[0] - 1
     count = int(numbers.max(initial=0))
