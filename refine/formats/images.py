@@ -183,7 +183,7 @@ def _select_channel(path: Path, image: Image.Image, channel: int) -> Image.Image
 
 
 def _orientation(image: Image.Image) -> int:
-    return image.getexif().get(ExifTags.Base.Orientation, 1)
+    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -167,7 +167,8 @@ def to_bytes(
         info = np.iinfo(values.dtype)
         table = _scale(np.arange(info.min, info.max + 1), low, high)
         table = np.roll(table, info.min)  # negative values index from the end
-        return table[values]
+        picked: np.ndarray = table[values]
+        return picked
     result = np.empty(values.shape, np.uint8)
     for source, target in zip(np.atleast_2d(values), np.atleast_2d(result), strict=True):  # row by row
         target[...] = _scale(source, low, high)
@@ -177,7 +178,8 @@ def to_bytes(
 def _scale(values: np.ndarray, low: float, high: float) -> np.ndarray:
     with np.errstate(over="ignore"):
         scaled = (values.astype(np.float64) - low) * (255 / (high - low) if high > low else 0)
-    return np.rint(scaled.clip(0, 255)).astype(np.uint8)
+    rounded: np.ndarray = np.rint(scaled.clip(0, 255)).astype(np.uint8)
+    return rounded
 
 
 def _full(kind: np.dtype) -> Range:
