@@ -183,7 +183,8 @@ def _select_channel(path: Path, image: Image.Image, channel: int) -> Image.Image
 
 
 def _orientation(image: Image.Image) -> int:
-    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return value if isinstance(value, int) else 1  # a broken tag turns nothing
 
 
 def _upright(image: Image.Image) -> Image.Image:
