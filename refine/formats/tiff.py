@@ -151,13 +151,13 @@ def _check_kind(page: TiffPage, path: Path) -> None:
 
 
 def _check_expansion(page: TiffPage | TiffFrame, key: TiffPage) -> None:
-    """Raise ValueError where a strip or tile decompresses to far more than the header says.
+    """Raise ValueError if a strip or tile decompresses to far more than the header states.
 
-    One megabyte can hold a compressed gigabyte. Some writers pad strips, so twice the size is taken.
+    One megabyte can contain a compressed gigabyte. Some writers pad strips, so up to twice the size is accepted.
     """
     size = math.prod(key.chunks) * np.dtype(key.dtype).itemsize
     if size > np.dtype(key.dtype).itemsize * 8 * MAX_PIXELS:
-        raise ValueError(f"its strips or tiles are {key.chunks} pixels large")
+        raise ValueError(f"its strips or tiles have {key.chunks} pixels")
     limit = 2 * size
     start = UNBOUNDED.get(key.compression)
     if start is None:
@@ -166,7 +166,7 @@ def _check_expansion(page: TiffPage | TiffFrame, key: TiffPage) -> None:
     for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
         handle.seek(offset)
         if len(start().decompress(handle.read(count), limit + 1)) > limit:
-            raise ValueError(f"a strip or tile decompresses to more than {limit} bytes, expected {size}")
+            raise ValueError(f"expected a strip or tile of {size} bytes, got more than {limit}")
 
 
 def _decode(page: TiffPage | TiffFrame, key: TiffPage, path: Path) -> tuple[np.ndarray, int]:

@@ -144,8 +144,8 @@ def test_strips_decompress_to_no_more_than_their_size(tmp_path: Path) -> None:
     path.write_bytes(_bomb(112, zlib.compress(bytes(2 * 112 * 112))))
     assert read_image(path).shape == (3, 100, 100)
     path.write_bytes(_bomb(112, zlib.compress(bytes(10**7))))
-    with pytest.raises(RefineError, match=r"bomb\.tif.* decompresses to more than"):
+    with pytest.raises(RefineError, match=r"bomb\.tif.*expected a strip or tile of .* bytes, got more than"):
         read_image(path)
     path.write_bytes(_bomb(2**17, zlib.compress(bytes(100))))
-    with pytest.raises(RefineError, match=r"bomb\.tif.* pixels large"):
+    with pytest.raises(RefineError, match=r"bomb\.tif.* strips or tiles have .* pixels"):
         read_image(path)

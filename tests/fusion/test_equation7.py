@@ -1,4 +1,4 @@
-"""Equation 7: its closed form, its limits, and what no occlusion can overrule."""
+"""Tests of equation 7: closed form, limits, and the bound on what an occlusion can overrule."""
 
 from dataclasses import replace
 
@@ -41,8 +41,8 @@ def test_closed_form_of_equation_7(p, scores, sigma):
 @given(seed=st.integers(0, 10_000))
 def test_limits_of_sigma(seed):
     case = scene(seed)
-    # σ → 0: the confidences do not matter. σ → ∞: nothing else does; pairwise and heuristic merges differ only
-    # at exactly the overlap threshold, which no mask can meet at an irrational share.
+    # σ → 0: scores do not matter; σ → ∞: only scores matter. Pairwise and heuristic merges differ only at exactly
+    # the overlap threshold, which no mask can reach if it is irrational.
     config = replace(SMALL, overlap_threshold=0.5**0.5)
     small = case.fuse("soe", replace(config, sigma=1e-9))
     assert torch.equal(small.segment_ids, case.fuse("ocfusion", config).segment_ids)
@@ -51,7 +51,7 @@ def test_limits_of_sigma(seed):
 
 
 def test_confidence_below_the_bound_never_wins():
-    # s_i / s_j < e^(−1/σ), .67 at 2.5: even O(i, j) = 1, O(j, i) = 0 does not help i.
+    # If s_i / s_j < e^(−1/σ) = 0.67 (σ = 2.5), i never wins, even with O(i, j) = 1, O(j, i) = 0.
     masks = drawn("####.. ####.. ####.. ####..", "..#### ..#### ..#### ..####")
     occlusion = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
     for score, winner in ((0.66, 0), (0.68, 1)):

@@ -1,4 +1,4 @@
-"""Explanations of hand-made predictions, of which every number is known."""
+"""Tests of explanations of hand-made predictions, whose numbers are all known."""
 
 import json
 import math
@@ -60,15 +60,15 @@ def test_record(raw):
 
 
 def test_a_score_that_outweighs_the_occlusion(raw):
-    """At σ = 25, equation 7 lets the score decide what O alone would decide the other way."""
-    told = told_of(raw, ["heuristic", "ocfusion", "soe"], FusionConfig(sigma=25.0), occlusion)
+    """At σ = 25, the score decides equation 7 where O alone would decide the opposite."""
+    explanation = told_of(raw, ["heuristic", "ocfusion", "soe"], FusionConfig(sigma=25.0), occlusion)
     assert 0.9 * math.exp(-0.81 / 25) > 0.8 * math.exp(-0.01 / 25)
-    assert told.to_json()["pairs"][0]["front"] == {"heuristic": 1, "ocfusion": 2, "soe": 1}
-    assert int(told.differs("ocfusion").sum()) == 8
-    assert int(told.differs("soe").sum()) == 0
+    assert explanation.to_json()["pairs"][0]["front"] == {"heuristic": 1, "ocfusion": 2, "soe": 1}
+    assert int(explanation.differs("ocfusion").sum()) == 8
+    assert int(explanation.differs("soe").sum()) == 0
 
 
-def test_small_lies_on_large_by_boxes():
+def test_shr_puts_small_boxes_in_front():
     masks = torch.zeros(2, *SIZE, dtype=torch.bool)
     masks[0, :, :12] = True
     masks[1, 1:4, 2:6] = True
@@ -80,8 +80,8 @@ def test_small_lies_on_large_by_boxes():
 
 
 @pytest.mark.parametrize("applied", [True, False])
-def test_what_unknown_erasing_takes(applied):
-    """Uncertain moss goes, uncertain things and certain haze stay; it is told even where it is not applied."""
+def test_regions_of_unknown_erasing(applied):
+    """Uncertain moss is erased, uncertain things and certain haze are kept; reported even if not applied."""
     sem_seg = torch.full(SIZE, 2)
     sem_seg[:, 10:] = 3
     sem_seg[0] = VOID
@@ -91,26 +91,26 @@ def test_what_unknown_erasing_takes(applied):
     confidence[1, 10] = 0.55
     none = torch.zeros(0, *SIZE, dtype=torch.bool)
     config = FusionConfig(stuff_area=1, unknown_erasing=applied)
-    told = told_of(prediction(none, [], [], sem_seg, confidence), ["heuristic", "shr"], config)
-    (erased,) = told.to_json()["erased"]
+    explanation = told_of(prediction(none, [], [], sem_seg, confidence), ["heuristic", "shr"], config)
+    (erased,) = explanation.to_json()["erased"]
     assert (erased["class"], erased["pixels"]) == ("moss", 30)
     assert erased["confidence"] == pytest.approx((29 * 0.25 + 0.55) / 30, abs=1e-5)
-    assert (told.shown["heuristic"][1:, 10:] == (-1 if applied else 3)).all()
+    assert (explanation.shown["heuristic"][1:, 10:] == (-1 if applied else 3)).all()
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_nothing_to_decide(count, raw):
+def test_without_overlapping_pairs(count, raw):
     best = Prediction(raw.instances[torch.arange(4 - count, 4)], raw.sem_seg, raw.sem_confidence)
-    told = told_of(
+    explanation = told_of(
         best,
         occlusion=lambda instances, pairs: torch.zeros(len(instances), len(instances)),
         ranking=lambda instances: instances.scores,
     )
-    record = told.to_json()
+    record = explanation.to_json()
     assert (len(record["instances"]), record["pairs"], record["contested"]) == (count, [], 0)
 
 
-def test_a_missing_head_is_named(raw):
+def test_a_missing_head_raises(raw):
     with pytest.raises(RefineError, match="'soe': `occlusion` is missing"):
         told_of(raw, ["heuristic", "soe"])
     with pytest.raises(RefineError, match="'srm': `ranking` is missing"):

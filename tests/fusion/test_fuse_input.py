@@ -1,4 +1,4 @@
-"""What `refine.fuse` asks of learned heads, and what it says to bad input."""
+"""Tests of the calls of learned heads by `refine.fuse`, and of invalid input."""
 
 from dataclasses import replace
 
@@ -15,9 +15,9 @@ LEARNED = ("ocfusion", "strong", "soe")
 
 
 @pytest.mark.parametrize("method", LEARNED)
-def test_a_function_is_asked_for_overlapping_pairs_only(method):
+def test_a_head_is_evaluated_only_for_overlapping_pairs(method):
     case = scene(3)
-    asked = []
+    evaluated = []
 
     def head(instances, pairs):
         assert bool((instances.scores >= SMALL.score_threshold).all())
@@ -27,17 +27,17 @@ def test_a_function_is_asked_for_overlapping_pairs_only(method):
         share = common / common.diagonal()[:, None]
         enough = torch.maximum(share, share.T)[pairs[:, 0], pairs[:, 1]] >= SMALL.pair_overlap
         assert bool(enough.all())
-        asked.append(len(pairs))
-        # What the matrix says, of these instances.
-        place = [next(n for n, s in enumerate(case.instances.scores) if s == score) for score in instances.scores]
-        return case.occlusion[place][:, place]
+        evaluated.append(len(pairs))
+        # Select the given instances in the matrix.
+        indices = [next(n for n, s in enumerate(case.instances.scores) if s == score) for score in instances.scores]
+        return case.occlusion[indices][:, indices]
 
     result = case.fuse(method, occlusion=head)
-    assert asked[0] > 0
+    assert evaluated[0] > 0
     assert torch.equal(result.segment_ids, case.fuse(method).segment_ids)
 
 
-def test_a_function_that_ranks_sees_what_is_used():
+def test_a_ranking_function_gets_the_kept_instances():
     case = scene(5)
     result = case.fuse("srm", ranking=lambda some: -some.scores)
     assert torch.equal(result.segment_ids, case.fuse("srm", ranking=-case.instances.scores).segment_ids)
@@ -53,14 +53,14 @@ def test_a_function_that_ranks_sees_what_is_used():
         ("nonsense", {}, ["'nonsense'", "heuristic, shr"]),
     ],
 )
-def test_what_is_missing(method, changes, words):
+def test_missing_inputs_raise(method, changes, words):
     config = replace(SMALL, unknown_erasing="sem_confidence" in changes)
     with pytest.raises(RefineError) as error:
         scene(0).fuse(method, config, **changes)
     assert all(word in str(error.value) for word in words)
 
 
-def test_labels_that_are_not_contiguous_classes():
+def test_labels_that_are_not_contiguous_raise():
     case = scene(0)
     case.instances.labels[0] = THINGS  # stuff
     with pytest.raises(RefineError, match=r"instances.labels: expected labels 0..2"):
@@ -86,7 +86,7 @@ def test_labels_that_are_not_contiguous_classes():
         ("sem_seg", lambda v: v.float(), "sem_seg.*expected integers"),
     ],
 )
-def test_values_of_another_kind(field, change, words):
+def test_values_of_another_kind_raise(field, change, words):
     case = scene(0)
     owner = case if field == "sem_seg" else case.instances
     setattr(owner, field, change(getattr(owner, field)))
@@ -97,17 +97,17 @@ def test_values_of_another_kind(field, change, words):
 @pytest.mark.parametrize(
     "confidence", [torch.full((16, 20), 200, dtype=torch.uint8), torch.full((16, 20), torch.nan)]
 )
-def test_confidence_is_a_probability(confidence):
+def test_confidence_must_be_a_probability(confidence):
     with pytest.raises(RefineError, match="sem_confidence: expected floats 0-1"):
         scene(0).fuse("heuristic", sem_confidence=confidence)
 
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.uint16, np.float32, np.float64])
 @pytest.mark.parametrize("method", ["heuristic", "srm", "soe"])
-def test_arrays_are_as_good_as_tensors(method, dtype):
+def test_arrays_and_tensors_are_equivalent(method, dtype):
     case = scene(7)
     some = case.instances
-    mirrored = some.masks.numpy()[:, :, ::-1].astype(dtype)[:, :, ::-1]  # of negative strides
+    mirrored = some.masks.numpy()[:, :, ::-1].astype(dtype)[:, :, ::-1]  # negative strides
     result = fuse(
         Instances(
             list(some.image_size),
@@ -129,7 +129,7 @@ def test_arrays_are_as_good_as_tensors(method, dtype):
     assert [s.area for s in result.segments] == [s.area for s in expected.segments]
 
 
-def test_masks_of_0_and_255_are_masks():
+def test_masks_of_0_and_255_are_accepted():
     some = scene(7).instances
     grey = Instances(
         some.image_size, some.boxes, some.scores, some.labels, masks=some.masks.numpy() * np.uint8(255)
@@ -137,7 +137,7 @@ def test_masks_of_0_and_255_are_masks():
     assert torch.equal(grey.masks, some.masks)
 
 
-def test_gradients_do_no_harm():
+def test_inputs_may_require_gradients():
     case = scene(7)
     case.instances.scores.requires_grad_()
     result = case.fuse(
@@ -146,7 +146,7 @@ def test_gradients_do_no_harm():
     assert torch.equal(result.segment_ids, scene(7).fuse("soe").segment_ids)
 
 
-def test_things_alone():
+def test_fusion_without_a_semantic_map():
     case = scene(7)
     alone = fuse(case.instances, None, categories=CATEGORIES, config=SMALL)
     assert alone.segments
@@ -171,7 +171,7 @@ def test_things_alone():
         ({"occlusion": "head", "method": "soe"}, "occlusion: expected an array or a tensor, got str"),
     ],
 )
-def test_arguments_of_another_type(changes, words):
+def test_arguments_of_another_type_raise(changes, words):
     case = scene(0)
     given = {"instances": case.instances, "sem_seg": case.sem_seg, "categories": CATEGORIES} | changes
     with pytest.raises(TypeError, match=words):
@@ -192,13 +192,13 @@ def test_arguments_of_another_type(changes, words):
         ({"labels": ["cat", "dog"]}, TypeError, "Instances.labels: expected an array"),
     ],
 )
-def test_instances_that_cannot_be(changes, error, words):
+def test_invalid_instances_raise(changes, error, words):
     fields = {"image_size": (8, 8), "boxes": np.zeros((2, 4)), "scores": np.ones(2), "labels": np.zeros(2, int)}
     with pytest.raises(error, match=words):
         Instances(**(fields | changes))
 
 
-def test_instances_without_masks():
+def test_instances_without_masks_raise():
     case = scene(0)
     case.instances.masks = None
     with pytest.raises(RefineError, match=r"`masks` nor `roi_masks`"):
@@ -216,13 +216,13 @@ def test_instances_without_masks():
         ("heuristic", {"sem_confidence": torch.zeros(3, 4)}),
     ],
 )
-def test_shapes_that_do_not_agree(method, changes):
+def test_shapes_that_do_not_agree_raise(method, changes):
     with pytest.raises(ValueError, match="expected shape"):
         scene(0).fuse(method, **changes)
 
 
 @pytest.mark.parametrize("method", LEARNED)
-def test_occlusion_is_a_probability(method):
+def test_occlusion_must_be_a_probability(method):
     with pytest.raises(RefineError, match=r"occlusion.*0 to 1"):
         scene(0).fuse(method, occlusion=torch.randn(8, 8) * 5)
 
@@ -238,12 +238,12 @@ def test_occlusion_is_a_probability(method):
         ({"sigma": True}, "fusion.sigma is True"),
     ],
 )
-def test_thresholds_that_cannot_be(changes, words):
+def test_invalid_thresholds_raise(changes, words):
     with pytest.raises(RefineError, match=words):
         FusionConfig().changed(changes)
 
 
-def test_changed_thresholds_leave_the_others():
+def test_changing_a_threshold_keeps_the_others():
     config = FusionConfig(stuff_area=7)
     assert config.changed({"sigma": np.float32(0.5)}) == FusionConfig(stuff_area=7, sigma=0.5)
     assert config == FusionConfig(stuff_area=7)

@@ -1,4 +1,4 @@
-"""Every rule of fusion against slow references, drawn pictures and what must hold of any result."""
+"""Tests of every fusion rule against slow references, hand-drawn masks and invariants."""
 
 from dataclasses import replace
 from typing import get_args
@@ -90,8 +90,8 @@ def test_order_of_the_instances_does_not_matter(method, seed, equal):
 @pytest.mark.parametrize("method", METHODS)
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000), boxes=st.booleans())
-def test_copies_do_not_make_the_order_matter(method, seed, boxes):
-    """Instances of equal mask, class and score, with or without the same box, whose O and rank differ."""
+def test_order_does_not_matter_with_duplicates(method, seed, boxes):
+    """Instances have equal masks, classes and scores, equal or different boxes, and different O and ranking."""
     case = scene(seed)
     twice = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 2, 5, 5])
     g = torch.Generator().manual_seed(seed)
@@ -115,7 +115,7 @@ def test_copies_do_not_make_the_order_matter(method, seed, boxes):
     assert [same.get(p, p) for p in places] == [same.get(s.instance, s.instance) for s in result.segments]
 
 
-def test_copies_count_once_with_the_mean_of_their_occlusion():
+def test_duplicates_are_fused_with_the_mean_of_their_occlusion():
     masks = drawn("####.. ####.. ####.. ####..", "####.. ####.. ####.. ####..", "..#### ..#### ..#### ..####")
     instances = of_masks(masks, [0.8, 0.8, 0.9])
     occlusion = torch.tensor([[0.5, 0.5, 0.9], [0.5, 0.5, 0.3], [0.1, 0.8, 0.5]])  # first in front, second behind
@@ -129,7 +129,7 @@ def test_copies_count_once_with_the_mean_of_their_occlusion():
 @pytest.mark.parametrize("method", METHODS)
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000), count=st.integers(0, 20), overlap=st.sampled_from([0.2, 0.5, 0.9]))
-def test_what_holds_of_every_result(method, seed, count, overlap):
+def test_invariants_of_every_result(method, seed, count, overlap):
     case = scene(seed, count)
     result = case.fuse(method, replace(SMALL, overlap_threshold=overlap, unknown_erasing=True))
     ids = result.segment_ids
@@ -159,16 +159,16 @@ def test_what_holds_of_every_result(method, seed, count, overlap):
             assert segment.score == pytest.approx(float(case.confidence[mask].double().mean()), abs=1e-6)
 
 
-# ---- drawn pictures
+# ---- hand-drawn masks
 
 
 @pytest.mark.parametrize("method", LEARNED)
-def test_a_kite_before_a_larger_surer_kite(method):
+def test_a_small_instance_in_front_of_a_larger_surer_one(method):
     masks = drawn("###### ###### ###### ######", "...... .##... .##... ......")
     instances = of_masks(masks, [0.9, 0.8])
     occlusion = torch.tensor([[0.5, 0.05], [0.95, 0.5]])
     arguments = {"categories": CATEGORIES, "config": SMALL, "occlusion": occlusion}
-    # Score order loses the small one; the learned one shows both.
+    # Score order drops the small instance; the learned order shows both.
     assert set(shown(fuse(instances, NO_STUFF, method="heuristic", **arguments)).flat) == {0}
     expected = np.where(masks[1].numpy(), 1, 0)
     np.testing.assert_array_equal(shown(fuse(instances, NO_STUFF, method=method, **arguments)), expected)
@@ -186,9 +186,9 @@ def test_soft_scores_drop_what_is_surely_behind():
         assert set(shown(fuse(instances, NO_STUFF, method="strong", **arguments)).flat) == {0, 1}
 
 
-def test_pairs_that_hardly_overlap_keep_score_order():
+def test_pairs_below_the_overlap_are_ordered_by_score():
     masks = drawn("####.. ####.. ####.. ......", "...... ...... ...### ...###")
-    # They share 1 of 12 and 1 of 6 pixels: .083 and .167.
+    # They share 1 of 12 and 1 of 6 pixels: 0.083 and 0.167.
     arguments = {
         "categories": CATEGORIES,
         "method": "ocfusion",
@@ -203,7 +203,7 @@ def test_pairs_that_hardly_overlap_keep_score_order():
 @pytest.mark.parametrize("resolve", ["steal", "wins"])
 @pytest.mark.parametrize("direction", [0, 1])
 def test_three_in_a_cycle(direction, resolve):
-    # a over b, b over c, c over a; every pair shares two columns, and none shares one with both others.
+    # a over b, b over c, c over a; each pair shares two columns, and no column is shared by all three.
     masks = drawn(
         "####.. ####.. #..... #.....",
         "..#### ..#### .....# .....#",
@@ -226,8 +226,8 @@ def test_three_in_a_cycle(direction, resolve):
         assert (top[:, columns] == winner).all()
 
 
-def test_fragments_stay_only_without_recheck():
-    # Two later ones in front of the first leave it one of three columns.
+def test_fragments_remain_only_without_recheck():
+    # Two later instances in front of the first one leave it one third of its columns.
     masks = drawn("###### ###### ###### ######", "##.... ##.... ##.... ##....", "..##.. ..##.. ..##.. ..##..")
     occlusion = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
     for recheck, seen in ((False, {0, 1, 2}), (True, {1, 2, -1})):
@@ -242,7 +242,7 @@ def test_fragments_stay_only_without_recheck():
         assert set(shown(result).flat) == seen
 
 
-def test_equal_scores_by_area_class_and_pixels():
+def test_equal_scores_are_sorted_by_area_class_and_pixels():
     left, right = "####.. ####.. ####.. ####..", "..#### ..#### ..#### ..####"
     config = replace(SMALL, overlap_threshold=0.6)
     for masks, labels, winner in (
@@ -256,7 +256,7 @@ def test_equal_scores_by_area_class_and_pixels():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_twins(method):
+def test_identical_instances(method):
     mask = drawn("###### ###### ...... ......")
     result = fuse(
         of_masks(mask.repeat(3, 1, 1), [0.5] * 3),
@@ -272,7 +272,7 @@ def test_twins(method):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("count", [0, 1])
-def test_none_and_one(method, count):
+def test_zero_and_one_instance(method, count):
     # Rows 0 and 1 show a thing class (void without an instance), rows 2 and 3 stuff of 12 pixels.
     sem_seg = torch.tensor([[0] * 6, [0] * 6, [4] * 6, [4] * 6])
     instances = of_masks(drawn("###... ###... ###... ......"), [0.9]) if count else Instances.empty((4, 6))
@@ -286,7 +286,7 @@ def test_none_and_one(method, count):
     assert result.segments[-1].score is None  # no confidence was given
 
 
-def test_stuff_area_counts_what_instances_leave():
+def test_stuff_area_counts_free_pixels():
     sem_seg = torch.full((4, 6), THINGS)
     instances = of_masks(drawn("###... ###... ###... ......"), [0.9])
     for area, kept in ((15, 1), (16, 0)):
@@ -296,7 +296,7 @@ def test_stuff_area_counts_what_instances_leave():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_five_hundred_instances(method):
-    """COCO's boxes on 480 × 640, all rules; some 10,000 pairs overlap."""
+    """Boxes of typical COCO size on 480 × 640 pixels; about 10,000 pairs overlap."""
     g = torch.Generator().manual_seed(0)
     corner = torch.rand(500, 2, generator=g) * torch.tensor([560.0, 400.0])
     boxes = torch.cat([corner, corner + 10 + 110 * torch.rand(500, 2, generator=g)], 1)

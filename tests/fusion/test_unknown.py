@@ -1,4 +1,4 @@
-"""Unknown Erasing against the pseudo-code of the specification, step by step, and on drawn maps."""
+"""Tests of Unknown Erasing against a step-by-step reference, and on hand-drawn maps."""
 
 import cc3d
 import cv2
@@ -84,8 +84,8 @@ def test_a_confident_crumb_is_erased_by_the_literal_reading_alone() -> None:
 
 @given(st.data())
 @settings(max_examples=60, deadline=None)
-def test_two_pixels_join_as_their_dilations_do(data: st.DataObject) -> None:
-    """A confident and an uncertain pixel: whether the mean of both counts depends on their distance alone."""
+def test_two_pixels_join_if_their_dilations_touch(data: st.DataObject) -> None:
+    """A confident and an uncertain pixel share a score if their distance is small enough."""
     radius = data.draw(st.integers(0, 4))
     ya, yb = data.draw(st.integers(0, 29)), data.draw(st.integers(0, 29))
     xa, xb = data.draw(st.integers(0, 29)), data.draw(st.integers(0, 29))
@@ -93,7 +93,7 @@ def test_two_pixels_join_as_their_dilations_do(data: st.DataObject) -> None:
     labels[ya, xa] = labels[yb, xb] = 3
     confidence = torch.zeros(30, 30)
     confidence[ya, xa] = 1.0
-    confidence[yb, xb] = 0.1 if (ya, xa) != (yb, xb) else 1.0  # together .55, which stays
+    confidence[yb, xb] = 0.1 if (ya, xa) != (yb, xb) else 1.0  # together 0.55, which is kept
     got = erase_unknown(labels, confidence, radius, 0.5)
     dx, dy, reach = abs(xa - xb), abs(ya - yb), 2 * radius + 1
     joined = dx <= reach and dy <= reach and not (dx == dy == reach)
@@ -101,8 +101,8 @@ def test_two_pixels_join_as_their_dilations_do(data: st.DataObject) -> None:
     assert got[yb, xb] == (3 if joined else VOID)
 
 
-def test_uncertain_area_takes_confident_crumbs_with_it() -> None:
-    # One uncertain area (.4), a confident crumb two pixels off, and one far away.
+def test_confident_pixels_near_an_uncertain_area_are_erased() -> None:
+    # An uncertain area (0.4), a confident pixel two pixels away, and another far away.
     labels = torch.full((9, 20), VOID)
     labels[2:7, 1:6] = 0
     labels[4, 8] = 0
@@ -111,19 +111,19 @@ def test_uncertain_area_takes_confident_crumbs_with_it() -> None:
     confidence[4, 8] = confidence[4, 18] = 1.0
     got = erase_unknown(labels, confidence, 2, 0.5)
     assert (got[:, :10] == VOID).all()  # (25·.4 + 1) / 26 < .5
-    assert got[4, 18] == 0  # more than 2r + 1 = 5 columns away: scored alone
-    # Without dilation each is scored alone.
+    assert got[4, 18] == 0  # more than 2r + 1 = 5 columns away: scored separately
+    # Without dilation each is scored separately.
     assert erase_unknown(labels, confidence, 0, 0.5)[4, 8] == 0
 
 
-def test_classes_do_not_join_and_things_stay() -> None:
+def test_classes_do_not_join_and_things_are_kept() -> None:
     labels = torch.tensor([[0, 1, 2, 2]])
     confidence = torch.tensor([[0.1, 0.1, 0.9, 0.2]])
     got = erase_unknown(labels, confidence, 3, 0.5, first_class=1)
     assert got.tolist() == [[0, VOID, 2, 2]]  # 0 is a thing; 1 is uncertain; the mean of 2 is .55
 
 
-def test_exactly_the_threshold_stays() -> None:
+def test_a_mean_at_the_threshold_is_kept() -> None:
     got = erase_unknown(torch.zeros(1, 2, dtype=torch.int64), torch.tensor([[0.25, 0.75]]), 1, 0.5)
     assert got.tolist() == [[0, 0]]
 
