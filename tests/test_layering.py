@@ -13,7 +13,7 @@ ALLOWED = {
     "errors": set(),
     "bounds": {"errors"},
     "cores": set(),
-    "compiled": set(),
+    "compiled": {"errors", "files"},
     "files": {"errors"},
     "config": {"errors", "bounds", "files"},
     "runtime": {"errors", "cores"},

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refine.compiled import compiled
+from refine.compiled import Kernel
 from refine.errors import RefineError
-from refine.evaluation.overlaps import overlaps
 from refine.formats.runs import Runs
-from refine.formats.segments_info import AREA, CLASS, CROWD, ID, UNSTATED, segment_rows
+from refine.formats.segments_info import CROWD, ID, UNSTATED, segment_rows
 
 if TYPE_CHECKING:
     from refine.structures import Segment
@@ -32,6 +31,8 @@ UNITS, LOW_UNITS = 2**53, 2**27
 sums are exact, independent of the order of images, and do not overflow below 2^36 matches."""
 
 UNKNOWN_ID, WRONG_AREA = 1, 2
+
+_count = Kernel("refine.evaluation.count")
 
 
 @dataclass(frozen=True)
@@ -117,71 +118,29 @@ def match(gt: Side, pred: Side, classes: int) -> tuple[np.ndarray, float]:
     Raises:
         RefineError: pixels and segments contradict each other.
     """
-    a, b = gt.runs, pred.runs
-    shared = overlaps(a.starts, a.ids, b.starts, b.ids, a.shape[0] * a.shape[1])
-    counts, pq, side, kind, id_or_row, pixels = _count(gt.table, pred.table, *shared, classes)
+    pixels = gt.runs.shape[0] * gt.runs.shape[1]
+    starts, ids, other_starts, other_ids = (
+        np.ascontiguousarray(x, np.int64) for runs in (gt.runs, pred.runs) for x in (runs.starts, runs.ids)
+    )
+    slots = 1 << (2 * (len(ids) + len(other_ids)) - 1).bit_length()  # there are fewer pairs than runs
+    gt_table, pred_table = gt.table.copy(), pred.table.copy()
+    place, counts = np.zeros(slots, np.int64), np.zeros((5, classes), np.int64)
+    gt_areas = np.zeros(len(gt_table), np.int64)
+    pred_areas, ignored, forgiven = np.zeros((3, len(pred_table)), np.int64)
+    pairs, found = np.empty((slots // 2, 3), np.int64), np.empty(2, np.int64)
+    kind = _count(
+        *(starts, ids, len(ids), other_starts, other_ids, len(other_ids), pixels),
+        *(place, slots, gt_table, len(gt_table), pred_table, len(pred_table), counts, classes),
+        *(pairs, gt_areas, pred_areas, ignored, forgiven, found),
+    )
     if kind:
-        raise (pred if side else gt).contradiction(kind, id_or_row, pixels)
-    return counts, pq
+        raise (gt if kind > 0 else pred).contradiction(abs(kind), *found.tolist())
+    return counts, _mean_pq(counts)
 
 
-@compiled
-def _count(
-    gt: np.ndarray, pred: np.ndarray, gt_ids: np.ndarray, pred_ids: np.ndarray, shared: np.ndarray, classes: int
-) -> tuple[np.ndarray, float, int, int, int, int]:
-    """Compute `match` and the first contradiction: side, kind (0 if there is none), id or row, pixels."""
-    counts = np.zeros((5, classes), np.int64)
-    tables, ids = (gt, pred), (gt_ids, pred_ids)
-    rows = np.empty((2, shared.size), np.int64)
-    areas = np.zeros((2, max(len(gt), len(pred))), np.int64)
-    for side in range(2):
-        table = tables[side]
-        for n in range(shared.size):
-            number, row, end = ids[side][n], 0, len(table)
-            while end - row > 1:
-                middle = (row + end) // 2
-                row, end = (middle, end) if table[middle, ID] <= number else (row, middle)
-            if table[row, ID] != number:
-                return counts, 0.0, side, UNKNOWN_ID, number, 0
-            rows[side, n] = row
-            areas[side, row] += shared[n]
-        for row in range(1, len(table)):
-            area = areas[side, row]
-            if not area or (table[row, AREA] != area and table[row, AREA] != UNSTATED):
-                return counts, 0.0, side, WRONG_AREA, row, area
-
-    ignored = np.zeros(len(pred), np.int64)  # pixels of each prediction on void
-    for n in range(shared.size):
-        if rows[0, n] == 0:
-            ignored[rows[1, n]] += shared[n]
-    gt_matched, pred_matched = np.zeros(len(gt), np.bool_), np.zeros(len(pred), np.bool_)
-    forgiven = ignored.copy()
-    for n in range(shared.size):
-        i, j = rows[0, n], rows[1, n]
-        label = gt[i, CLASS]
-        if not i or not j or label != pred[j, CLASS]:
-            continue
-        if gt[i, CROWD]:
-            forgiven[j] += shared[n] if gt[i, CROWD] == FORGIVES else 0
-            continue
-        union = areas[0, i] + areas[1, j] - ignored[j] - shared[n]
-        if 2 * shared[n] > union:
-            units = np.int64(shared[n] / union * UNITS)
-            counts[TP, label] += 1
-            counts[IOU_HIGH, label] += units // LOW_UNITS
-            counts[IOU_LOW, label] += units % LOW_UNITS
-            gt_matched[i] = pred_matched[j] = True
-    for i in range(1, len(gt)):
-        if not gt[i, CROWD] and not gt_matched[i]:
-            counts[FN, gt[i, CLASS]] += 1
-    for j in range(1, len(pred)):
-        if not pred_matched[j] and 2 * forgiven[j] <= areas[1, j]:
-            counts[FP, pred[j, CLASS]] += 1
-
-    total, shown = 0.0, 0
-    for label in range(classes):
-        twice = 2 * counts[TP, label] + counts[FP, label] + counts[FN, label]
-        if twice:
-            total += 2 * (counts[IOU_HIGH, label] * LOW_UNITS + counts[IOU_LOW, label]) / UNITS / twice
-            shown += 1
-    return counts, total / shown if shown else 1.0, 0, 0, 0, 0
+def _mean_pq(counts: np.ndarray) -> float:
+    """PQ of [5, classes] counts: the mean over the classes that count anything, 1 if none does."""
+    tp, fp, fn, high, low = counts[:, counts[:3].any(0)].astype(np.float64)
+    if not len(tp):
+        return 1.0
+    return float((2 * (high * LOW_UNITS + low) / UNITS / (2 * tp + fp + fn)).cumsum()[-1]) / len(tp)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any
 
 from refine.errors import printable
 from refine.files import write_json
 from refine.structures import Category
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,9 @@ class PQReport:
 
     def tables(self) -> list[Table]:
         """Return a summary table and a table with one row per present class, in percent."""
+        from rich.table import Table  # where nothing is printed, its import is a sixth of the start
+        from rich.text import Text
+
         summary = Table("", "PQ", "SQ", "RQ", "classes")
         for name, isthing in (("All", None), ("Things", True), ("Stuff", False)):
             group = self.group(isthing)

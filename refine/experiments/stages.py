@@ -39,8 +39,14 @@ def time_stages() -> Iterator[dict[str, float]]:
     for event in sorted(profiler.events(), key=lambda event: event.time_range.start):
         if event.name.startswith(PREFIX) and event.device_type == DeviceType.CPU:
             name = event.name.removeprefix(PREFIX)
-            microseconds = event.device_time_total if on_gpu else event.cpu_time_total
+            microseconds = _kernels(event) if on_gpu else event.cpu_time_total
             seconds[name] = seconds.get(name, 0.0) + microseconds / 1e6
+
+
+def _kernels(event: Any) -> float:
+    """Microseconds of the kernels that an event launched; its own range on the GPU is none of them."""
+    own = sum(kernel.duration for kernel in event.kernels if kernel.name != event.name)
+    return own + sum(_kernels(child) for child in event.cpu_children)
 
 
 @contextmanager

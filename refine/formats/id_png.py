@@ -6,7 +6,6 @@ import threading
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-import cv2
 import deflate
 import numpy as np
 
@@ -62,7 +61,7 @@ def read_gray(path: str | Path) -> np.ndarray:
     if png.color != GRAY or png.depth not in (8, 16):
         raise RefineError(f"{path}: expected a grey PNG of 8 or 16 bits, got {png.mode}; write it in grey")
     with _memory_lock(png):
-        return _decode(png, path, cv2.IMREAD_UNCHANGED).astype(np.int32)
+        return _decode(png, path).astype(np.int32)
 
 
 def _id_container(path: str | Path, size: tuple[int, int] | None) -> PngData:
@@ -77,12 +76,17 @@ def _memory_lock(png: PngData) -> AbstractContextManager[object]:
 
 
 def _pixels(png: PngData, path: str | Path) -> np.ndarray:
+    import cv2  # evaluation of files that are all RGB does without
+
     bgr = _decode(png, path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     # The bytes R, G, B, 255 are id + 255 · 2^24 in little-endian order: one conversion and one bit mask.
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGBA).view("<i4")[..., 0] & 0xFFFFFF
 
 
-def _decode(png: PngData, path: str | Path, flags: int) -> np.ndarray:
+def _decode(png: PngData, path: str | Path, flags: int = -1) -> np.ndarray:
+    """Pixels as OpenCV's flags ask for them; as they are stored by default (`cv2.IMREAD_UNCHANGED`)."""
+    import cv2
+
     pixels = cv2.imdecode(np.frombuffer(png.data, np.uint8), flags)
     if pixels is None or pixels.shape[:2] != png.size:
         raise RefineError(f"{path}: is damaged (its pixels cannot be decoded); write it again")

@@ -1,0 +1,75 @@
+"""Machine code is kept for the next process, and made anew where what was kept cannot be used."""
+
+import numpy as np
+import pytest
+
+from refine import compiled
+from refine.compiled import Kernel
+
+MODULE = "refine.formats.unfilter"
+
+
+def first_run(kernel):
+    """Decode one row of one pixel, R = 7, whose filter is None."""
+    data = np.array([0, 7, 0, 0], np.uint8)
+    positions, starts, ids = np.empty(5, np.int64), np.empty(1, np.int64), np.empty(1, np.int64)
+    assert kernel(data, data, 1, 1, positions, starts, ids) == 1
+    return int(starts[0]), int(ids[0])
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A cache with the code."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        assert first_run(Kernel(MODULE)) == (0, 7)
+    return folder
+
+
+def test_kept_code_is_not_compiled_again(kept, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(kept))
+    monkeypatch.setattr(compiled, "_compile", None)
+    assert first_run(Kernel(MODULE)) == (0, 7)
+
+
+@pytest.mark.parametrize("change", ["damaged", "cut off", "other source", "no folder"])
+def test_what_cannot_be_used_is_compiled_again(kept, tmp_path, monkeypatch, change):
+    (file,) = (kept / "refine" / "kernels").iterdir()
+    data = file.read_bytes()
+    copy = tmp_path / "refine" / "kernels" / file.name
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes({"damaged": data[:-1] + bytes([data[-1] ^ 1]), "cut off": data[:20]}.get(change, data))
+    if change == "other source":
+        source = compiled._source
+        monkeypatch.setattr(compiled, "_source", lambda module: source(module) + b"#")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(copy if change == "no folder" else tmp_path))
+    compilations = []
+    monkeypatch.setattr(compiled, "_compile", lambda *_: compilations.append(1) or data[32:])
+    assert first_run(Kernel(MODULE)) == (0, 7)
+    assert compilations == [1]
+    if change in ("damaged", "cut off"):
+        assert copy.read_bytes() == data
+
+
+def test_constants_of_other_modules_are_part_of_the_source(monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        compiled, "_source", lambda module, source=compiled._source: read.append(module) or source(module)
+    )
+    monkeypatch.setattr(compiled, "_read", lambda path: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Kernel("refine.evaluation.count")()
+    assert {"refine.evaluation.count", "refine.evaluation.matching", "refine.formats.segments_info"} <= set(read)
+
+
+def test_code_that_calls_python_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "dividing.py").write_text(
+        "from numba import njit, types\n\n"
+        "@njit(types.int64(types.int64, types.int64), no_cpython_wrapper=True, no_cfunc_wrapper=True)\n"
+        "def kernel(a, b):\n    if b == 3:\n        raise ValueError(a)\n    return a\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(RuntimeError, match="dividing: numba made"):
+        Kernel("dividing")(1, 2)
