@@ -53,10 +53,8 @@ def test_what_cannot_be_used_is_compiled_again(kept, tmp_path, monkeypatch, chan
 
 
 def test_constants_of_other_modules_are_part_of_the_source(monkeypatch):
-    read = []
-    monkeypatch.setattr(
-        compiled, "_source", lambda module, source=compiled._source: read.append(module) or source(module)
-    )
+    read, source = [], compiled._source
+    monkeypatch.setattr(compiled, "_source", lambda module: read.append(module) or source(module))
     monkeypatch.setattr(compiled, "_read", lambda path: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         Kernel("refine.evaluation.count")()

@@ -87,7 +87,7 @@ def test_missing_colours_are_generated():
     assert Category(1, "cat", True, (1, 2, 3)).color == (1, 2, 3)
 
 
-def test_file_evaluation_does_not_import_torch():
-    code = "import sys, refine.evaluation.panoptic_files; print('torch' in sys.modules)"
+def test_files_are_evaluated_without_heavy_imports():
+    code = "import sys, refine.evaluation.panoptic_files; print(sys.modules.keys() & {'torch', 'numba', 'cv2', 'rich'})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert done.stdout.strip() == "set()"
