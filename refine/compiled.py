@@ -69,9 +69,7 @@ class Kernel:
             cpu=cpu, features=features, opt=3, jit=True, codemodel="jitdefault"
         )
         source = _source(self.module)
-        for name in re.findall(
-            rb"^from (refine\.[\w.]+) import", source, re.MULTILINE
-        ):  # their constants are part of it
+        for name in re.findall(rb"^from (refine\.[\w.]+) import", source, re.MULTILINE):  # constants
             source += _source(name.decode())
         made_by = "\n".join([llvmlite.__version__, machine.triple, cpu, features]).encode()
         path = _folder() / f"{self.module}-{hashlib.sha256(source + made_by).hexdigest()[:24]}.o"
