@@ -24,7 +24,7 @@ NUMBER, NUMBERS = types.int64, types.CPointer(types.int64)
 
 @njit
 def _overlaps(starts, ids, runs, other_starts, other_ids, other_runs, pixels, place, slots, pairs):
-    """Ids that share pixels: walks both lists of runs at once and sums in a hash table with open addresses.
+    """Count the pixels of each pair of ids, in one pass over both lists of runs, in an open-addressing hash table.
 
     Args:
         starts, ids: [runs] of the first map.

@@ -30,9 +30,9 @@ def decode(png: PngData) -> Runs:
     rows = np.frombuffer(deflate.zlib_decompress(png.idat, size), np.uint8)
     if rows.size != size:
         raise ValueError("its pixels do not fill its rows")
-    # Of these the operating system gives only what is filled.
+    # Only the pages that are written take memory.
     positions, starts, ids = (np.empty(n, np.int64) for n in (size + 1, height * width, height * width))
     count = _unfilter(rows, rows, height, width, positions, starts, ids)
     if not count:
-        raise ValueError("its rows have unknown filters")
+        raise ValueError("its rows use an unknown filter")
     return Runs(starts[:count].copy(), ids[:count].copy(), png.size)

@@ -13,7 +13,7 @@ BYTES, WORDS, NUMBERS = (types.CPointer(kind) for kind in (types.uint8, types.ui
 
 @njit
 def _nonzero_bytes(data, size, words, positions):
-    """Find the positions of non-zero bytes; behind them comes one further than any pixel's last byte."""
+    """Write the positions of non-zero bytes and a sentinel to `positions`; `words` is `data` as 8-byte words."""
     count = 0
     for block in range(size // 64):
         some = types.uint64(0)
@@ -28,19 +28,19 @@ def _nonzero_bytes(data, size, words, positions):
     for position in range(size // 64 * 64, size):
         positions[count] = position
         count += data[position] != 0
-    positions[count] = size + 2
+    positions[count] = size + 2  # beyond the last byte of any pixel
 
 
 @njit
 def _predict(method, left, up, up_left):
-    """What PNG's filters expect of a pixel, for its three bytes at once."""
+    """Return the prediction of a PNG filter for the three bytes of a pixel at once."""
     if method == UP:
         return up
     if method == SUB:
         return left
     if method == NONE:
         return 0
-    if method == AVERAGE:  # half the sum, without letting bits cross between bytes
+    if method == AVERAGE:  # half the sum, without carries between bytes
         return (left & up) + (((left ^ up) >> 1) & 0x7F7F7F)
     if left == up_left:
         return up
@@ -51,7 +51,7 @@ def _predict(method, left, up, up_left):
 
 @njit
 def _paeth(left, up, up_left):
-    """Byte by byte, whichever of the three is nearest to left + up - up_left."""
+    """Return, byte by byte, the one of the three that is nearest to left + up - up_left."""
     result = 0
     for shift in (0, 8, 16):
         a, b, c = (left >> shift) & 255, (up >> shift) & 255, (up_left >> shift) & 255
@@ -65,13 +65,13 @@ def _paeth(left, up, up_left):
 
 @njit
 def _add(first, second):
-    """Sum of three bytes at once, each modulo 256."""
+    """Add three bytes at once, each modulo 256."""
     return ((first & 0x7F7F7F) + (second & 0x7F7F7F)) ^ ((first ^ second) & 0x808080)
 
 
 @njit(types.int64(BYTES, WORDS, types.int64, types.int64, NUMBERS, NUMBERS, NUMBERS), **BARE)
 def kernel(data, words, height, width, positions, starts, ids):
-    """Undo the filters of an 8-bit RGB PNG; a colour is handled as its id, three bytes in one integer (PNG, §9).
+    """Undo the filters of an 8-bit RGB PNG; a colour is processed as its id, three bytes in one integer (PNG, §9).
 
     Args:
         data: [height · (3 width + 1)] uint8, the rows.
@@ -85,13 +85,13 @@ def kernel(data, words, height, width, positions, starts, ids):
     """
     _nonzero_bytes(data, height * (3 * width + 1), words, positions)
     count = next_byte = 0
-    above = above_end = 0  # runs of the row above that the column has not reached
+    above = above_end = 0  # runs of the row above that begin at or after the current column
     for row in range(height):
         begin = row * (3 * width + 1) + 1  # of the row's first pixel
         method = data[begin - 1]
         if method > PAETH:
             return 0
-        if method != NONE:  # it is a non-zero byte itself
+        if method != NONE:  # the filter byte itself is non-zero
             next_byte += 1
         row_above, first_run = (row - 1) * width, count
         left = up = up_left = column = 0
