@@ -9,6 +9,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from refine import __version__
 from refine.cli.options import PIPE_CLOSED, tell
@@ -82,7 +83,7 @@ def _problem(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
-        return f"standard output: cannot be written ({error.strerror}); free space or redirect it elsewhere"
+        return f"the output cannot be written ({error.strerror}); free space or redirect it elsewhere"
     return None
 
 
@@ -98,7 +99,8 @@ def _open_streams() -> None:
 
 def _discard_output() -> None:
     """Send buffered output that cannot be written to the null device, so that flushing it at exit succeeds."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(io.UnsupportedOperation):  # a stream in memory
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

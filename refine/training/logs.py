@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from refine.errors import RefineError
-from refine.files import write_text
+from refine.files import write_error, write_text
 from refine.training.config import LogConfig
 
 WIDTH = 80
@@ -87,7 +87,7 @@ class RunLog:
         if not self.active:
             return
         line = {k: float(f"{v:.6g}") if math.isfinite(v) else None for k, v in values.items()}
-        self.file.write(json.dumps({"step": step, "group": group} | line) + "\n")
+        self._write({"step": step, "group": group} | line)
         if self.board is not None:
             for name, value in values.items():
                 self.board.add_scalar(f"{group}/{name}", 100 * value if group == "val" else value, step)
@@ -104,8 +104,14 @@ class RunLog:
     def message(self, step: int, text: str) -> None:
         """Write a message to the log and the terminal."""
         if self.active:
-            self.file.write(json.dumps({"step": step, "group": "message", "text": text}) + "\n")
+            self._write({"step": step, "group": "message", "text": text})
             self._print(text)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        try:
+            self.file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise write_error(self.path, error) from error
 
     def _print(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)

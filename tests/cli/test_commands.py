@@ -280,4 +280,4 @@ def test_closed_and_full_standard_output(capsys, monkeypatch):
         monkeypatch.setattr(sys, "stdout", full)
         assert main(["models"]) == 1
         monkeypatch.undo()
-    assert last_line(capsys).startswith("refine: error: standard output: cannot be written (No space left")
+    assert last_line(capsys).startswith("refine: error: the output cannot be written (No space left")
