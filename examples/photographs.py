@@ -6,7 +6,7 @@ FOLDER holds `coco_panoptic` (images/SPLIT, panoptic_SPLIT, panoptic_SPLIT.json 
 other sets in the same form. Sets of COCO's things have a single class for all other pixels, from which the semantic
 head learns only that they are no things. COCO photographs of an earlier set are not repeated in a later one.
 Written are train.json, tune.json, val.json, remap.json and, for COCO's own classes, remap_133.json; images and
-PNGs are not copied.
+PNGs are not copied: `sets` is a link to FOLDER.
 """
 
 import argparse
@@ -97,6 +97,9 @@ def main() -> None:
     own = [categories[int(n)] for n, coarse in target.items() if isinstance(coarse, int)]
     same = {n: int(n) if isinstance(coarse, int) else coarse for n, coarse in target.items()}
     write_json(options.out / "remap_133.json", {"categories": own, "map": same}, indent=1)
+    link = options.out / "sets"
+    link.unlink(missing_ok=True)
+    link.symlink_to(options.coco.resolve(), target_is_directory=True)
 
 
 def read(root: Path, name: str, split: str, categories: dict[int, dict]) -> list[tuple[dict, dict]]:
