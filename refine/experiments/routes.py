@@ -166,7 +166,7 @@ def _altered_outputs(
 def _each_output(
     model: PanopticModel, batch: ImageBatch, targets: Targets, min_score: float
 ) -> Iterator[tuple[str, NetworkOutput]]:
-    seen = model.see(batch)
+    seen = model.run_detector(batch)
     pyramid = model.pyramid(batch, seen)
     features = model.semantic_head.features(pyramid[:4])
     (plain,) = model._detect(batch, seen, pyramid, features, min_score)

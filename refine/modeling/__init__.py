@@ -1,1 +1,1 @@
-"""The networks: images in, losses or predictions out."""
+"""Networks, from images to losses or predictions."""

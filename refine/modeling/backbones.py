@@ -17,7 +17,7 @@ from refine.modeling.config import BackboneConfig
 from refine.modeling.deform import DeformableConv
 from refine.modeling.norms import make_norm
 
-# Block, blocks in res2..res5, groups of the 3×3 convolutions, channels per group in res2.
+# Block type, number of blocks in res2..res5, groups of the 3×3 convolutions, channels per group in res2.
 RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int], int, int]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2), 1, 64),
     "resnet34": (BasicBlock, (3, 4, 6, 3), 1, 64),
@@ -29,12 +29,12 @@ RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int
 
 
 class Backbone(nn.Module):
-    """Tensor[B, 3, H, W], normalised -> [Tensor[B, channels[n], H / strides[n], W / strides[n]]], n = 0..3.
+    """Base class of networks from normalised Tensor[B, 3, H, W] to four maps, Tensor[B, channels[n], H / s, W / s].
 
     Attributes:
-        channels: of the four outputs.
-        strides: input pixels per output pixel.
-        frozen: names of submodules that are not trained; their norms stay in evaluation mode.
+        channels: numbers of channels of the four maps.
+        strides: strides s of the four maps.
+        frozen: names of frozen submodules, whose norms stay in evaluation mode.
     """
 
     strides = (4, 8, 16, 32)
@@ -45,7 +45,7 @@ class Backbone(nn.Module):
         self.frozen: list[str] = []
 
     def freeze(self, names: Sequence[str]) -> None:
-        """Stop training these submodules."""
+        """Freeze submodules by name."""
         self.frozen = list(names)
         for name in names:
             self.get_submodule(name).requires_grad_(False).eval()
@@ -58,14 +58,14 @@ class Backbone(nn.Module):
 
 
 class ResNet(Backbone):
-    """ResNet and ResNeXt of torchvision's blocks and parameter names, with the choices of `BackboneConfig`.
+    """ResNet or ResNeXt with torchvision's blocks and parameter names, and the options of `BackboneConfig`.
 
     Args:
-        config: of a name in `RESNETS`. ResNets 18 and 34, whose blocks do not widen, output a quarter of
-            `res2_channels`.
+        config: config with a name in `RESNETS`. ResNets 18 and 34, whose blocks have no expansion, output a quarter
+            of `res2_channels`.
 
     Raises:
-        RefineError: a choice that this architecture does not have.
+        RefineError: the architecture does not support an option.
     """
 
     def __init__(self, config: BackboneConfig) -> None:
@@ -73,9 +73,7 @@ class ResNet(Backbone):
         planes = [config.res2_channels // 4 * 2**n for n in range(4)]
         super().__init__([p * block.expansion for p in planes])
         if config.stride_in_1x1 and block is not Bottleneck:
-            raise RefineError(
-                f"backbone.stride_in_1x1: {config.name} has no 1×1 convolutions to stride in; set it to false"
-            )
+            raise RefineError(f"backbone.stride_in_1x1: {config.name} has no 1×1 convolutions; set it to false")
         norm = partial(make_norm, config.norm, eps=config.norm_eps)
         # torchvision counts the width of a 3×3 convolution in 64ths of `planes` per group.
         base_width = (config.width_per_group or width) * 64 // planes[0] if block is Bottleneck else 64
@@ -116,10 +114,10 @@ class ResNet(Backbone):
 
 
 class Shortcut(nn.Conv2d):
-    """1×1 convolution, which strides by taking every n-th pixel first where it has few input channels.
+    """Strided 1×1 convolution that subsamples its input first if it has few channels.
 
-    oneDNN, as torch 2.15 has it, writes outside of its memory in the backward pass of a strided 1×1 convolution of
-    fewer than 16 input channels in `channels_last`, with two threads or more.
+    This avoids a bug: oneDNN in torch 2.15 writes out of bounds in the backward pass of a strided 1×1 convolution
+    with fewer than 16 input channels in `channels_last`, with two or more threads.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -145,15 +143,15 @@ def _make_deformable(stage: nn.Module, modulated: bool) -> None:
 
 
 class TimmBackbone(Backbone):
-    """A convolutional timm model with `features_only`.
+    """Convolutional timm model with `features_only`.
 
     Args:
-        config: name `timm/NAME`; `norm` "frozen_bn" fixes the statistics of its BatchNorms, "sync_bn"
-            synchronises them, other values leave the model's own norms. Widths and `deform_stages` do not
-            apply.
+        config: config with a name `timm/NAME`; the norm "frozen_bn" freezes the statistics of BatchNorms, "sync_bn"
+            synchronises them, other values keep the model's norms. Widths and `deform_stages` do not apply.
 
     Raises:
-        RefineError: timm has no such model, or it does not give maps at strides 4, 8, 16 and 32 of any image.
+        RefineError: timm has no such model, or the model does not return maps at strides 4, 8, 16 and 32 for all
+            image sizes.
     """
 
     def __init__(self, config: BackboneConfig) -> None:
@@ -165,19 +163,17 @@ class TimmBackbone(Backbone):
             raise RefineError(f"backbone.name: timm has no model {name!r}; see timm.list_models()")
         if config.deform_stages or config.stride_in_1x1:
             raise RefineError(
-                f"backbone.deform_stages, backbone.stride_in_1x1: not for {config.name}; leave them out"
+                f"backbone.deform_stages, backbone.stride_in_1x1: not supported by {config.name}; omit them"
             )
         try:
             body: Any = timm.create_model(name, features_only=True)
         except (RuntimeError, AttributeError) as error:
-            raise RefineError(f"backbone.name: {config.name} cannot give features ({error})") from error
+            raise RefineError(f"backbone.name: {config.name} returns no feature maps ({error})") from error
         levels = body.feature_info.get_dicts()
         reductions = [level["reduction"] for level in levels]
         if not set(self.strides) <= set(reductions):
-            raise RefineError(
-                f"backbone.name: {config.name} gives strides {reductions}, but 4, 8, 16 and 32 are needed"
-            )
-        # Where two maps share a stride, the later one has seen more.
+            raise RefineError(f"backbone.name: {config.name} has strides {reductions}, expected 4, 8, 16 and 32")
+        # Of two maps with the same stride, the later one is deeper.
         outputs = [len(reductions) - 1 - reductions[::-1].index(s) for s in self.strides]
         super().__init__([levels[n]["num_chs"] for n in outputs])
         if config.norm == "frozen_bn":
@@ -193,21 +189,21 @@ class TimmBackbone(Backbone):
             names = _modules_until(body, ends[-1]) if ends else []
             if not names:
                 raise RefineError(
-                    f"backbone.frozen_stages: cannot tell where {config.name} reaches stride {stride}; set 0"
+                    f"backbone.frozen_stages: {config.name} has no module that ends at stride {stride}; set it to 0"
                 )
             self.freeze([f"body.{name}" for name in names])
 
     @torch.no_grad()
     def _try(self, name: str) -> None:
-        """Refuse models that want one image size, or whose maps are not [B, C, H, W]."""
+        """Raise RefineError if the model needs a fixed image size, or its maps are not [B, C, H, W]."""
         self.body.eval()
         try:
             shapes = [tuple(f.shape[1:]) for f in self(torch.zeros(1, 3, 64, 96))]
         except (AssertionError, RuntimeError) as error:
-            raise RefineError(f"backbone.name: {name} does not take every image size ({error})") from error
+            raise RefineError(f"backbone.name: {name} does not support all image sizes ({error})") from error
         expected = [(c, 64 // s, 96 // s) for c, s in zip(self.channels, self.strides, strict=True)]
         if shapes != expected:
-            raise RefineError(f"backbone.name: {name} gives maps of shapes {shapes}, expected {expected}")
+            raise RefineError(f"backbone.name: {name} returns maps of shapes {shapes}, expected {expected}")
         self.body.train()
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -216,7 +212,7 @@ class TimmBackbone(Backbone):
 
 
 def _modules_until(network: nn.Module, end: str) -> list[str]:
-    """Names of the largest submodules that lie wholly before the end of `end`, in order of registration."""
+    """Return the names of the largest submodules that end no later than the submodule `end`, in order."""
     end = end.replace(".", "_")  # some of timm's extractors flatten "stages.0" to "stages_0"
     names = [name for name, _ in network.named_modules() if name]
     inside = [n for n, name in enumerate(names) if f"{name.replace('.', '_')}_".startswith(f"{end}_")]
@@ -228,11 +224,10 @@ def _modules_until(network: nn.Module, end: str) -> list[str]:
 
 
 def build_backbone(config: BackboneConfig) -> Backbone:
-    """The network that `config` names, randomly initialised (see `pretrained.load_pretrained`).
+    """Build a backbone with random weights (to load others, see `pretrained.load_pretrained`).
 
     Raises:
-        RefineError: an unknown name, a value out of its field's range, or a choice that this architecture does not
-            have.
+        RefineError: the name is unknown, a value is out of range, or the architecture does not support an option.
     """
     check_bounds(config, "backbone")
     if config.name in RESNETS:

@@ -1,4 +1,4 @@
-"""Box heads: classify proposals and move them onto objects, in one stage or in a cascade."""
+"""Box heads, which classify proposals and refine their boxes, in one stage or a cascade."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from refine.structures import Instances, Targets
 
 @dataclass
 class SampledBoxes:
-    """Boxes of one image with what they should become.
+    """Sampled boxes of one image with their targets.
 
     Attributes:
-        boxes: Tensor[n, 4] in pixels, no gradient.
+        boxes: Tensor[n, 4] in pixels, detached.
         labels: Tensor[n] int64, 0..K-1, or K for background.
-        matched: Tensor[n] int64, index of the instance that a positive box shows.
-        num_things: K.
+        matched: Tensor[n] int64, index of the instance that a positive box is matched to.
+        num_things: number K of thing classes.
     """
 
     boxes: Tensor
@@ -42,7 +42,7 @@ class SampledBoxes:
         return self.labels < self.num_things
 
     def positives(self) -> SampledBoxes:
-        """Only the boxes that show an instance."""
+        """Return the boxes that are matched to an instance."""
         return self[torch.nonzero(self.is_positive).squeeze(1)]
 
     def __getitem__(self, index: Tensor) -> SampledBoxes:
@@ -50,12 +50,12 @@ class SampledBoxes:
 
 
 class BoxHead(nn.Module):
-    """Convolutions, fully connected layers, a class and a box per proposal.
+    """Box head: convolutions and fully connected layers that predict a class and a box per proposal.
 
     Args:
         config: widths and norm.
-        channels: C of the pyramid.
-        num_things: K.
+        channels: number C of FPN channels.
+        num_things: number K of thing classes.
     """
 
     def __init__(self, config: BoxHeadConfig, channels: int, num_things: int) -> None:
@@ -81,20 +81,20 @@ class BoxHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """Tensor[N, C, 7, 7] -> class logits Tensor[N, K+1], deltas Tensor[N, 4] or [N, 4K]."""
+        """Compute class logits, Tensor[N, K+1], and deltas, Tensor[N, 4] or [N, 4K], of Tensor[N, C, 7, 7]."""
         x = self.fcs(self.convs(pooled).flatten(1))
         return self.classifier(x), self.regressor(x)
 
 
 class BoxHeads(nn.Module):
-    """One box head, or one per IoU of a cascade that each refine the boxes of the one before.
+    """One box head, or a cascade with one head per IoU, each of which refines the boxes of the previous one.
 
     Args:
         config: stages, widths, sampling and test thresholds.
-        channels: of the pyramid.
-        num_things: K.
-        sampling: of the pyramid's features.
-        share_gradient: the pyramid gets the mean of the stages' gradients, not their sum [d2].
+        channels: number C of FPN channels.
+        num_things: number K of thing classes.
+        sampling: RoIAlign settings.
+        share_gradient: whether the FPN receives the mean of the stages' gradients instead of their sum [d2].
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class BoxHeads(nn.Module):
     ) -> None:
         super().__init__()
         if len(config.ious) > 1 and not config.class_agnostic:
-            raise RefineError("box_head.class_agnostic must be true for a cascade: its stages move one box; set it")
+            raise RefineError("box_head.class_agnostic is false; set it to true for a cascade")
         self.config = config
         self.num_things = num_things
         self.sampling = sampling
@@ -115,18 +115,18 @@ class BoxHeads(nn.Module):
         self.stages = nn.ModuleList(BoxHead(config, channels, num_things) for _ in config.ious)
 
     def weights(self, stage: int) -> Weights:
-        """Delta weights: (10, 10, 5, 5), and twice and thrice as much later in a cascade."""
+        """Return the delta weights of a stage: (10, 10, 5, 5), times 2 and 3 in later stages of a cascade."""
         factor = float(stage + 1)
         return (10 * factor, 10 * factor, 5 * factor, 5 * factor)
 
     @torch.no_grad()
     def sample(self, proposals: Sequence[Tensor], targets: Sequence[Targets]) -> list[SampledBoxes]:
-        """Add the true boxes to the proposals, label them at the first IoU, and draw a sample.
+        """Add the true boxes to the proposals, label them at the first IoU, and sample.
 
         Args:
-            proposals: Tensor[n, 4] per image.
-            targets: of the same images; crowd instances are never positives, and proposals that lie
-                mostly inside a crowd are no negatives either.
+            proposals: proposed boxes in pixels, Tensor[n, 4] per image.
+            targets: ground truth of the images; crowd instances are never positive, and proposals that lie mostly
+                inside a crowd region are not negative either.
         """
         sampled = []
         for boxes, target in zip(proposals, targets, strict=True):
@@ -137,7 +137,7 @@ class BoxHeads(nn.Module):
         return sampled
 
     def _label(self, boxes: Tensor, target: Targets, iou: float) -> tuple[Tensor, SampledBoxes]:
-        """Match boxes Tensor[n, 4] at `iou`: 1, 0 or -1 for each (see `match`), and what they become."""
+        """Match boxes, Tensor[n, 4], at `iou`; return 1, 0 or -1 for each (see `match`), and their targets."""
         kind, matched = match(boxes, target, iou, iou)
         labels = torch.full_like(kind, self.num_things)
         if len(target):
@@ -151,20 +151,20 @@ class BoxHeads(nn.Module):
         samples: Sequence[SampledBoxes],
         targets: Sequence[Targets],
     ) -> tuple[dict[str, Tensor], list[Tensor], list[SampledBoxes]]:
-        """Losses of one stage on its samples, and the samples of the next one.
+        """Compute the losses of one stage on its samples, and the samples of the next stage.
 
         Args:
-            stage: 0..len(ious)-1.
+            stage: index of the stage, 0..len(ious)-1.
             pyramid: P2..P5.
-            samples: per image.
-            targets: of the same images.
+            samples: samples of each image.
+            targets: ground truth of the images.
 
         Returns:
-            losses: `loss_cls_t` (cross-entropy) and `loss_box_t` (L1 of positives), t = stage + 1, both
-                over the number of samples.
-            probabilities: Tensor[n, K+1] per image, of each sample, no gradient.
-            next samples: in a cascade the refined boxes, clipped and labelled at the next IoU, without
-                those that are empty or background in a crowd; after the last stage, the same ones.
+            losses: `loss_cls_t` (cross-entropy) and `loss_box_t` (L1 of positives), t = stage + 1, both divided by
+                the number of samples.
+            probabilities: class probabilities of the samples, Tensor[n, K+1] per image, detached.
+            next samples: in a cascade the refined boxes, clipped and labelled at the next IoU, without empty boxes
+                and background in a crowd region; after the last stage, `samples`.
         """
         boxes = torch.cat([s.boxes for s in samples])
         labels = torch.cat([s.labels for s in samples])
@@ -197,7 +197,7 @@ class BoxHeads(nn.Module):
         return losses, probabilities, following
 
     def _run(self, stage: int, pyramid: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Pool and run one head: logits Tensor[N, K+1], deltas."""
+        """Pool features and run one head; return logits, Tensor[N, K+1], and deltas."""
         pooled = roi_align_levels(pyramid, to_rois(boxes), self.config.pool_size, self.sampling)
         if self.share_gradient and pooled.requires_grad:
             pooled.register_hook(lambda gradient: gradient / len(self.stages))
@@ -207,16 +207,19 @@ class BoxHeads(nn.Module):
     def predict(
         self, pyramid: Sequence[Tensor], proposals: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
     ) -> tuple[list[Instances], Tensor]:
-        """Return the detections of each image, by falling score, and Tensor[B] bool, whether all of it was finite.
+        """Detect objects.
 
-        A cascade runs to its end; the class probabilities are the mean over its stages. Boxes are clipped
-        to the image, thresholded and suppressed per class; empty ones are dropped last, as detectron2 does. Those
-        that are not finite are dropped first, as training under fp16 has to go on.
+        All stages of a cascade run; class probabilities are averaged over them. Boxes are clipped to the image,
+        thresholded and suppressed per class; empty boxes are removed last, as in detectron2. Boxes that are not
+        finite are removed first, so that training under fp16 can continue.
 
         Args:
             pyramid: P2..P5.
-            proposals: Tensor[n, 4] per image.
-            image_sizes: (height, width) of the unpadded images.
+            proposals: proposed boxes in pixels, Tensor[n, 4] per image.
+            image_sizes: (height, width) of the unpadded images in pixels.
+
+        Returns:
+            Detections of each image by decreasing score, and Tensor[B] bool, whether all outputs were finite.
         """
         boxes, counts = list(proposals), [len(p) for p in proposals]
         scores, finite = [], []
@@ -235,7 +238,7 @@ class BoxHeads(nn.Module):
         return found, torch.stack([f.all() for f in torch.stack(finite).all(0).split(counts)])
 
     def _detect(self, boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> Instances:
-        """Threshold, NMS per class and the best `max_detections`: Tensor[n, 4 or 4K], Tensor[n, K]."""
+        """Apply the score threshold, NMS per class and `max_detections` to boxes [n, 4 or 4K] and scores [n, K]."""
         finite = boxes.isfinite().all(1) & scores.isfinite().all(1)
         boxes, scores = clip_boxes(boxes[finite], size), scores[finite]
         boxes = boxes.unflatten(1, (-1, 4)).expand(-1, self.num_things, -1)  # n×K×4

@@ -1,9 +1,8 @@
-"""What a network is made of: one typed record, read from YAML, stored in every checkpoint.
+"""Configuration of a network, read from YAML and stored in every checkpoint.
 
-Nothing here imports torch, so that the command line can parse and print configs at once.
-Marks in brackets say where a default comes from: [P] the paper, [BCC] the code of BCC-Net, by the paper's first
-author and apparently its predecessor, [d2] detectron2, [IMP] Instance Mask Projection (Fu et al. 2019), [C] our own
-choice.
+This module does not import torch, so that the command line parses and prints configs without delay. Marks in
+brackets name the source of a default: [P] the paper, [BCC] the code of BCC-Net, by the paper's first author and
+apparently its predecessor, [d2] detectron2, [IMP] Instance Mask Projection (Fu et al. 2019), [C] our choice.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from typing import Literal
 from refine.bounds import bounded
 
 Norm = Literal["gn", "frozen_bn", "sync_bn", "bn", "none"]
-"""GroupNorm (32 groups), BatchNorm with fixed statistics, synchronised or plain BatchNorm, or no norm."""
+"""GroupNorm (32 groups), frozen, synchronised or plain BatchNorm, or no norm."""
 
 Route = Literal["f_sem", "p_sem", "canvas"]
-"""What one branch tells the other: semantic features, semantic predictions, painted masks."""
+"""Inputs that one branch receives from the other: semantic features, semantic predictions, painted masks."""
 
 
 @dataclass
@@ -25,19 +24,20 @@ class BackboneConfig:
     """Feature extractor with outputs at strides 4, 8, 16 and 32.
 
     Attributes:
-        name: torchvision's `resnet18|34|50|101`, `resnext101_32x8d|64x4d`, or `timm/NAME` for any timm
-            model that has `features_only`.
-        weights: None (random), "imagenet" (the published weights of that architecture and norm), or the
-            path of a file of weights.
-        norm: norm layers of a ResNet; timm models keep their own ("bn" or "frozen_bn" freezes statistics).
-        norm_eps: added to the variance by a ResNet's norms; 0 in torchvision's first Mask R-CNN.
-        frozen_stages: stages that are not trained, counted from the stem (2 = stem and res2 [d2]).
-        deform_stages: residual stages whose 3×3 convolutions are deformable, of 3, 4, 5.
-        modulated: deformable convolutions have a mask (DCNv2).
-        stride_in_1x1: a bottleneck strides in its first 1×1 (Caffe/MSRA weights), not in its 3×3.
-        stem_width: channels of the first convolution.
-        width_per_group: channels per group of a bottleneck's 3×3 in res2 (64 in a plain ResNet).
-        res2_channels: output channels of res2; later stages double it.
+        name: torchvision's `resnet18|34|50|101`, `resnext101_32x8d|64x4d`, or `timm/NAME` for any timm model that
+            supports `features_only`.
+        weights: None (random), "imagenet" (the published weights for this architecture and norm), or the path of a
+            weight file.
+        norm: norm layers of a ResNet; timm models keep their own, but "frozen_bn" freezes their statistics.
+        norm_eps: value added to the variance by a ResNet's norms; 0 in torchvision's first Mask R-CNN.
+        frozen_stages: number of frozen stages, counted from the stem (2 = stem and res2 [d2]).
+        deform_stages: residual stages with deformable 3×3 convolutions, a subset of 3, 4, 5.
+        modulated: whether deformable convolutions have a mask (DCNv2).
+        stride_in_1x1: whether the stride of a bottleneck is in its first 1×1 convolution (Caffe/MSRA weights)
+            instead of its 3×3 convolution.
+        stem_width: number of channels of the first convolution.
+        width_per_group: channels per group of a bottleneck's 3×3 convolution in res2 (64 in a plain ResNet).
+        res2_channels: number of output channels of res2, doubled in each later stage.
     """
 
     name: str = "resnet50"
@@ -58,18 +58,18 @@ class RPNConfig:
     """Region proposals from P2..P6.
 
     Attributes:
-        anchor_sizes: square root of the anchor area in pixels, one per level P2..P6 [P].
-        aspect_ratios: height over width.
-        torchvision_anchors: corners are rounded to whole pixels, and the centres are as far apart as the padded
-            image divided by the map, rounded down: on P6 often less than 64 pixels. Else, as in detectron2,
-            nothing is rounded, and centres are a stride apart.
-        num_convs: 3×3 convolutions before the predictions; 2 in torchvision's second Mask R-CNN.
-        pre_nms_top_n: proposals kept per level before NMS (training, test).
-        post_nms_top_n: proposals kept per image after NMS (training, test) [BCC].
-        nms: IoU threshold.
+        anchor_sizes: square roots of the anchor areas in pixels, one per level P2..P6 [P].
+        aspect_ratios: height divided by width.
+        torchvision_anchors: whether corners are rounded to whole pixels and the spacing of the centres is the size
+            of the padded image divided by that of the map, rounded down (on P6 often less than 64 pixels).
+            Otherwise, as in detectron2, nothing is rounded and the spacing is the stride.
+        num_convs: number of 3×3 convolutions before the predictions; 2 in torchvision's second Mask R-CNN.
+        pre_nms_top_n: maximum number of proposals per level before NMS (training, test).
+        post_nms_top_n: maximum number of proposals per image after NMS (training, test) [BCC].
+        nms: IoU threshold of NMS.
         positive_iou, negative_iou: anchors at or above / below are positive / negative.
-        samples: anchors in the loss per image.
-        positive_fraction: at most this share of them positive.
+        samples: number of anchors per image in the loss.
+        positive_fraction: maximum fraction of positive samples.
     """
 
     anchor_sizes: list[float] = bounded([32.0, 64.0, 128.0, 256.0, 512.0], above=0, filled=True)
@@ -90,17 +90,18 @@ class BoxHeadConfig:
     """Classification and regression of boxes; more than one IoU makes it a cascade.
 
     Attributes:
-        ious: a proposal is positive at or above; one stage each: [0.5] or [0.5, 0.6, 0.7] [P].
-        num_convs, conv_channels: 3×3 convolutions before the fully connected layers (4conv1fc) [P].
-        num_fcs, fc_channels: fully connected layers.
-        norm: of the convolutions.
-        class_agnostic: one regression for all classes (cascades).
-        pool_size: RoIAlign output, in bins.
-        samples: proposals in the loss per image.
-        positive_fraction: at most this share of them positive.
-        score_threshold: detections below are dropped: .05 for R50, .001 for heavy models [BCC].
-        nms: IoU threshold per class.
-        max_detections: per image.
+        ious: minimum IoU of positive proposals, one per stage: [0.5] or [0.5, 0.6, 0.7] [P].
+        num_convs, conv_channels: number and width of 3×3 convolutions before the fully connected layers (4conv1fc)
+            [P].
+        num_fcs, fc_channels: number and width of fully connected layers.
+        norm: norm of the convolutions.
+        class_agnostic: whether one regression serves all classes (required for cascades).
+        pool_size: side of the RoIAlign output in bins.
+        samples: number of proposals per image in the loss.
+        positive_fraction: maximum fraction of positive samples.
+        score_threshold: minimum score of detections: .05 for R50, .001 for heavy models [BCC].
+        nms: IoU threshold of NMS per class.
+        max_detections: maximum number of detections per image.
     """
 
     ious: list[float] = bounded([0.5], least=0, most=1, filled=True)
@@ -120,19 +121,19 @@ class BoxHeadConfig:
 
 @dataclass
 class DetectorConfig:
-    """NanoDet-G, a frozen detector of COCO's 80 things, in the place of region proposals and box heads.
+    """NanoDet-G, a frozen detector of COCO's 80 things, instead of region proposals and box heads.
 
     Attributes:
-        weights: safetensors file to start from (`examples/nanodet.py` writes it); None where a checkpoint
-            brings them.
-        labels: thing class of the model for each of the 80, in the order of COCO's ids, -1 for none; empty:
-            the model's things are COCO's 80.
-        features: its maps, which have seen all of COCO, join those of the backbone in the pyramid.
-        scale: the model's input is resized by it for the detector.
-        score_threshold: detections below are dropped.
-        nms: IoU threshold per class of the model.
-        max_detections: per image.
-        positive_iou: in training, a detection that overlaps a true box of its class by this learns its mask.
+        weights: safetensors file of initial weights (written by `examples/nanodet.py`); None if a checkpoint holds
+            them.
+        labels: thing class of the model for each of the 80 classes, in the order of COCO's ids, -1 for none; empty
+            if the model's things are COCO's 80.
+        features: whether its maps, pretrained on all of COCO, are concatenated to the backbone's before the FPN.
+        scale: factor by which the model's input is resized for the detector.
+        score_threshold: minimum score of detections.
+        nms: IoU threshold of NMS per class of the model.
+        max_detections: maximum number of detections per image.
+        positive_iou: minimum IoU with a true box of its class at which a detection is used to train the mask head.
     """
 
     weights: str | None = None
@@ -147,12 +148,12 @@ class DetectorConfig:
 
 @dataclass
 class MaskHeadConfig:
-    """Mask of one instance from its 14×14 features.
+    """Mask head, from 14×14 features of an instance to its mask.
 
     Attributes:
-        num_convs, channels: 3×3 convolutions before the deconvolution.
-        norm: of the convolutions.
-        pool_size: RoIAlign output; masks are twice as fine (14 → 28) [P].
+        num_convs, channels: number and width of 3×3 convolutions before the deconvolution.
+        norm: norm of the convolutions.
+        pool_size: side of the RoIAlign output in bins; masks are twice as large (14 → 28) [P].
     """
 
     num_convs: int = bounded(4, least=0, most=100)
@@ -163,13 +164,14 @@ class MaskHeadConfig:
 
 @dataclass
 class SemanticHeadConfig:
-    """Semantic features F_sem and the first prediction P_sem^(0), at stride 4.
+    """Semantic head, which computes F_sem and the first prediction P_sem^(0) at stride 4.
 
     Attributes:
-        channels: of F_sem; must equal the FPN's where T > 0, because f_ins + f_sem is a sum [P].
-        norm: of the convolutions.
+        channels: number of channels of F_sem; with T > 0 equal to the FPN's, because f_ins and f_sem are summed
+            [P].
+        norm: norm of the convolutions.
         classes: "all" predicts every thing and stuff class [P]; "stuff" predicts one merged thing class
-            (channel 0) and the stuff classes, as the original Panoptic-FPN does [d2].
+            (channel 0) and the stuff classes, as in the original Panoptic-FPN [d2].
     """
 
     channels: int = bounded(256, least=1, most=16384)
@@ -182,23 +184,22 @@ class IBPPConfig:
     """Iterative bi-directional prediction projection.
 
     Attributes:
-        iterations: T; 0 is Panoptic-FPN.
-        exchange: how the refining heads take their inputs. "paper" sums f_ins + f_sem, and feeds p_sem as logits
-            and the canvas as probabilities [P; BCC]. "balanced" gives f_sem and p_sem convolutions of their own
-            that start at zero, so that H̃_ins starts as the H_ins of T = 0, feeds p_sem and the canvas as
-            probabilities × √C, the scale of a vector of C features, and adds the canvas's part of H̃_sem after the
-            norm of F_sem's [C].
-        routes: which inputs the refining heads have besides f_ins and F_sem: f_sem and p_sem in H̃_ins, the canvas
+        iterations: number T of iterations; 0 is Panoptic-FPN.
+        exchange: inputs of the refining heads. "paper" sums f_ins and f_sem, and uses p_sem as logits and the
+            canvas as probabilities [P; BCC]. "balanced" has separate convolutions for f_sem and p_sem, which start
+            at zero so that H̃_ins starts as the H_ins of T = 0; it uses p_sem and the canvas as probabilities × √C,
+            the scale of a vector of C features, and adds the canvas in H̃_sem after the norm of F_sem [C].
+        routes: inputs of the refining heads in addition to f_ins and F_sem: f_sem and p_sem in H̃_ins, the canvas
             in H̃_sem; all of them in the paper.
-        shared: one pair of heads for all iterations instead of one pair each.
-        sem_convs, sem_channels: 3×3 convolutions of the refining semantic head and their width [C].
-        flatten: how instances that overlap on the canvas combine: "max" [IMP] or "sum" (clipped at 1).
-        detach: cut the gradient through p_sem and the canvas (an ablation; the paper keeps it).
-        mask_flow: H̃_ins^t, t > 1, also takes the last features of H̃_ins^(t-1), by a 1×1 convolution [HTC, BCC];
-            not in a cascade, whose boxes do not stay.
-        residual: P_sem^(t) is P_sem^(t-1) plus what H̃_sem says, which is nothing at first, so that a network that
-            goes on from T = 0 begins where that was. The paper's H̃_sem says P_sem^(t) anew [C].
-        score_threshold: detections below are not painted on the canvas at test.
+        shared: whether all iterations share one pair of heads.
+        sem_convs, sem_channels: number and width of 3×3 convolutions of the refining semantic head [C].
+        flatten: combination of overlapping instances on the canvas: "max" [IMP] or "sum" (clipped at 1).
+        detach: whether to detach p_sem and the canvas (an ablation; not in the paper).
+        mask_flow: whether H̃_ins^t, t > 1, also takes the last features of H̃_ins^(t-1) through a 1×1 convolution
+            [HTC, BCC]; not possible in a cascade, whose boxes change.
+        residual: whether H̃_sem predicts the residual P_sem^(t) - P_sem^(t-1), which is zero initially, so that
+            training can continue from T = 0 without a jump. In the paper, H̃_sem predicts P_sem^(t) [C].
+        score_threshold: minimum score of detections that are painted on the canvas at test.
     """
 
     iterations: int = bounded(3, least=0, most=100)
@@ -219,9 +220,9 @@ class OcclusionConfig:
     """Pairwise occlusion head.
 
     Attributes:
-        cues: what it sees of each instance: its mask, its features f_ins + f_sem, its class.
-        conv_channels, fc_channels: widths.
-        pair_overlap: pairs count that overlap by this share of either mask (ρ).
+        cues: inputs for each instance: mask, features f_ins + f_sem, class.
+        conv_channels, fc_channels: widths of the convolutions and the fully connected layers.
+        pair_overlap: minimum overlap ρ of the training pairs, as a fraction of either mask.
     """
 
     cues: list[Literal["mask", "feature", "label"]] = field(default_factory=lambda: ["mask", "feature", "label"])
@@ -235,13 +236,14 @@ class LossConfig:
     """Weights of the losses.
 
     Attributes:
-        semantic_last, semantic_other: CE of P_sem^(T) and of P_sem^(t), t < T [C; .5 from Panoptic-FPN].
-        instance: box and mask weights a_t per stage, the last one for all that follow; empty: masks 1/T each,
-            boxes 1; in a cascade as `cascade` says.
-        mask: multiplies the mask losses.
-        cascade: how the stages of a cascade share the pyramid. "loss": boxes and masks of the stages count 1, .5
-            and .25 [BCC]. "gradient": boxes count 1 each, masks 1/T, and what flows from the boxes into the
-            pyramid is divided by the number of stages [d2].
+        semantic_last, semantic_other: weights of the cross-entropy of P_sem^(T), and of P_sem^(t) for t < T
+            [C; .5 from Panoptic-FPN].
+        instance: box and mask weights a_t per stage, of which the last applies to all later stages; empty for 1/T
+            for masks and 1 for boxes, or for the weights that `cascade` sets.
+        mask: factor of the mask losses.
+        cascade: weighting of the stages of a cascade. "loss" weights the boxes and masks of the stages by 1, .5 and
+            .25 [BCC]. "gradient" weights boxes by 1 and masks by 1/T, and divides the gradient from the boxes to
+            the FPN by the number of stages [d2].
     """
 
     semantic_last: float = bounded(0.5, least=0)
@@ -253,25 +255,25 @@ class LossConfig:
 
 @dataclass
 class ModelConfig:
-    """One network.
+    """Configuration of one network.
 
     Attributes:
-        backbone, rpn, box_head, mask_head, semantic_head, ibpp, losses: its parts.
-        occlusion: the pairwise head, or None without one.
-        detector: gives boxes, scores and labels in the place of `rpn` and `box_head`, which then are not built;
-            None without one.
-        ranking: with a spatial ranking module (SRM).
-        fpn_channels, fpn_norm: the pyramid P2..P6.
-        roi_sampling: samples per RoIAlign bin and axis; 0 chooses by the box's size [d2].
-        roi_aligned: RoIAlign's samples are shifted by half a pixel, so that they lie where pixels are [d2];
-            torchvision's detectors do without.
-        roi_canonical_size: side in pixels of a box whose features come from P4, half of it from P3 and so on
-            [FPN, for a short side of 800].
-        pixel_mean, pixel_std: 0-255, in the order of `channels`.
-        channels: what the first convolution expects.
-        divisor: padded heights and widths are multiples of it.
-        channels_last: lay maps out pixel by pixel, for faster convolutions. PyTorch's GroupNorm on a CPU sums
-            less exactly so: values are off by up to 7e-4 where a mean is five deviations, 1e-6 without.
+        backbone, rpn, box_head, mask_head, semantic_head, ibpp, losses: configuration of the parts.
+        occlusion: pairwise occlusion head, or None.
+        detector: detector that replaces `rpn` and `box_head`, which then are not built, or None.
+        ranking: whether there is a spatial ranking module (SRM).
+        fpn_channels, fpn_norm: channels and norm of the FPN levels P2..P6.
+        roi_sampling: samples per RoIAlign bin and axis; 0 adapts them to the size of the box [d2].
+        roi_aligned: whether RoIAlign's samples are shifted by half a pixel to align with pixel centres [d2];
+            not in torchvision's detectors.
+        roi_canonical_size: side in pixels of a box whose features come from P4; boxes of half this side use P3, and
+            so on [FPN, for a short side of 800].
+        pixel_mean, pixel_std: normalisation on a 0-255 scale, in the order of `channels`.
+        channels: channel order that the first convolution expects.
+        divisor: divisor of padded heights and widths.
+        channels_last: whether to use the channels-last memory format for faster convolutions. PyTorch's GroupNorm
+            on a CPU is less exact with it: errors are up to 7e-4 if a mean is five standard deviations, 1e-6
+            without.
     """
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)

@@ -1,4 +1,4 @@
-"""Detections of a ready-made detector, in the place of region proposals and box heads."""
+"""Detections of a pretrained detector, instead of region proposals and box heads."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from refine.structures import ImageBatch, Instances, Targets
 # Shape letters: B images, R cells of all levels, K thing classes of the model.
 
 MULTIPLE = 32
-"""Heights and widths that the network takes are multiples of it."""
+"""Divisor of the heights and widths of the network's input."""
 
 
 class Detector(nn.Module):
-    """NanoDet-G on the images of the model, with its 80 classes mapped to the model's things.
+    """NanoDet-G on the images of the model, with its 80 classes mapped to the model's thing classes.
 
-    It is frozen: it has no losses, its weights never change, and no gradient leaves it.
+    The detector is frozen: it has no losses and returns detached tensors.
 
     Args:
         config: classes, thresholds and scale.
-        num_things: K.
-        pixel_mean, pixel_std, channels: with which the model's images are normalised.
+        num_things: number K of thing classes.
+        pixel_mean, pixel_std, channels: normalisation and channel order of the model's images.
 
     Raises:
         RefineError: `config.labels` is not one index 0..K-1, or -1, per class of the detector.
@@ -62,7 +62,7 @@ class Detector(nn.Module):
         self.num_things = num_things
         self.network = NanoDet().requires_grad_(False)
         self.channels = list(CHANNELS) if config.features else [0] * len(CHANNELS)
-        # Images arrive as (x - mean) / std; `gain` and `offset` give the detector's own normalisation.
+        # Images are (x - mean) / std; `gain` and `offset` convert them to the detector's normalisation.
         mean, std = torch.tensor([list(pixel_mean), list(pixel_std)])
         self.reverse = channels == "RGB"
         if self.reverse:
@@ -78,11 +78,11 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: ImageBatch) -> NanoDetOutput:
-        """Run the network alone; `detect` makes boxes of what it gives, `maps` features."""
+        """Run the network; `detect` converts its output to detections, `maps` to features."""
         return self.network(self._input(images.tensor))
 
     def maps(self, output: NanoDetOutput, features: Sequence[Tensor]) -> list[Tensor]:
-        """What the backbone's maps are joined with: Tensor[B, C, h, w], of the size of each of `features`."""
+        """Return the detector's maps, each Tensor[B, C, h, w], resized to the backbone's maps `features`."""
         return [
             m if m.shape[-2:] == f.shape[-2:] else F.interpolate(m, f.shape[-2:], mode="bilinear")
             for m, f in zip(output.maps, features, strict=True)
@@ -90,15 +90,15 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def detect(self, images: ImageBatch, output: NanoDetOutput, min_score: float = 0.0) -> list[Instances]:
-        """Detections of each image, by falling score, in its pixels.
+        """Return the detections of each image in its pixels, by decreasing score.
 
-        The score of a thing class is the highest of the detector's classes that are mapped to it. Boxes are
-        thresholded, suppressed per class and clipped to the image, as `BoxHeads.predict` does.
+        The score of a thing class is the maximum over the detector's classes that are mapped to it. As in
+        `BoxHeads.predict`, detections are thresholded, suppressed per class and clipped to the image.
 
         Args:
-            images: B images.
-            output: of `forward` for them.
-            min_score: detections below are not wanted, 0-1.
+            images: batch of B images.
+            output: result of `forward` for the images.
+            min_score: minimum score of the detections, 0-1.
         """
         probabilities = torch.cat(output.classes, 1).float().sigmoid()  # B×R×80
         known = torch.nonzero(self.labels >= 0).squeeze(1)
@@ -120,7 +120,7 @@ class Detector(nn.Module):
         return found
 
     def _input(self, images: Tensor) -> Tensor:
-        """The network's input: Tensor[B, 3, H, W] of the model's, normalised anew and resized."""
+        """Convert the model's input, Tensor[B, 3, H, W], to the detector's normalisation and size."""
         height, width = images.shape[-2:]
         size = [max(1, round(n * self.config.scale / MULTIPLE)) * MULTIPLE for n in (height, width)]
         x = images.float().flip(1) if self.reverse else images.float()
@@ -133,19 +133,19 @@ class Detector(nn.Module):
     def sample(
         self, detections: Sequence[Instances], targets: Sequence[Targets]
     ) -> tuple[list[SampledBoxes], list[Tensor], list[Instances]]:
-        """What the heads learn from: the detections, with their errors, and the true boxes.
+        """Return the training samples of the heads: detections and true boxes.
 
-        A detection is positive if it overlaps a true box of its own class by `positive_iou`.
+        A detection is positive if its IoU with a true box of its class is at least `positive_iou`.
 
         Args:
-            detections: of each image.
-            targets: of the same images; crowd regions are matched to nothing.
+            detections: detections of each image.
+            targets: ground truth of the images; crowd regions are not matched.
 
         Returns:
-            positives: per image, with the true boxes at the end.
-            scores: Tensor[n] per image, of the positives. A true box has 0: it is not painted on a canvas,
-                where at test there are detections alone.
-            false positives: per image, all other detections.
+            positives: positive detections per image, followed by the true boxes.
+            scores: scores of the positives, Tensor[n] per image; 0 for true boxes, which are not painted on the
+                canvas, because at test it has detections alone.
+            false positives: all other detections, per image.
         """
         positives, scores, false = [], [], []
         for found, target in zip(detections, targets, strict=True):
@@ -170,6 +170,6 @@ def _labels(config: DetectorConfig, num_things: int) -> list[int]:
     if len(labels) != NUM_CLASSES or not all(-1 <= n < num_things for n in labels):
         raise RefineError(
             f"detector.labels: expected {NUM_CLASSES} indices of the {num_things} thing classes (-1 for none), "
-            f"got {config.labels or 'none, which means COCO’s 80 things'}; list them in the order of COCO's ids"
+            f"got {config.labels or 'none, meaning COCO’s 80 things'}; list them in the order of COCO's ids"
         )
     return labels

@@ -16,12 +16,12 @@ from refine.modeling.norms import make_norm
 class FPN(nn.Module):
     """Feature Pyramid Network (Lin et al. 2017): lateral 1×1, nearest top-down, 3×3 output, no activations.
 
-    P6 is every second pixel of P5. Initialised uniformly (Xavier, as detectron2 and torchvision do).
+    P6 is every second pixel of P5. Initialisation is Xavier uniform, as in detectron2 and torchvision.
 
     Args:
-        in_channels: of the backbone's maps, strides 4, 8, 16, 32.
-        out_channels: of every level.
-        norm: after each convolution; convolutions have a bias only without it.
+        in_channels: numbers of channels of the backbone's maps at strides 4, 8, 16 and 32.
+        out_channels: number of channels of every level.
+        norm: norm after each convolution; convolutions have a bias only without a norm.
     """
 
     strides = (4, 8, 16, 32, 64)
@@ -36,9 +36,9 @@ class FPN(nn.Module):
         )
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """[Tensor[B, C_l, H / s, W / s]] for s in 4..32 -> [P2..P6], Tensor[B, out_channels, H / s, W / s].
+        """Compute P2..P6, Tensor[B, out_channels, H / s, W / s], from maps Tensor[B, C_l, H / s, W / s], s = 4..32.
 
-        Heights and widths need not be multiples of 32: each level takes the size of its backbone map.
+        Heights and widths need not be multiples of 32: each level has the size of its backbone map.
         """
         named = {str(n): feature for n, feature in enumerate(features)}
         return list(self.levels(named).values())

@@ -29,15 +29,15 @@ STRIDE = 4
 
 @dataclass
 class Boxes:
-    """Boxes that masks are wanted for.
+    """Boxes whose masks are computed.
 
     Attributes:
-        rois: Tensor[N, 5], image index and box in input pixels; no gradient.
-        labels: Tensor[N] int64, thing class of each.
-        scores: Tensor[N], 0-1, weight on the canvas; no gradient.
-        features: Tensor[N, C, S, S], f_ins + f_sem (for T = 0: f_ins alone).
-        f_sem: Tensor[N, C, S, S] where it is not part of `features`, else None.
-        before: Tensor[N, width, S, S], features of the mask head that saw these boxes last, with `ibpp.mask_flow`.
+        rois: image index and box in input pixels, Tensor[N, 5], detached.
+        labels: thing class of each box, Tensor[N] int64.
+        scores: weights on the canvas, Tensor[N], 0-1, detached.
+        features: f_ins + f_sem (for T = 0, f_ins), Tensor[N, C, S, S].
+        f_sem: Tensor[N, C, S, S] if it is not part of `features`, else None.
+        before: with `ibpp.mask_flow`, features of the previous iteration's mask head, Tensor[N, width, S, S].
     """
 
     rois: Tensor
@@ -49,20 +49,20 @@ class Boxes:
 
     @property
     def appearance(self) -> Tensor:
-        """f_ins + f_sem, Tensor[N, C, S, S]: what the occlusion head sees."""
+        """f_ins + f_sem, Tensor[N, C, S, S], the features of the occlusion head."""
         return self.features if self.f_sem is None else self.features + self.f_sem
 
 
 class IBPP(nn.Module):
-    """The heads of all T iterations and the exchange between them.
+    """Heads of all T iterations, and the exchange between them.
 
-    With T = 0 there is one plain mask head and no exchange: Panoptic-FPN.
+    With T = 0 there is one plain mask head and no exchange, as in Panoptic-FPN.
 
     Args:
-        config: of the whole model.
-        num_things: K.
-        num_outputs: L, channels of P_sem.
-        sampling: of the features of boxes.
+        config: config of the whole model.
+        num_things: number K of thing classes.
+        num_outputs: number L of channels of P_sem.
+        sampling: RoIAlign settings.
     """
 
     def __init__(self, config: ModelConfig, num_things: int, num_outputs: int, sampling: Sampling) -> None:
@@ -96,22 +96,22 @@ class IBPP(nn.Module):
         )
 
     def mask_head(self, t: int) -> MaskHead:
-        """H̃_ins^t, t = 1..T; the one H_ins for T = 0."""
+        """Return H̃_ins^t, t = 1..T, or H_ins for T = 0."""
         return self.mask_heads[0 if len(self.mask_heads) == 1 else t - 1]  # type: ignore[return-value]
 
     def semantic_head(self, t: int) -> RefiningSemanticHead:
-        """H̃_sem^t, t = 1..T."""
+        """Return H̃_sem^t, t = 1..T."""
         return self.semantic_heads[0 if len(self.semantic_heads) == 1 else t - 1]  # type: ignore[return-value]
 
     def boxes(
         self, pyramid: Sequence[Tensor], features: Tensor, rois: Tensor, labels: Tensor, scores: Tensor
     ) -> Boxes:
-        """Attach the appearance of each box: f_ins + f_sem (equation 2 and the sum in equation 4).
+        """Compute the appearance of each box, f_ins + f_sem (equation 2 and the sum in equation 4).
 
         Args:
-            pyramid: P2..P5, Tensor[B, C, h_l, w_l] each.
+            pyramid: P2..P5, each Tensor[B, C, h_l, w_l].
             features: F_sem, Tensor[B, C, h, w].
-            rois, labels, scores: as in `Boxes`.
+            rois, labels, scores: attributes of `Boxes`.
         """
         rois, scores = rois.detach(), scores.detach()
         f_ins = roi_align_levels(pyramid, rois, self.pool_size, self.sampling)
@@ -130,15 +130,15 @@ class IBPP(nn.Module):
         projected: Tensor | None = None,
         predictor: nn.Module | None = None,
     ) -> Tensor:
-        """Mask logits m^(t) (equations 3 and 4).
+        """Compute the mask logits m^(t) (equations 3 and 4).
 
         Args:
-            t: iteration, 1..T; any for T = 0.
-            boxes: N of them.
-            source: P_sem^(t-1), Tensor[B, L, h, w], or, with `predictor`, the features that give it.
-            projected: `project` of the boxes' features where it is known already.
-            predictor: the 1×1 convolution from those features to P_sem^(t-1). It commutes with ROI-Align, whose
-                weights add up to one, and has less to do in the bins than in the map.
+            t: iteration, 1..T; ignored for T = 0.
+            boxes: N boxes.
+            source: P_sem^(t-1), Tensor[B, L, h, w], or, with `predictor`, the features from which it is computed.
+            projected: result of the head's `project` for the boxes, if already computed.
+            predictor: 1×1 convolution from these features to P_sem^(t-1). It commutes with ROI-Align, whose weights
+                sum to one, and is cheaper on the bins than on the map.
 
         Returns:
             Tensor[N, M, M].
@@ -162,14 +162,14 @@ class IBPP(nn.Module):
     def semantic_step(
         self, t: int, boxes: Boxes, masks: Tensor, projected: Tensor, present: Tensor | None = None
     ) -> Tensor:
-        """The features of which `next_logits` makes P_sem^(t) (equations 5 and 6).
+        """Compute the features from which `next_logits` computes P_sem^(t) (equations 5 and 6).
 
         Args:
             t: iteration, 1..T.
-            boxes: N of them.
+            boxes: N boxes.
             masks: sigmoid(m^(t)), Tensor[N, M, M].
             projected: `from_features(F_sem)` of H̃_sem^t, Tensor[B, width, h, w].
-            present: Tensor[k] int64, sorted: the only classes among the labels; the canvas has no others.
+            present: sorted classes that occur among the labels, Tensor[k] int64, to which the canvas is restricted.
 
         Returns:
             Tensor[B, width, h, w].
@@ -192,23 +192,23 @@ class IBPP(nn.Module):
         return head(self.gain * canvas if self.balanced else canvas, projected, present)
 
     def next_logits(self, t: int, refined: Tensor, before: Tensor) -> Tensor:
-        """P_sem^(t), Tensor[B, L, h, w], of what `semantic_step` gives and P_sem^(t-1)."""
+        """Compute P_sem^(t), Tensor[B, L, h, w], from the result of `semantic_step` and P_sem^(t-1)."""
         logits = self.semantic_head(t).predictor(refined)
         return before + logits if self.config.residual else logits
 
     @torch.no_grad()
     def predict(self, boxes: Boxes, features: Tensor, first: SemanticHead) -> tuple[Tensor, Tensor]:
-        """All iterations on fixed boxes (docs/method.md, test).
+        """Run all iterations on fixed boxes (docs/method.md, test).
 
-        Of P_sem^(t), t < T, only what lies in boxes is computed, unless they are residuals of each other.
+        P_sem^(t), t < T, is computed inside the boxes only, unless the next iteration adds a residual to it.
 
         Args:
-            boxes: the detections of all images.
+            boxes: detections of all images.
             features: F_sem, Tensor[B, C, h, w].
-            first: H_sem, which gives P_sem^(0).
+            first: H_sem, which computes P_sem^(0).
 
         Returns:
-            masks: Tensor[N, M, M], 0-1, mean of sigmoid(m^(t)) over the iterations.
+            masks: mean of sigmoid(m^(t)) over the iterations, Tensor[N, M, M], 0-1.
             sem_logits: P_sem^(T), Tensor[B, L, h, w].
         """
         last = self.config.iterations

@@ -1,4 +1,4 @@
-"""H_ins and the refining H̃_ins: the mask of each instance inside its box."""
+"""Mask heads H_ins and refining H̃_ins: the mask of each instance inside its box."""
 
 from __future__ import annotations
 
@@ -17,21 +17,20 @@ from refine.ops.distributed import mean_over_processes
 
 
 class MaskHead(nn.Module):
-    """Convolutions, a deconvolution and one mask per class, of which the box's class is taken.
+    """Mask head: convolutions, a deconvolution and one mask per class, of which the box's class is returned.
 
-    With `num_semantic` > 0 it is H̃_ins of equation 4, whose input is [f_ins + f_sem; p_sem]; the first
-    convolution is written as the sum over both parts, which is the same function, so that the part over
-    the features is computed once where heads are shared over iterations. With 0 it is H_ins of equation 1.
+    With `num_semantic` > 0 it is H̃_ins of equation 4 with the input [f_ins + f_sem; p_sem]. The first convolution
+    is written as the sum of two over its parts, which is the same function, so that the part over the features is
+    computed once if iterations share the head. With `num_semantic` = 0 it is H_ins of equation 1.
 
     Args:
         config: widths and norm.
-        in_channels: C.
-        num_classes: K.
-        num_semantic: L, channels of p_sem; 0 for none.
-        balanced: f_sem has a convolution of its own, if `num_f_sem` > 0, and this one and that over p_sem start at
-            zero.
-        num_f_sem: C where f_sem is not part of the features; 0 for none.
-        flow: it also takes the features of another head like itself.
+        in_channels: number C of feature channels.
+        num_classes: number K of thing classes.
+        num_semantic: number L of channels of p_sem; 0 for none.
+        balanced: whether the convolutions over p_sem, f_sem and the previous features start at zero.
+        num_f_sem: number C of channels of f_sem if it is a separate input; 0 if it is part of the features.
+        flow: whether the head also takes features of the previous iteration's head.
     """
 
     def __init__(
@@ -72,23 +71,23 @@ class MaskHead(nn.Module):
         nn.init.zeros_(self.predictor.bias)  # type: ignore[arg-type]
 
     def project(self, features: Tensor, f_sem: Tensor | None = None) -> Tensor:
-        """First convolution over the features: Tensor[N, C, S, S] each -> Tensor[N, width, S, S]."""
+        """Apply the first convolution to features, each Tensor[N, C, S, S]: Tensor[N, width, S, S]."""
         x = self.from_features(features)
         return x if f_sem is None or self.from_f_sem is None else x + self.from_f_sem(f_sem)
 
     def forward(
         self, projected: Tensor, labels: Tensor, p_sem: Tensor | None = None, before: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Mask logits of each box for its own class.
+        """Compute the mask logits of each box for its class.
 
         Args:
-            projected: what `project` gives, Tensor[N, width, S, S].
-            labels: Tensor[N] int64, 0..K-1.
-            p_sem: Tensor[N, L, S, S], semantic predictions inside the box, if the head takes them.
-            before: Tensor[N, width, S, S], features of the head of the iteration before, if there is one.
+            projected: result of `project`, Tensor[N, width, S, S].
+            labels: thing class of each box, Tensor[N] int64, 0..K-1.
+            p_sem: semantic predictions inside the boxes, Tensor[N, L, S, S], if the head takes them.
+            before: features of the previous iteration's head, Tensor[N, width, S, S], or None.
 
         Returns:
-            Mask logits Tensor[N, M, M], and the features Tensor[N, width, S, S] that they are made of.
+            Mask logits, Tensor[N, M, M], and the features from which they are computed, Tensor[N, width, S, S].
         """
         x = projected
         if self.from_before is not None and before is not None:
@@ -98,7 +97,7 @@ class MaskHead(nn.Module):
             x = x + self.from_semantic(p_sem)
         features = self.convs(F.relu(self.norm(x)))
         x = F.relu(self.deconv(features), inplace=True)  # N×width×S×S -> N×width×M×M
-        # The 1×1 convolution for one class per box: a vector-matrix product each.
+        # 1×1 convolution for a single class per box, as vector-matrix products.
         weight = self.predictor.weight[labels, :, 0, 0].to(x.dtype)  # N×width
         bias = self.predictor.bias[labels].to(x.dtype)  # type: ignore[index]
         logits = torch.bmm(weight[:, None], x.flatten(2))[:, 0] + bias[:, None]  # N×M²
@@ -106,16 +105,16 @@ class MaskHead(nn.Module):
 
 
 def mask_targets(masks: Sequence[Tensor], boxes: Sequence[Tensor], matched: Sequence[Tensor], size: int) -> Tensor:
-    """Ground-truth masks cropped to boxes.
+    """Crop ground-truth masks to boxes.
 
     Args:
-        masks: Tensor[G, H, W] bool per image.
-        boxes: Tensor[n, 4] per image, in its pixels.
-        matched: Tensor[n] int64 per image, which of the G masks each box shows.
-        size: M.
+        masks: ground-truth masks, Tensor[G, H, W] bool per image.
+        boxes: boxes in pixels, Tensor[n, 4] per image.
+        matched: index of the mask of each box, Tensor[n] int64 per image.
+        size: side M of the crops.
 
     Returns:
-        Tensor[N, M, M] float, 0 or 1: ROI-Aligned at .5, as detectron2 crops bit masks.
+        Tensor[N, M, M] float, 0 or 1: ROI-Aligned and thresholded at .5, as detectron2 crops bit masks.
     """
     crops = [
         roi_align(m[:, None].float(), torch.cat([i[:, None].to(b), b], 1), size, 1.0, 0, aligned=True)[:, 0]
@@ -125,7 +124,7 @@ def mask_targets(masks: Sequence[Tensor], boxes: Sequence[Tensor], matched: Sequ
 
 
 def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy, mean over positives and pixels: Tensor[N, M, M] both; 0 with a graph if N = 0."""
+    """Return the mean binary cross-entropy of logits and targets, both Tensor[N, M, M]; 0 with a graph if N = 0."""
     total = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="sum")
     count = mean_over_processes(torch.tensor(float(len(targets)), device=targets.device))
     return total / (count * targets.shape[-1] ** 2)

@@ -1,4 +1,4 @@
-"""REFINE's network: images in, losses or instances and semantic logits out."""
+"""REFINE's network, from images to losses, or to instances and semantic logits."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from refine.structures import VOID, ImageBatch, Instances, Targets
 from refine.tensors import check_finite
 
 FUSION_HEADS = ("occlusion.", "ranking.")
-"""Prefixes of the parameters that only fusion needs."""
+"""Name prefixes of the parameters of the fusion heads."""
 
 
 @dataclass
 class NetworkOutput:
-    """What the network says of one image, before fusion.
+    """Output of the network for one image, before fusion.
 
     Attributes:
-        instances: boxes, scores, labels, `roi_masks` (and `features` where the model has an occlusion
-            head), in the pixels of the unpadded network input, by falling score.
-        sem_logits: Tensor[L, h, w], P_sem^(T) at stride 4 in the padded frame.
+        instances: boxes, scores, labels and `roi_masks` (and `features` if the model has an occlusion head), in
+            pixels of the unpadded network input, by decreasing score.
+        sem_logits: Tensor[L, h, w], P_sem^(T) at stride 4 of the padded input.
         image_size: (height, width) of the unpadded network input.
-        boxes_finite: Tensor[] bool, whether all that the parts before say of boxes was finite, also of those that
-            are no instances; None if they were given.
+        boxes_finite: Tensor[] bool, whether all outputs of the RPN and box heads, or of the detector, were finite,
+            including those of boxes that became no instances; None if the boxes were given.
     """
 
     instances: Instances
@@ -51,7 +51,7 @@ class NetworkOutput:
     boxes_finite: Tensor | None = None
 
     def check_finite(self, image: str) -> None:
-        """Raise RefineError, which names the image, where a value is NaN or infinite."""
+        """Raise RefineError if a value is NaN or infinite; `image` names the image in the message."""
         found = self.instances
         values = {"boxes": found.boxes, "scores": found.scores, "semantic logits": self.sem_logits}
         if self.boxes_finite is not None:
@@ -60,22 +60,22 @@ class NetworkOutput:
 
 
 class PanopticModel(nn.Module):
-    """Panoptic-FPN (T = 0), Cascade Panoptic-FPN (three IoUs) and REFINE (T > 0) in one composition.
+    """Panoptic-FPN (T = 0), Cascade Panoptic-FPN (three IoUs) and REFINE (T > 0).
 
-    The heads that fusion asks, `occlusion` and `ranking`, learn from masks and features of the network's own
-    detections, and of the true boxes, where gradients end: together with the rest, or alone, in a second
-    stage, where nothing else trains (`optim.train_only: [occlusion]`).
+    The fusion heads, `occlusion` and `ranking`, are trained on detached masks and features of the network's own
+    detections and of the ground-truth boxes: jointly with the rest, or alone in a second stage
+    (`optim.train_only: [occlusion]`).
 
-    Training: `loss(images, targets)` gives weighted `loss_*` terms to be summed.
-    Test: `predict(images)` gives one `NetworkOutput` per image.
+    Training: `loss(images, targets)` returns weighted `loss_*` terms to be summed.
+    Test: `predict(images)` returns one `NetworkOutput` per image.
 
     Args:
-        config: all its parts.
-        num_things: K, thing classes.
-        num_classes: K plus the stuff classes.
+        config: configuration of all parts.
+        num_things: number K of thing classes.
+        num_classes: number of thing and stuff classes.
 
     Raises:
-        RefineError: T > 0 with F_sem of other width than the pyramid, or with merged thing classes.
+        RefineError: the parts do not fit together, such as T > 0 with different widths of F_sem and FPN.
     """
 
     semantic_classes: Tensor
@@ -90,12 +90,12 @@ class PanopticModel(nn.Module):
             if config.semantic_head.channels != config.fpn_channels:
                 raise RefineError(
                     f"semantic_head.channels is {config.semantic_head.channels}, fpn_channels "
-                    f"{config.fpn_channels}: IBPP sums f_ins and f_sem, so they must be equal; change one"
+                    f"{config.fpn_channels}: IBPP sums f_ins and f_sem; make them equal"
                 )
             if merged:
-                raise RefineError("semantic_head.classes is 'stuff': IBPP (T > 0) needs 'all' classes; set it")
+                raise RefineError("semantic_head.classes is 'stuff': IBPP (T > 0) needs 'all'; change it")
             if config.ibpp.mask_flow and len(config.box_head.ious) > 1:
-                raise RefineError("ibpp.mask_flow needs boxes that stay, which a cascade moves; set it to false")
+                raise RefineError("ibpp.mask_flow needs fixed boxes, but a cascade moves them; set it to false")
         self.config = config
         self.num_things = num_things
         self.num_classes = num_classes
@@ -106,7 +106,7 @@ class PanopticModel(nn.Module):
         if config.detector is not None:
             pixels = (config.pixel_mean, config.pixel_std, config.channels)
             self.detector = Detector(config.detector, num_things, *pixels)
-            channels = [ours + theirs for ours, theirs in zip(channels, self.detector.channels, strict=True)]
+            channels = [own + extra for own, extra in zip(channels, self.detector.channels, strict=True)]
         self.fpn = FPN(channels, config.fpn_channels, config.fpn_norm)
         sampling = Sampling(config.roi_sampling, config.roi_aligned, config.roi_canonical_size)
         if config.detector is None:
@@ -120,7 +120,7 @@ class PanopticModel(nn.Module):
             size = config.mask_head.pool_size
             self.occlusion = OcclusionHead(config.occlusion, config.fpn_channels, num_things, size)
         self.ranking = SpatialRanking(num_things) if config.ranking else None
-        # Contiguous class of each semantic channel; a merged thing class has none.
+        # Contiguous class of each semantic channel, VOID for the merged thing class.
         classes = [VOID, *range(num_things, num_classes)] if merged else list(range(num_classes))
         self.register_buffer("semantic_classes", torch.tensor(classes), persistent=False)
         self.register_buffer("pixel_mean", torch.tensor(config.pixel_mean), persistent=False)
@@ -129,7 +129,7 @@ class PanopticModel(nn.Module):
             self.to(memory_format=torch.channels_last)
 
     def image_batch(self, images: Sequence[Tensor]) -> ImageBatch:
-        """Normalise and pad: Tensor[3, h, w] uint8 RGB each, on any device -> batch on the model's device."""
+        """Normalise and pad images, each Tensor[3, h, w] uint8 RGB, to a batch on the model's device."""
         return ImageBatch.from_images(
             [image.to(self.pixel_mean.device, non_blocking=True) for image in images],
             self.pixel_mean,
@@ -138,43 +138,43 @@ class PanopticModel(nn.Module):
             flip_channels=self.config.channels == "BGR",
         )
 
-    def see(self, images: ImageBatch) -> NanoDetOutput | None:
-        """What the detector says, once for the pyramid and the detections; None without one."""
+    def run_detector(self, images: ImageBatch) -> NanoDetOutput | None:
+        """Run the detector, whose output serves the pyramid and the detections; None without a detector."""
         if self.detector is None:
             return None
         with span("detector"):
             return self.detector(images)
 
     def pyramid(self, images: ImageBatch, seen: NanoDetOutput | None = None) -> list[Tensor]:
-        """P2..P6, Tensor[B, C, H/stride, W/stride] each; `seen` of `see`, which is asked where it is not given."""
+        """Compute P2..P6, each Tensor[B, C, H/stride, W/stride]; `seen` is the output of `run_detector`."""
         with span("backbone"):
             maps = self.backbone(images.tensor)
         if self.detector is not None and self.detector.config.features:
-            theirs = self.detector.maps(seen or self.detector(images), maps)
-            maps = [torch.cat(pair, 1) for pair in zip(maps, theirs, strict=True)]
+            extra = self.detector.maps(seen or self.detector(images), maps)
+            maps = [torch.cat(pair, 1) for pair in zip(maps, extra, strict=True)]
         with span("fpn"):
             return self.fpn(maps)
 
     @over_valid_pixels
     def loss(self, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
-        """Losses of RPN, boxes, masks m^(1..T) and semantics P_sem^(0..T) (docs/method.md, training).
+        """Compute the losses of RPN, boxes, masks m^(1..T) and semantics P_sem^(0..T) (docs/method.md, training).
 
         Args:
-            images: B images.
-            targets: of the same images, on the same device.
+            images: batch of B images.
+            targets: ground truth of the images, on the same device.
 
         Returns:
-            `loss_rpn_*`, `loss_cls_t`, `loss_box_t`, `loss_mask_t`, `loss_sem_t`, `loss_occlusion`,
-            `loss_ranking`: scalars, already weighted. Only the last two where only those heads train.
+            `loss_rpn_*`, `loss_cls_t`, `loss_box_t`, `loss_mask_t`, `loss_sem_t`, `loss_occlusion` and
+            `loss_ranking`, weighted scalars; only the last two if only the fusion heads are trained.
         """
         if not any(p.requires_grad for n, p in self.named_parameters() if not n.startswith(FUSION_HEADS)):
             with torch.no_grad():
-                seen = self.see(images)
+                seen = self.run_detector(images)
                 pyramid = self.pyramid(images, seen)
                 features = self.semantic_head.features(pyramid[:4])
                 return self._fusion_losses(images, seen, pyramid, features, targets)
         config = self.config
-        seen = self.see(images)
+        seen = self.run_detector(images)
         pyramid = self.pyramid(images, seen)
         features = self.semantic_head.features(pyramid[:4])
         sem_logits = self.semantic_head(features)
@@ -196,7 +196,7 @@ class PanopticModel(nn.Module):
                     t - 1, pyramid[:4], samples, targets
                 )
                 losses |= {k: self._instance_weight(t, box=True) * v for k, v in stage_losses.items()}
-                if t <= max(iterations, 1):  # new boxes; after the last stage they stay
+                if t <= max(iterations, 1):  # after the last stage the boxes are fixed
                     boxes, mask_truth = self._mask_samples(pyramid, features, samples, probabilities, targets)
                 samples = refined
             if t <= max(iterations, 1):
@@ -219,10 +219,10 @@ class PanopticModel(nn.Module):
         features: Tensor,
         targets: Sequence[Targets],
     ) -> dict[str, Tensor]:
-        """Losses of the heads that fusion asks, from instances that carry no gradient.
+        """Compute the losses of the fusion heads on detached instances.
 
-        The ranking learns from detections, the occlusion head from these and from the true boxes, among which
-        there are many more pairs of which the truth says something.
+        The ranking is trained on detections, the occlusion head on detections and ground-truth boxes, which have
+        many more pairs whose order the ground truth determines.
         """
         if self.occlusion is None and self.ranking is None:
             return {}
@@ -249,9 +249,9 @@ class PanopticModel(nn.Module):
         probabilities: Sequence[Tensor],
         targets: Sequence[Targets],
     ) -> tuple[Boxes, Tensor]:
-        """The positive samples with their appearance, and the true masks Tensor[N, M, M] inside them.
+        """Return the positive samples with their appearance, and the true masks inside them, Tensor[N, M, M].
 
-        On the canvas a sample counts with its predicted probability of the true class.
+        The weight of a sample on the canvas is its predicted probability of the true class.
         """
         positives = [s.positives() for s in samples]
         labels = torch.cat([s.labels for s in positives])
@@ -268,9 +268,10 @@ class PanopticModel(nn.Module):
         features: Tensor,
         targets: Sequence[Targets],
     ) -> tuple[Boxes, Tensor]:
-        """As `_mask_samples`, of the detector's boxes and the true ones.
+        """Return the samples and true masks as `_mask_samples`, for the detector's boxes and the true boxes.
 
-        False positives follow where there is a canvas: they have no true mask, but are painted as at test.
+        With T > 0, false positives follow at the end: they have no true mask, but are painted on the canvas as at
+        test.
         """
         assert self.detector is not None
         positives, scores, false = self.detector.sample(self.detector.detect(images, seen), targets)
@@ -286,7 +287,7 @@ class PanopticModel(nn.Module):
         return boxes, self._mask_targets(positives, targets)
 
     def _mask_targets(self, positives: Sequence[SampledBoxes], targets: Sequence[Targets]) -> Tensor:
-        """The true masks inside the positive samples, Tensor[N, M, M]."""
+        """Return the true masks inside the positive samples, Tensor[N, M, M]."""
         return mask_targets(
             [t.masks for t in targets],
             [s.boxes for s in positives],
@@ -297,14 +298,17 @@ class PanopticModel(nn.Module):
     @torch.no_grad()
     @over_valid_pixels
     def predict(self, images: ImageBatch, min_score: float = 0.0) -> list[NetworkOutput]:
-        """Boxes first (the cascade to its end), then T iterations on them (docs/method.md, test).
+        """Detect boxes (with all stages of a cascade), then run T iterations on them (docs/method.md, test).
 
         Args:
-            images: B images.
-            min_score: detections below it are not wanted, 0-1. They are left out, which saves their masks,
-                unless they are painted on the canvas and so have a say in the semantics.
+            images: batch of B images.
+            min_score: minimum score of the detections that the caller uses, 0-1. Others are dropped, which saves
+                their masks, unless they are painted on the canvas and so affect the semantics.
+
+        Returns:
+            One output per image.
         """
-        seen = self.see(images)
+        seen = self.run_detector(images)
         pyramid = self.pyramid(images, seen)
         with span("semantic head"):
             features = self.semantic_head.features(pyramid[:4])
@@ -319,7 +323,7 @@ class PanopticModel(nn.Module):
         features: Tensor,
         min_score: float = 0.0,
     ) -> list[NetworkOutput]:
-        """`predict` from the pyramid and F_sem on."""
+        """Predict from the pyramid and F_sem."""
         if self.config.ibpp.iterations:
             min_score = min(min_score, self.config.ibpp.score_threshold)
         if self.detector is not None and seen is not None:
@@ -346,7 +350,7 @@ class PanopticModel(nn.Module):
         features: Tensor,
         detections: Sequence[Instances],
     ) -> list[NetworkOutput]:
-        """Masks of given boxes, labels and scores, and semantics, by T iterations."""
+        """Compute masks of given boxes, labels and scores, and semantics, by T iterations."""
         rois = to_rois([d.boxes for d in detections])
         labels = torch.cat([d.labels for d in detections])
         scores = torch.cat([d.scores for d in detections])
@@ -363,7 +367,7 @@ class PanopticModel(nn.Module):
         ]
 
     def _semantic_targets(self, images: ImageBatch, targets: Sequence[Targets]) -> Tensor:
-        """Tensor[B, H, W] int64 of semantic channels, `VOID` where unlabelled or padded."""
+        """Return the semantic channel of each pixel, Tensor[B, H, W] int64, `VOID` where unlabelled or padded."""
         height, width = images.tensor.shape[-2:]
         sem_seg = pad_labels([t.sem_seg for t in targets], (height, width))
         if self.config.semantic_head.classes == "stuff":
@@ -372,18 +376,18 @@ class PanopticModel(nn.Module):
         return sem_seg
 
     def _semantic_loss(self, logits: Tensor, sem_seg: Tensor, t: int) -> Tensor:
-        """Cross-entropy of P_sem^(t); the last one is compared at full size."""
+        """Return the weighted cross-entropy of P_sem^(t), at full size for t = T."""
         stuff = 1 if self.config.semantic_head.classes == "stuff" else self.num_things
         loss = semantic_loss(logits, sem_seg, full_size=t == self.config.ibpp.iterations, first_stuff=stuff)
         return self._semantic_weight(t) * loss
 
     def _semantic_weight(self, t: int) -> float:
-        """w_t: P_sem^(T) counts most, the earlier ones are auxiliary."""
+        """Return w_t, the loss weight of P_sem^(t); those with t < T are auxiliary."""
         losses = self.config.losses
         return losses.semantic_last if t == self.config.ibpp.iterations else losses.semantic_other
 
     def _instance_weight(self, t: int, box: bool) -> float:
-        """a_t: 1/T for masks and 1 for boxes, or what `losses` says of stages and of a cascade."""
+        """Return a_t, the loss weight of masks or boxes: by default 1/T and 1; see `LossConfig`."""
         losses = self.config.losses
         if losses.instance:
             return losses.instance[min(t, len(losses.instance)) - 1]
@@ -393,5 +397,5 @@ class PanopticModel(nn.Module):
 
 
 def _finite_images(values: Sequence[Tensor]) -> Tensor:
-    """Tensor[B] bool: whether all values of an image, Tensor[B, …] each, are finite."""
+    """Return Tensor[B] bool, whether all values of an image are finite, from tensors of shape [B, …]."""
     return torch.stack([v.isfinite().flatten(1).all(1) for v in values]).all(0)

@@ -10,32 +10,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 STRIDES = (8, 16, 32)
-"""Input pixels per cell of the three output maps."""
+"""Strides of the three output maps in pixels of the input."""
 
 NUM_CLASSES = 80
-"""COCO's things, in the order of their ids."""
+"""Number of classes: COCO's things, in the order of their ids."""
 
 BINS = 11
-"""The distance from a cell's centre to each side of a box is the mean of a distribution over 0..10 strides."""
+"""Bins of the distribution over 0..10 strides whose mean is the distance from a cell's centre to a box side."""
 
 BGR_MEAN = (103.53, 116.28, 123.675)
 BGR_STD = (57.375, 57.12, 58.395)
-"""The network takes BGR images on a 0-255 scale, normalised by these."""
+"""Normalisation of the input, which has BGR channels on a 0-255 scale."""
 
 
 CHANNELS = (64, 128, 128, 128)
-"""Of the maps at strides 4, 8, 16 and 32."""
+"""Numbers of channels of the maps at strides 4, 8, 16 and 32."""
 
 
 @dataclass
 class NanoDetOutput:
-    """What the network says of B images.
+    """Output of the network for B images.
 
     Attributes:
-        classes: logits Tensor[B, h·w, 80] of each level in `STRIDES`, cells row by row.
-        sides: logits Tensor[B, h·w, 4, 11] likewise, of the distances to left, top, right and bottom.
-        maps: Tensor[B, C, H/s, W/s] for s = 4, 8, 16, 32 and C in `CHANNELS`: the finest of the backbone, and
-            the levels that the answers come from.
+        classes: class logits, Tensor[B, h·w, 80] per level in `STRIDES`, cells row by row.
+        sides: logits of the distances to left, top, right and bottom, Tensor[B, h·w, 4, 11] per level.
+        maps: Tensor[B, C, H/s, W/s] for s = 4, 8, 16, 32 and C in `CHANNELS`: the finest map of the backbone, and
+            the levels from which classes and sides are predicted.
     """
 
     classes: list[Tensor]
@@ -44,7 +44,7 @@ class NanoDetOutput:
 
 
 class Conv(nn.Module):
-    """A convolution whose BatchNorm is folded into weight and bias, then a leaky ReLU."""
+    """Convolution with its BatchNorm folded into weight and bias, followed by a leaky ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Conv(nn.Module):
 
 
 class Stage(nn.Module):
-    """Halve the resolution and double the channels by a chain of half-width convolutions beside a shortcut."""
+    """Stage that doubles the channels, and may halve the resolution: half-width convolutions beside a shortcut."""
 
     def __init__(self, channels: int, pairs: int, stride: int) -> None:
         super().__init__()
@@ -73,9 +73,9 @@ class Stage(nn.Module):
 
 
 class NanoDet(nn.Module):
-    """Tensor[B, 3, H, W], normalised BGR -> class and side logits of every cell.
+    """Detector that predicts class and side logits of every cell of normalised BGR images, Tensor[B, 3, H, W].
 
-    H and W are multiples of 32; the published weights were trained at 416 × 416.
+    H and W must be multiples of 32; the published weights were trained at 416 × 416.
     """
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class NanoDet(nn.Module):
         self.predictors = nn.ModuleList(nn.Conv2d(128, NUM_CLASSES + 4 * BINS, 1) for _ in STRIDES)
 
     def forward(self, x: Tensor) -> NanoDetOutput:
-        """Raw answers of each level, cells row by row, and the maps that they come from."""
+        """Compute the class and side logits of each level, and the maps."""
         x = F.max_pool2d(self.stem(x), 3, 2, 1)
         maps = []
         for stage in self.stages:
@@ -100,34 +100,34 @@ class NanoDet(nn.Module):
             levels[n] = levels[n] + _resize(levels[n - 1], levels[n])
         classes, sides = [], []
         for level, tower, predictor in zip(levels, self.towers, self.predictors, strict=True):
-            answer = predictor(tower(level)).flatten(2).transpose(1, 2)  # B×h·w×124
-            classes.append(answer[..., :NUM_CLASSES])
-            sides.append(answer[..., NUM_CLASSES:].unflatten(2, (4, BINS)))
+            logits = predictor(tower(level)).flatten(2).transpose(1, 2)  # B×h·w×124
+            classes.append(logits[..., :NUM_CLASSES])
+            sides.append(logits[..., NUM_CLASSES:].unflatten(2, (4, BINS)))
         return NanoDetOutput(classes, sides, [maps[0], *levels])
 
 
 def cells(maps: Sequence[Tensor]) -> Tensor:
-    """Centre and stride of each cell: Tensor[B, C, h, w] per level in `STRIDES` -> Tensor[R, 3], (x, y, stride)."""
-    places = []
+    """Return (x, y, stride) of the centre of each cell, Tensor[R, 3], for maps Tensor[B, C, h, w] per level."""
+    found = []
     for level, stride in zip(maps, STRIDES, strict=True):
         y, x = ((torch.arange(n, device=level.device) + 0.5) * stride for n in level.shape[-2:])
         y, x = torch.meshgrid(y, x, indexing="ij")
-        places.append(torch.stack([x, y, torch.full_like(x, stride)], -1).flatten(0, 1))
-    return torch.cat(places)
+        found.append(torch.stack([x, y, torch.full_like(x, stride)], -1).flatten(0, 1))
+    return torch.cat(found)
 
 
-def decode(sides: Tensor, places: Tensor) -> Tensor:
-    """Boxes of some cells.
+def decode(sides: Tensor, centres: Tensor) -> Tensor:
+    """Decode the boxes of N cells.
 
     Args:
-        sides: Tensor[N, 4, 11], logits of the distances.
-        places: Tensor[N, 3] of `cells`.
+        sides: logits of the distances, Tensor[N, 4, 11].
+        centres: centres and strides, rows of `cells`, Tensor[N, 3].
 
     Returns:
         Tensor[N, 4] in pixels of the detector's input.
     """
-    distance = sides.float().softmax(-1) @ torch.arange(float(BINS), device=sides.device) * places[:, 2:]
-    centre = places[:, :2]
+    distance = sides.float().softmax(-1) @ torch.arange(float(BINS), device=sides.device) * centres[:, 2:]
+    centre = centres[:, :2]
     return torch.cat([centre - distance[:, :2], centre + distance[:, 2:]], 1)
 
 

@@ -1,4 +1,4 @@
-"""Norm layers by name, and the convolution block that every head is made of."""
+"""Norm layers by name, and the convolution block of all heads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PADDED: ContextVar[ImageBatch | None] = ContextVar("padded", default=None)
 
 @contextmanager
 def valid_pixels(images: ImageBatch) -> Iterator[None]:
-    """Within the block, `by_image` leaves the padding of this batch out."""
+    """Let `by_image` exclude the padding of a batch inside the context."""
     token = _PADDED.set(images)
     try:
         yield
@@ -31,7 +31,7 @@ def valid_pixels(images: ImageBatch) -> Iterator[None]:
 
 
 def over_valid_pixels(method: M) -> M:
-    """Run a method whose first argument is an ImageBatch within `valid_pixels` of that."""
+    """Decorate a method whose first argument is an ImageBatch to run within its `valid_pixels`."""
 
     @functools.wraps(method)
     def wrapped(self: Any, images: ImageBatch, *arguments: Any, **options: Any) -> Any:
@@ -42,13 +42,13 @@ def over_valid_pixels(method: M) -> M:
 
 
 def by_image(x: Tensor, op: Callable[[Tensor], Tensor]) -> Tensor:
-    """Apply `op` to each image without its padding, if within `valid_pixels`; padding comes out as zeros.
+    """Apply `op` to each image without its padding, inside `valid_pixels`; padding becomes zero.
 
-    So a convolution that follows sees the same beyond the border of an image whether it is padded or not.
+    A following convolution then has the same input beyond the border of an image with and without padding.
 
     Args:
-        x: Tensor[B, C, h, w], a map of the batch.
-        op: keeps height and width, or multiplies both by a whole number.
+        x: map of the batch, Tensor[B, C, h, w].
+        op: function that keeps height and width, or multiplies both by an integer.
     """
     images, (rows, columns) = _PADDED.get(), x.shape[-2:]
     if images is None:
@@ -63,14 +63,14 @@ def by_image(x: Tensor, op: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 class ImageGroupNorm(nn.GroupNorm):
-    """GroupNorm of image maps: its statistics are those of each image, not of its padding (see `by_image`)."""
+    """GroupNorm of image maps, whose statistics exclude the padding (see `by_image`)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return by_image(x, super().forward)
 
 
 class FrozenBatchNorm(FrozenBatchNorm2d):
-    """torchvision's, in one pass over the map instead of two where it is not differentiated."""
+    """torchvision's FrozenBatchNorm2d, with one pass over the map instead of two if no gradient is needed."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad:
@@ -79,10 +79,14 @@ class FrozenBatchNorm(FrozenBatchNorm2d):
 
 
 def make_norm(name: Norm, channels: int, eps: float = 1e-5, of_boxes: bool = False) -> nn.Module:
-    """A norm layer for maps of `channels` channels.
+    """Build a norm layer.
 
-    GroupNorm has 32 groups, as in the paper; where 32 does not divide the channels, the largest smaller
-    number that does. `eps` is added to the variance. Maps `of_boxes` have no padding.
+    Args:
+        name: kind of norm. GroupNorm has 32 groups, as in the paper, or the largest smaller number that divides the
+            channels.
+        channels: number of channels.
+        eps: value added to the variance.
+        of_boxes: whether the maps are those of boxes, which have no padding.
     """
     match name:
         case "gn":
@@ -107,15 +111,15 @@ def conv_norm(
     relu: bool = True,
     of_boxes: bool = False,
 ) -> nn.Sequential:
-    """Convolution, norm and ReLU; a bias only without a norm; Kaiming fan-out initialisation.
+    """Build a convolution with norm and ReLU, a bias only without a norm, and Kaiming fan-out initialisation.
 
     Args:
-        in_channels, out_channels: of the convolution.
-        kernel: odd; padded so that stride 1 keeps height and width.
-        norm: see `make_norm`.
-        stride: of the convolution.
-        relu: end with a ReLU.
-        of_boxes: see `make_norm`.
+        in_channels, out_channels: numbers of channels of the convolution.
+        kernel: odd kernel size; padded so that stride 1 keeps height and width.
+        norm: norm; see `make_norm`.
+        stride: stride of the convolution.
+        relu: whether to end with a ReLU.
+        of_boxes: whether the maps are those of boxes; see `make_norm`.
     """
     conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=norm == "none")
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")

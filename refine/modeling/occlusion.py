@@ -1,4 +1,4 @@
-"""The pairwise occlusion head: which of two overlapping instances lies in front (docs/method.md; Table 6)."""
+"""Pairwise occlusion head, which predicts the front one of two overlapping instances (docs/method.md; Table 6)."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from refine.structures import VOID, Instances, Targets
 # Shape letters: N instances, P ordered pairs, C feature channels, S = 14, K thing classes.
 
 AT_ONCE = 128
-"""Pairs that go through the convolutions together at test; bounds the memory."""
+"""Number of pairs per batch at test, which limits the memory."""
 
 
 class OcclusionHead(nn.Module):
-    """O(i, j): the probability that i lies in front of j, from the masks, features and classes of both.
+    """Head that predicts O(i, j), the probability that i lies in front of j, from masks, features and classes.
 
-    Both instances' maps are concatenated, go through four 3×3 convolutions (the last with stride 2), are
-    joined by both classes' one-hots, and go through three fully connected layers. The first convolution is
-    written as the sum of one over i and one over j, which is the same function, so that it is computed
-    once per instance and not per pair.
+    The maps of both instances are concatenated and pass four 3×3 convolutions (the last with stride 2); the one-hot
+    classes of both are appended before three fully connected layers. The first convolution is written as the sum of
+    one over i and one over j, which is the same function, so that it is computed once per instance instead of once
+    per pair.
 
     Args:
         config: cues and widths.
-        in_channels: C.
-        num_things: K.
-        pool_size: S.
+        in_channels: number C of feature channels.
+        num_things: number K of thing classes.
+        pool_size: side S of the maps.
 
     Raises:
-        RefineError: neither masks nor features among the cues.
+        RefineError: the cues include neither masks nor features.
     """
 
     def __init__(self, config: OcclusionConfig, in_channels: int, num_things: int, pool_size: int = 14) -> None:
         super().__init__()
         if not {"mask", "feature"} & set(config.cues):
-            raise RefineError(f"occlusion.cues is {config.cues}; name 'mask', 'feature' or both")
+            raise RefineError(f"occlusion.cues is {config.cues}; add 'mask', 'feature' or both")
         self.config, self.num_things, self.pool_size = config, num_things, pool_size
         channels = in_channels * ("feature" in config.cues) + ("mask" in config.cues)
         width = config.conv_channels
@@ -63,11 +63,11 @@ class OcclusionHead(nn.Module):
         nn.init.zeros_(self.predictor.bias)
 
     def forward(self, instances: Instances, pairs: Tensor) -> Tensor:
-        """Logits of O(i, j).
+        """Compute the logits of O(i, j).
 
         Args:
-            instances: N of them, with what the cues need.
-            pairs: Tensor[P, 2] int64, (i, j) each.
+            instances: N instances with the fields that the cues need.
+            pairs: ordered pairs (i, j), Tensor[P, 2] int64.
 
         Returns:
             Tensor[P].
@@ -87,13 +87,13 @@ class OcclusionHead(nn.Module):
         return self.predictor(F.relu(self.fc2(F.relu(self.fc1(x)))))[:, 0]
 
     def _maps(self, instances: Instances) -> Tensor:
-        """The spatial cues of each instance: Tensor[N, C + 1, S, S]; masks 28 → 14 by their maximum."""
+        """Stack the spatial cues of each instance, Tensor[N, C + 1, S, S]; masks are max-pooled from 28 to 14."""
         parts = []
         for cue, name in (("feature", "features"), ("mask", "roi_masks")):
             value = getattr(instances, name)
             if cue in self.config.cues and value is None:
                 raise RefineError(
-                    f"instances.{name} is missing: this occlusion head looks at {', '.join(self.config.cues)}; "
+                    f"instances.{name} is missing: this occlusion head needs {', '.join(self.config.cues)}; "
                     f"give {name}, or use a head with other cues"
                 )
             if cue in self.config.cues:
@@ -103,37 +103,37 @@ class OcclusionHead(nn.Module):
 
     @torch.no_grad()
     def predict(self, instances: Instances, pairs: Tensor) -> Tensor:
-        """O of the pairs given, in both orders: what `refine.fuse(occlusion=…)` calls.
+        """Compute O of the given pairs in both orders; `refine.fuse(occlusion=…)` calls this method.
 
         Args:
-            instances: N of them.
-            pairs: Tensor[P, 2] int64, each pair once.
+            instances: N instances with the fields that the cues need.
+            pairs: pairs of indices, Tensor[P, 2] int64, each pair once.
 
         Returns:
-            Tensor[N, N] float32, 0-1; 1/2 where no pair asks.
+            Tensor[N, N] float32, 0-1; 1/2 for all other pairs.
         """
         occlusion = instances.scores.new_full((len(instances), len(instances)), 0.5, dtype=torch.float32)
         if not len(pairs):
             return occlusion
-        asked, index = torch.unique(pairs, return_inverse=True)  # the others need no convolution
-        some, both = instances[asked], torch.cat([index, index.flip(1)])
+        involved, index = torch.unique(pairs, return_inverse=True)  # the others need no convolution
+        some, both = instances[involved], torch.cat([index, index.flip(1)])
         with span("occlusion"):
             for part in both.split(AT_ONCE):
-                front, back = asked[part].unbind(1)
+                front, back = involved[part].unbind(1)
                 occlusion[front, back] = torch.sigmoid(self(some, part).float())
         return occlusion
 
 
 def contested_pairs(instances: Instances, targets: Targets, pair_overlap: float, limit: int = 128) -> Tensor:
-    """Training pairs: overlapping detections whose order the panoptic ground truth decides.
+    """Return the training pairs: overlapping detections whose order the panoptic ground truth determines.
 
-    OCFusion learns from predictions, too; BCC-Net from overlapping instance annotations.
+    OCFusion is trained on predictions too, BCC-Net on overlapping instance annotations.
 
     Args:
-        instances: detections with `roi_masks`, in the pixels of the targets.
+        instances: detections with `roi_masks`, in pixels of the targets.
         targets: ground truth of the image.
-        pair_overlap: ρ, share of either mask (see `refine.ops.order.ordered_pairs`).
-        limit: most pairs; a random choice if there are more [OCFusion: 128].
+        pair_overlap: minimum overlap ρ as a fraction of either mask (see `refine.ops.order.ordered_pairs`).
+        limit: maximum number of pairs, which are sampled at random if there are more [OCFusion: 128].
 
     Returns:
         Tensor[P, 2] int64, (front, back).
@@ -148,20 +148,20 @@ def contested_pairs(instances: Instances, targets: Targets, pair_overlap: float,
 
 
 def match_detections(masks: Tensor, labels: Tensor, targets: Targets) -> Tensor:
-    """Object that each detection stands for, or -1: Tensor[N, H·W] bool, Tensor[N] int64 -> Tensor[N] int64."""
+    """Return the object of each detection, or -1: masks Tensor[N, H·W] bool, labels Tensor[N] → Tensor[N] int64."""
     return match_masks(masks, labels, targets.masks.flatten(1), targets.labels, targets.iscrowd)
 
 
 def occlusion_loss(head: OcclusionHead, instances: Sequence[Instances], pairs: Sequence[Tensor]) -> Tensor:
-    """Binary cross-entropy, mean over the pairs of all images, each in both orders.
+    """Return the mean binary cross-entropy over the pairs of all images, each in both orders.
 
     Args:
-        head: what is trained.
-        instances: of each image.
-        pairs: Tensor[P, 2] int64, (front, back), of each image.
+        head: occlusion head to train.
+        instances: instances of each image.
+        pairs: (front, back) pairs of each image, Tensor[P, 2] int64.
 
     Returns:
-        Scalar; 0, with a graph, where there is no pair.
+        Scalar; 0 with a graph if there are no pairs.
     """
     total = torch.stack([parameter.sum() * 0 for parameter in head.parameters()]).sum()
     for image, some in zip(instances, pairs, strict=True):

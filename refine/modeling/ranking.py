@@ -1,4 +1,4 @@
-"""The spatial ranking module (SRM; OANet): one score per instance, to be pasted by."""
+"""Spatial ranking module (SRM; OANet), which predicts one score per instance for the order of pasting."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from refine.structures import Instances, Targets
 # Shape letters: N instances, K thing classes, H × W pixels.
 
 AT_ONCE = 16
-"""Full masks that are resized together; bounds the memory."""
+"""Number of full masks that are resized together, which limits the memory."""
 
 
 class SpatialRanking(nn.Module):
-    """Says from the masks alone which class is seen where masks of several classes overlap.
+    """Module that predicts, from the masks alone, the visible class where masks of several classes overlap.
 
-    A canvas of one binary channel per thing class goes through a 1×7 and a 7×1 convolution. An instance's
-    score is the mean probability of its class over those of its pixels that a mask of another class covers,
-    and 0 without such pixels, as in BCC-Net. Instances of one class are not told apart.
+    A canvas of one binary channel per thing class passes a 1×7 and a 7×1 convolution. The score of an instance is
+    the mean probability of its class over its pixels that a mask of another class covers, and 0 without such
+    pixels, as in BCC-Net. Instances of one class are not distinguished.
 
     Args:
-        num_things: K.
+        num_things: number K of thing classes.
     """
 
     def __init__(self, num_things: int) -> None:
@@ -37,11 +37,11 @@ class SpatialRanking(nn.Module):
         self.vertical = nn.Conv2d(num_things, num_things, (7, 1), padding=(3, 0))
 
     def forward(self, canvas: Tensor) -> Tensor:
-        """Class logits of each pixel: Tensor[K, H, W] float, 0 or 1 -> Tensor[K, H, W]."""
+        """Compute class logits of each pixel, Tensor[K, H, W], from the canvas, Tensor[K, H, W] float, 0 or 1."""
         return self.vertical(self.horizontal(canvas[None]))[0]
 
     def canvas(self, masks: Tensor, labels: Tensor) -> Tensor:
-        """Union of each class: masks Tensor[N, H, W] bool, labels Tensor[N] -> Tensor[K, H, W] float."""
+        """Return the union of the masks of each class, Tensor[K, H, W] float: masks [N, H, W] bool, labels [N]."""
         canvas = self.horizontal.weight.new_zeros(self.num_things, *masks.shape[1:])
         return canvas.index_add_(0, labels, masks.to(canvas.dtype)).clamp_(max=1)
 
@@ -50,9 +50,9 @@ class SpatialRanking(nn.Module):
         """Compute the ranking scores that `refine.fuse(ranking=…)` takes.
 
         Args:
-            instances: N of them, with `masks` or `roi_masks`.
-            size: (height, width) in pixels of the image as the network sees it. The kernels are 7 pixels of that
-                frame, in which the module is trained, so the masks are resized to it; None if they are in it.
+            instances: N instances with `masks` or `roi_masks`.
+            size: (height, width) in pixels of the resized image, on which the module with its kernels of 7 pixels
+                is trained; masks are resized to it. None if they have this size already.
 
         Returns:
             Tensor[N] float32, 0-1.
@@ -70,15 +70,15 @@ class SpatialRanking(nn.Module):
 
 
 def ranking_loss(head: SpatialRanking, instances: Sequence[Instances], targets: Sequence[Targets]) -> Tensor:
-    """Cross-entropy to the thing class that the panoptic truth shows, mean over contested pixels.
+    """Return the mean cross-entropy to the thing class of the panoptic ground truth over contested pixels.
 
     Args:
-        head: what is trained.
-        instances: detections of each image, in the pixels of its targets.
-        targets: of each image.
+        head: ranking module to train.
+        instances: detections of each image, in pixels of its targets.
+        targets: ground truth of each image.
 
     Returns:
-        Scalar; 0, with a graph, where masks of different classes overlap nowhere.
+        Scalar; 0 with a graph if masks of different classes overlap nowhere.
     """
     total = torch.stack([parameter.sum() * 0 for parameter in head.parameters()]).sum()
     pixels = torch.zeros((), device=total.device)
@@ -94,12 +94,12 @@ def ranking_loss(head: SpatialRanking, instances: Sequence[Instances], targets: 
 
 
 def _masks(instances: Instances, size: tuple[int, int] | None = None) -> Tensor:
-    """Masks in a frame of another size, or in their own: Tensor[N, H, W] bool."""
+    """Return the masks, resized to `size` if given: Tensor[N, H, W] bool."""
     own = instances.image_size
     size = size or own
     runs, masks = instances.runs, instances.masks
     if runs is None and masks is None:
-        assert instances.roi_masks is not None, "fusion refuses instances without any mask"
+        assert instances.roi_masks is not None, "fusion rejects instances without masks"
         scale = instances.boxes.new_tensor([size[1] / own[1], size[0] / own[0]] * 2)
         return paste_masks(instances.roi_masks.float(), instances.boxes * scale, size)
     resized = [instances.boxes.new_zeros(0, *size, dtype=torch.bool)]

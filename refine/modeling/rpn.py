@@ -1,4 +1,4 @@
-"""Region proposals on P2..P6, as detectron2's Faster R-CNN has them."""
+"""Region proposal network on P2..P6, as in detectron2's Faster R-CNN."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 
 @dataclass
 class RPNOutput:
-    """Raw answers of the proposal network.
+    """Raw outputs of the proposal network.
 
     Attributes:
-        objectness: Tensor[B, R_l] logits per level, cells row by row, anchors of a cell together.
-        deltas: Tensor[B, R_l, 4] per level.
-        anchors: Tensor[R_l, 4] per level, in pixels.
+        objectness: logits, Tensor[B, R_l] per level, cells row by row, the anchors of a cell together.
+        deltas: box deltas, Tensor[B, R_l, 4] per level.
+        anchors: anchor boxes in pixels, Tensor[R_l, 4] per level.
     """
 
     objectness: list[Tensor]
@@ -37,17 +37,17 @@ class RPNOutput:
 
 
 class RegionProposals(nn.Module):
-    """A 3×3 convolution, then objectness and box deltas for each anchor.
+    """Region proposal network: 3×3 convolutions, then objectness and box deltas for each anchor.
 
     Anchors are centred on multiples of the stride (offset 0); see `RPNConfig.torchvision_anchors`.
 
     Args:
-        config: anchors, thresholds and counts.
-        channels: of the pyramid.
-        strides: of its levels, in pixels.
+        config: anchors, thresholds and numbers of proposals.
+        channels: number of FPN channels.
+        strides: strides of the FPN levels in pixels.
 
     Raises:
-        RefineError: not one anchor size per level.
+        RefineError: the number of anchor sizes differs from that of the levels.
     """
 
     cells: Tensor
@@ -73,7 +73,7 @@ class RegionProposals(nn.Module):
         self.register_buffer("cells", _cell_anchors(config), persistent=False)
 
     def forward(self, features: Sequence[Tensor]) -> RPNOutput:
-        """Tensor[B, C, h_l, w_l] per level -> logits, deltas and anchors."""
+        """Compute logits, deltas and anchors from feature maps, Tensor[B, C, h_l, w_l] per level."""
         objectness, deltas, anchors = [], [], []
         for x, cell, stride in zip(features, self.cells, self.strides, strict=True):
             hidden = F.relu(self.conv(x), inplace=True)
@@ -86,22 +86,22 @@ class RegionProposals(nn.Module):
         return RPNOutput(objectness, deltas, anchors)
 
     def _spacing(self, x: Tensor, finest: Tensor, stride: int) -> tuple[int, int]:
-        """Pixels between neighbouring cells of the map `x`, down and across."""
+        """Return the distance in pixels between neighbouring cells of the map `x`, down and across."""
         if not self.config.torchvision_anchors:
             return stride, stride
         height, width = (n * self.strides[0] for n in finest.shape[-2:])  # of the padded image
         return height // x.shape[-2], width // x.shape[-1]
 
     def propose(self, output: RPNOutput, image_sizes: Sequence[tuple[int, int]], training: bool) -> list[Tensor]:
-        """The best boxes of each image after NMS within each level.
+        """Return the best boxes of each image after NMS within each level.
 
         Args:
-            output: of `forward`.
-            image_sizes: (height, width) of the unpadded images.
-            training: keep as many as training wants, or as test does.
+            output: result of `forward`.
+            image_sizes: (height, width) of the unpadded images in pixels.
+            training: whether to keep the number of proposals for training or for test.
 
         Returns:
-            Tensor[K, 4] per image in pixels, by falling objectness, without gradient.
+            Tensor[K, 4] per image in pixels, by decreasing objectness, detached.
         """
         return [boxes for boxes, _ in self.propose_scored(output, image_sizes, training)]
 
@@ -109,7 +109,7 @@ class RegionProposals(nn.Module):
     def propose_scored(
         self, output: RPNOutput, image_sizes: Sequence[tuple[int, int]], training: bool
     ) -> list[tuple[Tensor, Tensor]]:
-        """As `propose`, with the logits: (Tensor[K, 4], Tensor[K]) per image."""
+        """Return the boxes of `propose` with their logits, (Tensor[K, 4], Tensor[K]) per image."""
         before = self.config.pre_nms_top_n[0 if training else 1]
         after = self.config.post_nms_top_n[0 if training else 1]
         boxes, logits, levels = [], [], []
@@ -117,8 +117,8 @@ class RegionProposals(nn.Module):
             zip(output.objectness, output.deltas, output.anchors, strict=True)
         ):
             best, index = objectness.float().topk(min(before, objectness.shape[1]), dim=1)  # B×k
-            chosen = deltas.gather(1, index[..., None].expand(-1, -1, 4))
-            decoded = decode_boxes(chosen.flatten(0, 1), anchors[index].flatten(0, 1), WEIGHTS)
+            selected = deltas.gather(1, index[..., None].expand(-1, -1, 4))
+            decoded = decode_boxes(selected.flatten(0, 1), anchors[index].flatten(0, 1), WEIGHTS)
             boxes.append(decoded.view(*index.shape, 4))
             logits.append(best)
             levels.append(torch.full_like(index[0], n))
@@ -126,26 +126,26 @@ class RegionProposals(nn.Module):
         proposals = []
         for image_boxes, image_logits, size in zip(all_boxes, all_logits, image_sizes, strict=True):
             clipped = clip_boxes(image_boxes, size)  # infinite boxes become empty, as do those outside
-            place = torch.nonzero(is_nonempty(clipped) & image_logits.isfinite()).squeeze(1)
-            clipped, image_logits = clipped[place], image_logits[place]
-            keep = nms(clipped, image_logits, level[place], self.config.nms)[:after]
+            valid = torch.nonzero(is_nonempty(clipped) & image_logits.isfinite()).squeeze(1)
+            clipped, image_logits = clipped[valid], image_logits[valid]
+            keep = nms(clipped, image_logits, level[valid], self.config.nms)[:after]
             proposals.append((clipped[keep], image_logits[keep]))
         return proposals
 
     def losses(self, output: RPNOutput, targets: Sequence[Targets]) -> dict[str, Tensor]:
-        """Objectness (binary cross-entropy) and box (L1) losses of a random sample of anchors.
+        """Compute the objectness (binary cross-entropy) and box (L1) losses of a random sample of anchors.
 
-        Both are sums over `config.samples` × B, even where an image has fewer anchors to draw.
+        Both are sums divided by `config.samples` × B, even if an image has fewer anchors to sample.
 
         Args:
-            output: of `forward`.
-            targets: of the same images; see `match` for what crowd regions do.
+            output: result of `forward`.
+            targets: ground truth of the images; for crowd regions see `match`.
 
         Returns:
             `loss_rpn_objectness` and `loss_rpn_box`, scalars.
         """
         anchors = torch.cat(output.anchors)
-        # Image n's anchors have the places n R .. (n + 1) R - 1.
+        # The anchors of image n have the indices n R .. (n + 1) R - 1.
         positives, negatives, wanted = [], [], []
         for n, target in enumerate(targets):
             labels, matched = match(
@@ -169,7 +169,7 @@ class RegionProposals(nn.Module):
 
 
 def _cell_anchors(config: RPNConfig) -> Tensor:
-    """Tensor[L, A, 4]: boxes around 0 of area size² and the aspect ratios (height over width)."""
+    """Return boxes centred at 0 with area size² and aspect ratios (height over width), Tensor[L, A, 4]."""
     size = torch.tensor(config.anchor_sizes)[:, None]
     ratio = torch.tensor(config.aspect_ratios).sqrt()
     half = torch.stack([size / ratio, size * ratio], -1) / 2  # L×A×2 as (x, y)
@@ -178,7 +178,7 @@ def _cell_anchors(config: RPNConfig) -> Tensor:
 
 
 def _place(cell: Tensor, height: int, width: int, down: int, across: int) -> Tensor:
-    """The anchors Tensor[A, 4] at every cell of a map: Tensor[height · width · A, 4]."""
+    """Place the anchors Tensor[A, 4] at every cell of a map: Tensor[height · width · A, 4]."""
     y = torch.arange(height, device=cell.device) * down
     x = torch.arange(width, device=cell.device) * across
     y, x = torch.meshgrid(y, x, indexing="ij")

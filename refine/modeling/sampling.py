@@ -1,4 +1,4 @@
-"""Which boxes show which instance, and which of them a loss is taken of."""
+"""Matching of boxes to instances, and sampling of boxes for a loss."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from refine.ops.boxes import box_iou, intersection_over_area
 from refine.structures import VOID, Targets
 
 CROWD_SHARE = 0.5
-"""A box with a larger share of its area in the box of a crowd region is no background."""
+"""A box with a larger fraction of its area in the box of a crowd region is not background."""
 
 VOID_SHARE = 0.5
-"""Nor is one with a larger share of its pixels void: evaluation ignores a prediction there, too."""
+"""A box with a larger fraction of void pixels is not background either; evaluation ignores such predictions too."""
 
 
 def match(
@@ -20,20 +20,20 @@ def match(
 ) -> tuple[Tensor, Tensor]:
     """Match each box to the instance that it overlaps most.
 
-    Crowd regions are matched to nothing. What would be background but lies mostly in one, or on void, is
-    neither positive nor negative, for there may be objects in it that nobody drew.
+    Crowd regions are not matched. A box that would be background but lies mostly in a crowd region or on void is
+    neither positive nor negative, because it may contain objects without annotation.
 
     Args:
         boxes: Tensor[N, 4] in pixels.
-        target: G instances, crowd regions among them.
-        negative_iou: boxes with a best IoU below are negative.
-        positive_iou: at or above, positive; in between, neither.
-        rescue: the boxes that overlap an instance most are positive, however little that is. They keep
-            the instance that *they* overlap most, which may be another one, as detectron2 has it.
+        target: ground truth with G instances, including crowd regions.
+        negative_iou: boxes with a best IoU below this are negative.
+        positive_iou: boxes with a best IoU of at least this are positive; those in between are neither.
+        rescue: whether the boxes that overlap an instance most are positive even if the IoU is lower. As in
+            detectron2, they are matched to the instance that *they* overlap most, which may be another one.
 
     Returns:
-        labels: Tensor[N] int64, 1 positive, 0 negative, -1 neither.
-        matched: Tensor[N] int64, index of the instance in `target`; means nothing where not positive.
+        labels: Tensor[N] int64, 1 for positive, 0 for negative, -1 for neither.
+        matched: Tensor[N] int64, index of the instance in `target`; undefined unless positive.
     """
     labels = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
     matched = torch.zeros_like(labels)
@@ -55,11 +55,11 @@ def match(
 
 
 def void_share(boxes: Tensor, sem_seg: Tensor) -> Tensor:
-    """Share of void among the pixels of each box.
+    """Return the fraction of void pixels in each box.
 
     Args:
-        boxes: Tensor[N, 4] in pixels; rounded to whole ones, and cut to the image.
-        sem_seg: Tensor[H, W] int64.
+        boxes: Tensor[N, 4] in pixels; rounded to whole pixels and clipped to the image.
+        sem_seg: semantic map, Tensor[H, W] int64.
 
     Returns:
         Tensor[N], 0-1; 0 for a box without a pixel.
@@ -74,15 +74,15 @@ def void_share(boxes: Tensor, sem_seg: Tensor) -> Tensor:
 
 
 def sample(labels: Tensor, count: int, positive_fraction: float) -> tuple[Tensor, Tensor]:
-    """Draw positives and negatives at random.
+    """Sample positive and negative boxes at random.
 
     Args:
-        labels: Tensor[N] int64 of `match`.
-        count: how many in all, at most; negatives fill up what positives leave.
-        positive_fraction: at most this share of `count` is positive.
+        labels: labels of `match`, Tensor[N] int64.
+        count: maximum number of samples; negatives fill the part that positives leave.
+        positive_fraction: maximum fraction of `count` that is positive.
 
     Returns:
-        Indices of the positives and of the negatives drawn, int64.
+        Indices of the sampled positives and negatives, int64.
     """
     positive = torch.nonzero(labels == 1).squeeze(1)
     negative = torch.nonzero(labels == 0).squeeze(1)

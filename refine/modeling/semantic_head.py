@@ -1,4 +1,4 @@
-"""H_sem and the refining H̃_sem: semantic features and logits at stride 4."""
+"""Semantic heads H_sem and refining H̃_sem: semantic features and logits at stride 4."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from refine.structures import VOID
 
 
 class SemanticHead(nn.Module):
-    """Panoptic-FPN's semantic branch: P2..P5 -> F_sem -> P_sem^(0) (equation 1).
+    """Semantic branch of Panoptic-FPN: P2..P5 → F_sem → P_sem^(0) (equation 1).
 
-    Each level gets max(1, log2(stride / 4)) blocks of {3×3 conv, norm, ReLU, bilinear ×2 above stride 4};
-    the levels are summed.
+    Each level has max(1, log2(stride / 4)) blocks of {3×3 conv, norm, ReLU, bilinear ×2 above stride 4}; the levels
+    are summed.
 
     Args:
         config: widths and norm.
-        in_channels: of the pyramid.
-        num_outputs: L, or 1 + stuff classes for `classes="stuff"`.
-        strides: of the levels given.
+        in_channels: number of FPN channels.
+        num_outputs: number L of classes, or 1 + stuff classes for `classes="stuff"`.
+        strides: strides of the levels.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class SemanticHead(nn.Module):
         nn.init.zeros_(self.predictor.bias)  # type: ignore[arg-type]
 
     def features(self, pyramid: Sequence[Tensor]) -> Tensor:
-        """F_sem: list of Tensor[B, C_fpn, h_l, w_l], finest first -> Tensor[B, C, h, w] at stride 4."""
+        """Compute F_sem, Tensor[B, C, h, w] at stride 4, from maps Tensor[B, C_fpn, h_l, w_l], finest first."""
         total: Tensor | None = None
         for n, (level, x) in enumerate(zip(self.levels, pyramid, strict=True)):
             for block in level:  # type: ignore[attr-defined]
@@ -62,7 +62,7 @@ class SemanticHead(nn.Module):
         return total
 
     def forward(self, features: Tensor) -> Tensor:
-        """P_sem^(0): Tensor[B, C, h, w] -> logits Tensor[B, L, h, w]."""
+        """Compute the logits P_sem^(0), Tensor[B, L, h, w], from F_sem, Tensor[B, C, h, w]."""
         return self.predictor(features)
 
 
@@ -71,29 +71,30 @@ def _twice(x: Tensor) -> Tensor:
 
 
 class RefiningSemanticHead(nn.Module):
-    """H̃_sem: canvas and F_sem -> P_sem^(t) (equation 6).
+    """Refining semantic head H̃_sem: canvas and F_sem → P_sem^(t) (equation 6).
 
-    Its first convolution over [A; F_sem] is written as the sum of one over A and one over F_sem, which is
-    the same function: so the part over F_sem is reused where heads are shared over iterations, and the
-    part over A visits only the classes that are present.
+    The first convolution over [A; F_sem] is written as the sum of one over A and one over F_sem, which is the same
+    function: the part over F_sem is reused if iterations share the head, and the part over A is computed only for
+        the
+    classes that are present.
 
     Args:
         config: widths.
-        norm: of the convolutions.
-        num_things: K, channels of the canvas.
-        in_channels: C of F_sem.
-        num_outputs: L.
+        norm: norm of the convolutions.
+        num_things: number K of thing classes, the channels of the canvas.
+        in_channels: number C of channels of F_sem.
+        num_outputs: number L of classes.
     """
 
     def __init__(self, config: IBPPConfig, norm, num_things: int, in_channels: int, num_outputs: int) -> None:
         super().__init__()
         width = config.sem_channels
-        self.balanced = config.exchange == "balanced"  # what the canvas says joins F_sem after the norm
+        self.balanced = config.exchange == "balanced"  # the canvas is added after the norm of F_sem
         self.from_canvas: nn.Conv2d | None = None
         if "canvas" in config.routes:
             self.from_canvas = nn.Conv2d(num_things, width, 3, padding=1, bias=False)
         self.from_features = nn.Conv2d(in_channels, width, 3, padding=1, bias=norm == "none")
-        for part in (self.from_canvas, self.from_features):  # fan-out of the one convolution they are
+        for part in (self.from_canvas, self.from_features):  # fan-out of the joint convolution
             if part is not None:
                 nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
         self.norm = make_norm(norm, width)
@@ -103,12 +104,12 @@ class RefiningSemanticHead(nn.Module):
         nn.init.zeros_(self.predictor.bias)  # type: ignore[arg-type]
 
     def forward(self, canvas: Tensor | None, projected: Tensor, present: Tensor | None = None) -> Tensor:
-        """What `predictor` makes P_sem^(t) of.
+        """Compute the features from which `predictor` computes P_sem^(t).
 
         Args:
-            canvas: A, Tensor[B, K, h, w], or only the channels in `present`; None for a head without it.
+            canvas: canvas A, Tensor[B, K, h, w] or only the channels in `present`; None for a head without canvas.
             projected: `from_features(F_sem)`, Tensor[B, width, h, w].
-            present: Tensor[k] int64, the thing classes of the canvas's channels; None = all K.
+            present: thing classes of the channels of `canvas`, Tensor[k] int64; None for all K.
 
         Returns:
             Tensor[B, width, h, w].
@@ -123,16 +124,18 @@ class RefiningSemanticHead(nn.Module):
 
 
 def semantic_loss(logits: Tensor, sem_seg: Tensor, full_size: bool, first_stuff: int | None = None) -> Tensor:
-    """Cross-entropy averaged over the labelled pixels of all images.
+    """Return the cross-entropy averaged over the labelled pixels of all images.
 
-    A pixel of unnamed stuff, which any of the stuff classes may be, costs -log of their summed probability.
+    The loss of a pixel of unnamed stuff, whose stuff class is unknown, is -log of the sum of all stuff
+    probabilities.
 
     Args:
         logits: Tensor[B, L, h, w] at stride 4.
-        sem_seg: Tensor[B, 4h, 4w] int64, channels; `VOID` where unlabelled or padded, L for unnamed stuff.
-        full_size: compare at full size (logits ×4, bilinear); else at stride 4 with the label at each
-            cell's centre, which needs a sixteenth of the memory.
-        first_stuff: channel from which on all are stuff; None where no stuff is unnamed.
+        sem_seg: channel of each pixel, Tensor[B, 4h, 4w] int64; `VOID` where unlabelled or padded, L for unnamed
+            stuff.
+        full_size: whether to compare at full size (logits ×4, bilinear); else at stride 4 with the label at the
+            centre of each cell, which needs a sixteenth of the memory.
+        first_stuff: first stuff channel, after which all are stuff; None if there is no unnamed stuff.
     """
     if full_size:
         logits = F.interpolate(logits, scale_factor=4.0, mode="bilinear", align_corners=False)
@@ -148,6 +151,6 @@ def semantic_loss(logits: Tensor, sem_seg: Tensor, full_size: bool, first_stuff:
 
 
 def pad_labels(labels: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """Label maps of different sizes -> Tensor[B, H, W] int64, `VOID` at the right and the bottom."""
+    """Pad label maps to `size` with `VOID` at the right and the bottom, and stack them: Tensor[B, H, W] int64."""
     height, width = size
     return torch.stack([F.pad(x, (0, width - x.shape[1], 0, height - x.shape[0]), value=VOID) for x in labels])

@@ -1,13 +1,13 @@
-"""Named parts of the forward pass, as `torch.profiler` shows them and `refine benchmark` sums them up."""
+"""Named parts of the forward pass, displayed by `torch.profiler` and timed by `refine benchmark`."""
 
 from __future__ import annotations
 
 from torch.profiler import record_function
 
 PREFIX = "refine: "
-"""Opens the name of every span, which tells it from those of torch itself."""
+"""Prefix of every span's name, which distinguishes it from torch's own."""
 
 
 def span(name: str) -> record_function:
-    """Return a context that is recorded under a name wherever a profiler listens, and does nothing else."""
+    """Return a context that an active profiler records under a name."""
     return record_function(PREFIX + name)

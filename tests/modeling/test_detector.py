@@ -179,7 +179,7 @@ def test_false_positives_reach_the_canvas_but_not_the_mask_loss(monkeypatch):
     images = model.image_batch([torch.zeros(3, 64, 96, dtype=torch.uint8)])
     pyramid = model.pyramid(images)
     features = model.semantic_head.features(pyramid[:4])
-    painted, truth = model._detected_samples(images, model.see(images), pyramid, features, [target])
+    painted, truth = model._detected_samples(images, model.run_detector(images), pyramid, features, [target])
     assert painted.rois[:, 1:].tolist() == [boxes[0].tolist(), [4, 4, 44, 40], boxes[1].tolist()]
     assert painted.scores.tolist() == pytest.approx([0.9, 0, 0.8])  # under ibpp.score_threshold none is painted
     assert painted.labels.tolist() == [1, 1, 2]
@@ -190,7 +190,7 @@ def test_maps_of_the_detector_join_the_pyramid():
     config = tiny_config(0, {}, detector=DetectorConfig(labels=COARSE, features=True, scale=1.5))
     model = PanopticModel(config, 3, 5).eval()
     images = model.image_batch([torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)])
-    seen = model.see(images)
+    seen = model.run_detector(images)
     assert [tuple(m.shape[1:]) for m in seen.maps] == [(64, 24, 32), (128, 12, 16), (128, 6, 8), (128, 3, 4)]
     alone = model.backbone(images.tensor)
     joined = [torch.cat([a, b], 1) for a, b in zip(alone, model.detector.maps(seen, alone), strict=True)]

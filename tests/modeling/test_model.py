@@ -286,7 +286,7 @@ def test_stages_of_a_cascade_are_weighted_down_once(cascade, into_pyramid):
     ("changes", "words"),
     [
         ({"fpn_channels": 32}, "must be equal"),
-        ({"semantic_head": SemanticHeadConfig(channels=16, classes="stuff")}, "needs 'all' classes"),
+        ({"semantic_head": SemanticHeadConfig(channels=16, classes="stuff")}, "needs 'all'; change it"),
         ({"ibpp": IBPPConfig(3, sem_channels=16, mask_flow=True), "box_head": CASCADE}, "needs boxes that stay"),
     ],
 )

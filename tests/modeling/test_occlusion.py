@@ -157,7 +157,7 @@ def test_no_pair_needs_no_mask():
 
 
 def test_labels_alone_are_refused():
-    with pytest.raises(RefineError, match="name 'mask', 'feature' or both"):
+    with pytest.raises(RefineError, match="add 'mask', 'feature' or both"):
         OcclusionHead(replace(SMALL, cues=["label"]), CHANNELS, THINGS)
 
 
