@@ -146,10 +146,6 @@ class InstanceFile:
 def _encode(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
     """Convert polygons or run lengths of any kind to compressed run lengths."""
     try:
-        if not segmentation:
-            raise ValueError("it is empty")
-        if isinstance(segmentation, list) and any(len(part) < 6 for part in segmentation):
-            raise ValueError("a polygon needs three corners")
         return compressed(segmentation, size)
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise RefineError(f"segmentation is invalid ({error}); correct or drop it") from error

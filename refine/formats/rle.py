@@ -19,6 +19,8 @@ def compressed(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
     Raises:
         ValueError, TypeError, KeyError, OverflowError: it has another form or size, or is truncated.
     """
+    if not segmentation:
+        raise ValueError("it is empty")
     if isinstance(segmentation, dict):
         if list(segmentation["size"]) != list(size):
             raise ValueError(f"expected size {list(size)}, got {list(segmentation['size'])}")
@@ -26,8 +28,14 @@ def compressed(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
         pixels = sum(counts) if isinstance(counts, list) else _decoded_sum(counts)
         if pixels != size[0] * size[1]:
             raise ValueError(f"expected counts of {size[0] * size[1]} pixels, got {pixels}")
-    elif not all(math.isfinite(sum(polygon)) for polygon in segmentation):
-        raise ValueError("a corner is not finite")
+        if isinstance(counts, list) and not all(type(count) is int for count in counts):
+            raise TypeError("expected integer counts")
+    else:
+        for polygon in segmentation:
+            if len(polygon) < 6 or len(polygon) % 2 or bool in map(type, polygon):
+                raise ValueError("a polygon needs three corners, x and y of each")
+            if not math.isfinite(sum(polygon)):
+                raise ValueError("a corner is not finite")
     code = mask.fr_py_objects(segmentation, *size)
     return mask.merge(code) if isinstance(code, list) else code
 
