@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
@@ -38,7 +38,7 @@ def fuse(
     sem_probabilities: ArrayLike | Callable[[], Tensor] | None = None,
     occlusion: ArrayLike | OcclusionFn | None = None,
     ranking: ArrayLike | RankingFn | None = None,
-    config: FusionConfig | None = None,
+    config: FusionConfig | Mapping[str, Any] | None = None,
 ) -> PanopticResult:
     """Fuse possibly overlapping instances and a semantic map into one panoptic map.
 
@@ -69,7 +69,7 @@ def fuse(
         occlusion: O of the given instances for the learned pairwise rules: Tensor or array [N, N] in 0-1, of
             which only overlapping pairs are read, or a function that computes it (see `OcclusionFn`).
         ranking: score of each instance for "srm": Tensor or array [N], or a function that computes it.
-        config: thresholds; the defaults if None.
+        config: thresholds: all of them, or a mapping of those that differ from the defaults.
 
     Returns:
         Panoptic map on the device of `sem_seg`. Ids number instances by decreasing score, then stuff by class.
@@ -81,7 +81,7 @@ def fuse(
         TypeError: an argument has the wrong type.
     """
     check_known(method)
-    config = config or FusionConfig()
+    config = config if isinstance(config, FusionConfig) else FusionConfig().changed(config or {})
     instances, sem_seg, sem_confidence = convert(instances, sem_seg, sem_confidence)
     check(instances, sem_seg, sem_confidence, categories, config)
     count = len(instances)

@@ -54,7 +54,7 @@ class Predictor:
 
     def __init__(
         self,
-        checkpoint: str | Path | SavedModel = "nuclei",
+        checkpoint: str | Path | SavedModel,
         *,
         device: str | torch.device | None = None,
         method: Method | None = None,

@@ -247,3 +247,16 @@ def test_changing_a_threshold_keeps_the_others():
     config = FusionConfig(stuff_area=7)
     assert config.changed({"sigma": np.float32(0.5)}) == FusionConfig(stuff_area=7, sigma=0.5)
     assert config == FusionConfig(stuff_area=7)
+
+
+def test_thresholds_as_a_mapping():
+    case = scene(3)
+    arguments = (case.instances, case.sem_seg)
+    changed = fuse(*arguments, categories=CATEGORIES, config={"score_threshold": 0.8})
+    assert (
+        changed.segments
+        == fuse(*arguments, categories=CATEGORIES, config=FusionConfig(score_threshold=0.8)).segments
+    )
+    assert changed.segments != fuse(*arguments, categories=CATEGORIES).segments
+    with pytest.raises(RefineError, match=r"fusion\.stuff: unknown field"):
+        fuse(*arguments, categories=CATEGORIES, config={"stuff": 1})

@@ -161,6 +161,11 @@ def test_another_device_copies_the_model() -> None:
     assert Predictor(saved, device="cpu").model is saved.model
 
 
+def test_a_model_must_be_named() -> None:
+    with pytest.raises(TypeError, match="checkpoint"):
+        Predictor(device="cpu")  # type: ignore[call-arg]
+
+
 def test_thresholds_as_a_mapping_or_a_config() -> None:
     saved = saved_model()
     changed = Predictor(saved, fusion={"score_threshold": 0.3})
