@@ -11,6 +11,7 @@ import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -50,6 +51,26 @@ def write_bytes(path: str | Path, data: bytes | bytearray | memoryview) -> None:
     finally:
         with suppress(OSError):  # already renamed, or never created
             temporary.unlink()
+
+
+def append_bytes(file: FileIO, data: bytes) -> None:
+    """Add to the end of a file, all of the data or nothing.
+
+    Args:
+        file: opened for appending, without a buffer.
+        data: bytes to add.
+
+    Raises:
+        OSError: the disk is full or fails.
+    """
+    size = os.fstat(file.fileno()).st_size
+    try:
+        if file.write(data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        with suppress(OSError):  # a device has no size
+            file.truncate(size)
+        raise
 
 
 def exchange(one: str | Path, other: str | Path) -> bool:

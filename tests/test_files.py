@@ -15,7 +15,7 @@ from refine.data.synthetic.scenes import _write
 from refine.drawing.overlay import write_image
 from refine.errors import RefineError, WriteError
 from refine.evaluation.interval import Counts, write_counts
-from refine.files import read_json, write_bytes, write_json, write_text
+from refine.files import append_bytes, read_json, write_bytes, write_json, write_text
 from refine.formats.writer import write_png
 
 RNG = np.random.default_rng(0)
@@ -131,3 +131,18 @@ def test_json_in_other_encodings(tmp_path: Path) -> None:
     for encoding in ("utf-8-sig", "utf-16"):
         (tmp_path / "x.json").write_text('["é"]', encoding=encoding)
         assert read_json(tmp_path / "x.json") == ["é"]
+
+
+def test_a_line_is_appended_whole_or_not_at_all(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with (tmp_path / "log").open("ab", buffering=0) as file:
+        append_bytes(file, b"one\n")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))  # as a full disk, in the middle of a line
+        try:
+            with pytest.raises(OSError, match=r"No space|too large"):
+                append_bytes(file, b"a longer line\n")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert (tmp_path / "log").read_bytes() == b"one\n"
+        append_bytes(file, b"two\n")
+    assert (tmp_path / "log").read_bytes() == b"one\ntwo\n"

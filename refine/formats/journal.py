@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 from refine.errors import RefineError, WriteError
-from refine.files import write_error
+from refine.files import append_bytes, write_error
 
 try:
     import fcntl
@@ -92,8 +91,7 @@ class Journal:
     def _write(self, *values: Any) -> None:
         try:
             data = "".join(json.dumps(value, allow_nan=False) + "\n" for value in values).encode()
-            if self._file.write(data) != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            append_bytes(self._file, data)
             os.fsync(self._file.fileno())
         except OSError as error:
             raise write_error(self.path, error) from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,7 +16,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from refine.errors import RefineError
-from refine.files import write_error, write_text
+from refine.files import append_bytes, write_error, write_text
 from refine.training.config import LogConfig
 
 WIDTH = 80
@@ -44,7 +46,7 @@ class RunLog:
         try:
             out.mkdir(parents=True, exist_ok=True)
             _drop_after(self.path, step, measured)
-            self.file = self.path.open("a", encoding="utf-8", buffering=1)
+            self.file = self.path.open("ab", buffering=0)
         except OSError as error:
             raise RefineError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
         self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1) if config.tensorboard else None
@@ -72,7 +74,8 @@ class RunLog:
             self.bar.stop()
             self.file.close()
             if self.board is not None:
-                self.board.close()
+                with self._told_of():
+                    self.board.close()
 
     def advance(self, step: int) -> None:
         """Advance the progress bar."""
@@ -89,8 +92,9 @@ class RunLog:
         line = {k: float(f"{v:.6g}") if math.isfinite(v) else None for k, v in values.items()}
         self._write({"step": step, "group": group} | line)
         if self.board is not None:
-            for name, value in values.items():
-                self.board.add_scalar(f"{group}/{name}", 100 * value if group == "val" else value, step)
+            with self._told_of():
+                for name, value in values.items():
+                    self.board.add_scalar(f"{group}/{name}", 100 * value if group == "val" else value, step)
         self.bar.update(self.task, note=one_line("", values))
         if self.bar.disable:
             self._print(one_line(f"step {step} " if group == "train" else f"step {step} {group} ", values))
@@ -98,8 +102,9 @@ class RunLog:
     def pictures(self, step: int, pictures: dict[str, Tensor]) -> None:
         """Write images, each Tensor[3, H, W] uint8, to TensorBoard under their names."""
         if self.active and self.board is not None:
-            for name, picture in pictures.items():
-                self.board.add_image(f"pictures/{name}", picture, step)
+            with self._told_of():
+                for name, picture in pictures.items():
+                    self.board.add_image(f"pictures/{name}", picture, step)
 
     def message(self, step: int, text: str) -> None:
         """Write a message to the log and the terminal."""
@@ -108,10 +113,19 @@ class RunLog:
             self._print(text)
 
     def _write(self, line: dict[str, Any]) -> None:
+        """Add a line, whole or not at all; raises WriteError."""
         try:
-            self.file.write(json.dumps(line) + "\n")
+            append_bytes(self.file, (json.dumps(line) + "\n").encode())
         except OSError as error:
             raise write_error(self.path, error) from error
+
+    @contextmanager
+    def _told_of(self) -> Iterator[None]:
+        """Raise WriteError for an OSError of TensorBoard, whose thread meets it some lines earlier."""
+        try:
+            yield
+        except OSError as error:
+            raise write_error(self.path.with_name("tensorboard"), error) from error
 
     def _print(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -20,7 +20,7 @@ from refine.checkpoint.folder import SavedModel, load_matching
 from refine.data.build import build_dataset
 from refine.data.loader import PanopticDataset
 from refine.data.workers import worker_failures
-from refine.errors import RefineError
+from refine.errors import RefineError, WriteError
 from refine.files import read_json
 from refine.inference.drawings import Drawings
 from refine.inference.evaluate import Evaluation, evaluate
@@ -73,7 +73,7 @@ def train(
 
     Raises:
         RefineError: the config or data set is invalid, the folder holds another run or one in progress, a loss is
-            not finite, or an evaluation failed; checkpoints are kept.
+            not finite, a file cannot be written, or an evaluation failed; checkpoints are kept.
     """
     if not isinstance(config, RunConfig):
         config = load_run(config, overrides)
@@ -91,7 +91,17 @@ def train(
         last = last_checkpoint(config.out)
         if last is not None and not resume:
             raise RefineError(f"{config.out}: holds a run already; resume it (--resume) or choose another --out")
-        return _Run(config, group, last).run(request, deadline)
+        try:
+            return _Run(config, group, last).run(request, deadline)
+        except WriteError as error:
+            kept = last_checkpoint(config.out)
+            if kept is None:
+                raise
+            raise WriteError(f"{error}; checkpoint {kept} is kept; {_resume_hint(config.out)}") from error
+
+
+def _resume_hint(out: str) -> str:
+    return f"continue with: refine train --resume --out {shlex.quote(out)}"
 
 
 class _Run:
@@ -166,11 +176,8 @@ class _Run:
             self._save()
             step = stop.step = self.learner.progress.step
             most = self.config.optim.max_steps
-            self.log.message(step, f"stopped at step {step} of {most}; {self._resume_hint()}")
+            self.log.message(step, f"stopped at step {step} of {most}; {_resume_hint(self.config.out)}")
         return stopped
-
-    def _resume_hint(self) -> str:
-        return f"continue with: refine train --resume --out {shlex.quote(self.config.out)}"
 
     def _nothing_left(self) -> str:
         step, most = self.learner.progress.step, self.config.optim.max_steps
@@ -191,7 +198,8 @@ class _Run:
         except (RefineError, MemoryError, torch.OutOfMemoryError) as error:
             reason = str(error) or type(error).__name__
             raise RefineError(
-                f"evaluation at step {step} failed: {reason}; checkpoint {folder} is kept; {self._resume_hint()}"
+                f"evaluation at step {step} failed: {reason}; checkpoint {folder} is kept; "
+                f"{_resume_hint(self.config.out)}"
             ) from error
         self.log.scalars(step, "val", result.metrics)
         self.log.pictures(step, result[Drawings].drawn)

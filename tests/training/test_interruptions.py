@@ -1,7 +1,9 @@
 """Runs that end early: unreadable images, failing evaluations, signals, a second run in the same folder."""
 
+import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -150,3 +152,23 @@ def test_terminal_lines_fit_80_characters(config: RunConfig) -> None:
     assert one_line("step 5 val ", {"PQ": 0.554, "SQ": 0.8, "RQ": 0.69, "PQ_things": 0.5}) == (
         "step 5 val PQ 55.4 SQ 80.0 RQ 69.0"
     )
+
+
+def test_full_disk_under_the_log_names_the_checkpoint(config: RunConfig, capfd: pytest.CaptureFixture[str]) -> None:
+    kept = train(config)
+    log = Path(config.out) / "log.jsonl"
+    log.unlink()
+    log.symlink_to("/dev/full")
+    command = ["train", "--resume", "--out", config.out, "--optim.max_steps", "3"]
+    assert main(command) == 1
+    told = capfd.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(
+        rf"refine: error: {log}: cannot be written \(No space left on device\); .*; checkpoint {kept} is kept; "
+        rf"continue with: refine train --resume --out {config.out}",
+        told,
+    )
+    log.unlink()
+    log.write_text('{"step": 1, "group": "message", "text": ""}\n{"step": 2, "gro')  # a crash cut it short
+    assert main(command) == 0
+    assert {line["step"] for line in read_log(log)} == {1, 2, 3}
+    assert all(json.loads(line) for line in log.read_text().splitlines())
