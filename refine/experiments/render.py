@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from refine.errors import printable
 from refine.evaluation.interval import paired_interval, read_counts
 from refine.experiments.machine import name_machine
 from refine.experiments.tables import Table
@@ -47,9 +49,9 @@ def to_markdown(table: Table, results: Results, command: str) -> str:
     """Render mean ± standard deviation over the seeds, in percent, and the paired differences to the reference."""
     metric = table.metrics[0]
     lines = [
-        f"### {table.title}",
+        f"### {escape(table.title)}",
         "",
-        f"| | {' | '.join(table.metrics)} | Δ {metric} | 95% | seeds | minutes |",
+        f"| | {' | '.join(map(escape, table.metrics))} | Δ {escape(metric)} | 95% | seeds | minutes |",
         f"|-|{'-|' * (len(table.metrics) + 4)}",
     ]
     reference = table.reference or table.rows[0].name
@@ -61,19 +63,25 @@ def to_markdown(table: Table, results: Results, command: str) -> str:
         difference = "" if row.name == reference else _cell(differences, sign="+")
         interval = "" if row.name == reference else _interval(runs, results[reference], metric)
         cells += [difference, interval, str(len(runs)), minutes]
-        lines.append(f"| {row.name} | {' | '.join(cells)} |")
+        lines.append(f"| {escape(row.name)} | {' | '.join(cells)} |")
     some = next((r for runs in results.values() for r in runs), None)
-    lines += ["", f"`{command}`"]
+    fence = "`" if "`" not in command else "`` "
+    lines += ["", f"{fence}{printable(command)}{fence[::-1]}"]
     if some is not None:
         machine = some["machine"]
         lines += [
             "",
             f"{some['images']} validation images; {name_machine(machine)}; torch {machine['torch']}, commit "
             f"{machine['commit']}, {machine['date']}. In percent, mean ± standard deviation over the seeds; "
-            f"Δ is the mean paired difference to {reference!r} over the seeds, with its 95% bootstrap interval "
-            f"(resampled images and seeds). Minutes are those of one training run.",
+            f"Δ is the mean paired difference to {escape(repr(reference))} over the seeds, with its 95% bootstrap "
+            f"interval (resampled images and seeds). Minutes are those of one training run.",
         ]
     return "\n".join(lines) + "\n"
+
+
+def escape(text: str) -> str:
+    """Escape text, such as the name of a category, so that Markdown shows it as it is."""
+    return re.sub(r"[\\`*|<>\[\]&~]|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])", r"\\\g<0>", printable(text))
 
 
 def _paired(runs: Sequence[Mapping], reference: Sequence[Mapping], metric: str) -> list[float | None]:

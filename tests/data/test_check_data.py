@@ -47,6 +47,24 @@ def test_valid_data_have_no_errors_and_correct_counts(tmp_path: Path) -> None:
     assert (report.tally.total, report.tally.pixels, report.tally.void) == (3, 72, 9)
 
 
+def test_estimated_ranges_of_values_are_told_in_one_line(tmp_path: Path) -> None:
+    files = write_coco(tmp_path, [IDS] * 3, [SEGMENTS] * 3)
+    assert "range of values" not in check(files).text()
+    for n in (1, 2):
+        values = np.arange(24, dtype=np.uint16).reshape(4, 6) * 100 + n
+        Image.fromarray(values).save(files.images / f"{n}.png")
+    report = check(files)
+    assert report.ok
+    (line,) = [line for line in report.text().splitlines() if "range of values" in line]
+    assert line.startswith("2 images of more than 8 bits do not state their range of values")
+    assert f"{files.images / '1.png'}: values 1 to 2301, the percentiles 0.1 and 99.9, become 0 to 255" in line
+    assert "--range" not in line  # an option of predict
+    assert [Path(entry.partition(":")[0]).name for entry in sorted(report.to_json()["ranges"])] == [
+        "1.png",
+        "2.png",
+    ]
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_is_reported_and_nothing_else(tmp_path: Path, fault: str) -> None:
     files = write_coco(tmp_path)

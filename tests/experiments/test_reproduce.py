@@ -1,6 +1,8 @@
 """Tables on a dozen images: shared models, reuse of results, resumption, and rendering."""
 
+import io
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from helpers.tiny_run import tiny_run, write_dataset
+from rich.console import Console
+from rich.markdown import Markdown
 
 from refine.checkpoint.folder import load_model
 from refine.config import to_mapping
@@ -204,6 +208,18 @@ def test_markdown_by_hand(tmp_path):
     assert (tmp_path / "t.md").read_text().splitlines() == lines
     assert json.loads((tmp_path / "t.json").read_text())["rows"]["one"][1]["metrics"]["PQ"] == 0.44
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_markdown_shows_names_as_they_are():
+    names = ["[tumor](x)", "a|b", "*cell*", "_c_", "<b>d</b>", "`e`", "f\\_sem", "p_sem, T = 3", "&amp;", "~~g~~"]
+    table = Table("[h] *i*", ["PQ", "PQ/__j__"], [Row(name, train={}) for name in names])
+    text = to_markdown(table, {name: [] for name in names}, "refine `k`")
+    console = Console(file=io.StringIO(), width=160, force_terminal=True, color_system=None)
+    console.print(Markdown(text))
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", console.file.getvalue())
+    for name in [*names, "[h] *i*", "PQ/__j__", "refine `k`"]:
+        assert name in shown
+    assert "| p_sem, T = 3 |" in text  # what needs no escape has none
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in EXPERIMENTS.glob("*.yaml")))

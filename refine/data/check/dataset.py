@@ -127,6 +127,7 @@ def _check_all(
                 report.errors += frame.errors
                 report.warnings += frame.warnings
                 report.tally.merge(frame.tally)
+                report.ranges += frame.ranges
             done += len(part)
             if progress is not None:
                 progress(done, len(items))

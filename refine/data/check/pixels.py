@@ -28,17 +28,28 @@ _SMALL = AugmentConfig.min_area
 
 @dataclass
 class Frame:
-    """Errors, warnings and counts of one image."""
+    """Errors, warnings and counts of one image.
+
+    Attributes:
+        errors, warnings: findings.
+        tally: counts.
+        ranges: file and range of values, if that had to be estimated.
+    """
 
     errors: list[Finding] = field(default_factory=list)
     warnings: list[Finding] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
+    ranges: list[str] = field(default_factory=list)
 
     def error(self, kind: str, file: Path, message: str) -> None:
         self.errors.append(Finding(kind, str(file), message))
 
     def warn(self, kind: str, file: Path, message: str) -> None:
         self.warnings.append(Finding(kind, str(file), message))
+
+    def note_range(self, message: str) -> None:
+        """Note what `read_image` tells of a range, without its advice on `predict`."""
+        self.ranges.append(message.partition("; ")[0])
 
     def failed(self, kind: str, file: Path, error: RefineError) -> None:
         """Record an error raised by a reader, without the file name that its message begins with."""
@@ -159,7 +170,7 @@ def check_cityscapes_frame(image: Path, ids_file: Path) -> Frame:
 
 def _check_image(frame: Frame, path: Path, size: tuple[int, int] | None, exif: Exif | None = None) -> None:
     try:
-        image = read_image(path, size, exif=exif)
+        image = read_image(path, size, exif=exif, tell=frame.note_range)
     except RefineError as error:
         frame.failed("image file", path, error)
         return

@@ -90,6 +90,8 @@ class Report:
         warnings: usable but probably unintended properties.
         tally: counts over the data set.
         classes: counts of the categories used in training, after a remap if there is one.
+        ranges: images of more than 8 bits whose files do not state the range of values, and the range estimated
+            for each.
     """
 
     source: str
@@ -97,6 +99,7 @@ class Report:
     warnings: list[Finding] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
     classes: list[ClassRow] = field(default_factory=list)
+    ranges: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -115,6 +118,11 @@ class Report:
         tally = self.tally
         void = f"{100 * tally.void / tally.pixels:.1f}% of the pixels are void" if tally.pixels else "no pixels"
         lines.append(f"{tally.total:,} images with readable segments; {void}")
+        if self.ranges:
+            lines.append(
+                f"{len(self.ranges):,} images of more than 8 bits do not state their range of values, which was "
+                f"estimated for each, as in training; first {printable(min(self.ranges))}"
+            )
         for name, findings in (("warnings", self.warnings), ("errors", self.errors)):
             lines += ["", f"{len(findings):,} {name}"]
             groups: dict[str, list[Finding]] = {}
@@ -136,6 +144,7 @@ class Report:
             "pixels": self.tally.pixels,
             "void_pixels": self.tally.void,
             "classes": [row.__dict__ for row in self.classes],
+            "ranges": self.ranges,
             "errors": [_as_dict(finding) for finding in self.errors],
             "warnings": [_as_dict(finding) for finding in self.warnings],
         }
