@@ -1,7 +1,7 @@
 """All commands: their output and files, and a one-line error for every mistake."""
 
+import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -172,13 +172,14 @@ def test_inputs_are_not_overwritten(checkpoint, image_path, tmp_path, capsys):
     assert overlay.read_bytes() == before
 
 
-def test_file_names_that_the_terminal_cannot_show(checkpoint, image_path, tmp_path):
+def test_file_names_that_the_terminal_cannot_show(checkpoint, image_path, tmp_path, monkeypatch):
     named = image_path.rename(tmp_path / "naïve 图.png")
-    words = ["predict", str(named), "-o", str(tmp_path / "out"), "--checkpoint", checkpoint]
-    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    done = subprocess.run([sys.executable, "-m", "refine.cli.main", *words], env=environment, capture_output=True)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out/panoptic/naïve 图.png").exists()
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict"))
+    assert main(["predict", str(named), "-o", str(tmp_path / "naïve"), "--checkpoint", checkpoint]) == 0
+    sys.stdout.flush()
+    assert rb"na\xefve" in sys.stdout.buffer.getvalue()
+    assert (tmp_path / "naïve/panoptic/naïve 图.png").exists()
 
 
 def test_damaged_checkpoints_are_reported(checkpoint, image_path, tmp_path, capsys):
