@@ -1,4 +1,4 @@
-"""What a trained network uses of the exchange: each route emptied, shuffled, or given the truth, and its gradients.
+"""Use of the exchange by a trained network: PQ with each route emptied, shuffled or set to the truth; gradients.
 
     measure_routes(["runs/seed0", "runs/seed1"], dataset, Path("runs/routes"))
 
@@ -45,11 +45,11 @@ CHANGES: tuple[tuple[str, Change], ...] = (
 
 @dataclass
 class Truth:
-    """What the routes would carry if the predictions were right.
+    """Inputs of the refining heads for perfect predictions.
 
     Attributes:
-        p_sem: Tensor[N, L, S, S], what H̃_ins would read inside the boxes.
-        canvas: Tensor[1, K, h, w], what H̃_sem would read.
+        p_sem: input of H̃_ins inside the boxes, Tensor[N, L, S, S].
+        canvas: input of H̃_sem, Tensor[1, K, h, w].
     """
 
     p_sem: Tensor
@@ -57,7 +57,7 @@ class Truth:
 
 
 def route_table(model: PanopticModel) -> Table:
-    """The rows that this network's routes allow; the first one is the network as it is."""
+    """Return the table of changes for a network's routes; the first row is the unchanged network."""
     routes = model.config.ibpp.routes if model.config.ibpp.iterations else []
     rows = [Row("as it is", train={})]
     rows += [Row(f"{route} {change}", train={}) for route, change in CHANGES if route in routes]
@@ -71,27 +71,27 @@ def measure_routes(
     max_images: int | None = None,
     device: str = "auto",
 ) -> tuple[Table, dict[str, list[dict[str, Any]]], list[str]]:
-    """Measure networks of one config that were trained with several seeds.
+    """Evaluate networks of one config that were trained with several seeds, under each change of a route.
 
     Args:
-        checkpoints: see `load_model`.
-        dataset: with their categories.
-        out: folder for what each image adds to PQ.
-        max_images: only the first so many.
+        checkpoints: names or folders of models; see `load_model`.
+        dataset: data set with the categories of the models.
+        out: folder for the PQ counts of each image.
+        max_images: maximum number of images; the first ones are used.
         device: "cpu", "cuda" or "auto".
 
     Returns:
-        The table, its results for `write_table`, and lines on the gradients.
+        The table, its results for `write_table`, and Markdown lines on the gradients.
 
     Raises:
-        RefineError: no such checkpoint, one without iterations, or ones of different routes.
+        RefineError: a checkpoint does not exist or has no iterations, or the checkpoints differ in their routes.
     """
     results: dict[str, list[dict[str, Any]]] = {}
     flows = []
     for seed, checkpoint in enumerate(checkpoints):
         predictor = Predictor(checkpoint, device=None if device == "auto" else device)
         if not predictor.model.config.ibpp.iterations:
-            raise RefineError(f"{checkpoint}: has no iterations (T = 0), so nothing is exchanged; name another")
+            raise RefineError(f"{checkpoint}: has no iterations (T = 0), so there is no exchange; choose another")
         table = route_table(predictor.model)
         if results and set(results) != {row.name for row in table.rows}:
             raise RefineError(f"{checkpoint}: has other routes than {checkpoints[0]}; give runs of one config")
@@ -118,7 +118,7 @@ def measure_routes(
 def _measure(
     predictor: Predictor, dataset: PanopticDataset, table: Table, count: int
 ) -> dict[str, tuple[dict[str, float], Counts]]:
-    """Metrics and counts of each row."""
+    """Return the metrics and PQ counts of each row, by name."""
     categories, model = predictor.categories, predictor.model
     quality = {row.name: PanopticQuality(categories) for row in table.rows}
     states: dict[str, list[np.ndarray]] = {row.name: [] for row in table.rows}
@@ -146,7 +146,7 @@ def _measure(
 
 
 def _at_network_size(predictor: Predictor, image: Tensor, segments: Any, n: int) -> tuple[ImageBatch, Targets]:
-    """The image as the network takes it, and its truth at that size, things that vanish left out."""
+    """Resize an image and its ground truth for the network; things that vanish are removed."""
     resized = resize_for_test(image, *predictor.test_size)
     size = (resized.shape[1], resized.shape[2])
     moved = segments.moved(lambda maps: resize_map(maps, size))
@@ -158,7 +158,7 @@ def _at_network_size(predictor: Predictor, image: Tensor, segments: Any, n: int)
 def _altered_outputs(
     model: PanopticModel, batch: ImageBatch, targets: Targets, min_score: float
 ) -> list[tuple[str, NetworkOutput]]:
-    """The network's output as it is, then under each change of a route."""
+    """Return the network's output without changes, then under each change of a route."""
     with torch.inference_mode(), valid_pixels(batch):
         return list(_each_output(model, batch, targets, min_score))
 
@@ -182,14 +182,14 @@ def _each_output(
 def true_inputs(
     model: PanopticModel, batch: ImageBatch, targets: Targets, instances: Instances, logits: Tensor
 ) -> Truth:
-    """The truth in the form in which the refining heads read predictions.
+    """Return the ground truth in the form of the predictions that the refining heads receive.
 
     Args:
-        model: the network.
-        batch: one image.
-        targets: of it, at its size.
+        model: network whose inputs are replaced.
+        batch: batch of one image.
+        targets: ground truth at the size of the image.
         instances: N detections.
-        logits: P_sem^(0), Tensor[1, L, h, w]; logits of the truth get its mean and range.
+        logits: P_sem^(0), Tensor[1, L, h, w], whose mean and range the logits of the truth get.
     """
     height, width = batch.tensor.shape[-2:]
     labels = pad_labels([targets.sem_seg], (height, width))
@@ -210,10 +210,10 @@ def true_inputs(
 
 @contextmanager
 def altered(model: PanopticModel, route: str, change: Change, truth: Truth) -> Iterator[None]:
-    """Within the block, a route of every iteration carries something else.
+    """Change a route in every iteration inside the context.
 
-    "empty": f_sem is left out, p_sem is its mean over boxes and bins, the canvas is zero. "shuffled": p_sem of
-    another box, the canvas moved by half the image. "oracle": the truth.
+    "empty" omits f_sem, replaces p_sem by its mean over boxes and bins, and sets the canvas to zero. "shuffled"
+    uses p_sem of another box, and shifts the canvas by half the image. "oracle" uses the truth.
     """
 
     def mask_input(_: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -248,11 +248,11 @@ def altered(model: PanopticModel, route: str, change: Change, truth: Truth) -> I
 
 
 def gradient_flow(model: PanopticModel, batch: ImageBatch, targets: Sequence[Targets]) -> dict[str, float]:
-    """How much of each prediction's gradient comes from the other branch, in evaluation mode.
+    """Return the fraction of each prediction's gradient that comes from the other branch, in evaluation mode.
 
     Returns:
-        By name of the prediction (P_sem^(0), m^(1), …): norm of the gradient from the other branch's losses over
-        the sum of both norms, 0-1.
+        By name of the prediction (P_sem^(0), m^(1), …), the norm of the gradient from the other branch's losses
+        divided by the sum of both norms, 0-1.
     """
     semantics: list[Tensor] = []
     masks: list[Tensor] = []
@@ -283,9 +283,9 @@ def gradient_flow(model: PanopticModel, batch: ImageBatch, targets: Sequence[Tar
 
 
 def _mean_flow(predictor: Predictor, dataset: PanopticDataset, count: int) -> dict[str, float]:
-    """`gradient_flow`, mean over the first images that hold things."""
+    """Return the mean `gradient_flow` over those of the first `count` images that contain things."""
     flows = []
-    torch.manual_seed(0)  # of the sampled boxes
+    torch.manual_seed(0)  # for the sampled boxes
     for n in range(count):
         batch, targets = _at_network_size(predictor, *dataset[n], n)
         if len(targets):
@@ -294,8 +294,8 @@ def _mean_flow(predictor: Predictor, dataset: PanopticDataset, count: int) -> di
 
 
 def describe_flow(flows: Sequence[dict[str, float]]) -> list[str]:
-    """Markdown of `gradient_flow`, mean over the checkpoints."""
+    """Return a Markdown table of `gradient_flow`, averaged over the checkpoints."""
     source = {"P": "mask losses, through p_sem", "m": "semantic losses, through the canvas"}
     shares = {name: 100 * np.mean([flow[name] for flow in flows]) for name in flows[0]}
     rows = [f"| {name} | {source[name[0]]} | {share:.1f} |" for name, share in shares.items()]
-    return ["| prediction | gradient from | share of it, % |", "|-|-|-|", *rows]
+    return ["| prediction | gradient from | fraction, % |", "|-|-|-|", *rows]

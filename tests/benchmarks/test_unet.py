@@ -1,4 +1,4 @@
-"""The U-Net baseline's targets and its way from probabilities to nuclei, on maps drawn by hand."""
+"""Targets of the U-Net baseline, and conversion of probabilities to nuclei, on hand-made maps."""
 
 import importlib.util
 import sys
@@ -23,7 +23,7 @@ def unet():
 
 
 def test_rims(unet):
-    """Two nuclei touch at the border of the picture; at the right there is a third, and a pixel of void."""
+    """Two nuclei touch at the image border; at the right there is a third one, and a void pixel."""
     drawn = [
         "1111222222....",
         "1111222222....",

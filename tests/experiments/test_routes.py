@@ -1,4 +1,4 @@
-"""What a network uses of the exchange: changed routes change what they should, gradients are attributed right."""
+"""Routes of the exchange: effects of each change, and attribution of gradients."""
 
 from dataclasses import replace
 
@@ -35,7 +35,7 @@ def make_predictor(dataset, iterations=1, **ibpp) -> Predictor:
 
 
 @pytest.mark.parametrize("exchange", ["paper", "balanced"])
-def test_each_change_reaches_what_its_route_feeds(dataset, exchange):
+def test_each_change_affects_the_heads_of_its_route(dataset, exchange):
     predictor = make_predictor(dataset, exchange=exchange)
     model = predictor.model
     batch, targets = _at_network_size(predictor, *dataset[0], 0)
@@ -107,7 +107,7 @@ def test_networks_of_different_routes_are_refused(dataset, tmp_path):
         measure_routes([str(tmp_path / "m0"), str(tmp_path / "m1")], dataset, tmp_path / "out", device="cpu")
 
 
-def test_networks_without_exchange_are_refused(dataset, tmp_path):
+def test_networks_without_exchange_are_rejected(dataset, tmp_path):
     save_model(tmp_path / "m", SavedModel(PanopticModel(tiny_model(0), 2, 3), dataset.categories))
     with pytest.raises(RefineError, match=r"m: has no iterations \(T = 0\)"):
         measure_routes([str(tmp_path / "m")], dataset, tmp_path / "out")

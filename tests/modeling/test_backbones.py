@@ -1,4 +1,4 @@
-"""Backbones and pyramid against torchvision's and timm's own networks, and by hand."""
+"""Backbones and FPN against torchvision's and timm's networks, and by hand."""
 
 import pytest
 import torch
@@ -15,12 +15,12 @@ from refine.modeling.norms import FrozenBatchNorm, ImageGroupNorm, conv_norm, ma
 
 
 def small(**changes) -> BackboneConfig:
-    """ResNet-50 of a sixteenth of the width."""
+    """Config of a ResNet-50 with a sixteenth of the width."""
     return BackboneConfig(stem_width=16, width_per_group=16, res2_channels=64, weights=None, **changes)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext101_32x8d"])
-def test_resnet_is_torchvisions(name: str) -> None:
+def test_resnet_equals_torchvision(name: str) -> None:
     expected = torchvision.models.get_model(name).eval()
     backbone = build_backbone(BackboneConfig(name=name, norm="bn")).eval()
     backbone.load_state_dict({k: v for k, v in expected.state_dict().items() if not k.startswith("fc.")})
@@ -109,7 +109,7 @@ def test_frozen_stages(frozen_stages: int, first_trained: str | None) -> None:
 
 
 def tap_by_tap(x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, stride: int) -> Tensor:
-    """A 3×3 deformable convolution in loops: every tap read bilinearly, zero outside."""
+    """Reference 3×3 deformable convolution with loops: bilinear taps, zero outside the image."""
     batch, channels, height, width = x.shape
     out = torch.zeros(batch, weight.shape[0], *offset.shape[2:])
     for b in range(batch):
@@ -166,7 +166,7 @@ def test_timm(name: str, channels: list[int]) -> None:
     features = backbone(torch.randn(1, 3, 64, 96))
     assert backbone.channels == channels == [f.shape[1] for f in features]
     assert [tuple(f.shape[2:]) for f in features] == [(16, 24), (8, 12), (4, 6), (2, 3)]
-    assert not features[0].requires_grad  # all that comes before it is frozen
+    assert not features[0].requires_grad  # everything before it is frozen
     assert features[1].requires_grad
 
 
@@ -192,14 +192,14 @@ def test_timm_frozen_batchnorm() -> None:
         (BackboneConfig(name="timm/resnet18", deform_stages=[5]), "not for timm/resnet18"),
     ],
 )
-def test_impossible_choices(config: BackboneConfig, message: str) -> None:
+def test_unsupported_options_are_reported(config: BackboneConfig, message: str) -> None:
     with pytest.raises(RefineError, match=message):
         build_backbone(config)
 
 
 @pytest.mark.parametrize("norm", ["gn", "none"])
 def test_fpn_by_hand(norm) -> None:
-    """Top-down sums in plain operations; sizes that are no multiples of 32."""
+    """Top-down sums in plain operations, for sizes that are not multiples of 32."""
     fpn = FPN([8, 16, 24, 32], 64, norm)
     sizes = [(13, 21), (7, 11), (4, 6), (2, 3)]
     features = [torch.randn(2, c, *size) for c, size in zip([8, 16, 24, 32], sizes, strict=True)]

@@ -1,4 +1,4 @@
-"""What box heads learn from: samples, losses against slow loops, the stages of the cascade."""
+"""Box heads in training: samples, losses against slow loops, and stages of a cascade."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from refine.ops.roi import Sampling, roi_align_levels, to_rois
 
 
 def near(target, seed=0, shift=6.0, copies=8):
-    """Proposals around the true boxes, and some anywhere."""
+    """Return proposals around the true boxes, and some at random."""
     g = torch.Generator().manual_seed(seed)
     around = target.boxes.repeat(copies, 1)
     around = around + torch.randn(around.shape, generator=g) * shift
@@ -40,8 +40,8 @@ def test_cascade_needs_one_box_for_all_classes():
 
 
 def test_samples_by_hand():
-    # The crowd covers the right half. Proposals: close to the object (IoU 0.81), off it (0.25), in the
-    # crowd. The object's own box joins them; the crowd's does not.
+    # The crowd covers the right half. Proposals: close to the object (IoU 0.81), off it (0.25), in the crowd. The
+    # true box of the object is added, that of the crowd is not.
     target = make_targets([[80, 0, 160, 128], [10, 10, 50, 50]], labels=[1, 3], iscrowd=[True, False])
     proposals = torch.tensor([[10, 10, 46, 46], [10, 10, 30, 30], [100, 20, 140, 90]]).float()
     (samples,) = make_heads().sample([proposals], [target])
@@ -68,7 +68,7 @@ def test_sample_ratio_and_classes():
 
 
 def losses_slowly(heads, stage, x, samples, target):
-    """One box after the other."""
+    """Compute the losses box by box."""
     pooled = roi_align_levels(x, to_rois([samples.boxes]), 7, Sampling())
     logits, deltas = heads.stages[stage](pooled)
     cls = box = 0.0
@@ -126,8 +126,8 @@ def test_pinned_losses(changes):
 
 
 def test_cascade_relabels_refined_boxes():
-    # An object of 40 × 40 and boxes of 40 × 40·IoU, so of IoU 0.55, 0.65, 0.75. A regressor that says
-    # nothing leaves them where they are; the stages ask for 0.5, 0.6 and 0.7.
+    # An object of 40 × 40 and boxes of 40 × 40·IoU with IoU 0.55, 0.65, 0.75. A zero regressor does not move them;
+    # the stages require 0.5, 0.6 and 0.7.
     heads, x = make_heads(**CASCADE), pyramid()
     for stage in heads.stages:
         torch.nn.init.zeros_(stage.regressor.weight)
@@ -143,8 +143,8 @@ def test_cascade_relabels_refined_boxes():
 
 
 def test_cascade_moves_clips_and_drops_boxes():
-    # dx = 10 / weight 10: one box width to the right. The first lands on the object, the second leaves
-    # the image (160 wide) altogether, the third leaves it by half.
+    # dx = 10 / weight 10: one box width to the right. The first moves onto the object, the second out of the image
+    # (160 wide), the third half out of it.
     heads, x = make_heads(**CASCADE), pyramid()
     torch.nn.init.zeros_(heads.stages[0].regressor.weight)
     heads.stages[0].regressor.bias.data = torch.tensor([10.0, 0, 0, 0])
@@ -157,7 +157,7 @@ def test_cascade_moves_clips_and_drops_boxes():
     assert not following.boxes.requires_grad
 
 
-def test_cascade_leaves_out_background_in_crowds():
+def test_cascade_drops_background_in_crowds():
     heads, x = make_heads(**CASCADE), pyramid()
     torch.nn.init.zeros_(heads.stages[0].regressor.weight)
     target = make_targets([[0, 0, 80, 128], [20, 20, 60, 60]], labels=[1, 2], iscrowd=[True, False])
@@ -168,7 +168,7 @@ def test_cascade_leaves_out_background_in_crowds():
     assert following.labels.tolist() == [2, K]
 
 
-def test_cascade_scales_gradients_of_the_pyramid_alone():
+def test_cascade_scales_only_the_gradients_of_the_fpn():
     single, cascade = make_heads(class_agnostic=True), make_heads(**CASCADE)
     cascade.stages[0].load_state_dict(single.stages[0].state_dict())
     cascade.share_gradient = True

@@ -1,4 +1,4 @@
-"""What box heads detect, against detectron2's outputs and torchvision's post-processing."""
+"""Detections of box heads, against detectron2's outputs and torchvision's post-processing."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_detections_equal_torchvision():
         logits, deltas = heads.stages[0](roi_align_levels(x, to_rois(proposals), 7, Sampling()))
     c = heads.config
     theirs = RoIHeads(None, None, None, 0.5, 0.5, 1, 0.5, (10.0, 10.0, 5.0, 5.0), c.score_threshold, c.nms, 30)
-    # There background is class 0, with a box of its own that is never used.
+    # In torchvision background is class 0, whose box is never used.
     logits = torch.cat([logits[:, -1:], logits[:, :-1]], 1)
     deltas = torch.cat([torch.zeros(len(deltas), 4), deltas], 1)
     expected = theirs.postprocess_detections(logits, deltas, proposals, sizes)
@@ -57,7 +57,7 @@ def test_images_of_a_batch_do_not_mix(changes):
 
 
 def test_cascade_averages_scores_on_its_last_boxes():
-    # Stages that say the same of every box: their mean score counts. Each moves boxes 8 to the right
+    # Each stage predicts the same for every box; scores are averaged. Each stage moves boxes by 8 to the right
     # (dx = 8 / 40 wide, times 10, 20 and 30).
     heads, x = make_heads(**CASCADE), pyramid()
     biases = [torch.tensor([2.0, 0, 0, 0, 0, 1]), torch.tensor([0.0, 3, 0, 0, 0, 0]), torch.zeros(K + 1)]
@@ -92,7 +92,7 @@ def test_infinite_boxes_are_dropped():
 
 @pytest.mark.parametrize("stage", [0, 2])
 @pytest.mark.parametrize("layer", ["classifier", "regressor"])
-def test_values_that_are_not_finite_are_told_of_their_image(stage, layer):
+def test_values_that_are_not_finite_are_reported_per_image(stage, layer):
     heads, x = make_heads(**CASCADE), pyramid()
     x = [torch.cat([v, v]) for v in x]
     module = heads.stages[stage].get_submodule(layer)
@@ -100,7 +100,7 @@ def test_values_that_are_not_finite_are_told_of_their_image(stage, layer):
 
     def spoil(module, inputs, output):
         output = output.clone()
-        output[second, -1] = torch.inf  # of a regressor dh, which decoding clamps
+        output[second, -1] = torch.inf  # dh of a regressor, which decoding clamps
         return output
 
     module.register_forward_hook(spoil)

@@ -1,4 +1,4 @@
-"""The frozen detector: its network against the published graph, its boxes and its samples by hand."""
+"""The frozen detector: its network against the published graph, boxes and samples by hand."""
 
 import runpy
 from pathlib import Path
@@ -27,7 +27,7 @@ MEAN, STD = (127.0, 120.0, 110.0), (128.0, 64.0, 32.0)
 
 @pytest.fixture(scope="module")
 def published(shared_dir, tmp_path_factory):
-    """The published graph's folder, and the file that the example converts it to."""
+    """Folder of the published graph, and the file to which the example converts it."""
     folder = shared_dir / "data" / "weights" / "nanodet_g"
     if not folder.is_dir():
         pytest.skip(f"no {folder}")
@@ -67,14 +67,14 @@ def test_boxes_decode_by_hand():
     sides = torch.full((2, 4, BINS), -100.0)
     sides[0, :, 0] = 0.0  # no extent
     sides[1, 0, 2] = sides[1, 1, 1] = sides[1, 2, 10] = 0.0
-    sides[1, 3, :2] = 0.0  # nought or one stride, either as likely
+    sides[1, 3, :2] = 0.0  # 0 or 1 stride with equal probability
     boxes = decode(sides, places[[2, 4]])
     assert boxes[0].tolist() == pytest.approx([20, 4, 20, 4], abs=1e-4)
     assert boxes[1].tolist() == pytest.approx([12 - 16, 12 - 8, 12 + 80, 12 + 4], abs=1e-4)
 
 
 def answering(found: Detector, cells: dict[int, tuple[int, float]], monkeypatch) -> None:
-    """Let the network answer class and probability in cells of the coarsest level, one stride to each side."""
+    """Patch the network to predict a class and probability in some cells of the coarsest level."""
 
     def network(x):
         classes, sides = [], []
@@ -92,7 +92,7 @@ def answering(found: Detector, cells: dict[int, tuple[int, float]], monkeypatch)
 
 
 def test_scores_labels_and_clipping(monkeypatch):
-    # COCO's class n is thing n % 3 here; cell 0 of 4 × 4 has its centre at (16, 16).
+    # COCO's class n is mapped to thing n % 3; cell 0 of 4 × 4 has its centre at (16, 16).
     labels = [*COARSE[:-1], -1]
     found = detector(labels=labels, score_threshold=0.3)
     images = ImageBatch(torch.zeros(1, 3, 128, 128), [(100, 40)])
@@ -101,12 +101,12 @@ def test_scores_labels_and_clipping(monkeypatch):
     (result,) = found.detect(images, found(images))
     assert result.labels.tolist() == [2, 1]
     assert result.scores.tolist() == pytest.approx([0.9, 0.6])
-    assert result.boxes[0].tolist() == pytest.approx([16, 0, 40, 48])  # cut to the image: 80 -> 40, -16 -> 0
+    assert result.boxes[0].tolist() == pytest.approx([16, 0, 40, 48])  # clipped to the image: 80 → 40, -16 → 0
     assert result.boxes[1].tolist() == pytest.approx([0, 0, 40, 48])
     assert result.image_size == (100, 40)
     (result,) = found.detect(images, found(images), min_score=0.7)
     assert result.labels.tolist() == [2]
-    # Twice the scale: the network sees 256 × 256, and its boxes come back halved.
+    # With scale 2 the input of the network is 256 × 256, and its boxes are halved.
     twice = detector(labels=labels, scale=2.0)
     answering(twice, {0: (4, 0.6)}, monkeypatch)
     (result,) = twice.detect(images, twice(images))
@@ -125,7 +125,7 @@ def test_input_is_normalised_as_the_detector_was_trained(channels):
 
 
 def test_samples():
-    # Two true boxes and a crowd. Detections: near the first, near it with another class, near the second but under
+    # Two true boxes and a crowd. Detections: near the first, near it with another class, near the second but below
     # the threshold, in the crowd.
     target = make_targets([[0, 0, 20, 20], [40, 40, 80, 80], [90, 0, 120, 60]], [1, 2, 0], [False, False, True])
     boxes = torch.tensor([[0, 0, 20, 18], [0, 0, 20, 19], [40, 40, 80, 59], [90, 0, 120, 60]]).float()
@@ -181,12 +181,14 @@ def test_false_positives_reach_the_canvas_but_not_the_mask_loss(monkeypatch):
     features = model.semantic_head.features(pyramid[:4])
     painted, truth = model._detected_samples(images, model.run_detector(images), pyramid, features, [target])
     assert painted.rois[:, 1:].tolist() == [boxes[0].tolist(), [4, 4, 44, 40], boxes[1].tolist()]
-    assert painted.scores.tolist() == pytest.approx([0.9, 0, 0.8])  # under ibpp.score_threshold none is painted
+    assert painted.scores.tolist() == pytest.approx(
+        [0.9, 0, 0.8]
+    )  # detections below ibpp.score_threshold are not painted
     assert painted.labels.tolist() == [1, 1, 2]
     assert len(truth) == 2
 
 
-def test_maps_of_the_detector_join_the_pyramid():
+def test_maps_of_the_detector_are_concatenated():
     config = tiny_config(0, {}, detector=DetectorConfig(labels=COARSE, features=True, scale=1.5))
     model = PanopticModel(config, 3, 5).eval()
     images = model.image_batch([torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)])
@@ -199,7 +201,7 @@ def test_maps_of_the_detector_join_the_pyramid():
         torch.testing.assert_close(ours, expected)
 
 
-def test_complaints():
+def test_invalid_labels_are_reported():
     with pytest.raises(RefineError, match=r"detector\.labels: expected 80 indices of the 3 thing classes"):
         detector(labels=[0, 1])
     with pytest.raises(RefineError, match=r"detector\.labels"):

@@ -23,13 +23,13 @@ def make_ibpp(iterations=3, shared=False, **ibpp) -> IBPP:
         ibpp=IBPPConfig(iterations=iterations, shared=shared, sem_channels=8, **ibpp),
     )
     module = IBPP(config, THINGS, CLASSES, Sampling())
-    for parameter in module.parameters():  # large enough that every path matters
+    for parameter in module.parameters():  # large enough for every path to have an effect
         torch.nn.init.normal_(parameter, std=0.3)
     return module
 
 
 def make_first() -> SemanticHead:
-    """H_sem, of which only the 1×1 convolution counts; with a bias that matters."""
+    """Return H_sem with a non-zero bias; only its 1×1 convolution is used."""
     first = SemanticHead(SemanticHeadConfig(channels=CHANNELS), CHANNELS, CLASSES).eval()
     for parameter in first.predictor.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -60,7 +60,7 @@ def test_refining_semantic_head_is_one_convolution_over_the_concatenation():
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_only_present_classes_give_the_same_answer():
+def test_restriction_to_present_classes_changes_nothing():
     head = RefiningSemanticHead(IBPPConfig(sem_channels=8), "gn", THINGS, CHANNELS, CLASSES)
     canvas, features = torch.zeros(1, THINGS, 6, 6), head.from_features(torch.randn(1, CHANNELS, 6, 6))
     canvas[:, 1] = torch.rand(6, 6)
@@ -80,7 +80,7 @@ def test_mask_head_is_one_convolution_and_takes_the_class_channel():
     torch.testing.assert_close(head(head.from_features(f), labels, p)[0], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_the_balanced_canvas_joins_what_is_normalised():
+def test_the_balanced_canvas_is_added_after_the_norm():
     head = RefiningSemanticHead(IBPPConfig(sem_channels=8, exchange="balanced"), "gn", THINGS, CHANNELS, CLASSES)
     canvas, features = torch.randn(2, THINGS, 9, 7), torch.randn(2, CHANNELS, 9, 7)
     x = head.norm(head.from_features(features)) + head.from_canvas(canvas)
@@ -106,21 +106,21 @@ def test_predict_follows_the_equations(shared, residual):
         masks.append(torch.sigmoid(mask_head(mask_head.from_features(boxes.features), boxes.labels, aligned)[0]))
         painted = boxes.scores * (boxes.scores >= 0.05)
         canvas = roi_flatten(masks[-1], boxes.rois, boxes.labels, painted, (2, THINGS, 16, 16))  # eq. 5
-        said = sem_head.predictor(sem_head(canvas, sem_head.from_features(features)))  # eq. 6
-        p_sem = p_sem + said if residual else said
+        predicted = sem_head.predictor(sem_head(canvas, sem_head.from_features(features)))  # eq. 6
+        p_sem = p_sem + predicted if residual else predicted
     got_masks, got_logits = module.predict(boxes, features, first)
     torch.testing.assert_close(got_masks, torch.stack(masks).mean(0), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(got_logits, p_sem, atol=1e-4, rtol=1e-4)
 
 
 def make_plain(module: IBPP) -> IBPP:
-    """The same weights, without residuals."""
+    """Return a module with the same weights, without residuals."""
     plain = make_ibpp(iterations=module.config.iterations, shared=module.config.shared)
     plain.load_state_dict(module.state_dict())
     return plain
 
 
-def test_residual_heads_say_nothing_at_first():
+def test_residuals_are_zero_initially():
     config = ModelConfig(
         fpn_channels=CHANNELS,
         mask_head=MaskHeadConfig(num_convs=1, channels=8, pool_size=4),
@@ -142,13 +142,13 @@ def test_appearance_is_the_sum_of_instance_and_semantic_features():
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_balanced_inputs_by_the_equations(shared):
-    """f_ins, f_sem and p_sem through convolutions of their own; predictions as probabilities × √C."""
+    """f_ins, f_sem and p_sem have separate convolutions; predictions are probabilities × √C."""
     module = make_ibpp(iterations=2, shared=shared, exchange="balanced").eval()
     boxes, features, _ = make_inputs(module)
     first, gain = make_first(), CHANNELS**0.5
     f_ins, _, _ = make_inputs(make_ibpp(iterations=0))
     f_sem = roi_align(features, boxes.rois, 4, 0.25, 2, aligned=True)
-    torch.testing.assert_close(boxes.appearance, f_ins.features + f_sem)  # what the occlusion head sees, as ever
+    torch.testing.assert_close(boxes.appearance, f_ins.features + f_sem)  # the features of the occlusion head
     p_sem, masks = first(features), []
     for t in range(2):
         mask_head = module.mask_heads[0 if shared else t]
@@ -165,7 +165,7 @@ def test_balanced_inputs_by_the_equations(shared):
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_balanced_residuals_start_where_no_iterations_end(shared):
+def test_balanced_residuals_initially_equal_no_iterations(shared):
     config = ModelConfig(
         fpn_channels=CHANNELS,
         mask_head=MaskHeadConfig(num_convs=2, channels=8, pool_size=4),
@@ -186,7 +186,7 @@ def test_balanced_residuals_start_where_no_iterations_end(shared):
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_mask_flow_adds_the_last_features_of_the_head_before(shared):
+def test_mask_flow_adds_the_features_of_the_previous_head(shared):
     module = make_ibpp(iterations=2, shared=shared, mask_flow=True).eval()
     boxes, features, _ = make_inputs(module)
     first = make_first()
@@ -208,7 +208,7 @@ def test_mask_flow_adds_the_last_features_of_the_head_before(shared):
 
 @pytest.mark.parametrize("exchange", ["paper", "balanced"])
 @pytest.mark.parametrize("routes", [[], ["f_sem"], ["p_sem"], ["canvas"], ["f_sem", "canvas"]])
-def test_routes_that_are_closed_change_nothing(routes, exchange):
+def test_disabled_routes_have_no_effect(routes, exchange):
     module = make_ibpp(iterations=2, routes=routes, exchange=exchange).eval()
     boxes, features, logits = make_inputs(module)
     other = torch.randn_like(logits)
@@ -224,7 +224,7 @@ def test_routes_that_are_closed_change_nothing(routes, exchange):
     assert module.predict(boxes, features, make_first())[0].shape == every_step[0][0].shape
 
 
-def test_without_iterations_semantics_stay_and_masks_see_only_instance_features():
+def test_without_iterations_masks_use_only_instance_features():
     module = make_ibpp(iterations=0)
     boxes, features, _ = make_inputs(module)
     first = make_first()
@@ -238,7 +238,7 @@ def test_without_iterations_semantics_stay_and_masks_see_only_instance_features(
 
 
 def unroll(module, boxes, features, logits, iterations):
-    """Training's forward: masks and semantics of each iteration."""
+    """Run the forward pass of training; return masks and semantics of each iteration."""
     masks, semantics = [], [logits]
     for t in range(1, iterations + 1):
         masks.append(module.instance_step(t, boxes, semantics[-1]))
@@ -254,13 +254,13 @@ def test_gradients_take_every_route_of_the_loop():
     logits.requires_grad_(True)
     _, semantics = unroll(module, boxes, features, logits, 2)
     semantics[-1].square().sum().backward()
-    for head in module.mask_heads:  # the last semantic loss trains every mask head, through ROI-Flatten
+    for head in module.mask_heads:  # the last semantic loss trains all mask heads through ROI-Flatten
         assert head.deconv.weight.grad.abs().sum() > 0
-    assert logits.grad.abs().sum() > 0  # and H_sem, through ROI-Align of P_sem^(0)
+    assert logits.grad.abs().sum() > 0  # and H_sem through ROI-Align of P_sem^(0)
     module.zero_grad()
     masks, _ = unroll(module, boxes, features, logits, 2)
     masks[-1].square().sum().backward()
-    # The last mask loss trains the semantic head of the iteration before, not the one after it.
+    # The last mask loss trains the semantic head of the previous iteration, not that of its own.
     assert module.semantic_heads[0].predictor.weight.grad.abs().sum() > 0
     assert module.semantic_heads[1].predictor.weight.grad is None
 
@@ -272,7 +272,7 @@ def test_residual_semantics_learn_as_a_sum():
     masks_alone, plain = unroll(make_plain(module), boxes, features, logits, 2)
     assert masks[0].equal(masks_alone[0])
     torch.testing.assert_close(semantics[1], logits + plain[1])
-    assert not torch.allclose(masks[1], masks_alone[1])  # they see the sum
+    assert not torch.allclose(masks[1], masks_alone[1])  # masks depend on the sum
 
 
 def test_detach_cuts_both_routes():
@@ -298,7 +298,7 @@ def test_gradcheck_through_one_iteration():
     assert torch.autograd.gradcheck(step, inputs, fast_mode=True)
 
 
-def test_order_of_boxes_only_permutes_masks():
+def test_permuted_boxes_permute_masks():
     module = make_ibpp()
     boxes, features, _ = make_inputs(module)
     first = make_first()
@@ -318,7 +318,7 @@ def test_no_box_at_all():
     assert semantics.shape == logits.shape
     masks, semantics = unroll(module, boxes, features, logits, 2)
     loss = mask_loss(masks[0], torch.zeros(0, 8, 8)) + semantics[-1].sum()
-    loss.backward()  # the graph is kept, so that every process of a joint run has gradients
+    loss.backward()  # every process of a run needs gradients
     assert loss.isfinite()
 
 
@@ -343,7 +343,7 @@ def test_semantic_loss_is_the_mean_over_labelled_pixels():
 
 
 @pytest.mark.parametrize("full_size", [True, False])
-def test_unnamed_stuff_may_be_any_stuff(full_size):
+def test_loss_of_unnamed_stuff(full_size):
     logits = torch.randn(1, CLASSES, 2, 3, requires_grad=True)
     labels = torch.randint(0, CLASSES, (1, 8, 12))
     labels[0, 4:] = CLASSES
@@ -367,7 +367,7 @@ def test_unnamed_stuff_may_be_any_stuff(full_size):
     (gradient,) = torch.autograd.grad(
         semantic_loss(logits, torch.full_like(labels, CLASSES), full_size, first), logits
     )
-    assert (gradient[:, :first] > 0).all()  # things are pushed down, all stuff up
+    assert (gradient[:, :first] > 0).all()  # logits of things fall, those of all stuff rise
     assert (gradient[:, first:] < 0).all()
 
 

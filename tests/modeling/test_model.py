@@ -46,7 +46,7 @@ CASCADE = BoxHeadConfig(
 
 
 def scene(instances=True):
-    """A picture of two squares (a thing each) on two halves of stuff, and its targets."""
+    """Return an image of two thing squares on two halves of stuff, and its targets."""
     image = torch.full((3, 64, 96), 60, dtype=torch.uint8)
     index = torch.zeros(64, 96, dtype=torch.int32)
     index[:, 48:] = 1
@@ -97,14 +97,14 @@ def test_images_without_instances(iterations):
     sum(losses.values()).backward()
     assert all(value.isfinite() for value in losses.values())
     assert all(losses[f"loss_mask_{t}"] == 0 for t in range(1, max(iterations, 1) + 1))
-    # Every process of a joint run must have a gradient for every parameter.
+    # Every process of a run must have a gradient for every parameter.
     assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
 
 
 @pytest.mark.parametrize(
     "name", ["rpn.objectness", "box_heads.stages.0.classifier", "box_heads.stages.0.regressor"]
 )
-def test_boxes_that_are_not_finite_are_an_error_of_their_image(name):
+def test_boxes_that_are_not_finite_are_reported_per_image(name):
     model = PanopticModel(tiny(0), THINGS, CLASSES).eval()
     image = scene()[0]
     sound = model.predict(model.image_batch([image]))[0]
@@ -154,7 +154,7 @@ def test_batching_changes_nothing():
 
 @pytest.mark.parametrize("iterations", [0, 2])
 def test_a_larger_neighbour_changes_nothing(iterations):
-    """Statistics and upsampling leave the padding out."""
+    """Statistics and upsampling ignore the padding."""
     torch.manual_seed(0)
     box_head = replace(tiny().box_head, score_threshold=1.0)
     model = PanopticModel(tiny(iterations, box_head=box_head), THINGS, CLASSES).eval()
@@ -183,13 +183,13 @@ def test_padding_changes_nothing_of_what_is_learnt(size):
 
 
 @pytest.mark.parametrize("iterations", [0, 2])
-def test_detections_that_nobody_wants_change_nothing(iterations):
+def test_detections_below_min_score_change_nothing(iterations):
     config = tiny(iterations, box_head=replace(tiny().box_head, score_threshold=0.0))
     model = PanopticModel(config, THINGS, CLASSES).eval()
     batch = model.image_batch([scene()[0]])
     scores = model.predict(batch)[0].instances.scores
     low, high = scores.quantile(0.3), scores.quantile(0.6)
-    config.ibpp.score_threshold = float(low)  # what is painted, whether wanted or not
+    config.ibpp.score_threshold = float(low)  # painted on the canvas even if below min_score
     for wanted, kept in (
         (high, low if iterations else high),
         (low, low),
@@ -218,7 +218,7 @@ def test_merged_things_are_trained_as_one_channel():
 HEADS = {"occlusion": OcclusionConfig(conv_channels=8, fc_channels=8, pair_overlap=0.01), "ranking": True}
 
 
-def test_heads_of_fusion_learn_beside_the_rest():
+def test_fusion_heads_are_trained_jointly():
     model = PanopticModel(tiny(1, **HEADS), THINGS, CLASSES)
     image, targets = scene()
     losses = model.loss(model.image_batch([image]), [targets])
@@ -229,7 +229,7 @@ def test_heads_of_fusion_learn_beside_the_rest():
     assert instances.features.shape == (len(instances), 16, 14, 14)
 
 
-def test_heads_of_fusion_learn_alone_and_change_nothing_else():
+def test_fusion_heads_are_trained_alone():
     model = PanopticModel(tiny(1, **HEADS), THINGS, CLASSES)
     freeze_except(model, ["occlusion.", "ranking."])
     train_mode(model)
@@ -260,7 +260,7 @@ def test_weights_of_the_losses():
 
 @pytest.mark.parametrize(("cascade", "into_pyramid"), [("loss", [1, 0.5, 0.25]), ("gradient", [1 / 3] * 3)])
 def test_stages_of_a_cascade_are_weighted_down_once(cascade, into_pyramid):
-    """Either their losses count less, as in BCC-Net, or their gradients into the pyramid, as in detectron2."""
+    """Either their losses are weighted, as in BCC-Net, or their gradients to the FPN, as in detectron2."""
     torch.manual_seed(0)
     model = PanopticModel(tiny(0, box_head=CASCADE, losses=LossConfig(cascade=cascade)), THINGS, CLASSES)
     image, targets = scene()
@@ -290,12 +290,12 @@ def test_stages_of_a_cascade_are_weighted_down_once(cascade, into_pyramid):
         ({"ibpp": IBPPConfig(3, sem_channels=16, mask_flow=True), "box_head": CASCADE}, "needs boxes that stay"),
     ],
 )
-def test_impossible_compositions_are_refused(changes, words):
+def test_invalid_combinations_are_rejected(changes, words):
     with pytest.raises(RefineError, match=words):
         PanopticModel(tiny(3, **changes), THINGS, CLASSES)
 
 
-def test_box_and_mask_heads_pool_from_the_levels_that_the_config_says(monkeypatch):
+def test_heads_pool_from_the_configured_levels(monkeypatch):
     from refine.ops import roi
 
     sizes = set()
@@ -325,7 +325,7 @@ def test_box_and_mask_heads_pool_from_the_levels_that_the_config_says(monkeypatc
     assert calls == [{50.0}, {50.0}]
 
 
-def test_the_occlusion_head_learns_from_detections_and_from_true_boxes(monkeypatch):
+def test_the_occlusion_head_is_trained_on_detections_and_true_boxes(monkeypatch):
     from refine.modeling import model as module
 
     seen = []

@@ -1,4 +1,4 @@
-"""The heads that fusion asks: pairwise occlusion and spatial ranking."""
+"""Fusion heads: pairwise occlusion and spatial ranking."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ SMALL = OcclusionConfig(conv_channels=8, fc_channels=16)
 
 
 def make_instances(boxes, labels, seed=0) -> Instances:
-    """Full masks in their boxes; random features."""
+    """Return instances with full masks in their boxes and random features."""
     generator = torch.Generator().manual_seed(seed)
     n = len(boxes)
     return Instances(
@@ -32,7 +32,7 @@ def make_instances(boxes, labels, seed=0) -> Instances:
 
 
 def make_targets(painted, labels, iscrowd=None) -> Targets:
-    """Objects painted one over the other, the last in front: boxes, or `None` for none; class 3 behind them."""
+    """Return targets with boxes painted one over another (None is skipped), the last in front, on class 3."""
     index = torch.zeros(SIZE, dtype=torch.int32)
     for k, (x1, y1, x2, y2) in enumerate(painted):
         index[y1:y2, x1:x2] = k + 1
@@ -61,7 +61,7 @@ def test_owner_of_the_shared_pixels_is_in_front():
         ([BACK, [0, 0, 40, 40]], [0, 1], 0.2, "the second matches no object"),
     ],
 )
-def test_pairs_that_say_nothing_are_left_out(boxes, labels, share, why):
+def test_undetermined_pairs_are_excluded(boxes, labels, share, why):
     assert len(contested_pairs(make_instances(boxes, labels), make_targets([BACK, FRONT], [0, 1]), share)) == 0, why
 
 
@@ -69,7 +69,7 @@ def test_contested_pixels_of_a_third_object_or_void_decide_nothing():
     third = make_targets([BACK, FRONT, [12, 12, 24, 24]], [0, 1, 2])
     instances = make_instances([BACK, FRONT], [0, 1])
     assert len(contested_pairs(instances, third, 0.2)) == 0
-    # Void is not counted: of 12 × 12 shared pixels two rows are labelled, and those are the front's.
+    # Void is not counted: of 12 × 12 shared pixels two rows are labelled, which belong to the front instance.
     targets = make_targets([BACK, FRONT], [0, 1])
     targets.sem_seg[14:24, 12:24] = VOID
     targets.owner[14:24, 12:24] = -1
@@ -78,7 +78,7 @@ def test_contested_pixels_of_a_third_object_or_void_decide_nothing():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_pixels_are_counted_exactly_under_autocast(dtype):
-    # Full-size pictures: fp16 ends at 65504, bf16 has eight digits; 100 of 400 columns are shared, just ρ.
+    # Full-size images: fp16 ends at 65504, bf16 has eight bits of precision; 100 of 400 columns are shared, just ρ.
     size = (400, 800)
     masks, front = torch.zeros(2, *size, dtype=torch.bool), torch.zeros(size, dtype=torch.int32)
     masks[0, :, :400], masks[1, :, 300:701] = True, True
@@ -92,12 +92,12 @@ def test_pixels_are_counted_exactly_under_autocast(dtype):
         assert contested_pairs(instances, targets, 0.2501).tolist() == []
 
 
-def test_crowds_stand_for_no_object():
+def test_crowds_are_not_matched():
     targets = make_targets([BACK, FRONT], [0, 1], [True, False])
     assert len(contested_pairs(make_instances([BACK, FRONT], [0, 1]), targets, 0.2)) == 0
 
 
-def test_no_more_pairs_than_asked_for():
+def test_the_number_of_pairs_is_limited():
     stripes = [[0, y, 40, y + 8] for y in range(0, 40, 5)]
     targets = make_targets(stripes, [0] * 8)
     instances = make_instances([[0, y, 40, y + 7] for y in range(0, 40, 5)], [0] * 8)
@@ -109,7 +109,7 @@ def test_no_more_pairs_than_asked_for():
 
 
 def test_head_is_the_network_of_the_specification():
-    """Concatenation, four convolutions, one-hots, three layers, as written; none of the shortcuts."""
+    """Concatenation, four convolutions, one-hots and three layers, without the head's shortcuts."""
     head = OcclusionHead(SMALL, CHANNELS, THINGS)
     instances = make_instances([BACK, FRONT, BACK], [0, 1, 2])
     instances.roi_masks = torch.rand(3, 28, 28)
@@ -131,8 +131,8 @@ def test_head_is_the_network_of_the_specification():
     assert occlusion[1, 2] == occlusion[2, 1] == 0.5
 
 
-def test_full_size_is_the_sources():
-    """Some 36.4 million weights for 80 classes and 256 features."""
+def test_number_of_weights_at_full_size():
+    """About 36.4 million weights for 80 classes and 256 features."""
     with torch.device("meta"):
         head = OcclusionHead(OcclusionConfig(), 256, 80)
     assert sum(p.numel() for p in head.parameters()) == pytest.approx(36.4e6, rel=0.01)
@@ -141,7 +141,7 @@ def test_full_size_is_the_sources():
 @pytest.mark.parametrize(
     ("cues", "missing"), [(["mask"], "features"), (["mask", "label"], "features"), (["feature"], "roi_masks")]
 )
-def test_cues_are_all_that_a_head_needs(cues, missing):
+def test_a_head_needs_only_its_cues(cues, missing):
     head = OcclusionHead(replace(SMALL, cues=cues), CHANNELS, THINGS)
     instances = replace(make_instances([BACK, FRONT], [0, 1]), **{missing: None})
     assert head(instances, torch.tensor([[0, 1]])).isfinite().all()
@@ -156,7 +156,7 @@ def test_no_pair_needs_no_mask():
     assert OcclusionHead(SMALL, CHANNELS, THINGS).predict(nothing, pairs).shape == (0, 0)
 
 
-def test_labels_alone_are_refused():
+def test_labels_alone_are_rejected():
     with pytest.raises(RefineError, match="add 'mask', 'feature' or both"):
         OcclusionHead(replace(SMALL, cues=["label"]), CHANNELS, THINGS)
 
@@ -205,8 +205,8 @@ def test_ranking_by_hand():
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_ranking_is_asked_in_the_frame_that_it_was_trained_in(full):
-    """The same instances of an image of 0.6 times or twice the size get the same scores."""
+def test_ranking_is_computed_on_the_resized_image(full):
+    """Scores do not change if the original image has 0.6 times or twice the size."""
     torch.manual_seed(0)
     head = SpatialRanking(THINGS)
     for parameter in head.parameters():

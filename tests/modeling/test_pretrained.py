@@ -1,4 +1,4 @@
-"""Published weights: real photographs are recognised, and nothing is half loaded."""
+"""Pretrained weights: real photographs are recognised, and errors load nothing."""
 
 from pathlib import Path
 
