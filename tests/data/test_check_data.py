@@ -57,7 +57,9 @@ def test_estimated_ranges_of_values_are_told_in_one_line(tmp_path: Path) -> None
     assert report.ok
     (line,) = [line for line in report.text().splitlines() if "range of values" in line]
     assert line.startswith("2 images of more than 8 bits do not state their range of values")
-    assert f"{files.images / '1.png'}: values 1 to 2301, the percentiles 0.1 and 99.9, become 0 to 255" in line
+    assert (
+        f"{files.images / '1.png'}: values 1 to 2301, the percentiles 0.1 and 99.9, are mapped to 0 to 255" in line
+    )
     assert "--range" not in line  # an option of predict
     assert [Path(entry.partition(":")[0]).name for entry in sorted(report.to_json()["ranges"])] == [
         "1.png",

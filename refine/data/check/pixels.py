@@ -48,7 +48,7 @@ class Frame:
         self.warnings.append(Finding(kind, str(file), message))
 
     def note_range(self, message: str) -> None:
-        """Note what `read_image` tells of a range, without its advice on `predict`."""
+        """Record the note of `read_image` on a range, without its advice on `predict`."""
         self.ranges.append(message.partition("; ")[0])
 
     def failed(self, kind: str, file: Path, error: RefineError) -> None:
@@ -170,7 +170,7 @@ def check_cityscapes_frame(image: Path, ids_file: Path) -> Frame:
 
 def _check_image(frame: Frame, path: Path, size: tuple[int, int] | None, exif: Exif | None = None) -> None:
     try:
-        image = read_image(path, size, exif=exif, tell=frame.note_range)
+        image = read_image(path, size, exif=exif, notify=frame.note_range)
     except RefineError as error:
         frame.failed("image file", path, error)
         return
