@@ -99,12 +99,12 @@ class RunLog:
         if self.bar.disable:
             self._print(one_line(f"step {step} " if group == "train" else f"step {step} {group} ", values))
 
-    def pictures(self, step: int, pictures: dict[str, Tensor]) -> None:
+    def images(self, step: int, images: dict[str, Tensor]) -> None:
         """Write images, each Tensor[3, H, W] uint8, to TensorBoard under their names."""
         if self.active and self.board is not None:
             with self._told_of():
-                for name, picture in pictures.items():
-                    self.board.add_image(f"pictures/{name}", picture, step)
+                for name, image in images.items():
+                    self.board.add_image(f"pictures/{name}", image, step)
 
     def message(self, step: int, text: str) -> None:
         """Write a message to the log and the terminal."""

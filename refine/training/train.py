@@ -202,7 +202,7 @@ class _Run:
                 f"{_resume_hint(self.config.out)}"
             ) from error
         self.log.scalars(step, "val", result.metrics)
-        self.log.pictures(step, result[Drawings].drawn)
+        self.log.images(step, result[Drawings].drawn)
         if self.group.first:
             write_metrics(folder, result.metrics)
             self.learner.progress.best = best_checkpoint(self.config.out, self.learner.progress.best)

@@ -62,7 +62,7 @@ def test_sets_become_one(tmp_path, example, monkeypatch, capsys):
         "sky",
         "furnishing",
     ]
-    assert labels["background-other"] == len(names)  # stuff, but which is not told
+    assert labels["background-other"] == len(names)  # unnamed stuff
     own = read_remap(out / "remap_133.json", source)
     assert [c.name for c in own.categories] == ["person", "sky-other-merged", "paper-merged"]
     assert own.label(201) == 3

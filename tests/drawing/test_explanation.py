@@ -6,11 +6,11 @@ import torch
 from helpers.explained import (
     CATEGORIES,
     SIZE,
+    blank_image,
+    explanation_of,
     occlusion,
     overlapping,
-    picture,
     prediction,
-    told_of,
 )
 from matplotlib.patches import FancyArrowPatch
 
@@ -35,7 +35,9 @@ def marked(sheet):
 def test_sheet_marks_what_differs(raw):
     """The last of three columns is the rule's; it is marked only where the rule differs from the heuristic."""
     sheets = [
-        explanation_sheet(picture(), told_of(raw, ["heuristic", "soe"], FusionConfig(sigma=sigma), occlusion))
+        explanation_sheet(
+            blank_image(), explanation_of(raw, ["heuristic", "soe"], FusionConfig(sigma=sigma), occlusion)
+        )
         for sigma in (25.0, 2.5)
     ]
     for sheet in sheets:
@@ -56,15 +58,15 @@ def test_sheet_marks_what_is_erased(erased):
     sem_seg = torch.full(SIZE, 2)
     sem_seg[:, 10:], sem_seg[0] = 3, VOID
     none = torch.zeros(0, *SIZE, dtype=torch.bool)
-    told = told_of(prediction(none, [], [], sem_seg, confidence), ["heuristic", "shr"])
-    assert marked(explanation_sheet(picture(), told)) == erased
+    explanation = explanation_of(prediction(none, [], [], sem_seg, confidence), ["heuristic", "shr"])
+    assert marked(explanation_sheet(blank_image(), explanation)) == erased
 
 
 def test_arrows_point_from_front_to_back(raw, monkeypatch):
     """The one contested pair: 1 lies in front of 2 by score, 2 in front of 1 by occlusion."""
     drawn = []
     monkeypatch.setattr(module, "_render", lambda rows, size: drawn.extend(rows[1][1:]))
-    explanation_sheet(picture(), told_of(raw, ["heuristic", "soe"], occlusion=occlusion))
+    explanation_sheet(blank_image(), explanation_of(raw, ["heuristic", "soe"], occlusion=occlusion))
     ends = []
     for draw in drawn:
         axes = module.Figure().add_subplot(xlim=(0, 600), ylim=(225, 0))
@@ -84,33 +86,35 @@ def test_arrows_point_from_front_to_back(raw, monkeypatch):
 @pytest.mark.parametrize("count", [0, 1])
 def test_nothing_to_decide(count, raw):
     best = Prediction(raw.instances[torch.arange(4 - count, 4)], raw.sem_seg, raw.sem_confidence)
-    told = told_of(best, ["heuristic", "srm"], ranking=lambda instances: instances.scores)
-    assert not marked(explanation_sheet(picture(), told))
+    explanation = explanation_of(best, ["heuristic", "srm"], ranking=lambda instances: instances.scores)
+    assert not marked(explanation_sheet(blank_image(), explanation))
 
 
 def test_ocfusion_and_strong_share_a_column(raw):
-    told = told_of(raw, ["heuristic", "ocfusion", "strong"], occlusion=occlusion)
-    assert explanation_sheet(picture(), told).shape[2] == THREE
+    explanation = explanation_of(raw, ["heuristic", "ocfusion", "strong"], occlusion=occlusion)
+    assert explanation_sheet(blank_image(), explanation).shape[2] == THREE
 
 
 @pytest.mark.parametrize("size", [(1, 1), (300, 2), (2, 300), (1, 2000)])
 def test_odd_sizes_and_equal_masks(size):
     masks = torch.ones(45, *size, dtype=torch.bool)
-    told = told_of(prediction(masks, [0.9 - 0.001 * n for n in range(45)], [0] * 45), ["heuristic", "shr"])
-    assert explanation_sheet(picture(size), told).shape[2] == THREE
+    explanation = explanation_of(
+        prediction(masks, [0.9 - 0.001 * n for n in range(45)], [0] * 45), ["heuristic", "shr"]
+    )
+    assert explanation_sheet(blank_image(size), explanation).shape[2] == THREE
 
 
 def test_any_name(raw):
     """Names with dollars, brackets or characters missing in the font, and long names, are drawn as text."""
     for name in ("$x", "$\\frac$", "[tumor]", "核", "a" * 10**6):
         categories = Categories([Category(10, name, True, (9, 9, 9)), *list(CATEGORIES)[1:]])
-        told = told_of(raw, ["heuristic"], categories=categories)
-        assert explanation_sheet(picture(), told).shape[2] == THREE
+        explanation = explanation_of(raw, ["heuristic"], categories=categories)
+        assert explanation_sheet(blank_image(), explanation).shape[2] == THREE
 
 
 def test_an_image_of_another_size_is_an_error(raw):
     with pytest.raises(ValueError, match=r"image \(6, 17\), explanation \(6, 16\)"):
-        explanation_sheet(picture((6, 17)), told_of(raw, ["heuristic"]))
+        explanation_sheet(blank_image((6, 17)), explanation_of(raw, ["heuristic"]))
 
 
 def test_points_are_moved_apart():

@@ -8,11 +8,11 @@ import torch
 from helpers.explained import (
     METHODS,
     SIZE,
+    explanation_of,
     occlusion,
     overlapping,
     prediction,
     ranking,
-    told_of,
 )
 
 from refine.errors import RefineError
@@ -26,7 +26,7 @@ def raw():
 
 
 def test_record(raw):
-    record = told_of(raw, occlusion=occlusion, ranking=ranking).to_json()
+    record = explanation_of(raw, occlusion=occlusion, ranking=ranking).to_json()
     assert json.loads(json.dumps(record)) == record
     assert (record["size"], record["methods"], record["left_out"]) == ([6, 16], METHODS, [])
     assert record["contested"] == 8 + 1
@@ -61,7 +61,7 @@ def test_record(raw):
 
 def test_a_score_that_outweighs_the_occlusion(raw):
     """At σ = 25, the score decides equation 7 where O alone would decide the opposite."""
-    explanation = told_of(raw, ["heuristic", "ocfusion", "soe"], FusionConfig(sigma=25.0), occlusion)
+    explanation = explanation_of(raw, ["heuristic", "ocfusion", "soe"], FusionConfig(sigma=25.0), occlusion)
     assert 0.9 * math.exp(-0.81 / 25) > 0.8 * math.exp(-0.01 / 25)
     assert explanation.to_json()["pairs"][0]["front"] == {"heuristic": 1, "ocfusion": 2, "soe": 1}
     assert int(explanation.differs("ocfusion").sum()) == 8
@@ -72,7 +72,7 @@ def test_shr_puts_small_boxes_in_front():
     masks = torch.zeros(2, *SIZE, dtype=torch.bool)
     masks[0, :, :12] = True
     masks[1, 1:4, 2:6] = True
-    record = told_of(prediction(masks, [0.9, 0.7], [0, 1]), ["heuristic", "shr"]).to_json()
+    record = explanation_of(prediction(masks, [0.9, 0.7], [0, 1]), ["heuristic", "shr"]).to_json()
     assert record["left_out"] == ["srm", "ocfusion", "strong", "soe"]
     assert record["pairs"][0]["front"] == {"heuristic": 1, "shr": 2}
     assert record["instances"][1]["shown"] == {"heuristic": 0, "shr": 12}
@@ -91,7 +91,7 @@ def test_regions_of_unknown_erasing(applied):
     confidence[1, 10] = 0.55
     none = torch.zeros(0, *SIZE, dtype=torch.bool)
     config = FusionConfig(stuff_area=1, unknown_erasing=applied)
-    explanation = told_of(prediction(none, [], [], sem_seg, confidence), ["heuristic", "shr"], config)
+    explanation = explanation_of(prediction(none, [], [], sem_seg, confidence), ["heuristic", "shr"], config)
     (erased,) = explanation.to_json()["erased"]
     assert (erased["class"], erased["pixels"]) == ("moss", 30)
     assert erased["confidence"] == pytest.approx((29 * 0.25 + 0.55) / 30, abs=1e-5)
@@ -101,7 +101,7 @@ def test_regions_of_unknown_erasing(applied):
 @pytest.mark.parametrize("count", [0, 1])
 def test_without_overlapping_pairs(count, raw):
     best = Prediction(raw.instances[torch.arange(4 - count, 4)], raw.sem_seg, raw.sem_confidence)
-    explanation = told_of(
+    explanation = explanation_of(
         best,
         occlusion=lambda instances, pairs: torch.zeros(len(instances), len(instances)),
         ranking=lambda instances: instances.scores,
@@ -112,6 +112,6 @@ def test_without_overlapping_pairs(count, raw):
 
 def test_a_missing_head_raises(raw):
     with pytest.raises(RefineError, match="'soe': `occlusion` is missing"):
-        told_of(raw, ["heuristic", "soe"])
+        explanation_of(raw, ["heuristic", "soe"])
     with pytest.raises(RefineError, match="'srm': `ranking` is missing"):
-        told_of(raw, ["heuristic", "srm"])
+        explanation_of(raw, ["heuristic", "srm"])

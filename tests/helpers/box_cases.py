@@ -1,4 +1,4 @@
-"""Small box heads and a pyramid for them."""
+"""Small box heads, and FPN maps for them."""
 
 import torch
 
@@ -17,7 +17,7 @@ def pyramid(batch=1, channels=8, size=SIZE, seed=0):
 
 
 def make_heads(std=0.3, **changes) -> BoxHeads:
-    """Small heads whose scores differ clearly."""
+    """Return small heads with clearly different scores."""
     config = BoxHeadConfig(**({"num_convs": 1, "conv_channels": 8, "fc_channels": 16} | changes))
     heads = BoxHeads(config, 8, K, Sampling())
     for stage in heads.stages:

@@ -1,4 +1,4 @@
-"""Ground truth, and detectron2's reference outputs, for the tests of the detector's parts."""
+"""Ground truth and detectron2's reference outputs for tests of RPN, box heads and mask heads."""
 
 import pickle
 from pathlib import Path
@@ -12,7 +12,7 @@ FIXTURES = ["panoptic_fpn_R_50", "panoptic_fpn_R_50_dconv_cascade_gn"]
 
 
 def make_targets(boxes=(), labels=None, iscrowd=None, size=(128, 160)) -> Targets:
-    """Boxes alone, on an image without void."""
+    """Return targets with boxes only, on an image without void."""
     boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     n = len(boxes)
     return Targets(
@@ -26,7 +26,7 @@ def make_targets(boxes=(), labels=None, iscrowd=None, size=(128, 160)) -> Target
 
 
 def random_boxes(n: int, size=(128, 160), seed=0) -> torch.Tensor:
-    """Boxes of 4 pixels to 60 % of the image that lie in it: Tensor[n, 4]."""
+    """Return boxes inside the image with sides from 4 pixels to 60 % of the image, Tensor[n, 4]."""
     g = torch.Generator().manual_seed(seed)
     extent = torch.tensor([size[1], size[0]], dtype=torch.float32)
     wh = 4 + torch.rand(n, 2, generator=g) * (0.6 * extent - 4)
@@ -35,7 +35,7 @@ def random_boxes(n: int, size=(128, 160), seed=0) -> torch.Tensor:
 
 
 def detectron2_case(shared_dir: Path, name: str) -> tuple[dict[str, torch.Tensor], dict]:
-    """Weights by detectron2's names, and its outputs of each part for one image."""
+    """Read weights by detectron2's names, and the outputs of its parts for one image."""
     folder = shared_dir / "fixtures" / "detectron2" / name
     if not folder.is_dir():
         pytest.skip(f"no reference outputs at {folder}")
@@ -46,6 +46,6 @@ def detectron2_case(shared_dir: Path, name: str) -> tuple[dict[str, torch.Tensor
 
 
 def load_renamed(module: torch.nn.Module, weights: dict[str, torch.Tensor], names: dict[str, str]) -> None:
-    """Load weights and biases of layers; `names`: ours -> theirs."""
+    """Load weights and biases of layers; `names` maps refine's names to detectron2's."""
     kinds = ("weight", "bias")
     module.load_state_dict({f"{a}.{k}": weights[f"{b}.{k}"] for a, b in names.items() for k in kinds})

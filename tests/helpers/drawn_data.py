@@ -1,4 +1,4 @@
-"""Tiny data sets drawn by hand, on disk."""
+"""Tiny hand-made data sets on disk."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ class Files:
         write_json(self.json, self.content)
 
     def paint(self, index: int, ids: np.ndarray) -> None:
-        """Write the id-PNG of a picture."""
+        """Write the id-PNG of an image."""
         name = self.content["annotations"][index]["file_name"]
         Image.fromarray(id_to_rgb(ids)).save(self.segments / name)
 
@@ -70,7 +70,7 @@ def write_coco(
     segments: Sequence[Sequence[Mapping[str, Any]]] = (SEGMENTS,),
     categories: Sequence[Mapping[str, Any]] = CATEGORIES,
 ) -> Files:
-    """Pictures whose red and green tell the pixel's row and column, with id-PNGs and a JSON."""
+    """Write images whose red and green channels encode row and column, with id-PNGs and a JSON."""
     images = [
         {"id": 10 + n, "file_name": f"{n}.png", "height": m.shape[0], "width": m.shape[1]}
         for n, m in enumerate(maps)
@@ -85,20 +85,20 @@ def write_coco(
         sub.mkdir(parents=True)
     for n, ids in enumerate(maps):
         rows, columns = np.indices(ids.shape)
-        picture = np.stack([10 * rows, 10 * columns, np.full(ids.shape, n)], -1).astype(np.uint8)
-        Image.fromarray(picture).save(files.images / f"{n}.png")
+        pixels = np.stack([10 * rows, 10 * columns, np.full(ids.shape, n)], -1).astype(np.uint8)
+        Image.fromarray(pixels).save(files.images / f"{n}.png")
         files.paint(n, ids)
     files.save()
     return files
 
 
 def write_cityscapes(root: Path, values: np.ndarray, name: str = "ulm_000000_000001", split: str = "val") -> Path:
-    """One frame in Cityscapes' raw layout; gives its instanceIds file."""
+    """Write one frame in Cityscapes' raw layout; return the path of its instanceIds file."""
     city = name.split("_")[0]
-    picture = root / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png"
+    image = root / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png"
     ids = root / "gtFine" / split / city / f"{name}_gtFine_instanceIds.png"
-    for path in (picture, ids):
+    for path in (image, ids):
         path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((*values.shape, 3), (1, 2, 3), np.uint8)).save(picture)
+    Image.fromarray(np.full((*values.shape, 3), (1, 2, 3), np.uint8)).save(image)
     cv2.imwrite(str(ids), values.astype(np.uint16))
     return ids

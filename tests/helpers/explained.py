@@ -1,4 +1,4 @@
-"""Hand-made predictions of which every number is known, and their explanations."""
+"""Hand-made predictions with known numbers, and their explanations."""
 
 from typing import get_args
 
@@ -33,19 +33,19 @@ def prediction(masks, scores, labels, sem_seg=None, confidence=None):
     )
 
 
-def told_of(raw, methods=METHODS, config=CONFIG, occlusion=None, ranking=None, categories=CATEGORIES):
+def explanation_of(raw, methods=METHODS, config=CONFIG, occlusion=None, ranking=None, categories=CATEGORIES):
     return explain(raw, categories=categories, methods=methods, config=config, occlusion=occlusion, ranking=ranking)
 
 
-def picture(size=SIZE):
+def blank_image(size=SIZE):
     return torch.full((3, *size), 128, dtype=torch.uint8)
 
 
 def overlapping():
-    """From the worst to the best: one that is not kept, 1 × 8 pixels, 4 × 5 pixels, 4 × 5 pixels.
+    """Return instances by increasing score: one below the threshold, 1 × 8 pixels, 4 × 5 pixels, 4 × 5 pixels.
 
-    By falling score, 1 and 2 share two columns of 4 pixels, 0.4 of each; 2 and 3 share one pixel, 0.05 and
-    0.125 of them, too little to be asked.
+    Numbered by decreasing score, 1 and 2 share two columns of 4 pixels, 0.4 of each; 2 and 3 share one pixel, 0.05
+    and 0.125 of them, which is too little for pairwise rules.
     """
     masks = torch.zeros(4, *SIZE, dtype=torch.bool)
     masks[0, :, 10:] = True
@@ -56,7 +56,7 @@ def overlapping():
 
 
 def occlusion(instances, pairs):
-    """Of 1 and 2, by falling score: 2 lies in front."""
+    """Return O of 1 and 2, numbered by decreasing score: 2 lies in front."""
     assert pairs.tolist() == [[0, 1]]
     assert instances.scores.tolist() == pytest.approx([0.9, 0.8, 0.6])
     matrix = torch.full((3, 3), 0.5)

@@ -1,4 +1,4 @@
-"""Random weights of detectron2's Panoptic-FPN, under its names and in its shapes."""
+"""Random weights with the names and shapes of detectron2's Panoptic-FPN."""
 
 import numpy as np
 

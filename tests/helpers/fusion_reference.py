@@ -15,7 +15,7 @@ VOID = -1
 
 
 def order_by_score(masks, scores, labels) -> list[int]:
-    """Instances with pixels by falling score; equals by falling area, rising class."""
+    """Return non-empty instances by decreasing score; ties by decreasing area, then increasing class."""
     areas = [int(m.sum()) for m in masks]
     return sorted((n for n in range(len(masks)) if areas[n]), key=lambda n: (-scores[n], -areas[n], labels[n]))
 
@@ -31,7 +31,7 @@ def overlap_pairs(masks, share: float) -> set[tuple[int, int]]:
 
 
 def is_in_front(method: str, i: int, j: int, order, scores, boxes, occlusion, sigma) -> bool:
-    """Does the rule say that i lies in front of j?"""
+    """Return whether a rule puts i in front of j."""
     if method == "shr":
         first, second = sorted((i, j), key=order.index)
         front = first
@@ -51,7 +51,7 @@ def _lies_in(box, other) -> bool:
 
 
 def merge_instances(masks, order, front, pairwise: bool, config) -> dict[int, set[int]]:
-    """Pixels of each instance that is kept. `front(i, j)`: may i take pixels of j?"""
+    """Return the pixels of each instance that is kept; `front(i, j)` says whether i may take pixels of j."""
     pixels = [set(np.flatnonzero(m).tolist()) for m in masks]
     remaining = list(order)
     while True:
@@ -81,7 +81,7 @@ def merge_instances(masks, order, front, pairwise: bool, config) -> dict[int, se
 def erase(
     labels: np.ndarray, confidence: np.ndarray, radius: int, threshold: float, first_class: int
 ) -> np.ndarray:
-    """Unknown Erasing with real dilations and a flood fill."""
+    """Apply Unknown Erasing with explicit dilations and a flood fill."""
     result, (height, width) = labels.copy(), labels.shape
     for label in np.unique(labels[labels >= first_class]):
         mask = labels == label
@@ -111,7 +111,7 @@ def erase(
 def fuse_slowly(
     masks, scores, labels, boxes, sem_seg, num_things, method, config, occlusion=None, ranking=None, confidence=None
 ) -> np.ndarray:
-    """Map of what each pixel shows: instance n as n, stuff class c as 1000 + c, nothing as -1.
+    """Return the map of visible segments: instance n as n, stuff class c as 1000 + c, none as -1.
 
     Args:
         masks: bool[N, H, W]; scores, labels, boxes, ranking: sequences of N; occlusion: [N][N].

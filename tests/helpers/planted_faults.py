@@ -1,4 +1,4 @@
-"""Faults to plant in the drawn data set, and what the check must say of each."""
+"""Faults to plant in the drawn data set, and the messages expected for each."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ def _shift_ids(files: Files) -> None:
 
 
 def cut(path: Path) -> None:
-    """Keep the head of a file."""
+    """Truncate a file."""
     path.write_bytes(path.read_bytes()[:45])
 
 
@@ -199,7 +199,7 @@ IN_JSON: Faults = {
         ],
     ),
 }
-"""Faults of the JSON alone, by name: how to plant it, and the errors that follow, each as "kind: message"."""
+"""Faults of the JSON by name: function that plants the fault, and the expected errors, each as "kind: message"."""
 
 FAULTS: Faults = IN_JSON | {
     "ids of PNG and JSON differ": (
@@ -232,19 +232,19 @@ FAULTS: Faults = IN_JSON | {
             "`width`, or the PNG"
         ],
     ),
-    "picture of another size": (
+    "image of another size": (
         lambda f: Image.new("RGB", (6, 5)).save(f.images / "0.png"),
         ["image file: expected 6 × 4 pixels as in its segments, got 6 × 5 pixels; make them equal"],
     ),
-    "picture missing": (
+    "image missing": (
         lambda f: (f.images / "0.png").unlink(),
         ["image file: no such file; check the path"],
     ),
-    "picture empty": (
+    "image empty": (
         lambda f: (f.images / "0.png").write_bytes(b""),
         ["image file: the file is empty; copy it again"],
     ),
-    "picture is a text": (
+    "image is a text": (
         lambda f: (f.images / "0.png").write_text("hello"),
         ["image file: is not a supported image; convert it to PNG, JPEG or TIFF"],
     ),
@@ -261,4 +261,4 @@ FAULTS: Faults = IN_JSON | {
         ["PNG: expected an 8-bit RGB PNG, got 8-bit grey; write id = R + 256 G + 65536 B"],
     ),
 }
-"""These, and faults of images and id-PNGs."""
+"""Faults of the JSON, of images and of id-PNGs."""

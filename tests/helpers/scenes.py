@@ -1,4 +1,4 @@
-"""Small crowded scenes, and what `fuse` made of them in a form that is easy to compare."""
+"""Small crowded scenes, and results of `fuse` in a form that is easy to compare."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SMALL = FusionConfig(score_threshold=0.3, stuff_area=12)
 
 @dataclass
 class Scene:
-    """Overlapping instances with answers to every rule's question."""
+    """Overlapping instances with the inputs of every fusion rule."""
 
     instances: Instances
     sem_seg: Tensor
@@ -39,7 +39,7 @@ class Scene:
 
 
 def scene(seed: int, count: int = 8, size: tuple[int, int] = (16, 20)) -> Scene:
-    """Rectangles and ellipses, some of them empty or with holes, over patches of stuff, things and void."""
+    """Return rectangles and ellipses, some empty or with holes, over patches of stuff, things and void."""
     g = torch.Generator().manual_seed(seed)
     height, width = size
     y, x = torch.arange(height)[:, None], torch.arange(width)
@@ -69,9 +69,9 @@ def scene(seed: int, count: int = 8, size: tuple[int, int] = (16, 20)) -> Scene:
     )
 
 
-def drawn(*pictures: str) -> Tensor:
-    """Masks from drawings, rows parted by spaces, # inside."""
-    return torch.tensor([[[p == "#" for p in row] for row in picture.split()] for picture in pictures])
+def drawn(*drawings: str) -> Tensor:
+    """Return masks from drawings with rows separated by spaces and # for pixels inside."""
+    return torch.tensor([[[p == "#" for p in row] for row in drawing.split()] for drawing in drawings])
 
 
 def of_masks(masks: Tensor, scores: list[float], labels: list[int] | None = None) -> Instances:

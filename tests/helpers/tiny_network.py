@@ -1,4 +1,4 @@
-"""The smallest network that commands can run."""
+"""Smallest network that the commands can run."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from refine.modeling.config import SemanticHeadConfig as Semantic
 
 
 def tiny_config(iterations: int, box_head: dict[str, Any], **parts: Any) -> ModelConfig:
-    """A ResNet-18 of 8 channels and heads of 16; `box_head` and `parts` change fields."""
+    """Return a config of 8 channels and heads of 16 on a ResNet-18; `box_head` and `parts` override fields."""
     return ModelConfig(
         backbone=BackboneConfig(
             "resnet18", weights=None, frozen_stages=0, stem_width=8, width_per_group=8, res2_channels=32

@@ -1,4 +1,4 @@
-"""A data set of a dozen small pictures, a network to match, and a way to train it from a command line.
+"""Data set of a dozen small images, a tiny network for it, and training from the command line.
 
 python tiny_run.py FOLDER OUT [--resume] [--field.of.config=value …]
 """
@@ -34,27 +34,27 @@ SIZE = (64, 96)
 
 
 def write_dataset(folder: Path, count: int = 12) -> Path:
-    """Two or three red and green rectangles on a grey ground per picture, in COCO panoptic format."""
+    """Write images of two or three red and green rectangles on a grey background, in COCO panoptic format."""
     generator = np.random.default_rng(5)
     images, annotations = [], []
     (folder / "images").mkdir(parents=True)
     (folder / "segments").mkdir()
     for n in range(count):
         ids = np.full(SIZE, 1, np.int32)
-        picture = generator.integers(80, 110, (*SIZE, 3), dtype=np.uint8)
+        pixels = generator.integers(80, 110, (*SIZE, 3), dtype=np.uint8)
         segments = [{"id": 1, "category_id": 9}]
         for k in range(2 + n % 2):
             x, y = 4 + 30 * k + int(generator.integers(6)), int(generator.integers(4, 30))
             region = np.s_[y : y + 28, x : x + 22]
             red = bool(generator.integers(2))
-            ids[region], picture[region] = k + 2, (210, 40, 40) if red else (30, 190, 60)
+            ids[region], pixels[region] = k + 2, (210, 40, 40) if red else (30, 190, 60)
             segments.append({"id": k + 2, "category_id": 3 if red else 5})
         for info in segments:
             ys, xs = np.nonzero(ids == info["id"])
             box = [int(xs.min()), int(ys.min()), int(np.ptp(xs)) + 1, int(np.ptp(ys)) + 1]
             info |= {"area": len(xs), "bbox": box, "iscrowd": 0}
         name = f"{n:03d}.png"
-        Image.fromarray(picture).save(folder / "images" / name)
+        Image.fromarray(pixels).save(folder / "images" / name)
         Image.fromarray(id_to_rgb(ids)).save(folder / "segments" / name)
         images.append({"id": n, "file_name": name, "height": SIZE[0], "width": SIZE[1]})
         annotations.append({"image_id": n, "file_name": name, "segments_info": segments})
@@ -64,7 +64,7 @@ def write_dataset(folder: Path, count: int = 12) -> Path:
 
 
 def tiny_model(iterations: int = 1) -> ModelConfig:
-    """A network of 0.5 M parameters, without batch norm."""
+    """Return the config of a network with 0.5 M parameters and no batch norm."""
     return ModelConfig(
         backbone=BackboneConfig(
             "resnet18", weights=None, frozen_stages=0, stem_width=8, res2_channels=32, width_per_group=8
@@ -81,7 +81,7 @@ def tiny_model(iterations: int = 1) -> ModelConfig:
 
 
 def tiny_run(folder: Path, out: Path) -> RunConfig:
-    """Twelve updates of four pictures, a checkpoint every third."""
+    """Return the config of twelve updates of four images, with a checkpoint every three."""
     files = DatasetConfig(
         images=str(folder / "images"), json=str(folder / "panoptic.json"), segments=str(folder / "segments")
     )
@@ -109,7 +109,7 @@ def tiny_run(folder: Path, out: Path) -> RunConfig:
 
 
 def exhaustive(config: RunConfig) -> RunConfig:
-    """Every anchor and proposal is in the loss, so that nothing is drawn by lot."""
+    """Include every anchor and proposal in the loss, so that there is no random sampling."""
     config.model.rpn.samples = config.model.box_head.samples = 100_000
     config.model.rpn.positive_fraction = config.model.box_head.positive_fraction = 1.0
     return config

@@ -146,8 +146,8 @@ def test_batching_changes_nothing():
     model = PanopticModel(tiny(2, box_head=replace(tiny().box_head, score_threshold=0.0)), THINGS, CLASSES).eval()
     image = scene()[0]
     batch = model.predict(model.image_batch([image, image.flip(2)]))
-    for picture, of_batch in zip((image, image.flip(2)), batch, strict=True):
-        alone = model.predict(model.image_batch([picture]))[0]
+    for single, of_batch in zip((image, image.flip(2)), batch, strict=True):
+        alone = model.predict(model.image_batch([single]))[0]
         torch.testing.assert_close(of_batch.sem_logits, alone.sem_logits, atol=1e-4, rtol=1e-3)
         torch.testing.assert_close(of_batch.instances.scores, alone.instances.scores, atol=1e-4, rtol=1e-3)
 

@@ -43,11 +43,11 @@ def classifier(request: pytest.FixtureRequest) -> torch.nn.Module:
     return model.eval()
 
 
-def top5(model: torch.nn.Module, picture: Image.Image) -> list[int]:
-    picture = picture.convert("RGB")
-    scale = 256 / min(picture.size)
-    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.BICUBIC)
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float()
+def top5(model: torch.nn.Module, image: Image.Image) -> list[int]:
+    image = image.convert("RGB")
+    scale = 256 / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.BICUBIC)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
     x = (pixels - LITE_PIXEL_MEAN[0]) / LITE_PIXEL_STD[0]
     x = torchvision.transforms.functional.center_crop(x, [224, 224])
     with torch.no_grad():
@@ -73,8 +73,8 @@ def test_lite_recognises_a_cat(classifier: torch.nn.Module) -> None:
     ],
 )
 def test_lite_recognises_coco(classifier: torch.nn.Module, shared_dir: Path, name: str, classes: set[int]) -> None:
-    picture = Image.open(shared_dir / f"data/coco_panoptic/images/val/{name}.jpg")
-    assert classes & set(top5(classifier, picture))
+    image = Image.open(shared_dir / f"data/coco_panoptic/images/val/{name}.jpg")
+    assert classes & set(top5(classifier, image))
 
 
 @pytest.mark.parametrize("norm", ["bn", "frozen_bn"])
@@ -128,17 +128,17 @@ def test_weights_of_a_plain_network_fit_a_deformable_one(monkeypatch: pytest.Mon
 
 def test_groupnorm_weights_are_timms(monkeypatch: pytest.MonkeyPatch) -> None:
     source = timm.create_model("resnet50_gn")
-    asked = []
+    calls = []
 
     def create_model(name: str, pretrained: bool, features_only: bool) -> torch.nn.Module:
-        asked.append((name, pretrained, features_only))
+        calls.append((name, pretrained, features_only))
         return source
 
     monkeypatch.setattr(timm, "create_model", create_model)
     config = BackboneConfig()
     backbone = build_backbone(config)
     load_pretrained(backbone, config)
-    assert asked == [("resnet50_gn.a1h_in1k", True, False)]
+    assert calls == [("resnet50_gn.a1h_in1k", True, False)]
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = source.eval().forward_features(x)

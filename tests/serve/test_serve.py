@@ -41,11 +41,11 @@ def models():
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def images(tmp_path_factory):
     """Two crops of a micrograph; the second is narrower."""
     mahotas = pytest.importorskip("mahotas")
     whole = Image.open(Path(mahotas.__file__).parent / "demos" / "data" / "nuclear.png")
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     paths = [folder / "left.png", folder / "right.png"]
     whole.crop((0, 0, 640, 480)).save(paths[0])
     whole.crop((600, 300, 1080, 780)).save(paths[1])
@@ -53,8 +53,8 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def upload(models, pictures):
-    return models.predict(pictures[0], "nuclei")
+def upload(models, images):
+    return models.predict(images[0], "nuclei")
 
 
 def test_fusing_again_does_not_run_the_network(models, upload, monkeypatch):
@@ -93,7 +93,7 @@ def test_the_view_describes_the_pixels(models, upload, monkeypatch):
     assert VIEW_SIDE >= 1000
 
 
-def test_downloads_equal_the_files_of_refine_predict(models, upload, pictures, tmp_path):
+def test_downloads_equal_the_files_of_refine_predict(models, upload, images, tmp_path):
     own = models.predictor("nuclei")
     result = models.fuse(upload, own.method, own.fusion)
     download = archive_file(upload, result)
@@ -104,7 +104,7 @@ def test_downloads_equal_the_files_of_refine_predict(models, upload, pictures, t
         main(
             [
                 "predict",
-                str(pictures[0]),
+                str(images[0]),
                 "-o",
                 str(tmp_path / "predict"),
                 "--device",
@@ -127,7 +127,7 @@ def test_downloads_equal_the_files_of_refine_predict(models, upload, pictures, t
     assert pixels(overlay_file(upload, result)["data"]).shape == (480, 640, 3)
 
 
-def test_errors_do_not_name_folders(models, upload, pictures, tmp_path, monkeypatch):
+def test_errors_do_not_name_folders(models, upload, images, tmp_path, monkeypatch):
     text = tmp_path / "notes.png"
     text.write_text("no image")
     with pytest.raises(RefineError, match=r"^notes\.png: is not a supported image"):
@@ -137,7 +137,7 @@ def test_errors_do_not_name_folders(models, upload, pictures, tmp_path, monkeypa
         models.fuse(upload, "soe", own.fusion)
     monkeypatch.setattr(refine.serve.models, "MAX_PIXELS", 1000)
     with pytest.raises(RefineError, match=r"^left\.png: has more than 1000 pixels"):
-        models.predict(pictures[0], "nuclei")
+        models.predict(images[0], "nuclei")
     assert MAX_PIXELS > 1000
 
 
@@ -188,10 +188,10 @@ def opened(client, path: Path):
     return client.predict(handle_file(str(path)), "nuclei", *SETTINGS, api_name="/open")
 
 
-def test_sessions_are_separate(served, pictures):
-    clients = [visitor(served) for _ in pictures]
+def test_sessions_are_separate(served, images):
+    clients = [visitor(served) for _ in images]
     with ThreadPoolExecutor() as pool:
-        first = list(pool.map(opened, clients, pictures))
+        first = list(pool.map(opened, clients, images))
     assert [(v["name"], v["width"]) for v in first] == [("left.png", 640), ("right.png", 480)]
     for client, before in zip(clients, first, strict=True):
         scores = [s["score"] for s in before["segments"] if s["thing"]]
@@ -200,13 +200,13 @@ def test_sessions_are_separate(served, pictures):
         assert 0 < len(after["segments"]) < len(before["segments"])
 
 
-def test_errors_are_displayed_on_the_page(served, pictures, tmp_path):
+def test_errors_are_displayed_on_the_page(served, images, tmp_path):
     client = visitor(served)
     bad = tmp_path / "bad.png"
-    bad.write_bytes(pictures[0].read_bytes()[:400])
+    bad.write_bytes(images[0].read_bytes()[:400])
     error = opened(client, bad)["error"]
     assert error.startswith("bad.png: is damaged")
-    opened(client, pictures[1])
+    opened(client, images[1])
     error = client.predict("srm", 0.5, False, 0.5, api_name="/fuse")["error"]
     assert "no ranking head" in error
     again = client.predict(*SETTINGS, api_name="/fuse")
@@ -277,11 +277,11 @@ def test_uploads_are_kept_by_bytes_and_their_files_deleted(tmp_path, upload):
     assert alone.get("a") is upload
 
 
-def test_a_busy_network_is_reported_after_a_timeout(models, pictures, monkeypatch):
+def test_a_busy_network_is_reported_after_a_timeout(models, images, monkeypatch):
     monkeypatch.setattr(refine.serve.models, "PATIENCE", 0.01)
     with models._turn(), pytest.raises(RefineError, match="busy"):
-        models.predict(pictures[0], "nuclei")
-    assert isinstance(models.predict(pictures[0], "nuclei"), Upload)
+        models.predict(images[0], "nuclei")
+    assert isinstance(models.predict(images[0], "nuclei"), Upload)
 
 
 def test_a_huge_image_is_rejected_by_its_header(models, tmp_path, monkeypatch):

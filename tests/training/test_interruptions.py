@@ -161,11 +161,11 @@ def test_full_disk_under_the_log_names_the_checkpoint(config: RunConfig, capfd: 
     log.symlink_to("/dev/full")
     command = ["train", "--resume", "--out", config.out, "--optim.max_steps", "3"]
     assert main(command) == 1
-    told = capfd.readouterr().err.splitlines()[-1]
+    error = capfd.readouterr().err.splitlines()[-1]
     assert re.fullmatch(
         rf"refine: error: {log}: cannot be written \(No space left on device\); .*; checkpoint {kept} is kept; "
         rf"continue with: refine train --resume --out {config.out}",
-        told,
+        error,
     )
     log.unlink()
     log.write_text('{"step": 1, "group": "message", "text": ""}\n{"step": 2, "gro')  # a crash cut it short
