@@ -125,13 +125,13 @@ def only(table: Table, names: Sequence[str]) -> Table:
         RefineError: no row has one of the names.
     """
     rows = {row.name: row for row in table.rows}
-    wanted: set[str] = set()
+    selected: set[str] = set()
     for name in names:
         if name not in rows:
             raise RefineError(f"rows: no row {name!r}; name some of {', '.join(map(repr, rows))}")
         needed: str | None = name
         while needed is not None:
-            wanted.add(needed)
+            selected.add(needed)
             needed = rows[needed].of
-    kept = [row for row in table.rows if row.name in wanted]
-    return replace(table, rows=kept, reference=table.reference if table.reference in wanted else None)
+    kept = [row for row in table.rows if row.name in selected]
+    return replace(table, rows=kept, reference=table.reference if table.reference in selected else None)

@@ -144,10 +144,10 @@ def evaluate(
         dataset = build_dataset(from_mapping(DatasetConfig, dataset, "dataset"), "dataset")
     predictor.categories.check_equal(dataset.categories, "the model", "the data set")
     pairs = [(predictor.method, predictor.fusion)] if rules is None else list(rules)
-    wanted = [Quality()] if measures is None else list(measures)
-    shared = _copies((m for m in wanted if m.before_fusion), dataset.categories)
-    own = [_copies((m for m in wanted if not m.before_fusion), dataset.categories) for _ in pairs]
-    everything = any(measure.all_detections for measure in wanted)
+    requested = [Quality()] if measures is None else list(measures)
+    shared = _copies((m for m in requested if m.before_fusion), dataset.categories)
+    own = [_copies((m for m in requested if not m.before_fusion), dataset.categories) for _ in pairs]
+    everything = any(measure.all_detections for measure in requested)
     min_score = 0.0 if everything else min(config.score_threshold for _, config in pairs)
     total = min(max_images or len(dataset), len(dataset))
     for index, image, truth in _read(dataset, range(group.rank, total, group.count), workers):

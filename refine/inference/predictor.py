@@ -162,11 +162,11 @@ class Predictor:
 
 def _placed(model: PanopticModel, device: str | torch.device | None, held: bool) -> PanopticModel:
     """Return the model on the device; a copy if it must be moved and the caller holds it."""
-    here = model.pixel_mean.device
-    wanted = here if held and device is None else torch.empty(0, device=find_device(device)).device
-    if wanted == here:
+    current = model.pixel_mean.device
+    target = current if held and device is None else torch.empty(0, device=find_device(device)).device
+    if target == current:
         return model
-    return (copy.deepcopy(model) if held else model).to(wanted)
+    return (copy.deepcopy(model) if held else model).to(target)
 
 
 @contextmanager

@@ -174,14 +174,14 @@ class BoxHeads(nn.Module):
         truth = torch.cat(
             [t.boxes[s.matched] if len(t) else s.boxes for s, t in zip(samples, targets, strict=True)]
         )
-        wanted = encode_boxes(boxes[positive], truth[positive], self.weights(stage))
+        box_targets = encode_boxes(boxes[positive], truth[positive], self.weights(stage))
         moved = deltas[positive].unflatten(1, (-1, 4))
         own = torch.zeros_like(positive) if self.config.class_agnostic else labels[positive]
         moved = moved[torch.arange(len(positive), device=moved.device), own]  # the box of the true class
         count = mean_over_processes(torch.full((), float(len(labels)), device=labels.device))
         losses = {
             f"loss_cls_{stage + 1}": F.cross_entropy(logits, labels, reduction="sum") / count,
-            f"loss_box_{stage + 1}": F.l1_loss(moved, wanted, reduction="sum") / count,
+            f"loss_box_{stage + 1}": F.l1_loss(moved, box_targets, reduction="sum") / count,
         }
         sizes = [len(s.boxes) for s in samples]
         probabilities = list(logits.detach().softmax(1).split(sizes))

@@ -146,7 +146,7 @@ class RegionProposals(nn.Module):
         """
         anchors = torch.cat(output.anchors)
         # The anchors of image n have the indices n R .. (n + 1) R - 1.
-        positives, negatives, wanted = [], [], []
+        positives, negatives, box_targets = [], [], []
         for n, target in enumerate(targets):
             labels, matched = match(
                 anchors, target, self.config.negative_iou, self.config.positive_iou, rescue=True
@@ -154,7 +154,7 @@ class RegionProposals(nn.Module):
             positive, negative = sample(labels, self.config.samples, self.config.positive_fraction)
             positives.append(positive + n * len(anchors))
             negatives.append(negative + n * len(anchors))
-            wanted.append(encode_boxes(anchors[positive], target.boxes[matched[positive]], WEIGHTS))
+            box_targets.append(encode_boxes(anchors[positive], target.boxes[matched[positive]], WEIGHTS))
         positive, negative = torch.cat(positives), torch.cat(negatives)
         objectness = torch.cat(output.objectness, 1).flatten()[torch.cat([positive, negative])].float()
         truth = torch.zeros_like(objectness)
@@ -164,7 +164,7 @@ class RegionProposals(nn.Module):
         count = mean_over_processes(count)
         return {
             "loss_rpn_objectness": F.binary_cross_entropy_with_logits(objectness, truth, reduction="sum") / count,
-            "loss_rpn_box": F.l1_loss(moved, torch.cat(wanted), reduction="sum") / count,
+            "loss_rpn_box": F.l1_loss(moved, torch.cat(box_targets), reduction="sum") / count,
         }
 
 

@@ -105,9 +105,9 @@ class TrainingModule:
         with torch.autocast(device.type, dtype) if dtype else nullcontext():
             return {k: v.float() for k, v in self.losses(images, moved).items()}
 
-    def _unsynchronised(self, wanted: bool) -> AbstractContextManager:
-        """Return a context without gradient synchronisation if `wanted`; only the last part synchronises."""
-        if wanted and isinstance(self.losses, DistributedDataParallel):
+    def _unsynchronised(self, skip: bool) -> AbstractContextManager:
+        """Return a context without gradient synchronisation if `skip`; only the last part synchronises."""
+        if skip and isinstance(self.losses, DistributedDataParallel):
             return self.losses.no_sync()
         return nullcontext()
 
