@@ -131,7 +131,7 @@ def add_fusion(parser: Any, default: FusionConfig | None = None) -> None:
     add("stuff_area", "minimum area of a stuff segment in pixels", type=count_from(0))
     add("sigma", "width of the soe penalty", type=float)
     add("unknown_erasing", "erase uncertain regions to unknown", action=argparse.BooleanOptionalAction)
-    add("ue_threshold", "erase regions whose mean confidence is below, 0-1", type=float)
+    add("ue_threshold", "erase regions whose mean confidence is below this, 0-1", type=float)
     add("ue_region", "pixels of a region over which the mean is taken", choices=["core", "dilated"])
 
 
