@@ -188,7 +188,10 @@ def test_timm_frozen_batchnorm() -> None:
         (BackboneConfig(name="timm/no_such_model"), "no model 'no_such_model'"),
         (BackboneConfig(name="timm/vit_tiny_patch16_224"), r"strides \[16, 16, 16\]"),
         (BackboneConfig(name="timm/swin_tiny_patch4_window7_224"), "does not support all image sizes"),
-        (BackboneConfig(name="timm/convnext_atto", frozen_stages=1), "frozen_stages: timm/convnext_atto has no module that ends at stride 2"),
+        (
+            BackboneConfig(name="timm/convnext_atto", frozen_stages=1),
+            "frozen_stages: timm/convnext_atto has no module that ends at stride 2",
+        ),
         (BackboneConfig(name="timm/resnet18", deform_stages=[5]), "not supported by timm/resnet18"),
     ],
 )

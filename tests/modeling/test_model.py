@@ -285,9 +285,9 @@ def test_stages_of_a_cascade_are_weighted_down_once(cascade, into_pyramid):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"fpn_channels": 32}, "must be equal"),
+        ({"fpn_channels": 32}, "make them equal"),
         ({"semantic_head": SemanticHeadConfig(channels=16, classes="stuff")}, "needs 'all'; change it"),
-        ({"ibpp": IBPPConfig(3, sem_channels=16, mask_flow=True), "box_head": CASCADE}, "needs boxes that stay"),
+        ({"ibpp": IBPPConfig(3, sem_channels=16, mask_flow=True), "box_head": CASCADE}, "needs fixed boxes"),
     ],
 )
 def test_invalid_combinations_are_rejected(changes, words):
