@@ -3,12 +3,12 @@
 import errno
 import os
 import re
-import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.disk import full_disk
 
 from refine.checkpoint.folder import write_weights
 from refine.data.synthetic.scenes import _write
@@ -34,25 +34,15 @@ WRITERS = {
 }
 
 
-@pytest.fixture
-def full_disk():
-    """Function that limits files to 1 KiB, as on a disk that is almost full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_full_disk_leaves_the_earlier_file(name, tmp_path, full_disk):
+def test_a_full_disk_leaves_the_earlier_file(name, tmp_path):
     path = tmp_path / "sub" / name
     WRITERS[name](path)
     whole = path.read_bytes()
     assert len(whole) > 1024
     path.write_bytes(b"old")
-    full_disk()
-    with pytest.raises(
-        WriteError, match=rf"{re.escape(str(path))}: cannot be written \(File too large\); free space"
-    ):
+    expected = rf"{re.escape(str(path))}: cannot be written \(File too large\); free space"
+    with full_disk(), pytest.raises(WriteError, match=expected):
         WRITERS[name](path)
     assert [p.name for p in path.parent.iterdir()] == [name]
     assert path.read_bytes() == b"old"
@@ -134,15 +124,10 @@ def test_json_in_other_encodings(tmp_path: Path) -> None:
 
 
 def test_a_line_is_appended_whole_or_not_at_all(tmp_path):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with (tmp_path / "log").open("ab", buffering=0) as file:
         append_bytes(file, b"one\n")
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))  # as a full disk, in the middle of a line
-        try:
-            with pytest.raises(OSError, match=r"No space|too large"):
-                append_bytes(file, b"a longer line\n")
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        with full_disk(10), pytest.raises(OSError, match=r"No space|too large"):  # in the middle of a line
+            append_bytes(file, b"a longer line\n")
         assert (tmp_path / "log").read_bytes() == b"one\n"
         append_bytes(file, b"two\n")
     assert (tmp_path / "log").read_bytes() == b"one\ntwo\n"

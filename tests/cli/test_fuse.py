@@ -1,11 +1,11 @@
 """`refine fuse` on files, and a one-line error for every mistake."""
 
 import json
-import resource
 
 import numpy as np
 import pytest
 import torch
+from helpers.disk import full_disk
 from helpers.tiny_network import tiny_config
 from PIL import Image
 
@@ -213,12 +213,8 @@ def test_a_full_disk_leaves_no_half_written_map(files, capsys):
     edit(files / "results.json", lambda r: r.clear())
     for name in "ab":
         Image.fromarray(noise).save(files / f"semantic/{name}.png")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
-    try:
+    with full_disk():
         assert main(words(files)) == 1
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     error = capsys.readouterr().err
     assert "panoptic/a.png: cannot be written (File too large); free space" in error
     assert len(error.splitlines()) == 1

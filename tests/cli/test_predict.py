@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from helpers.disk import full_disk
 from helpers.tiny_network import tiny_config
 from PIL import Image
 
@@ -258,12 +258,8 @@ def test_an_image_that_does_not_fit_into_memory_fails_alone(
 
 def test_a_full_disk_ends_the_run_with_one_line(checkpoint, images, tmp_path, capsys):
     out = tmp_path / "out"
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
-    try:
+    with full_disk():
         assert run(checkpoint, images / "x", out) == 1
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
     assert "cannot be written (File too large)" in error
