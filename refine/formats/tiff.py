@@ -27,6 +27,8 @@ UNBOUNDED: dict[int, Callable[[], Any]] = {
     COMPRESSION.LZMA: lzma.LZMADecompressor,
 }
 """Codecs that tifffile decompresses to any size, regardless of the header."""
+MAX_LAST_CHANNELS = 16
+"""Length up to which the last of three axes without names is channels if the other two are longer."""
 GREY = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK)
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # damaged files raise errors instead of log lines
 
@@ -66,28 +68,33 @@ def _read(
     file: TiffFile, path: Path, page: int | None, channel: int | None, max_pixels: int
 ) -> tuple[RawImage | int, int | None]:
     series, position = _find(file, path, page)
-    if "C" in series.axes:
-        position["C"], channel = check_channel(path, channel, series.shape[series.axes.index("C")]), None
-    key = series.keyframe
-    height, width = (series.shape[series.axes.index(axis)] for axis in "YX")
+    key, axes = series.keyframe, _axes(series)
+    if "C" in axes:
+        position["C"], channel = check_channel(path, channel, series.shape[axes.index("C")]), None
+    height, width = (series.shape[axes.index(axis)] for axis in "YX")
     if height * width > max_pixels or math.prod(key.shape) > 8 * max_pixels:
         raise RefineError(f"{path}: has more than {max_pixels} pixels; tile it")
     lead = _leading_axes(series)
     if lead is None:  # one header for many pages, as in large stacks written by ImageJ
         kind = np.dtype(series.dtype).newbyteorder(file.byteorder)
         values: np.ndarray = np.memmap(path, kind, "r", series.dataoffset or 0, series.shape)
-        axes, orientation = series.axes, _orientation(key)
+        orientation = _orientation(key)
     else:
-        at = tuple(position[axis] for axis in series.axes[:lead])
-        found = series.pages[int(np.ravel_multi_index(at, series.shape[:lead])) if lead else 0]
-        if found is None:
-            raise RefineError(f"{path}: the page is stored in another file; export all pages into one file")
-        axes = series.axes[lead:]
-        if set(axes) <= set("YXS") and _is_plain(key):
-            return int(found.index), channel
+        # An array whose last axis is channels may be stored as one page per row of the image.
+        first = next((n for n, axis in enumerate(axes[:lead]) if axis in "YXS"), lead)
+        count = math.prod(series.shape[first:lead])
+        if count * math.prod(key.shape) > 8 * max_pixels:
+            raise RefineError(f"{path}: has more than {max_pixels} pixels; tile it")
+        at = tuple(position[axis] for axis in axes[:first])
+        start = count * (int(np.ravel_multi_index(at, series.shape[:first])) if first else 0)
+        found = [series.pages[n] for n in range(start, start + count)]
+        axes = axes[first:]
+        if first == lead and found[0] is not None and set(axes) <= set("YXS") and _is_plain(key):
+            return int(found[0].index), channel
         _check_kind(key, path)
-        values, orientation = _decode(found, key, path)
-        values = values.reshape(series.shape[lead:])
+        decoded = [_decode(each, key, path) for each in found]
+        values, orientation = np.stack([pixels for pixels, _ in decoded]), decoded[0][1]
+        values = values.reshape(series.shape[first:])
     values = values[tuple(slice(None) if axis in "YXS" else position[axis] for axis in axes)]
     axes = "".join(axis for axis in axes if axis in "YXS")
     values = np.ascontiguousarray(values.transpose([axes.index(axis) for axis in "YXS" if axis in axes]))
@@ -105,14 +112,14 @@ def _read(
 def _find(file: TiffFile, path: Path, page: int | None) -> tuple[TiffPageSeries, dict[str, int]]:
     """Return the series that contains a page, and the index of the page along each axis that counts pages."""
     stacks = [s for s in file.series if not s.keyframe.is_reduced] or list(file.series)
-    counted = [[(axis, n) for axis, n in zip(s.axes, s.shape, strict=True) if axis not in "YXSC"] for s in stacks]
+    counted = [[(axis, n) for axis, n in zip(_axes(s), s.shape, strict=True) if axis not in "YXSC"] for s in stacks]
     counts = [math.prod(n for _, n in axes) for axes in counted]
     pages = sum(counts)
     what = f"{pages} pages"
     if len(stacks) == 1 and all(axis in WORDS for axis, _ in counted[0]):
         what = " × ".join(f"{n} {WORDS[axis]}" for axis, n in counted[0])
-    if "C" in stacks[0].axes:
-        what += f" of {stacks[0].shape[stacks[0].axes.index('C')]} channels"
+    if "C" in (names := _axes(stacks[0])):
+        what += f" of {stacks[0].shape[names.index('C')]} channels"
     number = check_page(path, page, pages, what)
     for series, axes, count in zip(stacks, counted, counts, strict=True):
         if number < count:
@@ -120,6 +127,14 @@ def _find(file: TiffFile, path: Path, page: int | None) -> tuple[TiffPageSeries,
             return series, {axis: int(n) for (axis, _), n in zip(axes, position, strict=True)}
         number -= count
     raise RefineError(f"{path}: contains no image; export it again")
+
+
+def _axes(series: TiffPageSeries) -> str:
+    """Return the name of each axis; an array (…, H, W, C) written without names has those of pages by tifffile."""
+    axes: str = series.axes
+    if axes.endswith("QYX") and series.shape[-1] <= MAX_LAST_CHANNELS < min(series.shape[-3:-1]):
+        return f"{axes[:-3]}YXC"
+    return axes
 
 
 def _leading_axes(series: TiffPageSeries) -> int | None:
@@ -169,8 +184,10 @@ def _check_expansion(page: TiffPage | TiffFrame, key: TiffPage) -> None:
             raise ValueError(f"expected a strip or tile of {size} bytes, got more than {limit}")
 
 
-def _decode(page: TiffPage | TiffFrame, key: TiffPage, path: Path) -> tuple[np.ndarray, int]:
+def _decode(page: TiffPage | TiffFrame | None, key: TiffPage, path: Path) -> tuple[np.ndarray, int]:
     """Decode a page with header `key`; return its pixels and their remaining EXIF orientation."""
+    if page is None:
+        raise RefineError(f"{path}: the page is stored in another file; export all pages into one file")
     _check_expansion(page, key)
     try:
         return page.asarray(), _orientation(key)

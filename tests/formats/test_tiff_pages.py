@@ -75,6 +75,42 @@ def test_channels_within_a_page(tmp_path: Path, planar: str, bits: int) -> None:
         np.testing.assert_array_equal(_read(path, None, channel, range=(0, 255)), values[channel - 1])
 
 
+@pytest.mark.parametrize("channels", [2, 3, 5])
+@pytest.mark.parametrize("more", [{}, {"metadata": {"axes": "YXC"}}, {"compression": "zlib"}], ids=str)
+def test_channels_on_an_unlabelled_last_axis(tmp_path: Path, channels: int, more: dict) -> None:
+    """Such an array is stored as one page per row."""
+    path, values = tmp_path / "a.tif", STACK[:channels].transpose(1, 2, 0).astype(np.uint16)
+    tifffile.imwrite(path, values, photometric="minisblack", **more)
+    what = f"choose one with --channel 1 to {channels}"
+    _raises(path, f"has {channels} channels; {what}, or save it as a file")
+    _raises(path, f"has no channel {channels + 1}; {what}", channel=channels + 1)
+    for channel in (1, channels):
+        np.testing.assert_array_equal(_read(path, None, channel, range=(0, 255)), STACK[channel - 1])
+
+
+def test_pages_of_channels_on_the_last_axis(tmp_path: Path) -> None:
+    path, values = tmp_path / "a.tif", STACK.reshape(2, 3, 20, 30).transpose(0, 2, 3, 1)
+    for more in ({}, {"metadata": {"axes": "ZYXC"}}):
+        tifffile.imwrite(path, values, photometric="minisblack", **more)
+        np.testing.assert_array_equal(_read(path, 2, 3), STACK[5])
+        np.testing.assert_array_equal(_read(path, 1, 2), STACK[1])
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_three_channels_are_rgb_only_if_the_header_says_so(tmp_path: Path, planar: str, bits: int) -> None:
+    path, values = tmp_path / "a.tif", STACK[:3].astype(f"u{bits // 8}")
+    values[0] = 0
+    samples = values.transpose(1, 2, 0) if planar == "contig" else values
+    tifffile.imwrite(path, samples, photometric="rgb", planarconfig=planar)
+    read = read_image(path, options=ImageOptions(range=(0, 255))).numpy()
+    np.testing.assert_array_equal(read, values)
+    tifffile.imwrite(path, samples, photometric="minisblack", planarconfig=planar)
+    _raises(path, "has 3 channels; choose one with --channel 1 to 3, or save it as a file")
+    tifffile.imwrite(path, values, photometric="minisblack")
+    _raises(path, "has 3 pages; choose one with --page 1 to 3, or save it as a file")
+
+
 def test_channels_of_grey_and_rgb_images(tmp_path: Path) -> None:
     rgb = STACK[:3].transpose(1, 2, 0)
     for name in ("a.png", "a.bmp", "a.tif"):
