@@ -267,7 +267,7 @@ def test_the_papers_schedule_on_coco(tmp_path, monkeypatch):
         ("title: t\nmetrics: [PQ]\nrows: [{name: a}]", "give `train` or `of`"),
         ("title: t\nmetrics: [PQ]\nrows: [{nam: a}]", "nam"),
         ("title: t\nmetrics: [PQ]\nrows: [3]", r"rows\[0\]: expected a mapping, got 3"),
-        ("[1, 2", "is not YAML"),
+        ("[1, 2", "is not valid YAML"),
         ("- 1", "is not a mapping"),
     ],
 )
