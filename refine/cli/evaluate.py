@@ -15,6 +15,7 @@ from refine.cli.options import (
     print_tables,
     refuse_overwriting,
     require_paths,
+    tell,
 )
 
 
@@ -101,7 +102,8 @@ def _model(options: argparse.Namespace) -> None:
     from refine.data.config import DatasetConfig
     from refine.inference.drawings import write_worst
     from refine.inference.evaluate import evaluate
-    from refine.inference.measures import BoxAndMaskAP, Quality
+    from refine.inference.limits import ELSEWHERE
+    from refine.inference.measures import BoxAndMaskAP, Missable, Quality
     from refine.inference.predictor import Predictor
     from refine.runtime import set_threads
 
@@ -120,7 +122,8 @@ def _model(options: argparse.Namespace) -> None:
     predictor = Predictor(
         options.checkpoint, device=options.device, method=options.method, fusion=fusion_changes(options)
     )
-    measures = [Quality(), BoxAndMaskAP(options.ap_detections)]
+    missable = Missable(predictor.limits(), predictor.test_size)
+    measures = [Quality(), BoxAndMaskAP(options.ap_detections), missable]
     evaluation = evaluate(predictor, dataset, measures=measures, max_images=options.max_images)
     evaluation.write(options.out)
     print_tables(*evaluation.report.tables())
@@ -129,4 +132,6 @@ def _model(options: argparse.Namespace) -> None:
         print(f"{name}: {100 * evaluation.metrics[name]:.1f} (at most {limit} detections per image)")
     for path in write_worst(evaluation.report, predictor, dataset, Path(options.out).parent, options.worst):
         print(f"worst: {path}")
+    for remark in evaluation[Missable].limits.remarks(ELSEWHERE).values():
+        tell("note", remark)
     print(f"written to {options.out}")

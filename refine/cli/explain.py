@@ -35,6 +35,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     from refine.files import write_json
     from refine.formats.images import read_image
     from refine.fusion.explain import explain
+    from refine.inference.limits import ELSEWHERE
     from refine.inference.predictor import Predictor, possible_methods
     from refine.runtime import set_threads
 
@@ -43,11 +44,14 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     methods = possible_methods(predictor.model)
     if len(methods) < len(get_args(Method)):
         print(_left_out(methods))
+    limits = predictor.limits()
 
     def explain_one(file: ImageFile) -> str:
         image = read_image(file.path, options=reading, notify=note)
+        raw = predictor.predict_raw([image])[0]
+        limits.add(file.name, raw, predictor.fusion.score_threshold, predictor.test_size)
         explanation = explain(
-            predictor.predict_raw([image])[0],
+            raw,
             categories=predictor.categories,
             methods=methods,
             config=predictor.fusion,
@@ -60,7 +64,10 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         write_json(target.with_suffix(".json"), record, indent=1)
         return f"{_summary(explanation)}; model: {options.checkpoint}"
 
-    finish(for_each(files, explain_one), files, options.out, f"explanations of model {options.checkpoint}")
+    failed = for_each(files, explain_one)
+    for remark in limits.remarks(ELSEWHERE).values():
+        note(remark)
+    finish(failed, files, options.out, f"explanations of model {options.checkpoint}")
 
 
 def _left_out(methods: Sequence[Method]) -> str:

@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from refine.inference.predictor import Predictor
     from refine.structures import PanopticResult
 
-REDUCED = 0.5
-"""Resize factor below which small objects may be lost."""
-
 NO_LIMIT = 2**31
 """Long side in pixels that no image reaches."""
 
@@ -66,6 +63,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     refuse_overwriting("--out: its", (path for paths in written for path in paths), (file.path for file in files))
 
     from refine.formats.writer import PredictionWriter
+    from refine.inference.limits import IN_PREDICT
     from refine.inference.predictor import Predictor, limit_detections
     from refine.runtime import set_threads
 
@@ -82,7 +80,8 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
             note(f"{len(finished)} of {len(files)} images are finished already")
         job = _Job(predictor, writer, options)
         failed = for_each([file for file in files if file.name not in finished], job)
-    job.warn()
+    for remark in job.limits.remarks(IN_PREDICT).values():
+        note(remark)
     finish(failed, files, options.out, f"results of model {options.checkpoint}")
 
 
@@ -129,9 +128,7 @@ class _Job:
 
     def __init__(self, predictor: Predictor, writer: PredictionWriter, options: argparse.Namespace) -> None:
         self.predictor, self.writer, self.options = predictor, writer, options
-        self.most = predictor.model.config.box_head.max_detections
-        self.full: list[str] = []
-        self.reduced: list[str] = []
+        self.limits = predictor.limits()
 
     def __call__(self, file: ImageFile) -> str:
         from refine.drawing.overlay import encode_image, overlay
@@ -153,33 +150,10 @@ class _Job:
         return f"{result.summary()}; model: {self.options.checkpoint}"
 
     def _predict(self, image: Tensor, name: str) -> PanopticResult:
-        from refine.data.transforms import fit_scale
-
         predictor, size = self.predictor, (image.shape[1], image.shape[2])
         if self.options.scale is not None:
             predictor.test_size = (max(1, round(min(size) * self.options.scale)), NO_LIMIT)
         threshold = predictor.fusion.score_threshold
         raw = predictor.predict_raw([image], threshold)[0]
-        if int((raw.instances.scores >= threshold).sum()) >= self.most:
-            self.full.append(name)
-        if fit_scale(size, *predictor.test_size) < REDUCED:
-            self.reduced.append(name)
+        self.limits.add(name, raw, threshold, predictor.test_size)
         return predictor.fuse(raw)
-
-    def warn(self) -> None:
-        """Name the images in which objects may be missing, and the option that helps."""
-        if self.full:
-            note(
-                f"{_count(self.full)} full: {self.most} objects were found, the maximum, and there may be more; "
-                f"give --max-detections {4 * self.most}, or cut the image into tiles"
-            )
-        if self.reduced:
-            note(
-                f"{_count(self.reduced)} reduced to less than {REDUCED:.0%} of the size for the network; small "
-                "objects may be missed; give --scale 1, or cut the image into tiles"
-            )
-
-
-def _count(names: list[str]) -> str:
-    """Return the subject and verb of a remark about images; names the first image."""
-    return f"{names[0]} is" if len(names) == 1 else f"{names[0]} and {len(names) - 1} more images are"

@@ -68,7 +68,8 @@ def write_worst(
     for entry in report.worst(count):
         image, truth = dataset[index[entry.image_id]]
         truth = truth.named(len(dataset.categories))
-        truth_result, result = to_result(truth, dataset.categories), predictor(image)
+        truth_result = to_result(truth, dataset.categories)
+        result = predictor.fuse(predictor.predict_raw([image], predictor.fusion.score_threshold)[0])
         panels = [side_by_side(image, truth_result, result), difference(image, truth_result, result)]
         name = PurePath(entry.file_name)
         folder, quality = Path(out) / "worst" / name.parent, f"{round(1000 * entry.pq):04d}"

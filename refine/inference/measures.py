@@ -21,6 +21,7 @@ from refine.evaluation.average_precision import AveragePrecision
 from refine.evaluation.pq import PanopticQuality
 from refine.evaluation.report import PQReport
 from refine.fusion import FusionConfig
+from refine.inference.limits import Limits
 from refine.ops.masks import paste_masks
 from refine.ops.order import match_masks, ordered_pairs
 from refine.structures import VOID, Categories, PanopticResult, Prediction, Targets
@@ -92,6 +93,32 @@ class Measure(ABC):
     @abstractmethod
     def compute(self) -> dict[str, float]:
         """Return the main numbers by name, 0-1; NaN if there was nothing to measure."""
+
+
+class Missable(Measure):
+    """Images in which objects may be missing because of the model's limits.
+
+    Args:
+        limits: record without images, from `Predictor.limits`.
+        test_size: (short, long) side in pixels that images are resized to.
+    """
+
+    def __init__(self, limits: Limits, test_size: tuple[int, int]) -> None:
+        self.limits, self.test_size = limits, test_size
+
+    def reset(self, categories: Categories) -> None:
+        self.limits = Limits(self.limits.most)
+
+    def update(self, example: Example, fused: Fused) -> None:
+        self.limits.add(example.file_name, example.prediction, fused.config.score_threshold, self.test_size)
+
+    def merge(self, other: Self) -> None:
+        self.limits.full += other.limits.full
+        self.limits.reduced += other.limits.reduced
+
+    def compute(self) -> dict[str, float]:
+        """Return no numbers."""
+        return {}
 
 
 class Quality(Measure):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -19,6 +20,7 @@ from refine.errors import RefineError
 from refine.formats.image_like import ImageLike, to_tensor
 from refine.fusion import FusionConfig, Method, fuse
 from refine.fusion.config import HEADS, Head, check_known, methods_with
+from refine.inference.limits import IN_PYTHON, Limits
 from refine.modeling.model import NetworkOutput, PanopticModel
 from refine.ops.semantic import semantic_map, semantic_probabilities
 from refine.runtime import find_device
@@ -73,6 +75,7 @@ class Predictor:
         if compiled:
             self.model.backbone.compile()
             self.model.fpn.compile()
+        self._warned: set[str] = set()
         self.autocast = {"32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
     @overload
@@ -92,21 +95,39 @@ class Predictor:
         Returns:
             One result at the size of the image, or one per image of a list.
 
+        Warns:
+            UserWarning: objects may be missing, because an image has as many as the model can find, or is much
+                reduced for the network; once for each of these reasons.
+
         Raises:
             RefineError: a file cannot be read.
             ValueError: an array or tensor has another shape or dtype.
             TypeError: `image` is of another type.
         """
         if not isinstance(image, list | tuple):
-            return self._predict([to_tensor(image)])[0]
+            return self._results([("the image", to_tensor(image))])[0]
         at_once = GPU_BATCH if self.device.type == "cuda" else 1
         results = []
         for start in range(0, len(image), at_once):
-            results += self._predict([_nth(image, n) for n in range(start, min(start + at_once, len(image)))])
+            numbers = range(start, min(start + at_once, len(image)))
+            results += self._results([(f"images[{n}]", _nth(image, n)) for n in numbers])
         return results
 
-    def _predict(self, images: Sequence[Tensor]) -> list[PanopticResult]:
-        return [self.fuse(raw) for raw in self.predict_raw(images, self.fusion.score_threshold)]
+    def _results(self, named: Sequence[tuple[str, Tensor]]) -> list[PanopticResult]:
+        """Predict named images, and warn if objects may be missing for a reason that was not warned of before."""
+        limits, threshold = self.limits(), self.fusion.score_threshold
+        raws = self.predict_raw([image for _, image in named], threshold)
+        for (name, _), raw in zip(named, raws, strict=True):
+            limits.add(name, raw, threshold, self.test_size)
+        for reason, remark in limits.remarks(IN_PYTHON).items():
+            if reason not in self._warned:
+                self._warned.add(reason)
+                warnings.warn(remark, stacklevel=3)
+        return [self.fuse(raw) for raw in raws]
+
+    def limits(self) -> Limits:
+        """Return an empty record of images in which objects may be missing, with the model's present maximum."""
+        return Limits(self.model.config.box_head.max_detections)
 
     @torch.inference_mode()
     def fuse(

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import gradio as gr
 
 from refine.errors import RefineError
-from refine.fusion.config import Method
+from refine.fusion.config import FusionConfig, Method
 from refine.inference.predictor import possible_methods
 from refine.serve.models import Models, Upload, Uploads
 from refine.serve.results import archive_file, overlay_file, view
@@ -60,7 +60,9 @@ class Actions:
         if upload is None:
             return gr.skip(), gr.skip()
         try:
-            return view(upload, self._result(upload, method, score, erase, certainty)), gr.Row(visible=True)
+            fusion = self._fusion(upload, score, erase, certainty)
+            result = self.models.fuse(upload, method, fusion)
+            return view(upload, result, self.models.remarks(upload, fusion)), gr.Row(visible=True)
         except RefineError as error:
             return _failed(error)
 
@@ -113,10 +115,12 @@ class Actions:
     def _result(
         self, upload: Upload, method: Method, score: float, erase: bool, certainty: float
     ) -> PanopticResult:
-        """Fuse with the model's thresholds, of which the page overrides some."""
+        return self.models.fuse(upload, method, self._fusion(upload, score, erase, certainty))
+
+    def _fusion(self, upload: Upload, score: float, erase: bool, certainty: float) -> FusionConfig:
+        """Return the model's thresholds, of which the page overrides some."""
         own = self.models.predictor(upload.model).fusion
-        fusion = replace(own, score_threshold=score, unknown_erasing=erase, ue_threshold=certainty)
-        return self.models.fuse(upload, method, fusion)
+        return replace(own, score_threshold=score, unknown_erasing=erase, ue_threshold=certainty)
 
 
 def _failed(error: RefineError | str) -> tuple[Any, Any]:

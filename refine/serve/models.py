@@ -19,6 +19,7 @@ from refine.checkpoint.folder import SavedModel, load_model
 from refine.errors import RefineError
 from refine.formats.images import read_image
 from refine.fusion.config import FusionConfig, Method
+from refine.inference.limits import ELSEWHERE
 from refine.inference.predictor import Predictor, check_method
 from refine.runtime import find_device
 from refine.structures import PanopticResult, Prediction
@@ -135,6 +136,13 @@ class Models:
         check_method(method, predictor.model)
         prediction = replace(upload.prediction, sem_seg=upload.prediction.sem_seg.long())
         return predictor.fuse(prediction, method, fusion)
+
+    def remarks(self, upload: Upload, fusion: FusionConfig) -> list[str]:
+        """Return remarks on objects that may be missing because of the model's limits."""
+        predictor = self.predictor(upload.model)
+        limits = predictor.limits()
+        limits.add(upload.name, upload.prediction, fusion.score_threshold, predictor.test_size)
+        return list(limits.remarks(ELSEWHERE).values())
 
     @contextmanager
     def _turn(self) -> Iterator[None]:

@@ -6,6 +6,7 @@ import base64
 import io
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,18 +27,19 @@ VIEW_SIDE = 1600
 """Maximum side of a displayed image in pixels; downloaded files have the size of the original image."""
 
 
-def view(upload: Upload, result: PanopticResult) -> dict[str, Any]:
+def view(upload: Upload, result: PanopticResult, remarks: Sequence[str] = ()) -> dict[str, Any]:
     """Return the data with which the browser displays a result.
 
     Args:
         upload: uploaded image.
         result: panoptic result of the image.
+        remarks: lines to display below the summary.
 
     Returns:
         `serial` of the upload; data URLs `image` and `overlay` (JPEG) and `ids` (PNG with COCO's encoding, void
         0), all of one size, at most `VIEW_SIDE` on a side; `name`, `model`, `width` and `height` of the image;
-        `seconds` of the network; and `segments`, each a mapping of `id`, `name`, `thing`, `score` (0-1 or None),
-        `area` in pixels of the image, `share` of the image (0-1), and `color` as "#rrggbb".
+        `seconds` of the network; `remarks`; and `segments`, each a mapping of `id`, `name`, `thing`, `score` (0-1
+        or None), `area` in pixels of the image, `share` of the image (0-1), and `color` as "#rrggbb".
     """
     _, height, width = upload.image.shape
     scale = min(1, VIEW_SIDE / max(height, width))
@@ -54,6 +56,7 @@ def view(upload: Upload, result: PanopticResult) -> dict[str, Any]:
         "width": width,
         "height": height,
         "seconds": upload.seconds,
+        "remarks": list(remarks),
         "image": _data_url(image, "JPEG"),
         # The browser writes the names, at a readable size on every screen.
         "overlay": _data_url(_to_pil(overlay(pixels, shown, labels=False)), "JPEG"),

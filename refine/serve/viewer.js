@@ -72,10 +72,11 @@ function show() {
 function summary(value) {
   const things = value.segments.filter((segment) => segment.thing).length;
   const stuff = value.segments.length - things;
-  return (
+  return [
     `${value.name}, ${value.width} × ${value.height}: ${things} ${things === 1 ? "object" : "objects"}, ` +
-    `${stuff} ${stuff === 1 ? "region" : "regions"} of stuff; model ${value.model}, network ${value.seconds.toFixed(1)} s`
-  );
+    `${stuff} ${stuff === 1 ? "region" : "regions"} of stuff; model ${value.model}, network ${value.seconds.toFixed(1)} s`,
+    ...value.remarks,
+  ].join("\n");
 }
 
 function row(segment) {

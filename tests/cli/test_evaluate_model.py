@@ -1,6 +1,7 @@
 """`refine evaluate` of a model, on raw Cityscapes and COCO panoptic data."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from helpers.drawn_data import write_cityscapes, write_coco
 from helpers.tiny_network import tiny_config
 
-from refine.checkpoint.folder import SavedModel, save_model
+from refine.checkpoint.folder import SavedModel, load_model, save_model
 from refine.cli.main import main
 from refine.data.cityscapes import CATEGORIES
 from refine.modeling.model import PanopticModel
@@ -36,6 +37,15 @@ def test_pq_on_raw_cityscapes(folder, capsys):
     road = 64 * 96 - 16 * 32  # the predicted segment covers the whole frame
     assert result["per_class"]["7"]["pq"] == pytest.approx(road / (64 * 96))
     assert result["Things"] == {"pq": 0.0, "sq": 0.0, "rq": 0.0, "n": 1}
+
+
+def test_possibly_missed_objects_are_noted(folder, capsys):
+    words = ["--cityscapes", folder / "data", "--out", folder / "r.json", "--checkpoint"]
+    assert main(["evaluate", *map(str, [*words, folder / "model"])]) == 0
+    assert "reduced" not in capsys.readouterr().err
+    save_model(folder / "small", replace(load_model(folder / "model"), test_size=(31, 96)))
+    assert main(["evaluate", *map(str, [*words, folder / "small"])]) == 0
+    assert "reduced to less than 50% of the size for the network" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -118,3 +118,14 @@ def test_invalid_options_are_reported(words, message, checkpoint, image_path, tm
     assert main(arguments) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_possibly_missed_objects_are_noted(checkpoint, tmp_path, capsys):
+    path = tmp_path / "large.png"
+    Image.fromarray(make_scene(0, 0, (160, 240)).image).save(path)
+    words = ["explain", str(path), "-o", str(tmp_path / "out"), "--device", "cpu", "--checkpoint", checkpoint]
+    assert main(words) == 0
+    notes = capsys.readouterr().err
+    assert "large.png is full: 12 objects were found" in notes
+    assert "give refine predict --max-detections 48" in notes
+    assert "large.png is reduced to less than 50%" in notes

@@ -199,3 +199,17 @@ def test_the_ranking_is_computed_on_the_resized_image() -> None:
         expected = predictor.model.ranking.predict(instances)
         assert (expected > 0).any()
         torch.testing.assert_close(predictor.fusion_heads()["ranking"](raw.instances), expected)
+
+
+def test_possibly_missed_objects_are_warned_of_once(recwarn) -> None:
+    predictor = Predictor(saved_model(), device="cpu", fusion={"score_threshold": 0.0})
+    small, large = random_image(64, 96), random_image(192, 288)
+    predictor([small, large, large])
+    full, reduced = (str(warning.message) for warning in recwarn)
+    assert full.startswith("images[0] is full: 10 objects were found")
+    assert "limit_detections(predictor.model, 40)" in full
+    assert reduced.startswith("images[1] is reduced to less than 50%")
+    predictor(large)
+    assert len(recwarn) == 2
+    Predictor(saved_model(), device="cpu", fusion={"score_threshold": 1.0})(small)
+    assert len(recwarn) == 2

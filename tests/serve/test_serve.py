@@ -10,6 +10,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from refine.cli.main import main
 from refine.errors import RefineError
 from refine.formats.images import read_image
 from refine.serve.access import is_local_name, is_loopback
+from refine.serve.actions import Actions
 from refine.serve.models import MAX_PIXELS, Models, Upload, Uploads
 from refine.serve.results import VIEW_SIDE, archive_file, overlay_file, view
 from refine.structures import rgb_to_id
@@ -275,6 +277,20 @@ def test_uploads_are_kept_by_bytes_and_their_files_deleted(tmp_path, upload):
     alone = Uploads(tmp_path, capacity=1)
     alone.put("a", upload)
     assert alone.get("a") is upload
+
+
+def test_possibly_missed_objects_are_displayed(models, upload, tmp_path, monkeypatch):
+    predictor = models.predictor("nuclei")
+    monkeypatch.setattr(predictor, "test_size", (100, 1000))
+    actions, visitor = Actions(models, tmp_path), SimpleNamespace(session_hash="visitor")
+    actions.uploads.put("visitor", upload)
+    settings = (visitor, predictor.method, 0.0, False, 0.5)
+    (remark,) = actions.fuse(*settings)[0]["remarks"]
+    assert remark.startswith("left.png is reduced to less than 50%")
+    limit = replace(predictor.model.config.box_head, max_detections=len(upload.prediction.instances))
+    monkeypatch.setattr(predictor.model, "config", replace(predictor.model.config, box_head=limit))
+    full, _ = actions.fuse(*settings)[0]["remarks"]
+    assert full.startswith("left.png is full")
 
 
 def test_a_busy_network_is_reported_after_a_timeout(models, images, monkeypatch):
