@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refine.cli.options import count_from, print_tables
+from refine.checkpoint.find import find_model
+from refine.cli.options import count_from, print_tables, require_paths
 
 if TYPE_CHECKING:
     from refine.checkpoint.folder import SavedModel
@@ -48,6 +49,10 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         parser.error(f"--things {options.things}: expected at most --classes {options.classes}")
     if overrides and not all(_is_yaml(model) for model in options.model):
         parser.error(f"unrecognized arguments: {' '.join(overrides)}; only the fields of a YAML can be overridden")
+    require_paths(model for model in options.model if _is_yaml(model))
+    for model in options.model:
+        if not _is_yaml(model):
+            find_model(model)
 
     from rich.table import Table
 

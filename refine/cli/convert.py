@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from refine.cli.options import refuse_overwriting
+from refine.cli.options import refuse_overwriting, require_paths
 
 DETAILS = """\
 Converts detectron2's Panoptic-FPN and Mask R-CNN with a ResNet-FPN (FrozenBN or GN; deformable; cascade),
@@ -30,14 +30,16 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser.add_argument("--report", help="JSON file to write: the fate of every tensor, and the whole config")
     options = parser.parse_args(arguments)
 
+    given = [options.source, options.config, options.categories]
+    require_paths(given)
+    refuse_overwriting("--out", [options.out], given)
+    refuse_overwriting("--report", [options.report], given)
+
     import json
 
     from refine.checkpoint.convert.convert import convert_file
     from refine.files import write_json
 
-    given = [options.source, options.config, options.categories]
-    refuse_overwriting("--out", [options.out], given)
-    refuse_overwriting("--report", [options.report], given)
     conversion = convert_file(options.source, options.out, options.categories, options.config)
     report = conversion.report()
     if options.report:

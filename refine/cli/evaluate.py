@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from refine.checkpoint.find import find_model
 from refine.cli.options import (
     FUSION,
     add_fusion,
@@ -68,6 +69,8 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         )
     require_paths([*of_files, *coco_only, options.cityscapes])
     _check_out(options.out, [options.gt, options.pred, options.json, options.remap, options.instances])
+    if options.checkpoint:
+        find_model(options.checkpoint)
     if from_files:
         _files(options)
     else:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from importlib.util import find_spec
 
+from refine.checkpoint.find import find_model
 from refine.cli.options import add_threads
 
 
@@ -24,6 +25,8 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     user, _, password = (options.auth or "").partition(":")
     if options.auth is not None and not (user and password):
         raise RefineError("--auth: expected USER:PASSWORD")
+    if options.checkpoint:
+        find_model(options.checkpoint)
     if find_spec("gradio") is None:
         raise missing_extra("the page needs Gradio", "serve")
 
