@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, overload
 
@@ -231,6 +231,29 @@ def fusion_heads(model: PanopticModel, test_size: tuple[int, int]) -> dict[Head,
     }
 
 
+@dataclass(frozen=True)
+class ClassProbabilities:
+    """Function that computes `Prediction.sem_probabilities` from the logits of the resized image.
+
+    Attributes:
+        logits: Tensor[L, h, w], logits of the semantic channels.
+        image_size: (height, width) of the resized image in pixels.
+        output_size: (height, width) of the original image in pixels.
+        classes: Tensor[L] int64, class of each channel, or below 0 for none.
+    """
+
+    logits: Tensor
+    image_size: tuple[int, int]
+    output_size: tuple[int, int]
+    classes: Tensor
+
+    def __call__(self) -> Tensor:
+        of_channels = semantic_probabilities(self.logits, self.image_size, self.output_size)
+        known = self.classes >= 0
+        of_classes = of_channels.new_zeros(int(self.classes.max()) + 1, *self.output_size)
+        return of_classes.index_copy(0, self.classes[known], of_channels[known])
+
+
 def rescale(prediction: NetworkOutput, size: tuple[int, int], semantic_classes: Tensor) -> Prediction:
     """Rescale a prediction from the resized image to the original image.
 
@@ -243,13 +266,7 @@ def rescale(prediction: NetworkOutput, size: tuple[int, int], semantic_classes: 
     (height, width), instances = prediction.image_size, prediction.instances
     scale = instances.boxes.new_tensor([size[1] / width, size[0] / height] * 2)
     instances = replace(instances, image_size=size, boxes=instances.boxes * scale)
-
-    def probabilities() -> Tensor:
-        of_channels = semantic_probabilities(prediction.sem_logits, prediction.image_size, size)
-        known = semantic_classes >= 0
-        of_classes = of_channels.new_zeros(int(semantic_classes.max()) + 1, *size)
-        return of_classes.index_copy(0, semantic_classes[known], of_channels[known])
-
+    probabilities = ClassProbabilities(prediction.sem_logits, prediction.image_size, size, semantic_classes)
     return Prediction(instances, semantic_classes[channels.long()], confidence, probabilities)
 
 

@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from threading import Lock
 
@@ -42,7 +42,8 @@ class Upload:
         model: name of the model.
         path: uploaded file.
         image: Tensor[3, H, W] uint8 RGB.
-        prediction: prediction before fusion, with `sem_seg` as int16 to save memory.
+        prediction: prediction before fusion, with `sem_seg` as int16, and without `sem_probabilities` unless the
+            model's fusion uses them, to save memory.
         seconds: running time of the network.
         serial: number of the upload, increasing with time.
     """
@@ -62,9 +63,14 @@ class Upload:
     @property
     def nbytes(self) -> int:
         """Total size of all tensors in bytes."""
-        prediction = self.prediction
-        tensors = [self.image, prediction.sem_seg, prediction.sem_confidence, *vars(prediction.instances).values()]
-        return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
+        return _nbytes(self)
+
+
+def _nbytes(value: object) -> int:
+    """Return the size in bytes of a tensor, or of all tensors in a dataclass and the dataclasses in it."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    return sum(_nbytes(getattr(value, part.name)) for part in fields(value)) if is_dataclass(value) else 0
 
 
 class Models:
@@ -123,7 +129,11 @@ class Models:
             except (torch.OutOfMemoryError, MemoryError) as error:
                 raise RefineError(f"{path.name}: does not fit into memory; use a smaller image") from error
             seconds = time.perf_counter() - start
-        prediction = replace(prediction, sem_seg=prediction.sem_seg.to(torch.int16))
+        # The page does not change `ue_region`, and no other setting needs the probabilities of all classes.
+        probabilities = prediction.sem_probabilities if predictor.fusion.ue_region == "dilated" else None
+        prediction = replace(
+            prediction, sem_seg=prediction.sem_seg.to(torch.int16), sem_probabilities=probabilities
+        )
         return Upload(name, path, image, prediction, seconds)
 
     def fuse(self, upload: Upload, method: Method, fusion: FusionConfig) -> PanopticResult:

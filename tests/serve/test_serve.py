@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import refine.serve.models
@@ -22,6 +23,7 @@ from refine.checkpoint.find import shipped_models
 from refine.cli.main import main
 from refine.errors import RefineError
 from refine.formats.images import read_image
+from refine.ops.masks import MaskRuns
 from refine.serve.access import is_local_name, is_loopback
 from refine.serve.actions import Actions
 from refine.serve.models import MAX_PIXELS, Models, Upload, Uploads
@@ -291,6 +293,23 @@ def test_possibly_missed_objects_are_displayed(models, upload, tmp_path, monkeyp
     monkeypatch.setattr(predictor.model, "config", replace(predictor.model.config, box_head=limit))
     full, _ = actions.fuse(*settings)[0]["remarks"]
     assert full.startswith("left.png is full")
+
+
+def test_the_size_of_an_upload_includes_all_tensors(models, upload, images, monkeypatch):
+    assert upload.prediction.sem_probabilities is None
+    predictor = models.predictor("nuclei")
+    monkeypatch.setattr(predictor, "fusion", replace(predictor.fusion, ue_region="dilated"))
+    dilated = models.predict(images[0], "nuclei")
+    probabilities = dilated.prediction.sem_probabilities
+    logits, classes = probabilities.logits, probabilities.classes
+    assert logits.nbytes > 0
+    assert dilated.nbytes == upload.nbytes + logits.nbytes + classes.nbytes
+    starts, ends, of = torch.tensor([0, 9]), torch.tensor([5, 12]), torch.tensor([0, 1])
+    instances = replace(upload.prediction.instances[:2], runs=MaskRuns((480, 640), 2, of, starts, ends))
+    with_runs = replace(upload, prediction=replace(upload.prediction, instances=instances))
+    without = replace(instances, runs=None)
+    without_runs = replace(upload, prediction=replace(upload.prediction, instances=without))
+    assert with_runs.nbytes == without_runs.nbytes + 3 * 2 * 8
 
 
 def test_a_busy_network_is_reported_after_a_timeout(models, images, monkeypatch):
