@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from refine.errors import RefineError, WriteError
+from refine.errors import RefineError
 from refine.files import name_problem, read_json, write_bytes, write_error, write_json
 from refine.formats.image_list import ImageFile
 from refine.formats.journal import Journal, other_settings
@@ -127,7 +127,7 @@ class PredictionWriter:
         Raises:
             RefineError: an image with the same id, or the same name up to the suffix, was already written, or the
                 name points outside the folder.
-            WriteError: a file cannot be written; no file of this result remains.
+            WriteError: a file cannot be written. No file of this result remains, nor after an interruption.
             ValueError: areas of map and segments differ.
         """
         if problem := name_problem(file_name):
@@ -147,10 +147,11 @@ class PredictionWriter:
             if overlay is not None:
                 write_bytes(overlay_path, overlay)
             self._record(image_id, file_name, png, result)
-        except WriteError:
-            for file in (path, overlay_path) if overlay is not None else (path,):
-                with suppress(OSError):  # if the disk rejects this too, the file was never written
-                    file.unlink()
+        except BaseException:  # also Ctrl-C: a result is listed with all its files, or none of them remains
+            if file_name not in self._entries:
+                for file in (path, overlay_path) if overlay is not None else (path,):
+                    with suppress(OSError):  # if the disk rejects this too, the file was never written
+                        file.unlink()
             raise
         return path
 

@@ -15,10 +15,11 @@ from helpers.disk import full_disk
 from helpers.tiny_network import tiny_config
 from PIL import Image
 
+import refine.formats.writer
 from refine.checkpoint.folder import SavedModel, save_model
 from refine.cli import predict
 from refine.cli.main import main
-from refine.formats.writer import JOURNAL
+from refine.formats.writer import JOURNAL, PredictionWriter
 from refine.fusion.config import FusionConfig
 from refine.inference.predictor import Predictor
 from refine.modeling.model import PanopticModel
@@ -164,6 +165,30 @@ def test_an_interruption_keeps_what_is_finished(error, checkpoint, images, whole
     assert run(checkpoint, images, out, "--recursive", "--resume") == 0
     assert "2 of 4 images are finished already" in capsys.readouterr().err
     assert files(out) == whole
+
+
+@pytest.mark.parametrize("function", ["write_png", "write_bytes", "_record"])
+def test_an_interruption_while_writing_leaves_no_unlisted_file(function, checkpoint, images, tmp_path, monkeypatch):
+    """Interrupted right after the PNG, the overlay, or the journal's entry of the second image was written."""
+    owner = PredictionWriter if function == "_record" else refine.formats.writer
+    before, calls = getattr(owner, function), []
+
+    def stop(*arguments):
+        before(*arguments)
+        calls.append(arguments)
+        if len(calls) == {"write_png": 2, "write_bytes": 4, "_record": 2}[function]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(owner, function, stop)
+    out = tmp_path / "out"
+    assert run(checkpoint, images, out, "--recursive") == 130
+    listed = [i["file_name"].split(".")[0] for i in content(out)["images"]]
+    assert listed == (["x/0", "x/1"] if function == "_record" else ["x/0"])
+    assert set(files(out)) == {
+        "panoptic.json",
+        *(f"panoptic/{name}.png" for name in listed),
+        *(f"overlays/{name}.jpg" for name in listed),
+    }
 
 
 def test_an_interruption_before_the_first_image_keeps_earlier_results(checkpoint, images, tmp_path, monkeypatch):
