@@ -93,11 +93,11 @@ def for_each(files: Sequence[ImageFile], work: Callable[[ImageFile], str]) -> in
     return failed
 
 
-def finish(failed: int, files: Sequence[ImageFile], out: str, what: str) -> None:
-    """Print where the results are; raise RefineError if some images failed."""
+def finish(failed: int, files: Sequence[ImageFile], out: str, what: str, hint: str = "") -> None:
+    """Print where the results are, and a hint; raise RefineError if some images failed."""
     if failed:
         raise RefineError(f"{failed} of {len(files)} images failed; the {what} for the others are in {out}")
-    print(f"{what} in {out}")
+    print(f"{what} in {out}{hint}")
 
 
 @contextmanager

@@ -82,7 +82,8 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         failed = for_each([file for file in files if file.name not in finished], job)
     for remark in job.limits.remarks(IN_PREDICT).values():
         note(remark)
-    finish(failed, files, options.out, f"results of model {options.checkpoint}")
+    hint = "" if options.no_overlays else f"; to look at them, open {out / 'overlays'}"
+    finish(failed, files, options.out, f"results of model {options.checkpoint}", hint)
 
 
 def _listed(options: argparse.Namespace) -> list[ImageFile]:

@@ -114,6 +114,7 @@ def test_every_output_names_the_model(checkpoint, images, tmp_path, capsys):
     assert run(checkpoint, images / "x" / "0.png", out) == 0
     lines = capsys.readouterr().out.splitlines()
     assert all(f"model {checkpoint}" in line.replace("model: ", "model ") for line in lines)
+    assert lines[-1] == f"results of model {checkpoint} in {out}; to look at them, open {out / 'overlays'}"
     info = content(out)["info"]
     assert (info["model"], info["method"], info["max_detections"]) == (checkpoint, "heuristic", 5)
     assert info["fusion"]["stuff_area"] == 16
