@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from hotcoco import mask
 
+from refine.errors import shown
+
 
 def compressed(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
     """Convert polygons or run lengths of any kind to compressed run lengths for `hotcoco.mask`.
@@ -23,11 +25,11 @@ def compressed(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
         raise ValueError("it is empty")
     if isinstance(segmentation, dict):
         if list(segmentation["size"]) != list(size):
-            raise ValueError(f"expected size {list(size)}, got {list(segmentation['size'])}")
+            raise ValueError(f"expected size {list(size)}, got {shown(list(segmentation['size']))}")
         counts = segmentation["counts"]
         pixels = sum(counts) if isinstance(counts, list) else _decoded_sum(counts)
         if pixels != size[0] * size[1]:
-            raise ValueError(f"expected counts of {size[0] * size[1]} pixels, got {pixels}")
+            raise ValueError(f"expected counts of {size[0] * size[1]} pixels, got {shown(pixels)}")
         if isinstance(counts, list) and not all(type(count) is int for count in counts):
             raise TypeError("expected integer counts")
     else:

@@ -227,3 +227,10 @@ def test_matching_is_greedy_and_within_class_and_crowd() -> None:
     empty = torch.zeros(0, 1, 8, dtype=torch.bool)
     none = torch.zeros(0, dtype=torch.int64)
     assert match_segments(segments, empty, none, none.bool()).shape == (0,)
+
+
+@pytest.mark.parametrize("changed", [{"size": [10**400, 6]}, {"size": "9" * 400}, {"counts": [10**400]}])
+def test_large_numbers_are_shortened_in_messages(changed: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected") as error:
+        compressed({"size": [4, 6], "counts": [24]} | changed, (4, 6))
+    assert len(str(error.value)) < 200
