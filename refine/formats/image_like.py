@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 
@@ -24,8 +25,9 @@ def to_tensor(image: ImageLike) -> Tensor:
     Args:
         image: path of a file; bytes of an encoded file; Pillow image of any mode; grey, RGB or RGBA array
             [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], or Tensor[C, H, W] with the same numbers of channels. Arrays
-            and tensors contain uint8 0-255, floats 0-1, bool, or wider integers, which are scaled like those of a
-            file (see `refine.formats.raw.to_bytes`). Transparent pixels are composited over white.
+            and tensors contain uint8 0-255, floats 0-1, bool, 64-bit integers 0-255, or other integers, which are
+            scaled like those of a file (see `refine.formats.raw.to_bytes`), as the values of a dark 16-bit image
+            may all be below 256. Transparent pixels are composited over white.
 
     Raises:
         RefineError: the file or the bytes cannot be read.
@@ -55,28 +57,33 @@ def to_tensor(image: ImageLike) -> Tensor:
             f"{type(image).__name__} {tuple(image.shape)}"
         )
     if tensor.dtype != torch.uint8:
-        tensor = _to_bytes(tensor)
+        # NumPy and torch calculate in 64 bits, and no camera writes them. `as_tensor` widens unsigned integers.
+        tensor = _to_bytes(tensor, may_be_8_bit=image.dtype.itemsize == 8)
     if tensor.shape[0] == 4:
         return from_pil(Image.fromarray(_pixels(tensor)))
     return tensor.expand(3, -1, -1)
 
 
-def _to_bytes(values: Tensor) -> Tensor:
-    """Convert values of the dtypes that `to_tensor` accepts to uint8, 0-255."""
+def _to_bytes(values: Tensor, may_be_8_bit: bool) -> Tensor:
+    """Convert values of the dtypes that `to_tensor` accepts to uint8; integers 0-255 may be kept as they are."""
     if values.dtype == torch.bool:
         return values.to(torch.uint8) * 255
     low, high = (v.item() for v in values.detach().aminmax())
     if values.is_floating_point():
         if low >= 0 and high <= 1:
             return (values.detach().float() * 255).round().to(torch.uint8)
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError("image: has values that are not finite; replace NaN and infinity")
         raise ValueError(
             f"image: expected floats 0-1, got {values.dtype} {low:g} to {high:g}; scale it, for example "
             "`(255 * (image - low) / (high - low)).astype('uint8')`"
         )
-    if low >= 0 and high <= 255:
+    if may_be_8_bit and low >= 0 and high <= 255:
         return values.to(torch.uint8)
     if values.shape[0] == 4:  # the dtype does not determine which alpha is opaque
-        raise ValueError(f"image: expected uint8 with an alpha channel, got {values.dtype} up to {high}; give RGB")
+        raise ValueError(
+            f"image: expected uint8 with an alpha channel, got {values.dtype} up to {high}; give uint8 or RGB"
+        )
     return from_pil(RawImage(_pixels(values), is_rgb=values.shape[0] == 3).to_pil("image"))
 
 

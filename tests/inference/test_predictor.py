@@ -87,7 +87,8 @@ def test_images_of_all_kinds(image, expected) -> None:
         (RGB[None], ValueError, r"got ndarray \(1, 20, 30, 3\)"),
         (RGB * 1.0, ValueError, r"floats 0-1, got torch.float64 0 to 255; scale it"),
         (RGB / 255 - 0.5, ValueError, "floats 0-1, got torch.float64 -0.5"),
-        (np.where(RGB > 9, np.nan, 0), ValueError, "floats 0-1, got torch.float64"),
+        (np.where(RGB > 9, np.nan, 0), ValueError, "has values that are not finite"),
+        (torch.full((3, 4, 5), torch.inf), ValueError, "has values that are not finite"),
         (ALPHA.astype(np.uint16) * 16, ValueError, "expected uint8 with an alpha channel"),
         (np.array([["a"]]), TypeError, "expected an array or a tensor"),
     ],
@@ -104,6 +105,15 @@ def test_16_bit_arrays_are_scaled_as_16_bit_files(tmp_path) -> None:
     expected = to_tensor(tmp_path / "wide.png")
     assert expected.max() == 255
     for kind in (wide, wide.astype(np.int64), torch.from_numpy(wide.astype(np.int32)), np.dstack([wide] * 3)):
+        assert torch.equal(to_tensor(kind), expected)
+
+
+def test_dark_16_bit_arrays_are_scaled_as_16_bit_files(tmp_path) -> None:
+    dark = random_image(40, 30)[..., 0].astype(np.uint16) // 2
+    Image.fromarray(dark).save(tmp_path / "dark.png")
+    expected = to_tensor(tmp_path / "dark.png")
+    assert expected.max() == 255
+    for kind in (dark, dark.astype(np.int16), torch.from_numpy(dark.astype(np.int32)), np.dstack([dark] * 3)):
         assert torch.equal(to_tensor(kind), expected)
 
 
