@@ -8,6 +8,9 @@ from typing import Literal
 from refine.bounds import bounded
 from refine.errors import RefineError
 
+SMALLEST = 32
+"""Minimum side of a training image in pixels: the stride of P5. The norms fail on fewer."""
+
 
 @dataclass
 class AugmentConfig:
@@ -27,13 +30,13 @@ class AugmentConfig:
     """
 
     copy_paste: float = bounded(0.0, least=0, most=1)
-    short: list[int] = bounded([800], least=1, most=65536, filled=True)
-    long: int = bounded(1333, least=1, most=65536)
+    short: list[int] = bounded([800], least=SMALLEST, most=65536, filled=True)
+    long: int = bounded(1333, least=SMALLEST, most=65536)
     jitter: tuple[float, float] = bounded((1.0, 1.0), above=0, most=100)
     flip: float = bounded(0.5, least=0, most=1)
     flip_vertical: float = bounded(0.0, least=0, most=1)
     rotate: float = bounded(0.0, least=0, most=1)
-    crop: tuple[int, int] | None = bounded(None, least=1, most=65536)
+    crop: tuple[int, int] | None = bounded(None, least=SMALLEST, most=65536)
     color: float = bounded(0.0, least=0, most=1)
     min_area: int = bounded(4, least=0)
 

@@ -18,7 +18,7 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 from refine.bounds import bounded, check_bounds
 from refine.config import check_structure, one_line, read_yaml
-from refine.data.config import AugmentConfig, DatasetConfig, check_dataset_fields
+from refine.data.config import SMALLEST, AugmentConfig, DatasetConfig, check_dataset_fields
 from refine.errors import RefineError
 from refine.fusion.config import FusionConfig, Method
 from refine.modeling.config import ModelConfig
@@ -253,6 +253,11 @@ def check_run(config: RunConfig) -> None:
         )
     if jitter[0] > jitter[1]:
         raise RefineError(f"augment.jitter is {list(jitter)}; give the smaller factor first")
+    side = min(*config.augment.short, config.augment.long)
+    if jitter[0] * side < SMALLEST:
+        raise RefineError(
+            f"augment.jitter is {list(jitter)}; give at least {SMALLEST} / {side}, as images need {SMALLEST} pixels"
+        )
     check_dataset_fields(config.data.train, "data.train")
     if config.data.val is not None:
         check_dataset_fields(config.data.val, "data.val")
