@@ -76,8 +76,15 @@ def test_files_get_the_default_permissions(tmp_path):
 DIRECT = re.compile(
     r'\.write_(text|bytes)\(|\.tofile\(|imwrite\(|save_file\(|open\([^)]*"[wax]|(\.save|savefig)\((path|temporary)'
 )
-APPENDS = {"files.py", "training/logs.py", "formats/journal.py", "formats/image_like.py"}
-"""The atomic writer, files that grow line by line, and a temporary file."""
+EXEMPT = {
+    "files.py",  # the atomic writer itself
+    "training/logs.py",  # grows line by line
+    "formats/journal.py",
+    "formats/image_like.py",  # a temporary file
+    "checkpoint/fetch.py",  # a download that resumes, checked before it gets its name
+    "training/run_folder.py",  # a lock
+    "cli/main.py",  # the null device
+}
 
 
 def test_all_files_are_written_atomically():
@@ -86,7 +93,7 @@ def test_all_files_are_written_atomically():
         f"{path.relative_to(package)}: {line.strip()}"
         for path in package.rglob("*.py")
         for line in path.read_text().splitlines()
-        if DIRECT.search(line) and str(path.relative_to(package)) not in APPENDS
+        if DIRECT.search(line) and str(path.relative_to(package)) not in EXEMPT
     }
     assert not found
 
