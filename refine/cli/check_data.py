@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from refine.cli.options import count_from, refuse_overwriting, require_paths
+from refine.cli.options import add_image_options, count_from, image_options, refuse_overwriting, require_paths
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
@@ -18,6 +18,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     coco.add_argument("--remap", help="JSON that maps categories to others or to void")
     coco.add_argument("--instances", help="instances JSON with masks that may overlap")
     coco.add_argument("--exif", choices=["shown", "stored"], help="how images with an EXIF rotation are annotated")
+    add_image_options(parser)
     cityscapes = parser.add_argument_group("Cityscapes as downloaded")
     cityscapes.add_argument("--cityscapes", metavar="ROOT", help="folder with leftImg8bit/ and gtFine/")
     cityscapes.add_argument("--split", help="train, val or test")
@@ -49,6 +50,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
             options.remap,
             options.instances,
             exif=options.exif,
+            options=image_options(options),
             threads=options.threads,
             progress=progress,
         )

@@ -10,9 +10,11 @@ from refine.checkpoint.find import find_model
 from refine.cli.options import (
     FUSION,
     add_fusion,
+    add_image_options,
     add_threads,
     count_from,
     fusion_changes,
+    image_options,
     print_tables,
     refuse_overwriting,
     require_paths,
@@ -44,6 +46,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     add_threads(model)
     model.add_argument("--method", help="fusion rule (default: the checkpoint's)")
     add_fusion(model)
+    add_image_options(parser)
     model.add_argument(
         "--ap-detections",
         type=count_from(1),
@@ -103,6 +106,7 @@ def _files(options: argparse.Namespace) -> None:
 def _model(options: argparse.Namespace) -> None:
     from refine.data.build import build_dataset
     from refine.data.config import DatasetConfig
+    from refine.errors import RefineError
     from refine.inference.drawings import write_worst
     from refine.inference.evaluate import evaluate
     from refine.inference.limits import ELSEWHERE
@@ -110,6 +114,9 @@ def _model(options: argparse.Namespace) -> None:
     from refine.inference.predictor import Predictor
     from refine.runtime import set_threads
 
+    images = image_options(options)
+    if images.range == "full":
+        raise RefineError("--range full: expected two numbers, such as 0 65535")
     data = DatasetConfig(
         images=options.images,
         json=options.json,
@@ -117,6 +124,9 @@ def _model(options: argparse.Namespace) -> None:
         remap=options.remap,
         instances=options.instances,
         exif=options.exif,
+        page=images.page,
+        channel=images.channel,
+        range=images.range,
     )
     if options.cityscapes:
         data = DatasetConfig(kind="cityscapes", root=options.cityscapes, split=options.split)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from refine.data.coco_panoptic import CocoPanoptic
 from refine.data.config import DatasetConfig, check_dataset_fields
 from refine.data.loader import PanopticDataset
+from refine.formats.raw import ImageOptions
 
 
 def build_dataset(config: DatasetConfig, where: str = "data") -> PanopticDataset:
@@ -29,4 +30,5 @@ def build_dataset(config: DatasetConfig, where: str = "data") -> PanopticDataset
         remap=config.remap,
         instances=config.instances,
         exif=config.exif,
+        options=ImageOptions(config.page, config.channel, config.range),
     )

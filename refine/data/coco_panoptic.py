@@ -17,6 +17,7 @@ from refine.formats.id_png import read_runs
 from refine.formats.images import Exif, read_image
 from refine.formats.instances_json import InstanceFile
 from refine.formats.panoptic_json import PanopticJson
+from refine.formats.raw import ImageOptions
 from refine.formats.runs import Runs
 from refine.formats.segments_info import CLASS, CROWD, ID
 from refine.structures import VOID
@@ -62,6 +63,7 @@ class CocoPanoptic:
             panoptic map, and instances are matched to segments by `match_segments`. Instances of things that
             the remap turns into stuff are skipped.
         exif: how images with EXIF rotation were annotated, see `read_image`.
+        options: page, channel and range of values of the images, see `read_image`.
 
     Raises:
         RefineError: a field of a JSON is missing, a category or image is unknown, or an id is used twice.
@@ -76,8 +78,9 @@ class CocoPanoptic:
         remap: str | Path | None = None,
         instances: str | Path | None = None,
         exif: Exif | None = None,
+        options: ImageOptions | None = None,
     ) -> None:
-        self._exif = exif
+        self._exif, self._options = exif, options
         self.images, self.json, self.segments = Path(images), Path(json), Path(segments)
         content = PanopticJson(json)
         source = self.categories = content.categories
@@ -148,7 +151,7 @@ class CocoPanoptic:
         """
         record = self.record(index)
         runs = read_runs(record.segments, record.size)
-        image = read_image(record.image, record.size, exif=self._exif)
+        image = read_image(record.image, record.size, self._options, exif=self._exif)
         if tuple(image.shape[1:]) != record.size:
             raise RefineError(
                 f"{record.image}: expected {_pixels(record.size)} as in {record.segments}, got "

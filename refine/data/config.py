@@ -53,6 +53,10 @@ class DatasetConfig:
         remap: for "coco", optional: JSON of category changes, or "supercategory" for COCO's coarse labels.
         exif: for "coco": whether images with EXIF rotation were annotated as "shown" by viewers or as "stored" in
             the file; null decides by size and rejects images that fit both ways (180°, mirrored, square).
+        page, channel: for "coco": page of image stacks and channel to read as grey, from 1; null rejects images
+            with several.
+        range: for "coco": values of images of more than 8 bits that become black and white; null takes the
+            significant bits that a file states, or else percentiles of each image.
         root, split: for "cityscapes": folder with leftImg8bit/ and gtFine/, and "train", "val" or "test".
     """
 
@@ -63,6 +67,9 @@ class DatasetConfig:
     instances: str | None = None
     remap: str | None = None
     exif: Literal["shown", "stored"] | None = None
+    page: int | None = bounded(None, least=1)
+    channel: int | None = bounded(None, least=1)
+    range: tuple[float, float] | None = bounded(None, least=-(2**31), most=2**32)
     root: str | None = None
     split: str | None = None
 
@@ -73,3 +80,5 @@ def check_dataset_fields(config: DatasetConfig, where: str) -> None:
     for name in needed:
         if not getattr(config, name):
             raise RefineError(f"{where}.{name} is not given; kind {config.kind!r} needs {', '.join(needed)}")
+    if config.range is not None and not config.range[0] < config.range[1]:
+        raise RefineError(f"{where}.range is {list(config.range)}; expected two increasing numbers")

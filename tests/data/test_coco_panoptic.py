@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from helpers.drawn_data import IDS, SEGMENTS, Files, write_coco
 from helpers.planted_faults import IN_JSON
@@ -12,12 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from refine.data.build import build_dataset
 from refine.data.check.dataset import check_dataset
 from refine.data.coco_panoptic import CocoPanoptic
+from refine.data.config import DatasetConfig
 from refine.data.remap import read_remap
 from refine.data.segments import SegmentMap
 from refine.errors import RefineError
 from refine.files import write_json
+from refine.formats.raw import ImageOptions
 from refine.structures import VOID, Categories
 
 CAR, CAT, GRASS, ROAD = range(4)
@@ -282,3 +286,26 @@ def test_areas_of_real_images_equal_their_json(shared_dir: Path, name: str) -> N
         things = [i for i in infos if dataset.categories[dataset.categories.index(i["category_id"])].isthing]
         boxes = [[x, y, x + w, y + h] for x, y, w, h in (info["bbox"] for info in things)]
         assert targets.boxes.tolist() == boxes
+
+
+def test_range_page_and_channel_of_a_data_set(tmp_path):
+    """Training, check-data and evaluation scale and choose as `predict --range --page` does."""
+    files = write_coco(tmp_path / "data")
+    low, high = np.full((4, 6), 1000, np.uint16), np.full((4, 6), 3000, np.uint16)
+    low[0, 0] = 0
+    name = files.content["images"][0]["file_name"] = "0.tif"
+    tifffile.imwrite(files.images / name, np.stack([low, high]), photometric="minisblack")
+    files.save()
+    fields = {"images": str(files.images), "json": str(files.json), "segments": str(files.segments)}
+    with pytest.raises(RefineError, match="2 pages"):
+        build_dataset(DatasetConfig(**fields))[0]
+    image, _ = build_dataset(DatasetConfig(**fields, page=2, range=(0, 6000)))[0]
+    assert image.unique().tolist() == [128]
+    image, _ = build_dataset(DatasetConfig(**fields, page=1, range=(0, 2000)))[0]
+    assert image.unique().tolist() == [0, 128]
+    options = ImageOptions(page=1, range=(0.0, 2000.0))
+    paths = (files.images, files.json, files.segments)
+    assert not [e for e in check_dataset(*paths, options=options).errors if e.kind == "image file"]
+    assert [e for e in check_dataset(*paths).errors if e.kind == "image file"]
+    with pytest.raises(RefineError, match=r"data.range is \[5, 5\]; expected two increasing numbers"):
+        build_dataset(DatasetConfig(**fields, range=(5, 5)))

@@ -20,6 +20,7 @@ from refine.formats.image_list import SUFFIXES
 from refine.formats.images import Exif
 from refine.formats.instances_json import InstanceFile
 from refine.formats.panoptic_json import PanopticJson
+from refine.formats.raw import ImageOptions
 from refine.structures import Categories, Category
 
 T = TypeVar("T")
@@ -35,6 +36,7 @@ def check_dataset(
     instances: str | Path | None = None,
     *,
     exif: Exif | None = None,
+    options: ImageOptions | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -43,7 +45,7 @@ def check_dataset(
     Apart from the content of the JSON, memory holds only a few images per thread.
 
     Args:
-        images, json, segments, remap, instances, exif: as in `CocoPanoptic`.
+        images, json, segments, remap, instances, exif, options: as in `CocoPanoptic`.
         threads: number of threads that read images; if None, one per core, at most 8.
         progress: called after every few images.
 
@@ -63,7 +65,7 @@ def check_dataset(
     names = (image.file_name for image in content.images.values())
     _unlisted(report, image_folder, (image_folder / name for name in names if name is not None), SUFFIXES)
     _unlisted(report, pngs, (entry.png for entry in found), {".png"})
-    context = Context(isthing, {number: number for number in isthing}, exif=exif)
+    context = Context(isthing, {number: number for number in isthing}, exif=exif, options=options)
     categories = content.categories
     if remap is not None and (changes := _open_remap(report, remap, categories)) is not None:
         context.target, categories = changes.target, changes.categories

@@ -19,6 +19,7 @@ from refine.errors import RefineError, shown
 from refine.formats.id_png import read_gray, read_runs
 from refine.formats.images import Exif, read_image
 from refine.formats.instances_json import InstanceFile
+from refine.formats.raw import ImageOptions
 from refine.formats.runs import Runs
 from refine.formats.segments_info import UNSTATED
 from refine.structures import VOID
@@ -111,12 +112,14 @@ class Context:
         target: category id -> category id after a remap; None or "stuff" if it is not counted.
         instances: instance masks to compare with, or None.
         exif: how images with EXIF rotation were annotated, see `read_image`.
+        options: page, channel and range of values of the images, see `read_image`.
     """
 
     isthing: Mapping[int, bool]
     target: Mapping[int, int | str | None]
     instances: ReferenceMasks | None = None
     exif: Exif | None = None
+    options: ImageOptions | None = None
 
 
 def check_frame(entry: Entry, context: Context) -> Frame:
@@ -135,7 +138,7 @@ def check_frame(entry: Entry, context: Context) -> Frame:
             f"correct `height` and `width`, or the PNG",
         )
     if entry.image is not None:
-        _check_image(frame, entry.image, entry.size if runs is None else runs.shape, context.exif)
+        _check_image(frame, entry.image, entry.size if runs is None else runs.shape, context.options, context.exif)
     if runs is not None:
         regions = Regions.of(runs)
         _compare(frame, entry, regions, context)
@@ -168,9 +171,15 @@ def check_cityscapes_frame(image: Path, ids_file: Path) -> Frame:
     return frame
 
 
-def _check_image(frame: Frame, path: Path, size: tuple[int, int] | None, exif: Exif | None = None) -> None:
+def _check_image(
+    frame: Frame,
+    path: Path,
+    size: tuple[int, int] | None,
+    options: ImageOptions | None = None,
+    exif: Exif | None = None,
+) -> None:
     try:
-        image = read_image(path, size, exif=exif, notify=frame.note_range)
+        image = read_image(path, size, options, exif=exif, notify=frame.note_range)
     except RefineError as error:
         frame.failed("image file", path, error)
         return
