@@ -81,7 +81,8 @@ def test_a_batch_needs_one_file_descriptor() -> None:
 def test_workers_survive_one_signal_and_end_on_closing() -> None:
     read = read_in_workers(Numbers(), batches(10_000), list, 2)
     with closing(read):
-        next(read)
+        for _ in range(2):  # a batch from each: both have started
+            next(read)
         children = multiprocessing.active_children()
         assert len(children) == 2
         for child in children:
