@@ -29,7 +29,8 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     options = parser.parse_args(arguments)
     coco_options = (options.images, options.json, options.segments)
     if options.cityscapes:
-        if not options.split or any((*coco_options, options.remap, options.instances, options.exif)):
+        readings = (options.exif, options.page, options.channel, options.range)
+        if not options.split or any((*coco_options, options.remap, options.instances, *readings)):
             parser.error("--cityscapes needs --split, and excludes the options for COCO panoptic format")
     elif options.split or not all(coco_options):
         parser.error("give --images, --json and --segments, or --cityscapes and --split")

@@ -62,7 +62,8 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     of_files = [options.gt, options.gt_dir, options.pred, options.pred_dir]
     coco = [options.images, options.json, options.segments]
     of_model = [options.checkpoint, *([options.cityscapes] if options.cityscapes else coco)]
-    coco_only = [*coco, options.remap, options.instances, options.exif]
+    paths = [*coco, options.remap, options.instances]
+    coco_only = [*paths, options.exif, options.page, options.channel, options.range]
     from_files = all(of_files) and not any([*of_model, *coco_only]) and all(value is None for value in rule)
     from_model = all(of_model) and not any(of_files) and not (options.cityscapes and any(coco_only))
     if not (from_files or from_model):
@@ -70,7 +71,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
             "give --gt, --gt-dir, --pred and --pred-dir; or --checkpoint with --images, --json and --segments; "
             "or --checkpoint with --cityscapes; --method and the thresholds need --checkpoint"
         )
-    require_paths([*of_files, *coco_only, options.cityscapes])
+    require_paths([*of_files, *paths, options.cityscapes])
     _check_out(options.out, [options.gt, options.pred, options.json, options.remap, options.instances])
     if options.checkpoint:
         find_model(options.checkpoint)

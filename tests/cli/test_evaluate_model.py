@@ -84,3 +84,20 @@ def test_cityscapes_and_coco_exclude_each_other(folder, capsys):
         main(words)
     assert stop.value.code == 2
     assert "--cityscapes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option", [["--exif", "shown"], ["--page", "1"], ["--channel", "1"], ["--range", "0", "9"]]
+)
+def test_options_of_images_belong_to_coco_data(option, tmp_path, capsys):
+    for name in ("images", "segments"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "p.json").write_text("{}")
+    paths = [f"--{name}={tmp_path / name}" for name in ("images", "segments")]
+    words = ["evaluate", "--checkpoint", "no such model", f"--json={tmp_path / 'p.json'}", *paths]
+    assert main([*words, "--out", str(tmp_path / "r.json"), *option]) == 1
+    assert "no such model" in capsys.readouterr().err  # the options are no paths
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--checkpoint", "nuclei", "--cityscapes", str(tmp_path), "--out", "r.json", *option])
+    with pytest.raises(SystemExit):
+        main(["check-data", "--cityscapes", str(tmp_path), "--split", "val", *option])
