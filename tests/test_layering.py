@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "refine"
 GROUND = {"errors", "bounds", "cores", "files", "compiled", "config", "runtime", "tensors", "structures", "ops"}
 NETWORK = GROUND | {"modeling", "fusion", "formats"}
-MIDDLE = NETWORK | {"drawing", "evaluation", "data", "checkpoint"}
+MIDDLE = NETWORK | {"drawing", "evaluation", "data", "checkpoint", "networks"}
 ALLOWED = {
     "errors": set(),
     "bounds": {"errors"},
@@ -27,6 +27,7 @@ ALLOWED = {
     "evaluation": GROUND | {"formats"},
     "data": GROUND | {"formats"},
     "checkpoint": GROUND | {"modeling", "fusion"},
+    "networks": NETWORK | {"data", "checkpoint"},
     "inference": MIDDLE,
     "training": MIDDLE | {"inference"},
     "experiments": MIDDLE | {"inference", "training"},

@@ -136,7 +136,7 @@ def _model(options: argparse.Namespace) -> None:
     predictor = Predictor(
         options.checkpoint, device=options.device, method=options.method, fusion=fusion_changes(options)
     )
-    missable = Missable(predictor.limits(), predictor.test_size)
+    missable = Missable(predictor.limits())
     measures = [Quality(), BoxAndMaskAP(options.ap_detections), missable]
     evaluation = evaluate(predictor, dataset, measures=measures, max_images=options.max_images)
     evaluation.write(options.out)

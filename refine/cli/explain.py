@@ -36,12 +36,12 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     from refine.formats.images import read_image
     from refine.fusion.explain import explain
     from refine.inference.limits import ELSEWHERE
-    from refine.inference.predictor import Predictor, possible_methods
+    from refine.inference.predictor import Predictor
     from refine.runtime import set_threads
 
     set_threads(options.threads)
     predictor = Predictor(options.checkpoint, device=options.device, fusion=fusion_changes(options))
-    methods = possible_methods(predictor.model)
+    methods = predictor.methods
     if len(methods) < len(get_args(Method)):
         print(_left_out(methods))
     limits = predictor.limits()
@@ -49,7 +49,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     def explain_one(file: ImageFile) -> str:
         image = read_image(file.path, options=reading, notify=note)
         raw = predictor.predict_raw([image])[0]
-        limits.add(file.name, raw, predictor.fusion.score_threshold, predictor.test_size)
+        limits.add(file.name, raw, predictor.fusion.score_threshold)
         explanation = explain(
             raw,
             categories=predictor.categories,

@@ -97,7 +97,7 @@ def _learned(method: str, checkpoint: str | None, categories: Categories) -> dic
 
     from refine.checkpoint.folder import load_model
     from refine.formats.adapters import add_roi_masks
-    from refine.inference.predictor import fusion_heads
+    from refine.networks.native import NativeNetwork
 
     saved = load_model(checkpoint)
     head = getattr(saved.model, name)
@@ -110,7 +110,7 @@ def _learned(method: str, checkpoint: str | None, categories: Categories) -> dic
         )
     if [c for c in saved.categories if c.isthing] != [c for c in categories if c.isthing]:
         raise RefineError(f"--checkpoint {checkpoint}: its things differ from those of --categories; use its own")
-    predict = fusion_heads(saved.model, saved.test_size)[name]
+    predict = NativeNetwork(saved).fusion_heads()[name]
     if name == "ranking":
         return {name: predict}
     return {name: lambda instances, pairs: predict(add_roi_masks(instances), pairs)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -64,7 +63,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
 
     from refine.formats.writer import PredictionWriter
     from refine.inference.limits import IN_PREDICT
-    from refine.inference.predictor import Predictor, limit_detections
+    from refine.inference.predictor import Predictor
     from refine.runtime import set_threads
 
     set_threads(options.threads)
@@ -72,7 +71,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         options.checkpoint, device=options.device, method=options.method, fusion=fusion_changes(options)
     )
     if options.max_detections:
-        limit_detections(predictor.model, options.max_detections)
+        predictor.limit_detections(options.max_detections)
     info = _info(predictor, options)
     with PredictionWriter(out, predictor.categories, info, journal=True) as writer:
         finished = writer.resume(files, not options.no_overlays) if options.resume else set()
@@ -101,20 +100,17 @@ def _listed(options: argparse.Namespace) -> list[ImageFile]:
 
 def _info(predictor: Predictor, options: argparse.Namespace) -> dict[str, Any]:
     """Return everything but the images that determines the results: `info` of panoptic.json."""
-    weights = hashlib.blake2b(digest_size=8)
-    for name, tensor in predictor.model.state_dict().items():
-        weights.update(name.encode())
-        weights.update(tensor.cpu().contiguous().numpy())
+    size = predictor.test_size
     return {
         "description": f"Panoptic results of refine {__version__}, model {options.checkpoint}",
         "version": __version__,
         "model": options.checkpoint,
-        "weights": weights.hexdigest(),
+        "weights": predictor.network.digest(),
         "method": predictor.method,
         "fusion": asdict(predictor.fusion),
-        "test_size": list(predictor.test_size) if options.scale is None else None,
+        "test_size": list(size) if options.scale is None and size else None,
         "scale": options.scale,
-        "max_detections": predictor.model.config.box_head.max_detections,
+        "max_detections": predictor.network.max_detections,
     }
 
 
@@ -156,5 +152,5 @@ class _Job:
             predictor.test_size = (max(1, round(min(size) * self.options.scale)), NO_LIMIT)
         threshold = predictor.fusion.score_threshold
         raw = predictor.predict_raw([image], threshold)[0]
-        self.limits.add(name, raw, threshold, predictor.test_size)
+        self.limits.add(name, raw, threshold)
         return predictor.fuse(raw)

@@ -26,11 +26,12 @@ from refine.evaluation.pq import PanopticQuality
 from refine.experiments.machine import describe_machine
 from refine.experiments.tables import Row, Table
 from refine.inference.measures import segments_info
-from refine.inference.predictor import Predictor, rescale
+from refine.inference.predictor import Predictor
 from refine.modeling.ibpp import STRIDE
 from refine.modeling.model import NetworkOutput, PanopticModel
 from refine.modeling.norms import valid_pixels
 from refine.modeling.semantic_head import pad_labels
+from refine.networks.native import rescale
 from refine.ops.roi import align, to_rois
 from refine.structures import VOID, ImageBatch, Instances, Targets
 
@@ -147,6 +148,7 @@ def _measure(
 
 def _at_network_size(predictor: Predictor, image: Tensor, segments: Any, n: int) -> tuple[ImageBatch, Targets]:
     """Resize an image and its ground truth for the network; things that vanish are removed."""
+    assert predictor.test_size is not None  # one of refine's own networks
     resized = resize_for_test(image, *predictor.test_size)
     size = (resized.shape[1], resized.shape[2])
     moved = segments.moved(lambda maps: resize_map(maps, size))

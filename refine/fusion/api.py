@@ -19,7 +19,7 @@ from refine.fusion.rules import OcclusionFn, check_shape, decide, evaluate_occlu
 from refine.fusion.segments import assemble
 from refine.fusion.unknown import erase_dilated
 from refine.ops.cells import Cells, cells_of
-from refine.ops.masks import MaskRuns, dense_runs, overlapping, paste_runs
+from refine.ops.masks import MaskRuns, overlapping
 from refine.ops.penalty import soft_occlusion
 from refine.structures import Categories, Instances, PanopticResult
 from refine.structures.arrays import ArrayLike, as_tensor
@@ -134,16 +134,7 @@ def prepare(instances: Instances, score_threshold: float) -> tuple[Instances, Ma
     """
     confident = torch.nonzero(instances.scores >= score_threshold).squeeze(1)
     instances = instances[confident]
-    if instances.runs is not None:
-        runs = instances.runs
-    elif instances.masks is not None:
-        runs = dense_runs(instances.masks)
-    elif instances.roi_masks is not None:
-        runs = paste_runs(instances.roi_masks, instances.boxes, instances.image_size)
-    elif len(instances):
-        raise RefineError("instances: neither `masks` nor `roi_masks` is given; fusion needs one of them")
-    else:
-        runs = dense_runs(torch.zeros(0, *instances.image_size, dtype=torch.bool, device=confident.device))
+    runs = instances.mask_runs()
     groups = _content_order(instances, runs)
     order = torch.tensor([group[0] for group in groups], dtype=torch.int64, device=confident.device)
     indices = confident.tolist()

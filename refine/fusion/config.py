@@ -41,6 +41,16 @@ def methods_with(heads: Collection[str]) -> list[Method]:
     return [method for method in get_args(Method) if method not in HEADS or HEADS[method] in heads]
 
 
+def check_method(method: str, heads: Collection[str]) -> None:
+    """Raise RefineError if a fusion rule is unknown, or the model does not have the head that it needs."""
+    check_known(method)
+    if method not in methods_with(heads):
+        raise RefineError(
+            f"method {method!r}: the model has no {HEADS[method]} head; train one "
+            f"(`optim.train_only`), or use heuristic or shr"
+        )
+
+
 @dataclass
 class FusionConfig:
     """Thresholds of panoptic fusion.

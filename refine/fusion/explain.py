@@ -171,7 +171,7 @@ def explain(
 ) -> Explanation:
     """Fuse one prediction with each rule and record the decisions.
 
-        explanation = explain(predictor.predict_raw([image])[0], methods=possible_methods(predictor.model),
+        explanation = explain(predictor.predict_raw([image])[0], methods=predictor.methods,
                               categories=predictor.categories, config=predictor.fusion, **predictor.fusion_heads())
         write_image("why.png", explanation_sheet(image, explanation))
 

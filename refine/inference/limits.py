@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from refine.data.transforms import fit_scale
 from refine.structures import Prediction
 
 REDUCED = 0.5
@@ -12,7 +11,7 @@ REDUCED = 0.5
 
 IN_PREDICT = ("give --max-detections {}", "give --scale 1")
 ELSEWHERE = ("give refine predict --max-detections {}", "give refine predict --scale 1")
-IN_PYTHON = ("call limit_detections(predictor.model, {})", "increase predictor.test_size")
+IN_PYTHON = ("call predictor.limit_detections({})", "increase predictor.test_size")
 """Remedies for images with too many objects ({} is a higher limit), and for images that are reduced too far."""
 
 
@@ -21,35 +20,34 @@ class Limits:
     """Record of images in which objects may be missing.
 
     Attributes:
-        most: maximum number of detections per image, `max_detections` of the model.
+        most: maximum number of detections per image, `max_detections` of the network; None if there is none.
         full: names of the images in which this number was reached.
         reduced: names of the images that are reduced to less than `REDUCED` of their size for the network.
     """
 
-    most: int
+    most: int | None
     full: list[str] = field(default_factory=list)
     reduced: list[str] = field(default_factory=list)
 
-    def add(self, name: str, prediction: Prediction, score_threshold: float, test_size: tuple[int, int]) -> None:
+    def add(self, name: str, prediction: Prediction, score_threshold: float) -> None:
         """Check one image.
 
         Args:
             name: name of the image for the remarks.
             prediction: prediction before fusion, at the size of the image.
             score_threshold: minimum score of the detections that are used, 0-1.
-            test_size: (short, long) side in pixels that the image was resized to.
         """
-        instances = prediction.instances
-        if int((instances.scores >= score_threshold).sum()) >= self.most:
+        scores = prediction.instances.scores
+        if self.most is not None and int((scores >= score_threshold).sum()) >= self.most:
             self.full.append(name)
-        if fit_scale(instances.image_size, *test_size) < REDUCED:
+        if prediction.scale < REDUCED:
             self.reduced.append(name)
 
     def remarks(self, remedies: tuple[str, str]) -> dict[str, str]:
         """Return at most one remark for each of `full` and `reduced`, by these names."""
         more, larger = remedies
         remarks = {}
-        if self.full:
+        if self.full and self.most is not None:
             remarks["full"] = (
                 f"{_count(self.full)} full: {self.most} objects were found, the maximum, and there may be more; "
                 f"{more.format(4 * self.most)}, or cut the image into tiles"

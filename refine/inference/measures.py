@@ -22,7 +22,6 @@ from refine.evaluation.pq import PanopticQuality
 from refine.evaluation.report import PQReport
 from refine.fusion import FusionConfig
 from refine.inference.limits import Limits
-from refine.ops.masks import paste_masks
 from refine.ops.order import match_masks, ordered_pairs
 from refine.structures import VOID, Categories, PanopticResult, Prediction, Targets
 
@@ -100,17 +99,16 @@ class Missable(Measure):
 
     Args:
         limits: record without images, from `Predictor.limits`.
-        test_size: (short, long) side in pixels that images are resized to.
     """
 
-    def __init__(self, limits: Limits, test_size: tuple[int, int]) -> None:
-        self.limits, self.test_size = limits, test_size
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
 
     def reset(self, categories: Categories) -> None:
         self.limits = Limits(self.limits.most)
 
     def update(self, example: Example, fused: Fused) -> None:
-        self.limits.add(example.file_name, example.prediction, fused.config.score_threshold, self.test_size)
+        self.limits.add(example.file_name, example.prediction, fused.config.score_threshold)
 
     def merge(self, other: Self) -> None:
         self.limits.full += other.limits.full
@@ -186,8 +184,7 @@ class BoxAndMaskAP(Measure):
 
     def update(self, example: Example, fused: Fused) -> None:
         instances = example.prediction.instances
-        assert instances.roi_masks is not None, "the network predicts masks"
-        masks = paste_masks(instances.roi_masks, instances.boxes, instances.image_size)
+        masks = instances.mask_runs().dense()
         self.precision.update(example.targets, replace(instances, masks=masks).to("cpu"))
 
     def merge(self, other: Self) -> None:
@@ -224,8 +221,7 @@ class OrderAccuracy(Measure):
         targets = example.targets.to(instances.boxes.device)
         kept = torch.nonzero(instances.scores >= fused.config.score_threshold).squeeze(1)
         used = instances[kept]
-        assert used.roi_masks is not None, "the network predicts masks"
-        masks = paste_masks(used.roi_masks.float(), used.boxes, targets.size).flatten(1)
+        masks = used.mask_runs().dense().flatten(1)
         matched = match_masks(masks, used.labels, targets.masks.flatten(1), targets.labels, targets.iscrowd)
         labelled = targets.sem_seg.flatten() != VOID
         pairs = ordered_pairs(masks, matched, targets.owner.flatten(), labelled, fused.config.pair_overlap)

@@ -12,7 +12,6 @@ import gradio as gr
 
 from refine.errors import RefineError
 from refine.fusion.config import FusionConfig, Method
-from refine.inference.predictor import possible_methods
 from refine.serve.models import Models, Upload, Uploads
 from refine.serve.results import archive_file, overlay_file, view
 from refine.structures import PanopticResult
@@ -94,7 +93,7 @@ class Actions:
         if model is None:
             return gr.skip(), gr.skip(), gr.skip(), gr.Slider(visible=False)
         predictor = self.models.predictor(model)
-        own, possible = predictor.fusion, possible_methods(predictor.model)
+        own, possible = predictor.fusion, predictor.methods
         missing = [name for name in get_args(Method) if name not in possible]
         info = "decides which of two overlapping objects lies in front"
         if missing:

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from refine.checkpoint.find import shipped_models
-from refine.checkpoint.folder import SavedModel, load_model
 from refine.errors import RefineError
 from refine.formats.images import read_image
-from refine.fusion.config import FusionConfig, Method
+from refine.fusion.config import FusionConfig, Method, check_method
 from refine.inference.limits import ELSEWHERE
-from refine.inference.predictor import Predictor, check_method
+from refine.inference.predictor import Predictor
 from refine.runtime import find_device
 from refine.structures import PanopticResult, Prediction
 
@@ -106,8 +105,7 @@ class Models:
             raise RefineError(f"model {name!r}: expected one of {', '.join(self.names)}")
         with self._loading:
             if name not in self._predictors:
-                saved: SavedModel = load_model(name)
-                self._predictors[name] = Predictor(saved, device=self.device)
+                self._predictors[name] = Predictor(name, device=self.device)
             return self._predictors[name]
 
     def predict(self, path: str | Path, name: str) -> Upload:
@@ -143,7 +141,7 @@ class Models:
             RefineError: the model does not have the head that the method needs.
         """
         predictor = self.predictor(upload.model)
-        check_method(method, predictor.model)
+        check_method(method, predictor.fusion_heads())
         prediction = replace(upload.prediction, sem_seg=upload.prediction.sem_seg.long())
         return predictor.fuse(prediction, method, fusion)
 
@@ -151,7 +149,7 @@ class Models:
         """Return remarks on objects that may be missing because of the model's limits."""
         predictor = self.predictor(upload.model)
         limits = predictor.limits()
-        limits.add(upload.name, upload.prediction, fusion.score_threshold, predictor.test_size)
+        limits.add(upload.name, upload.prediction, fusion.score_threshold)
         return list(limits.remarks(ELSEWHERE).values())
 
     @contextmanager

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refine.ops.masks import MaskRuns
+from refine.errors import RefineError
+from refine.ops.masks import MaskRuns, dense_runs, paste_runs
 from refine.structures.arrays import as_masks, as_tensor
 
 
@@ -97,6 +98,22 @@ class Instances:
 
     def _with(self, tensors: dict[str, Any]) -> Instances:
         return replace(self, **tensors)
+
+    def mask_runs(self) -> MaskRuns:
+        """Return the full-image masks as runs: `runs`, else `masks`, else `roi_masks` pasted at 0.5.
+
+        Raises:
+            RefineError: there are instances, but no masks.
+        """
+        if self.runs is not None:
+            return self.runs
+        if self.masks is not None:
+            return dense_runs(self.masks)
+        if self.roi_masks is not None:
+            return paste_runs(self.roi_masks, self.boxes, self.image_size)
+        if len(self):
+            raise RefineError("instances: neither `masks` nor `roi_masks` is given; fusion needs one of them")
+        return dense_runs(torch.zeros(0, *self.image_size, dtype=torch.bool, device=self.boxes.device))
 
     @classmethod
     def empty(cls, image_size: tuple[int, int], device: torch.device | str = "cpu") -> Instances:

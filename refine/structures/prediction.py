@@ -15,14 +15,16 @@ class Prediction:
     """Network predictions for one image of H x W pixels, at its original size and before fusion.
 
     Attributes:
-        instances: detections with `roi_masks`, boxes in pixels of the image.
+        instances: detections, boxes and masks in pixels of the image.
         sem_seg: Tensor[H, W] int64, contiguous class.
         sem_confidence: Tensor[H, W] float32, 0-1, softmax probability of the class in `sem_seg`.
         sem_probabilities: function that computes Tensor[C, H, W] float32, 0-1, the probability of each class (0 for
             classes that the network does not predict), or None if the logits were discarded.
+        scale: factor by which the image was resized for the network; far below 1, small objects may be missed.
     """
 
     instances: Instances
     sem_seg: Tensor
     sem_confidence: Tensor
     sem_probabilities: Callable[[], Tensor] | None = None
+    scale: float = 1.0

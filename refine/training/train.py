@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -22,10 +23,11 @@ from refine.data.loader import PanopticDataset
 from refine.data.workers import worker_failures
 from refine.errors import RefineError, WriteError
 from refine.files import read_json
+from refine.fusion.config import Head, check_method
 from refine.inference.drawings import Drawings
 from refine.inference.evaluate import Evaluation, evaluate
 from refine.inference.measures import Quality
-from refine.inference.predictor import Predictor, check_method
+from refine.inference.predictor import Predictor
 from refine.modeling.detector import Detector
 from refine.modeling.model import PanopticModel
 from refine.modeling.pretrained import load_pretrained
@@ -117,7 +119,8 @@ class _Run:
         torch.manual_seed(config.seed)
         model = PanopticModel(config.model, self.categories.num_things, len(self.categories))
         if self.validation is not None:
-            check_method(config.eval.method, model)
+            heads = [name for name in get_args(Head) if getattr(config.model, name)]
+            check_method(config.eval.method, heads)
         if config.init is None and last is None:
             load_pretrained(model.backbone, config.model.backbone)
         fresh: list[str] = []

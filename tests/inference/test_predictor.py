@@ -217,7 +217,7 @@ def test_possibly_missed_objects_are_warned_of_once(recwarn) -> None:
     predictor([small, large, large])
     full, reduced = (str(warning.message) for warning in recwarn)
     assert full.startswith("images[0] is full: 10 objects were found")
-    assert "limit_detections(predictor.model, 40)" in full
+    assert "predictor.limit_detections(40)" in full
     assert reduced.startswith("images[1] is reduced to less than 50%")
     predictor(large)
     assert len(recwarn) == 2

@@ -283,14 +283,12 @@ def test_uploads_are_kept_by_bytes_and_their_files_deleted(tmp_path, upload):
 
 def test_possibly_missed_objects_are_displayed(models, upload, tmp_path, monkeypatch):
     predictor = models.predictor("nuclei")
-    monkeypatch.setattr(predictor, "test_size", (100, 1000))
     actions, visitor = Actions(models, tmp_path), SimpleNamespace(session_hash="visitor")
-    actions.uploads.put("visitor", upload)
+    actions.uploads.put("visitor", replace(upload, prediction=replace(upload.prediction, scale=0.4)))
     settings = (visitor, predictor.method, 0.0, False, 0.5)
     (remark,) = actions.fuse(*settings)[0]["remarks"]
     assert remark.startswith("left.png is reduced to less than 50%")
-    limit = replace(predictor.model.config.box_head, max_detections=len(upload.prediction.instances))
-    monkeypatch.setattr(predictor.model, "config", replace(predictor.model.config, box_head=limit))
+    monkeypatch.setattr(predictor.network, "max_detections", len(upload.prediction.instances))
     full, _ = actions.fuse(*settings)[0]["remarks"]
     assert full.startswith("left.png is full")
 

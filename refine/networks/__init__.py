@@ -1,0 +1,1 @@
+"""Networks that predict instances and semantic maps for fusion: those of refine, and others."""

@@ -1,0 +1,41 @@
+"""Networks by name, folder or file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from refine.checkpoint.folder import SavedModel, load_model
+from refine.errors import RefineError
+from refine.networks.native import NativeNetwork, Precision
+from refine.networks.network import Network
+from refine.runtime import find_device
+
+
+def load_network(
+    source: str | Path | SavedModel | Network,
+    *,
+    device: str | torch.device | None = None,
+    precision: Precision = "32",
+    compiled: bool = False,
+) -> Network:
+    """Load a network, or prepare a loaded model.
+
+    Args:
+        source: name, folder or file of a model (see `find_model`), a loaded model, or a network, which is returned.
+        device, precision, compiled: as for `NativeNetwork`, except that None stands for the GPU if there is one
+            when the model is loaded from a file.
+
+    Raises:
+        RefineError: the model or device does not exist or is broken, or an option is given with a network.
+    """
+    if isinstance(source, Network):
+        if device is not None or precision != "32" or compiled:
+            raise RefineError("device, precision, compiled: give them when you create the network, not with it")
+        return source
+    if isinstance(source, SavedModel):
+        return NativeNetwork(source, device, precision, compiled)
+    saved = load_model(source)
+    saved.model.to(find_device(device))
+    return NativeNetwork(saved, None, precision, compiled)
