@@ -10,6 +10,9 @@ from pathlib import Path
 from refine.cli.options import count_from, print_tables
 from refine.errors import RefineError
 
+OF_CHECKPOINTS = {"routes", "order"}
+"""Tables of existing checkpoints, for which nothing is trained."""
+
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser = argparse.ArgumentParser(
@@ -20,7 +23,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser.add_argument(
         "table",
         nargs="+",
-        help="table1 … table6, rules, ibpp, exchange, settings, routes, or YAML files of rows; run in this order",
+        help="table1 … table6, rules, ibpp, exchange, settings, routes, order, or YAML files; run one by one",
     )
     parser.add_argument(
         "--data",
@@ -36,15 +39,15 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     )
     parser.add_argument("--seeds", type=count_from(1), default=3, help="runs per row (default: 3)")
     parser.add_argument("--first-seed", type=count_from(0), default=0, help="first seed of these runs (default: 0)")
-    parser.add_argument("--checkpoint", nargs="+", metavar="RUN", help="runs of several seeds, for routes")
+    parser.add_argument(
+        "--checkpoint", nargs="+", metavar="RUN", help="runs of several seeds, for routes and order"
+    )
     parser.add_argument("--budget", type=float, help="minutes after which to stop; the same command resumes")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: auto)")
     parser.add_argument("--out", default="runs/tables", help="folder of runs and tables (default: runs/tables)")
     options, overrides = parser.parse_known_args(arguments)
-    if "routes" in options.table:
-        make_routes(find_config(options.data), options, overrides, command=f"{prog} {shlex.join(arguments)}")
-        return
-    make_tables(find_config(options.data), options, overrides, command=f"{prog} {shlex.join(arguments)}")
+    make = make_tables if OF_CHECKPOINTS.isdisjoint(options.table) else make_checkpoint_table
+    make(find_config(options.data), options, overrides, command=f"{prog} {shlex.join(arguments)}")
 
 
 def find_config(name: str) -> Path:
@@ -90,24 +93,27 @@ def make_tables(base: Path, options: argparse.Namespace, overrides: Sequence[str
         print(f"written to {path}.md, .json and .png")
 
 
-def make_routes(base: Path, options: argparse.Namespace, overrides: Sequence[str], command: str) -> None:
-    """Evaluate each route of the exchange of trained networks; print it and write OUT/routes_DATA.{md,json,png}."""
+def make_checkpoint_table(base: Path, options: argparse.Namespace, overrides: Sequence[str], command: str) -> None:
+    """Evaluate trained networks by `routes` or `order`; print the table and write OUT/TABLE_DATA.{md,json,png}."""
     from rich.markdown import Markdown
 
     from refine.data.build import build_dataset
+    from refine.experiments.order import measure_order
     from refine.experiments.render import write_table
     from refine.experiments.routes import measure_routes
     from refine.training.config import load_run
 
-    if options.table != ["routes"] or not options.checkpoint:
-        raise RefineError("routes: expected no other table, and --checkpoint RUN [RUN …]")
+    name = next(table for table in options.table if table in OF_CHECKPOINTS)
+    if len(options.table) > 1 or not options.checkpoint:
+        raise RefineError(f"{name}: expected no other table, and --checkpoint RUN [RUN …]")
     config = load_run(base, overrides)
     if config.data.val is None:
-        raise RefineError(f"{base}: data.val is missing; routes are evaluated on it")
+        raise RefineError(f"{base}: data.val is missing; {name} is evaluated on it")
     out = Path(options.out)
     dataset = build_dataset(config.data.val, "data.val")
-    table, results, flow = measure_routes(options.checkpoint, dataset, out, config.eval.max_images, options.device)
-    path = out / f"routes_{base.stem}"
-    text = write_table(table, results, path, command, notes=flow)
+    measure = measure_routes if name == "routes" else measure_order
+    table, results, notes = measure(options.checkpoint, dataset, out, config.eval.max_images, options.device)
+    path = out / f"{name}_{base.stem}"
+    text = write_table(table, results, path, command, notes=notes)
     print_tables(Markdown(text), width=160)
     print(f"written to {path}.md, .json and .png")

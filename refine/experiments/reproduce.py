@@ -242,6 +242,7 @@ def _write_results(
             "metrics": evaluation.metrics,
             "images": len(evaluation.report.images),
             "pairs": evaluation[OrderAccuracy].totals,
+            "false_pairs": evaluation[OrderAccuracy].false_totals,
             "training_minutes": _training_minutes(Path(config.out)),
             "evaluation_minutes": minutes,
             "steps": config.optim.max_steps,

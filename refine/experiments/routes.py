@@ -21,9 +21,9 @@ from torch import Tensor
 from refine.data.loader import PanopticDataset
 from refine.data.transforms import resize_for_test, resize_map
 from refine.errors import RefineError
-from refine.evaluation.interval import Counts, metric, write_counts
+from refine.evaluation.interval import Counts, metric
 from refine.evaluation.pq import PanopticQuality
-from refine.experiments.machine import describe_machine
+from refine.experiments.checkpoints import add_results
 from refine.experiments.tables import Row, Table
 from refine.inference.measures import segments_info
 from refine.inference.predictor import Predictor
@@ -97,21 +97,8 @@ def measure_routes(
         if results and set(results) != {row.name for row in table.rows}:
             raise RefineError(f"{checkpoint}: has other routes than {checkpoints[0]}; give runs of one config")
         count = min(max_images or len(dataset), len(dataset))
-        for name, (metrics, counts) in _measure(predictor, dataset, table, count).items():
-            path = out / "routes" / f"{seed}_{name.replace(' ', '_')}.npz"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_counts(path, counts)
-            results.setdefault(name, []).append(
-                {
-                    "seed": seed,
-                    "checkpoint": str(checkpoint),
-                    "metrics": metrics,
-                    "counts": path,
-                    "images": count,
-                    "training_minutes": 0.0,
-                    "machine": describe_machine(predictor.device),
-                }
-            )
+        measured = _measure(predictor, dataset, table, count)
+        add_results(results, measured, out / "routes", seed, checkpoint, predictor.device)
         flows.append(_mean_flow(predictor, dataset, min(count, 32)))
     return table, results, describe_flow(flows)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Self
@@ -22,8 +23,9 @@ from refine.evaluation.pq import PanopticQuality
 from refine.evaluation.report import PQReport
 from refine.fusion import FusionConfig
 from refine.inference.limits import Limits
-from refine.ops.order import match_masks, ordered_pairs
-from refine.structures import VOID, Categories, PanopticResult, Prediction, Targets
+from refine.modeling.occlusion import detection_pairs
+from refine.ops.order import common_pixels
+from refine.structures import Categories, PanopticResult, Prediction, Targets
 
 
 @dataclass(frozen=True)
@@ -201,20 +203,22 @@ class BoxAndMaskAP(Measure):
 
 
 class OrderAccuracy(Measure):
-    """Fraction of overlapping pairs of detections that fusion puts in the right order.
+    """Fractions of overlapping pairs of detections that fusion puts in the right order.
 
     The instance in front is the one that owns more of the pixels that both masks cover; if neither owns any, the
-    pair counts as wrong. Evaluated are pairs of detections used by fusion whose order the ground truth determines
-    (see `refine.ops.order.ordered_pairs`).
+    pair counts as wrong. Evaluated are pairs of detections used by fusion whose order the ground truth determines:
+    two true ones, and a true one in front of a false one (see `refine.modeling.occlusion.detection_pairs`).
 
     Attributes:
-        pairs: (number in the right order, number of pairs) of each image.
+        pairs: (number in the right order, number of pairs) of each image, for pairs of two true detections.
+        false_pairs: the same for pairs of a true and a false detection.
     """
 
     pairs: list[tuple[int, int]]
+    false_pairs: list[tuple[int, int]]
 
     def reset(self, categories: Categories) -> None:
-        self.pairs = []
+        self.pairs, self.false_pairs = [], []
 
     def update(self, example: Example, fused: Fused) -> None:
         instances, result = example.prediction.instances, fused.result
@@ -222,30 +226,36 @@ class OrderAccuracy(Measure):
         kept = torch.nonzero(instances.scores >= fused.config.score_threshold).squeeze(1)
         used = instances[kept]
         masks = used.mask_runs().dense().flatten(1)
-        matched = match_masks(masks, used.labels, targets.masks.flatten(1), targets.labels, targets.iscrowd)
-        labelled = targets.sem_seg.flatten() != VOID
-        pairs = ordered_pairs(masks, matched, targets.owner.flatten(), labelled, fused.config.pair_overlap)
-        if not len(pairs):
-            self.pairs.append((0, 0))
-            return
+        both = detection_pairs(masks, used.labels, targets, fused.config.pair_overlap)
         shown = {segment.instance: segment.id for segment in result.segments if segment.isthing}
         ids = torch.tensor([shown.get(n, -1) for n in kept.tolist()], device=masks.device)
-        owned = (masks & (result.segment_ids.flatten() == ids[:, None])).float() @ masks.float().T
-        front, back = pairs.unbind(1)
-        self.pairs.append((int((owned[front, back] > owned[back, front]).sum()), len(pairs)))
+        owned = common_pixels(masks & (result.segment_ids.flatten() == ids[:, None]), masks)
+        for pairs, counted in zip(both, (self.pairs, self.false_pairs), strict=True):
+            front, back = pairs.unbind(1)
+            counted.append((int((owned[front, back] > owned[back, front]).sum()), len(pairs)))
 
     def merge(self, other: Self) -> None:
         self.pairs += other.pairs
+        self.false_pairs += other.false_pairs
 
     @property
     def totals(self) -> tuple[int, int]:
-        """Number of pairs in the right order, and number of pairs."""
-        return sum(right for right, _ in self.pairs), sum(decided for _, decided in self.pairs)
+        """Number of pairs of two true detections in the right order, and number of such pairs."""
+        return _total(self.pairs)
+
+    @property
+    def false_totals(self) -> tuple[int, int]:
+        """Number of pairs of a true and a false detection in the right order, and number of such pairs."""
+        return _total(self.false_pairs)
 
     def compute(self) -> dict[str, float]:
-        """Return the fraction as pairs_right."""
-        right, decided = self.totals
-        return {"pairs_right": right / decided if decided else math.nan}
+        """Return the fractions as pairs_right and false_pairs_right."""
+        totals = {"pairs_right": self.totals, "false_pairs_right": self.false_totals}
+        return {name: right / decided if decided else math.nan for name, (right, decided) in totals.items()}
+
+
+def _total(pairs: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    return sum(right for right, _ in pairs), sum(decided for _, decided in pairs)
 
 
 def segments_info(truth: SegmentMap, categories: Categories) -> list[dict[str, Any]]:

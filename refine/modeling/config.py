@@ -223,12 +223,15 @@ class OcclusionConfig:
         cues: inputs for each instance: mask, features f_ins + f_sem, class.
         conv_channels, fc_channels: widths of the convolutions and the fully connected layers.
         pair_overlap: minimum overlap ρ of the training pairs, as a fraction of either mask.
+        false_pairs: whether overlapping pairs of a true and a false or duplicate detection are training pairs too,
+            with the true one in front. The sources train on pairs of two objects alone [C].
     """
 
     cues: list[Literal["mask", "feature", "label"]] = field(default_factory=lambda: ["mask", "feature", "label"])
     conv_channels: int = bounded(512, least=1, most=16384)
     fc_channels: int = bounded(1024, least=1, most=16384)
     pair_overlap: float = bounded(0.2, least=0, most=1)
+    false_pairs: bool = False
 
 
 @dataclass

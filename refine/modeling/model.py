@@ -234,8 +234,11 @@ class PanopticModel(nn.Module):
                 for t, size in zip(targets, images.sizes, strict=True)
             ]
             true = [p.instances for p in self._segment(images, pyramid, features, true)]
-            share, instances = self.occlusion.config.pair_overlap, [*detected, *true]
-            pairs = [contested_pairs(i, t, share) for i, t in zip(instances, [*targets, *targets], strict=True)]
+            config, instances = self.occlusion.config, [*detected, *true]
+            pairs = [
+                contested_pairs(i, t, config.pair_overlap, config.false_pairs)
+                for i, t in zip(instances, [*targets, *targets], strict=True)
+            ]
             losses["loss_occlusion"] = occlusion_loss(self.occlusion, instances, pairs)
         if self.ranking is not None:
             losses["loss_ranking"] = ranking_loss(self.ranking, detected, targets)

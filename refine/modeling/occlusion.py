@@ -13,7 +13,7 @@ from refine.modeling.config import OcclusionConfig
 from refine.modeling.spans import span
 from refine.ops.distributed import mean_over_processes
 from refine.ops.masks import paste_masks
-from refine.ops.order import match_masks, ordered_pairs
+from refine.ops.order import common_pixels, match_masks, ordered_pairs, true_false_pairs
 from refine.structures import VOID, Instances, Targets
 
 # Shape letters: N instances, P ordered pairs, C feature channels, S = 14, K thing classes.
@@ -124,7 +124,9 @@ class OcclusionHead(nn.Module):
         return occlusion
 
 
-def contested_pairs(instances: Instances, targets: Targets, pair_overlap: float, limit: int = 128) -> Tensor:
+def contested_pairs(
+    instances: Instances, targets: Targets, pair_overlap: float, false_pairs: bool = False, limit: int = 128
+) -> Tensor:
     """Return the training pairs: overlapping detections whose order the panoptic ground truth determines.
 
     OCFusion is trained on predictions too, BCC-Net on overlapping instance annotations.
@@ -132,7 +134,8 @@ def contested_pairs(instances: Instances, targets: Targets, pair_overlap: float,
     Args:
         instances: detections with `roi_masks`, in pixels of the targets.
         targets: ground truth of the image.
-        pair_overlap: minimum overlap ρ as a fraction of either mask (see `refine.ops.order.ordered_pairs`).
+        pair_overlap: minimum overlap ρ as a fraction of either mask.
+        false_pairs: whether to add the pairs of a true and a false detection (see `detection_pairs`).
         limit: maximum number of pairs, which are sampled at random if there are more [OCFusion: 128].
 
     Returns:
@@ -140,16 +143,39 @@ def contested_pairs(instances: Instances, targets: Targets, pair_overlap: float,
     """
     assert instances.roi_masks is not None
     masks = paste_masks(instances.roi_masks.float(), instances.boxes, targets.size).flatten(1)
-    matched = match_detections(masks, instances.labels, targets)
-    pairs = ordered_pairs(masks, matched, targets.owner.flatten(), targets.sem_seg.flatten() != VOID, pair_overlap)
+    pairs, false = detection_pairs(masks, instances.labels, targets, pair_overlap)
+    if false_pairs:
+        pairs = torch.cat([pairs, false])
     if len(pairs) > limit:
         pairs = pairs[torch.randperm(len(pairs), device=pairs.device)[:limit]]
     return pairs
 
 
-def match_detections(masks: Tensor, labels: Tensor, targets: Targets) -> Tensor:
-    """Return the object of each detection, or -1: masks Tensor[N, H·W] bool, labels Tensor[N] → Tensor[N] int64."""
-    return match_masks(masks, labels, targets.masks.flatten(1), targets.labels, targets.iscrowd)
+def detection_pairs(masks: Tensor, labels: Tensor, targets: Targets, pair_overlap: float) -> tuple[Tensor, Tensor]:
+    """Return the overlapping pairs of detections whose order the ground truth determines.
+
+    As in PQ, a detection without an object counts as false unless more than half of it lies on void or on crowds of
+    its class.
+
+    Args:
+        masks: Tensor[N, H·W] bool, masks of the detections at the size of the targets.
+        labels: Tensor[N] int64, class of each detection.
+        targets: ground truth of the image, with M objects.
+        pair_overlap: minimum overlap ρ as a fraction of either mask.
+
+    Returns:
+        Pairs of two true detections, and pairs of a true and a false one, each Tensor[n, 2] int64, (front, back);
+        see `refine.ops.order.ordered_pairs` and `true_false_pairs`.
+    """
+    objects, labelled = targets.masks.flatten(1), targets.sem_seg.flatten() != VOID
+    matched, iou = match_masks(masks, labels, objects, targets.labels, targets.iscrowd)
+    crowds = objects & targets.iscrowd[:, None] & labelled
+    of_class = labels[:, None] == targets.labels
+    unlabelled = masks.sum(1) - common_pixels(masks, labelled[None])[:, 0]
+    unlabelled = unlabelled + (common_pixels(masks, crowds) * of_class).sum(1)
+    unknown = 2 * unlabelled > masks.sum(1)
+    true = ordered_pairs(masks, matched, targets.owner.flatten(), labelled, pair_overlap)
+    return true, true_false_pairs(masks, matched, iou, unknown, pair_overlap)
 
 
 def occlusion_loss(head: OcclusionHead, instances: Sequence[Instances], pairs: Sequence[Tensor]) -> Tensor:

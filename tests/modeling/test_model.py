@@ -330,9 +330,9 @@ def test_the_occlusion_head_is_trained_on_detections_and_true_boxes(monkeypatch)
 
     seen = []
 
-    def contested_pairs(instances, targets, share):
+    def contested_pairs(instances, targets, *settings):
         seen.append((instances, targets))
-        return original(instances, targets, share)
+        return original(instances, targets, *settings)
 
     original = module.contested_pairs
     monkeypatch.setattr(module, "contested_pairs", contested_pairs)

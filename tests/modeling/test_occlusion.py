@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from refine.errors import RefineError
 from refine.modeling.config import OcclusionConfig
-from refine.modeling.occlusion import OcclusionHead, contested_pairs, match_detections, occlusion_loss
+from refine.modeling.occlusion import OcclusionHead, contested_pairs, detection_pairs, occlusion_loss
 from refine.modeling.ranking import SpatialRanking, ranking_loss
 from refine.ops.masks import paste_masks
 from refine.structures import VOID, Instances, Targets
@@ -87,7 +87,7 @@ def test_pixels_are_counted_exactly_under_autocast(dtype):
     boxes = torch.tensor([[0.0, 0, 400, 400], [300, 0, 701, 400]])
     instances = Instances(size, boxes, torch.ones(2), torch.zeros(2, dtype=torch.int64), torch.ones(2, 28, 28))
     with torch.autocast("cpu", dtype):
-        assert match_detections(masks.flatten(1), instances.labels, targets).tolist() == [0, 1]
+        assert detection_pairs(masks.flatten(1), instances.labels, targets, 0.2494)[0].tolist() == [[1, 0]]
         assert contested_pairs(instances, targets, 0.2494).tolist() == [[1, 0]]
         assert contested_pairs(instances, targets, 0.2501).tolist() == []
 
@@ -106,6 +106,66 @@ def test_the_number_of_pairs_is_limited():
     some = contested_pairs(instances, targets, 0.2, limit=3)
     assert len(some) == 3
     assert {tuple(p) for p in some.tolist()} <= {tuple(p) for p in every.tolist()}
+
+
+def expected_false_pairs(masks, labels, targets, share):
+    """Pairs of a true and a false detection, mask by mask and pair by pair."""
+    match, iou = [-1] * len(masks), [0.0] * len(masks)
+    for i, mask in enumerate(masks):
+        for m, shown in enumerate(targets.masks):
+            value = float((mask & shown).sum() / (mask | shown).sum())
+            if labels[i] == targets.labels[m] and not targets.iscrowd[m] and value >= 0.5 and value > iou[i]:
+                match[i], iou[i] = m, value
+    pairs = set()
+    for i in range(len(masks)):
+        rivals = [k for k in range(len(masks)) if match[k] == match[i]]
+        if match[i] < 0 or i != max(rivals, key=lambda k: (iou[k], -k)):
+            continue
+        for j in range(len(masks)):
+            ignored = targets.sem_seg == VOID
+            for m in range(len(targets)):
+                if targets.iscrowd[m] and targets.labels[m] == labels[j]:
+                    ignored = ignored | targets.masks[m]
+            false = match[j] < 0 and float((masks[j] & ignored).sum()) <= 0.5 * float(masks[j].sum())
+            shared = float((masks[i] & masks[j]).sum())
+            close = shared >= share * float(masks[i].sum()) or shared >= share * float(masks[j].sum())
+            if j != i and close and shared and (false or match[j] == match[i]):
+                pairs.add((i, j))
+    return pairs
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pairs_of_true_and_false_detections_against_brute_force(seed):
+    generator = torch.Generator().manual_seed(seed)
+
+    def boxes(n):
+        corner = torch.randint(0, 24, (n, 2), generator=generator)
+        return torch.cat([corner, corner + torch.randint(6, 17, (n, 2), generator=generator)], 1)
+
+    painted, labels = boxes(5), torch.randint(0, 2, (5,), generator=generator).tolist()
+    targets = make_targets(painted.tolist(), labels, [False, False, True, False, False])
+    void = torch.rand(SIZE, generator=generator) < 0.3
+    void[:, :12] |= torch.rand(SIZE, generator=generator)[:, :12] < 0.5
+    targets.sem_seg[void], targets.owner[void] = VOID, -1
+    shifted = painted.repeat(3, 1) + torch.randint(-2, 3, (15, 4), generator=generator)
+    found = torch.cat([shifted.clamp(0, 39), boxes(5), painted[:1], painted[:1]])
+    masks = torch.zeros(len(found), *SIZE, dtype=torch.bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, found.tolist(), strict=True):
+        mask[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)] = True
+    classes = torch.tensor([*labels * 3, *[0] * 5, labels[0], labels[0]])
+    _, pairs = detection_pairs(masks.flatten(1), classes, targets, 0.2)
+    expected = expected_false_pairs(masks, classes.tolist(), targets, 0.2)
+    assert {tuple(pair) for pair in pairs.tolist()} == expected
+    assert len(expected) > 3
+
+
+def test_false_detections_are_training_pairs_on_request():
+    targets = make_targets([BACK, FRONT], [0, 1])
+    instances = make_instances([BACK, FRONT, [0, 0, 40, 40], [0, 0, 24, 20]], [0, 1, 2, 0])
+    true = contested_pairs(instances, targets, 0.2).tolist()
+    assert true == [[1, 0], [1, 3]]
+    both = contested_pairs(instances, targets, 0.2, false_pairs=True).tolist()
+    assert both == [*true, [0, 2], [0, 3], [1, 2]]  # 2 is false, 3 a duplicate of 0
 
 
 def test_head_is_the_network_of_the_specification():

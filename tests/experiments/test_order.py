@@ -1,0 +1,94 @@
+"""The value of the order: fusion with the true order, and the table of a checkpoint."""
+
+import pytest
+import torch
+from helpers.tiny_run import tiny_model, tiny_run, write_dataset
+
+from refine.checkpoint.folder import SavedModel, save_model
+from refine.cli.main import main
+from refine.config import to_mapping
+from refine.data.build import build_dataset
+from refine.errors import RefineError
+from refine.experiments.order import fuse_in_true_order, measure_order
+from refine.files import read_json, write_json
+from refine.fusion import FusionConfig
+from refine.inference.measures import Example, Fused, OrderAccuracy
+from refine.modeling.config import OcclusionConfig
+from refine.modeling.model import PanopticModel
+from refine.structures import Categories, Category, Instances, Prediction, Targets
+
+SIZE = (40, 40)
+CATEGORIES = Categories([Category(n, name, isthing=n < 3) for n, name in ((1, "a"), (2, "b"), (3, "ground"))])
+
+
+class Painted:
+    """Truth of two objects, the second in front of the first, on ground."""
+
+    labels = torch.tensor([0, 1, 2])
+    index = torch.full(SIZE, 2, dtype=torch.int32)
+    index[:24, :24], index[12:36, 12:36] = 0, 1
+
+    def targets(self, num_things, *_):
+        return Targets.from_panoptic(self.index, self.labels, torch.zeros(3, dtype=torch.bool), num_things)
+
+
+def make_prediction(boxes, labels, scores) -> Prediction:
+    boxes = torch.tensor(boxes, dtype=torch.float32)
+    masks = torch.ones(len(boxes), 28, 28)
+    instances = Instances(SIZE, boxes, torch.tensor(scores), torch.tensor(labels), roi_masks=masks)
+    return Prediction(instances, torch.full(SIZE, 2), torch.ones(SIZE))
+
+
+def shared_owner(false_pairs, *detections):
+    """Return the detection that owns the pixels shared by all, and the pairs right, of the true order."""
+    prediction = make_prediction(*zip(*detections, strict=True))
+    targets, config = Painted().targets(2), FusionConfig(stuff_area=0)
+    result = fuse_in_true_order(prediction, targets, CATEGORIES, config, false_pairs)
+    measure = OrderAccuracy()
+    measure.reset(CATEGORIES)
+    measure.update(
+        Example(0, torch.zeros(3, *SIZE), Painted(), 0, "", CATEGORIES, prediction), Fused(result, config)
+    )
+    owners = {segment.id: segment.instance for segment in result.segments}
+    return owners[int(result.segment_ids[13, 13])], measure.totals, measure.false_totals
+
+
+BACK, FRONT = ([0.0, 0, 24, 24], 0), ([12.0, 12, 36, 36], 1)
+
+
+@pytest.mark.parametrize("scores", [(0.9, 0.6), (0.6, 0.9)])
+def test_the_object_in_front_wins_whatever_the_scores(scores):
+    detections = [(*BACK, scores[0]), (*FRONT, scores[1])]
+    assert shared_owner(False, *detections) == (1, (1, 1), (0, 0))
+    assert shared_owner(False, *reversed(detections)) == (0, (1, 1), (0, 0))
+
+
+def test_false_and_duplicate_detections_lie_behind_on_request():
+    false, duplicate = ([8.0, 8, 16, 16], 1, 0.9), ([0.0, 0, 24, 20], 0, 0.9)
+    for other in (false, duplicate):
+        assert shared_owner(False, (*BACK, 0.6), other) == (1, (0, 0), (0, 1))
+        assert shared_owner(True, (*BACK, 0.6), other) == (0, (0, 0), (1, 1))
+
+
+def test_table_of_a_checkpoint(tmp_path, capsys):
+    base = tiny_run(write_dataset(tmp_path / "data", count=3), tmp_path / "x")
+    base.data.val = base.data.train
+    write_json(tmp_path / "base.json", to_mapping(base))
+    dataset = build_dataset(base.data.train)
+    words = ["reproduce", "order", "--data", str(tmp_path / "base.json"), "--out", str(tmp_path / "out")]
+    for name, occlusion in (("plain", None), ("head", OcclusionConfig(conv_channels=8, fc_channels=8))):
+        config = tiny_model(0)
+        config.occlusion = occlusion
+        model = PanopticModel(config, 2, 3).eval()
+        saved = SavedModel(model, dataset.categories, test_size=(64, 96), fusion=FusionConfig(score_threshold=0.0))
+        save_model(tmp_path / name, saved)
+    main([*words, "--checkpoint", str(tmp_path / "head"), "--device", "cpu"])
+    content = read_json(tmp_path / "out/order_base.json")
+    true = ["true order", "true order, false detections behind"]
+    assert list(content["rows"]) == ["heuristic", "SHR", "strong baseline", "SOE", *true]
+    assert content["rows"]["SOE"][0]["images"] == 3
+    assert "of a true and a false one" in (tmp_path / "out/order_base.md").read_text()
+    assert "written to" in capsys.readouterr().out
+    both = [str(tmp_path / "plain"), str(tmp_path / "head")]
+    with pytest.raises(RefineError, match=r"head: has other heads than .*plain"):
+        measure_order(both, dataset, tmp_path / "out", max_images=1, device="cpu")
