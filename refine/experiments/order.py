@@ -21,7 +21,7 @@ from refine.experiments.checkpoints import add_results
 from refine.experiments.tables import Row, Table
 from refine.fusion import FusionConfig, Method, fuse
 from refine.inference.measures import Example, Fused, OrderAccuracy, Quality
-from refine.inference.predictor import Predictor, possible_methods
+from refine.inference.predictor import Predictor
 from refine.modeling.occlusion import detection_pairs
 from refine.structures import Categories, PanopticResult, Prediction, Targets
 
@@ -39,7 +39,7 @@ TRUE, TRUE_AND_FALSE = "true order", "true order, false detections behind"
 
 def order_table(predictor: Predictor) -> Table:
     """Return the table of the rules that a model can apply; the first row is the heuristic."""
-    names = [name for name, method in RULES.items() if method in possible_methods(predictor.model)]
+    names = [name for name, method in RULES.items() if method in predictor.methods]
     metrics = ["PQ_things", "PQ", "pairs_right", "false_pairs_right"]
     rows = [Row(name, train={}) for name in (*names, TRUE, TRUE_AND_FALSE)]
     return Table("What the order of instances is worth", metrics, rows)
