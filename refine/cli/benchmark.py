@@ -13,9 +13,41 @@ from refine.cli.options import count_from, print_tables, require_paths
 
 if TYPE_CHECKING:
     from refine.checkpoint.folder import SavedModel
+    from refine.experiments.cost import Cost
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
+    options, overrides = _parse(arguments, prog, description)
+    require_paths(model for model in options.model if _is_yaml(model))
+    for model in options.model:
+        if not _is_yaml(model):
+            find_model(model)
+
+    from refine.experiments.cost import measure_cost
+    from refine.files import write_json
+
+    costs = {
+        model: measure_cost(
+            _build(model, options, overrides),
+            size=tuple(options.size),
+            batch=options.batch,
+            device=options.device,
+            precision=options.precision,
+            compiled=options.compile,
+            rounds=options.rounds,
+        )
+        for model in options.model
+    }
+    _print(costs, options)
+    if options.out:
+        settings = {"size": options.size, "batch": options.batch, "precision": options.precision}
+        models = {model: asdict(cost) for model, cost in costs.items()}
+        write_json(options.out, settings | {"models": models}, indent=1)
+        print(f"written to {options.out}")
+
+
+def _parse(arguments: Sequence[str], prog: str, description: str) -> tuple[argparse.Namespace, list[str]]:
+    """Return the options, and the overrides of fields of the YAML files."""
     parser = argparse.ArgumentParser(
         prog,
         description=description,
@@ -49,29 +81,18 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         parser.error(f"--things {options.things}: expected at most --classes {options.classes}")
     if overrides and not all(_is_yaml(model) for model in options.model):
         parser.error(f"unrecognized arguments: {' '.join(overrides)}; only the fields of a YAML can be overridden")
-    require_paths(model for model in options.model if _is_yaml(model))
-    for model in options.model:
-        if not _is_yaml(model):
-            find_model(model)
+    return options, overrides
 
+
+def _print(costs: dict[str, Cost], options: argparse.Namespace) -> None:
+    """Print a table of the stages of each model, and a summary."""
     from rich.table import Table
 
-    from refine.experiments.cost import measure_cost
     from refine.experiments.machine import name_machine
-    from refine.files import write_json
 
     summary = Table("model", "parameters (M)", "trained (M)", "GFLOPs", "seconds", "detections", "peak GiB")
-    tables, costs = [], {}
-    for model in options.model:
-        costs[model] = cost = measure_cost(
-            _build(model, options, overrides),
-            size=tuple(options.size),
-            batch=options.batch,
-            device=options.device,
-            precision=options.precision,
-            compiled=options.compile,
-            rounds=options.rounds,
-        )
+    tables = []
+    for model, cost in costs.items():
         numbers = (cost.parameters / 1e6, cost.trained / 1e6, sum(s.gflops for s in cost.stages.values()))
         summary.add_row(
             model,
@@ -89,14 +110,9 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         for column in table.columns[1:]:
             column.justify = "right"
     print_tables(*tables, summary)
-    machine = cost.machine
+    machine = next(iter(costs.values())).machine
     print(f"per image of {options.size[0]} × {options.size[1]} pixels, batch {options.batch}")
     print(f"{name_machine(machine)}, torch {machine['torch']}, commit {machine['commit']}, {machine['date']}")
-    if options.out:
-        settings = {"size": options.size, "batch": options.batch, "precision": options.precision}
-        models = {model: asdict(cost) for model, cost in costs.items()}
-        write_json(options.out, settings | {"models": models}, indent=1)
-        print(f"written to {options.out}")
 
 
 def _is_yaml(model: str) -> bool:

@@ -92,6 +92,36 @@ def _locate(table, rows, pairs, count, side, areas, found):
     return 0
 
 
+@njit
+def _match(pairs, count, gt, gt_rows, pred, pred_rows, counts, classes, gt_areas, pred_areas, ignored, forgiven):
+    """Count matches, their IoU, and unmatched segments by class; the arguments are those of `kernel`."""
+    for n in range(count):
+        if pairs[3 * n] == 0:  # void
+            ignored[pairs[3 * n + 1]] += pairs[3 * n + 2]
+    for n in range(count):
+        i, j, shared = pairs[3 * n], pairs[3 * n + 1], pairs[3 * n + 2]
+        label = gt[4 * i + CLASS]
+        if not i or not j or label != pred[4 * j + CLASS]:
+            continue
+        crowd = gt[4 * i + CROWD]
+        if crowd:
+            forgiven[j] += shared if crowd == FORGIVES else 0
+            continue
+        union = gt_areas[i] + pred_areas[j] - ignored[j] - shared
+        if 2 * shared > union:
+            units = types.int64(shared / union * UNITS)
+            counts[TP * classes + label] += 1
+            counts[IOU_HIGH * classes + label] += units // LOW_UNITS
+            counts[IOU_LOW * classes + label] += units % LOW_UNITS
+            gt[4 * i + ID] = pred[4 * j + ID] = -1
+    for i in range(1, gt_rows):
+        if not gt[4 * i + CROWD] and gt[4 * i + ID] >= 0:
+            counts[FN * classes + gt[4 * i + CLASS]] += 1
+    for j in range(1, pred_rows):
+        if pred[4 * j + ID] >= 0 and 2 * (ignored[j] + forgiven[j]) <= pred_areas[j]:
+            counts[FP * classes + pred[4 * j + CLASS]] += 1
+
+
 @njit(NUMBER(*[NUMBERS, NUMBERS, NUMBER] * 2, NUMBER, *[NUMBERS, NUMBER] * 4, *[NUMBERS] * 6), **BARE)
 def kernel(
     starts,
@@ -136,29 +166,5 @@ def kernel(
     kind = _locate(pred, pred_rows, pairs, count, 1, pred_areas, found)
     if kind:
         return -kind
-    for n in range(count):
-        if pairs[3 * n] == 0:  # void
-            ignored[pairs[3 * n + 1]] += pairs[3 * n + 2]
-    for n in range(count):
-        i, j, shared = pairs[3 * n], pairs[3 * n + 1], pairs[3 * n + 2]
-        label = gt[4 * i + CLASS]
-        if not i or not j or label != pred[4 * j + CLASS]:
-            continue
-        crowd = gt[4 * i + CROWD]
-        if crowd:
-            forgiven[j] += shared if crowd == FORGIVES else 0
-            continue
-        union = gt_areas[i] + pred_areas[j] - ignored[j] - shared
-        if 2 * shared > union:
-            units = types.int64(shared / union * UNITS)
-            counts[TP * classes + label] += 1
-            counts[IOU_HIGH * classes + label] += units // LOW_UNITS
-            counts[IOU_LOW * classes + label] += units % LOW_UNITS
-            gt[4 * i + ID] = pred[4 * j + ID] = -1
-    for i in range(1, gt_rows):
-        if not gt[4 * i + CROWD] and gt[4 * i + ID] >= 0:
-            counts[FN * classes + gt[4 * i + CLASS]] += 1
-    for j in range(1, pred_rows):
-        if pred[4 * j + ID] >= 0 and 2 * (ignored[j] + forgiven[j]) <= pred_areas[j]:
-            counts[FP * classes + pred[4 * j + CLASS]] += 1
+    _match(pairs, count, gt, gt_rows, pred, pred_rows, counts, classes, gt_areas, pred_areas, ignored, forgiven)
     return 0

@@ -24,12 +24,14 @@ from refine.errors import RefineError
 from refine.evaluation.interval import Counts, metric
 from refine.evaluation.pq import PanopticQuality
 from refine.experiments.checkpoints import add_results
+from refine.experiments.gradient_flow import describe_flow, gradient_flow
 from refine.experiments.tables import Row, Table
 from refine.inference.measures import segments_info
 from refine.inference.predictor import Predictor
 from refine.modeling.ibpp import STRIDE
-from refine.modeling.model import NetworkOutput, PanopticModel
+from refine.modeling.model import PanopticModel
 from refine.modeling.norms import valid_pixels
+from refine.modeling.output import NetworkOutput
 from refine.modeling.semantic_head import pad_labels
 from refine.networks.native import rescale
 from refine.ops.roi import align, to_rois
@@ -158,13 +160,13 @@ def _each_output(
     seen = model.run_detector(batch)
     pyramid = model.pyramid(batch, seen)
     features = model.semantic_head.features(pyramid[:4])
-    (plain,) = model._detect(batch, seen, pyramid, features, min_score)
+    (plain,) = model.detect(batch, seen, pyramid, features, min_score)
     yield "as it is", plain
     truth = true_inputs(model, batch, targets, plain.instances, model.semantic_head(features))
     for route, change in CHANGES:
         if route in model.config.ibpp.routes:
             with altered(model, route, change, truth):
-                (output,) = model._segment(batch, pyramid, features, [plain.instances])
+                (output,) = model.segment(batch, pyramid, features, [plain.instances])
             yield f"{route} {change}", output
 
 
@@ -236,41 +238,6 @@ def altered(model: PanopticModel, route: str, change: Change, truth: Truth) -> I
             handle.remove()
 
 
-def gradient_flow(model: PanopticModel, batch: ImageBatch, targets: Sequence[Targets]) -> dict[str, float]:
-    """Return the fraction of each prediction's gradient that comes from the other branch, in evaluation mode.
-
-    Returns:
-        By name of the prediction (P_sem^(0), m^(1), …), the norm of the gradient from the other branch's losses
-        divided by the sum of both norms, 0-1.
-    """
-    semantics: list[Tensor] = []
-    masks: list[Tensor] = []
-
-    def keep(module: Any, arguments: Any, output: Any) -> None:
-        of_masks = isinstance(output, tuple)  # a mask head's logits and features
-        tensor = output[0] if of_masks else output
-        if tensor.requires_grad:
-            (masks if of_masks else semantics).append(tensor)
-
-    parts = [model.semantic_head, *(head.get_submodule("predictor") for head in model.ibpp.semantic_heads)]
-    handles = [part.register_forward_hook(keep) for part in [*parts, *model.ibpp.mask_heads]]
-    try:
-        losses = model.loss(batch, targets)
-    finally:
-        for handle in handles:
-            handle.remove()
-    norms = {}
-    for kind in ("sem", "mask"):
-        total = torch.stack([v for k, v in losses.items() if k.startswith(f"loss_{kind}_")]).sum()
-        gradients = torch.autograd.grad(total, [*semantics, *masks], retain_graph=True, allow_unused=True)
-        norms[kind] = [0.0 if g is None else float(g.norm()) for g in gradients]
-    names = [f"P_sem^({t})" for t in range(len(semantics))] + [f"m^({t + 1})" for t in range(len(masks))]
-    return {
-        name: (of_mask if name.startswith("P") else of_sem) / max(of_sem + of_mask, 1e-12)
-        for name, of_sem, of_mask in zip(names, norms["sem"], norms["mask"], strict=True)
-    }
-
-
 def _mean_flow(predictor: Predictor, dataset: PanopticDataset, count: int) -> dict[str, float]:
     """Return the mean `gradient_flow` over those of the first `count` images that contain things."""
     flows = []
@@ -280,11 +247,3 @@ def _mean_flow(predictor: Predictor, dataset: PanopticDataset, count: int) -> di
         if len(targets):
             flows.append(gradient_flow(predictor.model, batch, [targets]))
     return {name: float(np.mean([flow[name] for flow in flows])) for name in flows[0]} if flows else {}
-
-
-def describe_flow(flows: Sequence[dict[str, float]]) -> list[str]:
-    """Return a Markdown table of `gradient_flow`, averaged over the checkpoints."""
-    source = {"P": "mask losses, through p_sem", "m": "semantic losses, through the canvas"}
-    shares = {name: 100 * np.mean([flow[name] for flow in flows]) for name in flows[0]}
-    rows = [f"| {name} | {source[name[0]]} | {share:.1f} |" for name, share in shares.items()]
-    return ["| prediction | gradient from | fraction, % |", "|-|-|-|", *rows]

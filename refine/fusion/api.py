@@ -42,26 +42,15 @@ def fuse(
 ) -> PanopticResult:
     """Fuse possibly overlapping instances and a semantic map into one panoptic map.
 
-    All rules share masks, thresholds, Unknown Erasing and the filling of stuff. They differ in how they decide
-    which instance lies in front:
-
-    - "heuristic" (Kirillov et al. 2019): instances by decreasing score; the first one takes the pixel.
-    - "srm" (Liu et al. 2019): the same, but by a learned `ranking` of instances.
-    - "shr" (Wang et al. 2019): pairwise; an instance that lies inside another's box is in front.
-    - "ocfusion" (Lazarow et al. 2020): pairwise, O(i, j) > O(j, i), O from masks and features.
-    - "strong": the same rule, O also from class labels.
-    - "soe" (REFINE): pairwise, Õ(i, j) > Õ(j, i), equation 7: O weighted by the confidence.
-
-    Pairwise rules decide pairs that overlap by `config.pair_overlap`; all others are ordered by score (see
-    `refine.fusion.merge`). The order of the instances does not matter: equal scores are sorted by area, class,
-    pixels and box; exact duplicates are fused as one, with the mean of their `occlusion` and `ranking`.
+    The order of the instances does not matter: equal scores are sorted by area, class, pixels and box; exact
+    duplicates are fused as one, with the mean of their `occlusion` and `ranking`.
 
     Args:
         instances: N instances on one device; masks come from `runs` or `masks`, else `roi_masks` pasted at 0.5.
         sem_seg: Tensor or array [H, W] of integers, contiguous class or `VOID`, at `instances.image_size`; None
             fuses only things, and pixels without an instance become void.
         categories: categories of all labels.
-        method: fusion rule.
+        method: fusion rule; `refine.fusion` lists them.
         sem_confidence: Tensor or array [H, W] of floats, 0-1, confidence of the class in `sem_seg`; required by
             Unknown Erasing and used as the score of stuff segments.
         sem_probabilities: Tensor or array [C, H, W] of floats, 0-1, probability of each of the C categories, or a
@@ -86,21 +75,16 @@ def fuse(
     check(instances, sem_seg, sem_confidence, categories, config)
     count = len(instances)
     instances, runs, indices, duplicates = prepare(instances, config.score_threshold)
-    if occlusion is not None and not callable(occlusion):
-        occlusion = _select("occlusion", occlusion, (count, count), indices, duplicates)
-    if ranking is not None and not callable(ranking):
-        ranking = _select("ranking", ranking, (count,), indices, duplicates)
+    pairwise: Tensor | OcclusionFn | None = _select("occlusion", occlusion, (count, count), indices, duplicates)
+    ranks: Tensor | RankingFn | None = _select("ranking", ranking, (count,), indices, duplicates)
     if config.unknown_erasing and config.ue_region == "dilated" and sem_seg is not None:
         sem_seg = _erase_dilated(sem_seg, sem_probabilities, categories, config)
         config = replace(config, unknown_erasing=False)
     cells = cells_of(runs)
     dropped: set[int] = set()
-    if method == "soe" and config.soft_scores and occlusion is not None and len(instances):
-        pairs = overlapping(cells.intersections(), config.pair_overlap)
-        occlusion = evaluate_occlusion(occlusion, instances, pairs)
-        claims = soft_occlusion(instances.scores, occlusion, config.sigma).masked_fill(~pairs, torch.inf)
-        dropped = set(torch.nonzero(claims.amin(1) < config.score_threshold)[:, 0].tolist())
-    order, front = arrange(method, instances, cells, occlusion, ranking, config)
+    if method == "soe" and config.soft_scores and pairwise is not None and len(instances):
+        pairwise, dropped = _soft_scores(instances, cells, pairwise, config)
+    order, front = arrange(method, instances, cells, pairwise, ranks, config)
     order = [n for n in order if n not in dropped]
     owner = merge(_to_cpu(cells), runs.areas().cpu(), order, front, config)
     return assemble(instances, indices, cells, owner, sem_seg, sem_confidence, categories, config)
@@ -120,6 +104,16 @@ def _erase_dilated(
     given = check_shape("sem_probabilities", given.detach(), (len(categories), *sem_seg.shape))
     radius = config.radius_at((sem_seg.shape[0], sem_seg.shape[1]))
     return erase_dilated(sem_seg, given, radius, config.ue_threshold, categories.num_things)
+
+
+def _soft_scores(
+    instances: Instances, cells: Cells, occlusion: Tensor | OcclusionFn, config: FusionConfig
+) -> tuple[Tensor, set[int]]:
+    """Return O, and the instances with an Õ(i, j) below the score threshold."""
+    pairs = overlapping(cells.intersections(), config.pair_overlap)
+    occlusion = evaluate_occlusion(occlusion, instances, pairs)
+    claims = soft_occlusion(instances.scores, occlusion, config.sigma).masked_fill(~pairs, torch.inf)
+    return occlusion, set(torch.nonzero(claims.amin(1) < config.score_threshold)[:, 0].tolist())
 
 
 def prepare(instances: Instances, score_threshold: float) -> tuple[Instances, MaskRuns, Tensor, list[list[int]]]:
@@ -195,9 +189,14 @@ def _content_order(instances: Instances, runs: MaskRuns) -> list[list[int]]:
 
 
 def _select(
-    name: str, values: ArrayLike, shape: tuple[int, ...], indices: Tensor, duplicates: Sequence[Sequence[int]]
-) -> Tensor:
-    """Select the n kept instances from an argument for all N, Tensor[N] or Tensor[N, N]."""
+    name: str, values: Any, shape: tuple[int, ...], indices: Tensor, duplicates: Sequence[Sequence[int]]
+) -> Any:
+    """Select the n kept instances from an argument for all N, Tensor[N] or Tensor[N, N].
+
+    A function or None is returned as it is.
+    """
+    if values is None or callable(values):
+        return values
     selected = check_shape(name, as_tensor(name, values).detach(), shape)
     for dimension in range(len(shape)):
         selected = _merge_duplicates(selected.movedim(dimension, 0), indices, duplicates).movedim(0, dimension)

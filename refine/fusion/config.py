@@ -10,7 +10,7 @@ from refine.bounds import bounded, check_bounds
 from refine.errors import RefineError
 
 Method = Literal["heuristic", "shr", "srm", "ocfusion", "strong", "soe"]
-"""Rules that decide which of two overlapping instances lies in front (see `refine.fusion.fuse`)."""
+"""Rules that decide which of two overlapping instances lies in front; `refine.fusion` describes them."""
 
 UERegion = Literal["core", "dilated"]
 """How Unknown Erasing computes the score of a region (see `FusionConfig`)."""

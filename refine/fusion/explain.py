@@ -195,16 +195,13 @@ def explain(
         "occlusion": None if occlusion is None else evaluate_occlusion(occlusion, kept, pairs),
         "ranking": None if ranking is None else ranking(kept),
     }
-    front, shown = {}, {}
-    for method in methods:
-        front[method] = _complete(*arrange(method, kept, cells, config=config, **given)).cpu()
-        common: dict[str, Any] = {"categories": categories, "sem_confidence": raw.sem_confidence, "config": config}
-        shown[method] = _shown(fuse(kept, raw.sem_seg, method=method, **common, **given), len(kept))
+    common: dict[str, Any] = {"categories": categories, "sem_confidence": raw.sem_confidence, "config": config}
+    results = {method: fuse(kept, raw.sem_seg, method=method, **common, **given) for method in methods}
     covers = spread(cells.covers().sum(1)[cells.cell], run_lengths(cells.starts, raw.sem_seg.numel()), runs.size)
     erased = unknown_regions(
         raw.sem_seg, raw.sem_confidence, config.radius_at(runs.size), config.ue_threshold, categories.num_things
     )
-    given = {name: None if value is None else value.cpu() for name, value in given.items()}
+    on_cpu: dict[str, Any] = {name: None if value is None else value.cpu() for name, value in given.items()}
     return Explanation(
         instances=kept.to("cpu"),
         indices=indices.cpu(),
@@ -212,11 +209,11 @@ def explain(
         covers=covers.cpu(),
         shared=shared.cpu(),
         overlapping=pairs.cpu(),
-        occlusion=given["occlusion"],
-        soft=None if occlusion is None else soft_occlusion(kept.scores.cpu(), given["occlusion"], config.sigma),
-        ranking=given["ranking"],
-        front=front,
-        shown=shown,
+        occlusion=on_cpu["occlusion"],
+        soft=None if occlusion is None else soft_occlusion(kept.scores.cpu(), on_cpu["occlusion"], config.sigma),
+        ranking=on_cpu["ranking"],
+        front={m: _complete(*arrange(m, kept, cells, config=config, **given)).cpu() for m in methods},
+        shown={method: _shown(result, len(kept)) for method, result in results.items()},
         sem_seg=raw.sem_seg.cpu(),
         sem_confidence=raw.sem_confidence.cpu(),
         erased=erased.cpu(),

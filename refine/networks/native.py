@@ -16,7 +16,8 @@ from torch import Tensor
 from refine.checkpoint.folder import SavedModel
 from refine.data.transforms import fit_scale, network_size, resize_for_test
 from refine.fusion.config import Head
-from refine.modeling.model import NetworkOutput, PanopticModel
+from refine.modeling.model import PanopticModel
+from refine.modeling.output import NetworkOutput
 from refine.networks.network import Network
 from refine.ops.semantic import semantic_map, semantic_probabilities
 from refine.runtime import find_device

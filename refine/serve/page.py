@@ -37,6 +37,16 @@ WAITING = 32
 AT_ONCE = 2
 """Number of requests processed in parallel."""
 
+QUEUE: dict[str, Any] = {
+    "concurrency_id": "work",
+    "concurrency_limit": AT_ONCE,
+    "trigger_mode": "always_last",
+}
+"""Options of all events; they share one queue, in which a newer event replaces a waiting one of its kind."""
+
+HIDDEN: dict[str, Any] = {**QUEUE, "api_visibility": "private"}
+"""Options of events that are not part of the page's API."""
+
 HOUR = 3600
 
 HERE = Path(__file__).parent
@@ -135,10 +145,7 @@ def build(models: Models, folder: str | Path) -> gr.Blocks:
                         info="for the kind of image",
                         elem_id="model",
                     )
-                    method = gr.Dropdown(list(get_args(Method)), label="Fusion rule", elem_id="method")
-                    score = _threshold("Score threshold", "minimum score of an object")
-                    erase = gr.Checkbox(label="Erase unknown regions", elem_id="erase")
-                    certainty = _threshold("Unknown threshold", "minimum mean confidence of a region")
+                    settings = _fusion_settings()
                     with gr.Row(visible=False) as downloads:
                         archive = gr.Button("Save result (zip)", size="sm", min_width=120, elem_id="archive")
                         drawn = gr.Button("Save overlay", size="sm", min_width=120, elem_id="overlay")
@@ -150,30 +157,22 @@ def build(models: Models, folder: str | Path) -> gr.Blocks:
                     apply_default_css=False,
                     elem_id="viewer",
                 )
-        settings: list[Any] = [method, score, erase, certainty]
         download = gr.JSON(visible="hidden")
 
-        queue: dict[str, Any] = {
-            "concurrency_id": "work",
-            "concurrency_limit": AT_ONCE,
-            "trigger_mode": "always_last",
-        }
-        hidden: dict[str, Any] = {**queue, "api_visibility": "private"}
         shown = [viewer, downloads]
         opened: dict[str, Any] = {"fn": actions.open, "inputs": [file, model, *settings], "outputs": shown}
         defaults: dict[str, Any] = {"fn": actions.own_settings, "inputs": model, "outputs": settings}
-        file.upload(**opened, api_name="open", **queue)
-        file.clear(actions.close, None, shown, **hidden)
+        file.upload(**opened, api_name="open", **QUEUE)
+        file.clear(actions.close, None, shown, **HIDDEN)
         for button, (_, path, name) in zip(buttons, examples, strict=True):
-            clicked = button.click(partial(_choose, str(path), name), model, [file, model], **hidden)
-            clicked.then(**defaults, **hidden).then(**opened, **hidden)
-        model.input(**defaults, **hidden).then(**opened, **hidden)
-        page.load(**defaults, **hidden)
-        erase.input(lambda on: gr.Slider(visible=on), erase, certainty, **hidden)
+            clicked = button.click(partial(_choose, str(path), name), model, [file, model], **HIDDEN)
+            clicked.then(**defaults, **HIDDEN).then(**opened, **HIDDEN)
+        model.input(**defaults, **HIDDEN).then(**opened, **HIDDEN)
+        page.load(**defaults, **HIDDEN)
         changed = [setting.input for setting in settings]
-        gr.on(changed, actions.fuse, settings, shown, api_name="fuse", show_progress="hidden", **queue)
+        gr.on(changed, actions.fuse, settings, shown, api_name="fuse", show_progress="hidden", **QUEUE)
         for button, action in ((archive, actions.save_archive), (drawn, actions.save_overlay)):
-            button.click(action, settings, download, **hidden).then(None, download, None, js=_asset("save.js"))
+            button.click(action, settings, download, **HIDDEN).then(None, download, None, js=_asset("save.js"))
         page.unload(actions.leave)
     return page
 
@@ -191,6 +190,16 @@ def packaged_images() -> list[tuple[str, Path, str]]:
 def _choose(path: str, fitting: str, model: str | None) -> tuple[str, str | None]:
     """Return an example image and its model if that one is shipped, else the selected model."""
     return path, fitting if fitting in shipped_models() else model
+
+
+def _fusion_settings() -> list[Any]:
+    """Add rule, score threshold, erasing and its threshold to the page, in the order of `Actions.fuse`."""
+    method = gr.Dropdown(list(get_args(Method)), label="Fusion rule", elem_id="method")
+    score = _threshold("Score threshold", "minimum score of an object")
+    erase = gr.Checkbox(label="Erase unknown regions", elem_id="erase")
+    certainty = _threshold("Unknown threshold", "minimum mean confidence of a region")
+    erase.input(lambda on: gr.Slider(visible=on), erase, certainty, **HIDDEN)
+    return [method, score, erase, certainty]
 
 
 def _threshold(label: str, info: str) -> gr.Slider:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import get_args
 
 import torch
-from torch import Tensor
 
 from refine.checkpoint.find import find_model
 from refine.checkpoint.folder import SavedModel, load_matching
@@ -37,6 +36,7 @@ from refine.tensors import load_weights
 from refine.training.batches import training_parts
 from refine.training.config import RunConfig, check_run, load_run
 from refine.training.logs import RunLog
+from refine.training.meter import Meter
 from refine.training.run_folder import (
     best_checkpoint,
     checkpoint_path,
@@ -146,7 +146,7 @@ class _Run:
     def run(self, stop: Stop, deadline: float | None = None) -> Path:
         """Train until the last update, a stop request or the deadline; return the last checkpoint."""
         config, progress = self.config, self.learner.progress
-        meter = _Meter(self.group, config.optim.batch_size)
+        meter = Meter(self.group, config.optim.batch_size)
         with self.log, closing(training_parts(self.dataset, config, self.group, progress.step)) as parts:
             if not self._evaluate_if_due() and self._finished:  # an earlier stop may have preceded it
                 self.log.message(progress.step, self._nothing_left())
@@ -281,34 +281,3 @@ def _check_frozen(fresh: list[str], config: RunConfig) -> None:
             f"init: {config.init} has no values for {len(left)} tensors of the model, first {left[0]}, and "
             f"optim.train_only {config.optim.train_only} would leave them random; use that checkpoint's `model`"
         )
-
-
-class _Meter:
-    """Means of losses and times between two lines of the log."""
-
-    def __init__(self, group: Processes, batch_size: int) -> None:
-        self.group, self.batch_size = group, batch_size
-        self._clear()
-
-    def _clear(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.data_time = self.compute_time = 0.0
-        self.updates = 0
-
-    def add(self, values: dict[str, Tensor], data_time: float, compute_time: float) -> None:
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach()
-        self.data_time += data_time
-        self.compute_time += compute_time
-        self.updates += 1
-
-    def take(self) -> dict[str, float]:
-        """Return the means over the updates and processes since the last call."""
-        totals = self.group.sum(torch.stack([v.float() for v in self.sums.values()]))
-        means = (totals / (self.updates * self.group.count)).tolist()
-        values = dict(zip(self.sums, means, strict=True))
-        values["images_per_second"] = self.updates * self.batch_size / (self.data_time + self.compute_time)
-        values["data_seconds"] = self.data_time / self.updates
-        values["compute_seconds"] = self.compute_time / self.updates
-        self._clear()
-        return values

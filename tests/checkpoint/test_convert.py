@@ -18,7 +18,8 @@ from torch import Tensor
 from refine.checkpoint.convert.convert import Conversion, convert, read_checkpoint, to_model
 from refine.checkpoint.convert.settings import read_settings
 from refine.fusion import fuse
-from refine.modeling.model import NetworkOutput, PanopticModel
+from refine.modeling.model import PanopticModel
+from refine.modeling.output import NetworkOutput
 from refine.networks.native import rescale
 from refine.ops.masks import paste_masks
 from refine.structures import Categories, Category

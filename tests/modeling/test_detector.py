@@ -11,6 +11,7 @@ from helpers.tiny_network import tiny_config
 from refine.errors import RefineError
 from refine.modeling.config import DetectorConfig
 from refine.modeling.detector import Detector
+from refine.modeling.losses import detected_samples
 from refine.modeling.model import PanopticModel
 from refine.modeling.nanodet import BGR_MEAN, BGR_STD, BINS, NUM_CLASSES, STRIDES, NanoDetOutput, cells, decode
 from refine.structures import ImageBatch, Instances, Targets
@@ -179,7 +180,7 @@ def test_false_positives_reach_the_canvas_but_not_the_mask_loss(monkeypatch):
     images = model.image_batch([torch.zeros(3, 64, 96, dtype=torch.uint8)])
     pyramid = model.pyramid(images)
     features = model.semantic_head.features(pyramid[:4])
-    painted, truth = model._detected_samples(images, model.run_detector(images), pyramid, features, [target])
+    painted, truth = detected_samples(model, images, model.run_detector(images), pyramid, features, [target])
     assert painted.rois[:, 1:].tolist() == [boxes[0].tolist(), [4, 4, 44, 40], boxes[1].tolist()]
     assert painted.scores.tolist() == pytest.approx(
         [0.9, 0, 0.8]

@@ -16,6 +16,7 @@ from refine.modeling.config import (
     OcclusionConfig,
     SemanticHeadConfig,
 )
+from refine.modeling.losses import instance_weight, semantic_targets, semantic_weight
 from refine.modeling.model import PanopticModel
 from refine.modeling.norms import valid_pixels
 from refine.modeling.semantic_head import pad_labels, semantic_loss
@@ -208,7 +209,7 @@ def test_merged_things_are_trained_as_one_channel():
     model = PanopticModel(config, THINGS, CLASSES)
     assert model.semantic_classes.tolist() == [VOID, 2, 3]
     image, targets = scene()
-    seen = model._semantic_targets(model.image_batch([image]), [targets])[0]
+    seen = semantic_targets(model, model.image_batch([image]), [targets])[0]
     assert seen[0, 0] == VOID
     assert seen[20, 20] == 0
     assert seen[60, 10] == 1
@@ -247,15 +248,15 @@ def test_fusion_heads_are_trained_alone():
 
 def test_weights_of_the_losses():
     model = PanopticModel(tiny(3), THINGS, CLASSES)
-    assert [model._semantic_weight(t) for t in range(4)] == [0.2, 0.2, 0.2, 0.5]
-    assert model._instance_weight(2, box=False) == pytest.approx(1 / 3)
-    assert model._instance_weight(1, box=True) == 1
+    assert [semantic_weight(model.config, t) for t in range(4)] == [0.2, 0.2, 0.2, 0.5]
+    assert instance_weight(model.config, 2, box=False) == pytest.approx(1 / 3)
+    assert instance_weight(model.config, 1, box=True) == 1
     cascade = PanopticModel(tiny(3, box_head=CASCADE), THINGS, CLASSES)
-    assert [cascade._instance_weight(t, box=True) for t in (1, 2, 3)] == [1, 0.5, 0.25]
+    assert [instance_weight(cascade.config, t, box=True) for t in (1, 2, 3)] == [1, 0.5, 0.25]
     detectron2 = PanopticModel(tiny(0, box_head=CASCADE, losses=LossConfig(cascade="gradient")), THINGS, CLASSES)
-    assert [detectron2._instance_weight(t, box=True) for t in (1, 2, 3)] == [1, 1, 1]
+    assert [instance_weight(detectron2.config, t, box=True) for t in (1, 2, 3)] == [1, 1, 1]
     given = PanopticModel(tiny(3, losses=LossConfig(instance=[1.0, 2.0])), THINGS, CLASSES)
-    assert [given._instance_weight(t, box=False) for t in (1, 2, 3)] == [1, 2, 2]
+    assert [instance_weight(given.config, t, box=False) for t in (1, 2, 3)] == [1, 2, 2]
 
 
 @pytest.mark.parametrize(("cascade", "into_pyramid"), [("loss", [1, 0.5, 0.25]), ("gradient", [1 / 3] * 3)])
@@ -269,7 +270,7 @@ def test_stages_of_a_cascade_are_weighted_down_once(cascade, into_pyramid):
     proposals = model.rpn.propose(model.rpn(pyramid), batch.sizes, training=True)
     samples = model.box_heads.sample(proposals, [targets])
     for t, expected in zip((1, 2, 3), into_pyramid, strict=True):
-        weight = model._instance_weight(t, box=True)
+        weight = instance_weight(model.config, t, box=True)
         losses, _, following = model.box_heads.stage_loss(t - 1, pyramid[:4], samples, [targets])
         model.box_heads.share_gradient = False
         plain, _, _ = model.box_heads.stage_loss(t - 1, pyramid[:4], samples, [targets])
@@ -326,7 +327,7 @@ def test_heads_pool_from_the_configured_levels(monkeypatch):
 
 
 def test_the_occlusion_head_is_trained_on_detections_and_true_boxes(monkeypatch):
-    from refine.modeling import model as module
+    from refine.modeling import losses as module
 
     seen = []
 
