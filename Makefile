@@ -20,7 +20,6 @@ test: $(SETUP) ## lint, types and the quick tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy --strict refine/structures refine/formats refine/fusion
 	$(TEST) -m "not slow"
 
 test-slow: $(SETUP) ## tests that train for minutes
