@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/semantic_map.py
 
-Logits are random and smooth: one value per 16 pixels in each direction, interpolated. A result that has one column less
-than the network input takes the general way of `refine.ops.semantic`, one of the same size the short way.
+Logits are random and smooth: one value per 16 pixels in each direction, interpolated. A result that has one column
+less than the network input takes the general way of `refine.ops.semantic`, one of the same size the short way.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def main() -> None:
     for name, times in take_turns(runs, rounds=5).items():
         print(f"{name} | {1000 * times['cpu_s']:.0f}")
     machine = describe_machine(torch.device("cpu"))
-    print(f"{name_machine(machine)}, torch {machine['torch']}, {torch.get_num_threads()} thread(s), {machine['date']}")
+    threads = torch.get_num_threads()
+    print(f"{name_machine(machine)}, torch {machine['torch']}, {threads} thread(s), {machine['date']}")
 
 
 if __name__ == "__main__":
