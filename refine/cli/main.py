@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": "compute PQ (and AP) of a model on a data set, or PQ of result files",
     "fuse": "fuse instances and semantic maps of any model into panoptic results",
     "train": "train a model on COCO panoptic or Cityscapes data, or resume a run",
+    "import": "convert label images, masks and annotations of other tools to COCO panoptic data",
     "check-data": "report every error of a data set before training",
     "benchmark": "measure parameters, GFLOPs, seconds per stage and memory of models",
     "models": "list the available models",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from refine.errors import RefineError, shown
 from refine.files import read_json
 from refine.formats.panoptic_json import ImageEntry, OnError, differing_names, is_id
 from refine.formats.rle import compressed
-from refine.structures import VOID, Categories
+from refine.structures import VOID, Category
 
 
 class InstanceFile:
@@ -30,6 +30,10 @@ class InstanceFile:
         labels: category id -> contiguous class; annotations mapped to `VOID` are skipped.
         num_things: number of thing classes; classes below it are things.
         on_error: called for each invalid entry, which is then skipped. None raises.
+        content: parsed content of the file, or None to read it.
+
+    Attributes:
+        empty: number of annotations of these images that are skipped because they have no pixel.
 
     Raises:
         RefineError: a field is missing, a category is unknown or stuff, a segmentation is invalid, the files
@@ -40,14 +44,16 @@ class InstanceFile:
         self,
         path: str | Path,
         images: Mapping[int | str, ImageEntry],
-        categories: Categories,
+        categories: Iterable[Category],
         labels: Mapping[int, int],
         num_things: int,
         on_error: OnError | None = None,
+        content: Any = None,
     ) -> None:
         self.path = Path(path)
+        self.empty = 0
         self._fault = on_error or self._raise
-        content = read_json(path)
+        content = read_json(path) if content is None else content
         if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
             raise RefineError(f"{path}: has no list `annotations`; give a COCO instances JSON")
         self._check_names(content, images, categories)
@@ -85,7 +91,7 @@ class InstanceFile:
         raise RefineError(f"{self.path}: {message}")
 
     def _check_names(
-        self, content: Mapping[str, Any], images: Mapping[int | str, ImageEntry], categories: Categories
+        self, content: Mapping[str, Any], images: Mapping[int | str, ImageEntry], categories: Iterable[Category]
     ) -> None:
         for field, key in (("images", "file_name"), ("categories", "name")):
             entries = content.get(field)
@@ -123,7 +129,24 @@ class InstanceFile:
         if size is None:
             return []
         code = _encode(segmentation, size)
-        return [(image, label, bool(crowd), code["counts"])] if label != VOID and rle.area(code) else []
+        if label == VOID:
+            return []
+        if not rle.area(code):
+            self.empty += 1
+            return []
+        return [(image, label, bool(crowd), code["counts"])]
+
+    def codes(self, index: int) -> Iterator[tuple[int, bool, dict[str, Any]]]:
+        """Yield (label, iscrowd, compressed run lengths) of each instance of an image.
+
+        Args:
+            index: index of the image in `images`; its size must be known.
+        """
+        size = self._sizes[index]
+        assert size is not None, "the image has no size"
+        for k in range(self._first[index], self._first[index + 1]):
+            counts = self._codes[self._end[k] : self._end[k + 1]]
+            yield int(self._labels[k]), bool(self._crowd[k]), {"size": list(size), "counts": counts}
 
     def read(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return masks Tensor[M, H, W] bool, labels Tensor[M] int64, iscrowd Tensor[M] bool of an image.
@@ -131,16 +154,14 @@ class InstanceFile:
         Args:
             index: index of the image in `images`; its size must be known.
         """
-        part = range(self._first[index], self._first[index + 1])
         size = self._sizes[index]
         assert size is not None, "the image has no size"
-        masks = torch.zeros(len(part), *size, dtype=torch.bool)
-        for m, k in enumerate(part):
-            counts = self._codes[self._end[k] : self._end[k + 1]]
-            masks[m] = torch.from_numpy(np.ascontiguousarray(rle.decode({"size": list(size), "counts": counts})))
-        rows = slice(part.start, part.stop)
-        labels = torch.from_numpy(self._labels[rows].astype(np.int64))
-        return masks, labels, torch.from_numpy(self._crowd[rows].copy())
+        found = list(self.codes(index))
+        masks = torch.zeros(len(found), *size, dtype=torch.bool)
+        for m, (_, _, code) in enumerate(found):
+            masks[m] = torch.from_numpy(np.ascontiguousarray(rle.decode(code)))
+        labels = torch.tensor([label for label, _, _ in found], dtype=torch.int64)
+        return masks, labels, torch.tensor([crowd for _, crowd, _ in found], dtype=torch.bool)
 
 
 def _encode(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:

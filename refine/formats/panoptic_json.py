@@ -82,7 +82,7 @@ class PanopticJson:
                 self.content.get("categories", []), str(path), partial(self._fault, "category")
             )
         self.categories = categories
-        self.images = self._read_images(self.content.get("images", []))
+        self.images = image_entries(self.content.get("images", []), self._fault, needed="images" in needs)
         self.annotations: list[Annotation] = []
         self.table = np.empty((0, 4), np.int64)
         if "annotations" in needs:
@@ -101,36 +101,6 @@ class PanopticJson:
             if not isinstance(content.get(name, None if name in self._needs else []), list):
                 raise RefineError(f"{self.path}: has no list `{name}`; give a COCO panoptic JSON")
         return content
-
-    def _read_images(self, entries: Sequence[Any]) -> dict[int | str, ImageEntry]:
-        needed = "images" in self._needs
-        images: dict[int | str, ImageEntry] = {}
-        for n, entry in enumerate(entries):
-            entry = entry if isinstance(entry, dict) else {}
-            image_id, where = entry.get("id"), f"images[{n}]"
-            if not is_id(image_id):
-                self._fault("image", f"{where}: id is {shown(image_id)}; expected an integer or a string")
-                continue
-            where += f" (id {image_id})"
-            if image_id in images:
-                self._fault("image", f"{where}: id {image_id} is used twice; make ids unique")
-                continue
-            height, width = entry.get("height"), entry.get("width")
-            size = _size(height, width)
-            if size is None and (needed or height is not None or width is not None):
-                self._fault(
-                    "image",
-                    f"{where}: height and width are {shown(height)} and {shown(width)}; expected pixels, at most "
-                    f"{MAX_PIXELS:,} in all",
-                )
-            name = entry.get("file_name")
-            problem = name_problem(name) if needed or name is not None else None
-            if problem:
-                self._fault("image", f"{where}: {problem}")
-            images[image_id] = ImageEntry(None if problem else name, size)
-        if needed and not entries:
-            self._fault("image", "images: the list is empty; expected at least one image")
-        return images
 
     def _read_annotations(self, entries: Sequence[Any]) -> None:
         classes = {category.id: n for n, category in enumerate(self.categories)}
@@ -180,6 +150,46 @@ class PanopticJson:
             if isinstance(info, dict) and is_id(info.get("id")) and info["id"] in valid:
                 infos.setdefault(info["id"], info)
         return infos
+
+
+def image_entries(entries: Sequence[Any], fault: OnError, *, needed: bool = True) -> dict[int | str, ImageEntry]:
+    """Read the list `images` of a COCO JSON of any kind.
+
+    Args:
+        entries: content of the list.
+        fault: called for each invalid entry.
+        needed: whether every entry needs a file name, a height and a width.
+
+    Returns:
+        Image id -> entry; entries without a valid id are skipped.
+    """
+    images: dict[int | str, ImageEntry] = {}
+    for n, entry in enumerate(entries):
+        entry = entry if isinstance(entry, dict) else {}
+        image_id, where = entry.get("id"), f"images[{n}]"
+        if not is_id(image_id):
+            fault("image", f"{where}: id is {shown(image_id)}; expected an integer or a string")
+            continue
+        where += f" (id {image_id})"
+        if image_id in images:
+            fault("image", f"{where}: id {image_id} is used twice; make ids unique")
+            continue
+        height, width = entry.get("height"), entry.get("width")
+        size = _size(height, width)
+        if size is None and (needed or height is not None or width is not None):
+            fault(
+                "image",
+                f"{where}: height and width are {shown(height)} and {shown(width)}; expected pixels, at most "
+                f"{MAX_PIXELS:,} in all",
+            )
+        name = entry.get("file_name")
+        problem = name_problem(name) if needed or name is not None else None
+        if problem:
+            fault("image", f"{where}: {problem}")
+        images[image_id] = ImageEntry(None if problem else name, size)
+    if needed and not entries:
+        fault("image", "images: the list is empty; expected at least one image")
+    return images
 
 
 def is_id(value: Any) -> TypeGuard[int | str]:

@@ -27,9 +27,9 @@ def compressed(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
         if list(segmentation["size"]) != list(size):
             raise ValueError(f"expected size {list(size)}, got {shown(list(segmentation['size']))}")
         counts = segmentation["counts"]
-        pixels = sum(counts) if isinstance(counts, list) else _decoded_sum(counts)
-        if pixels != size[0] * size[1]:
-            raise ValueError(f"expected counts of {size[0] * size[1]} pixels, got {shown(pixels)}")
+        total = sum(counts) if isinstance(counts, list) else int(_decoded(counts).sum())
+        if total != size[0] * size[1]:
+            raise ValueError(f"expected counts of {size[0] * size[1]} pixels, got {shown(total)}")
         if isinstance(counts, list) and not all(type(count) is int for count in counts):
             raise TypeError("expected integer counts")
     else:
@@ -42,12 +42,25 @@ def compressed(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
     return mask.merge(code) if isinstance(code, list) else code
 
 
-def _decoded_sum(counts: str | bytes) -> int:
-    """Return the number of pixels that compressed counts cover, which is too small for a truncated string.
+def pixels(code: dict[str, Any]) -> np.ndarray:
+    """Return the pixels of a mask as indices x · height + y, increasing: [A] int64.
 
-    A count is a little-endian number of 5 bits per character (48 is 0); bit 6 marks continuation and bit 5 of the
-    last character is the sign. From the fourth count on, the difference to the count before the previous one is
-    stored (`rleToString` in COCO's maskApi.c).
+    Args:
+        code: compressed run lengths, as `compressed` returns them.
+    """
+    counts = _decoded(code["counts"])
+    ends = np.cumsum(counts)
+    starts, lengths = ends[:-1:2], counts[1::2]
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(starts - before, lengths) + np.arange(lengths.sum())
+
+
+def _decoded(counts: str | bytes) -> np.ndarray:
+    """Return the run lengths that compressed counts encode, [R] int64, of 0 and 1 by turns.
+
+    Their sum is too small if the string is truncated. A count is a little-endian number of 5 bits per character
+    (48 is 0); bit 6 marks continuation and bit 5 of the last character is the sign. From the fourth count on, the
+    difference to the count before the previous one is stored (`rleToString` in COCO's maskApi.c).
 
     Raises:
         ValueError: the string has another form, is truncated within a count, or contains a negative count.
@@ -67,4 +80,4 @@ def _decoded_sum(counts: str | bytes) -> int:
         np.cumsum(chain, out=chain)
     if values.min() < 0:
         raise ValueError("one of its counts is negative")
-    return int(values.sum())
+    return values

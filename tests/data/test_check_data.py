@@ -16,12 +16,11 @@ from PIL import Image
 
 from refine.cli.main import main
 from refine.data.check.dataset import check_cityscapes, check_dataset
-from refine.data.check.pixels import Regions
 from refine.data.check.report import Finding, Report
 from refine.data.synthetic.scenes import generate
 from refine.errors import RefineError
 from refine.files import write_json
-from refine.formats.runs import Runs
+from refine.formats.runs import Regions, Runs
 
 
 def check(files: Files, **more: Any) -> Report:

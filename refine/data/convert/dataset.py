@@ -1,0 +1,150 @@
+"""Writer of a converted data set: OUT/images/, OUT/segments/ and OUT/panoptic.json."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path, PurePath
+from typing import Any
+
+from refine.data.convert.paint import Counts, Painter
+from refine.data.convert.source import Sample
+from refine.errors import RefineError
+from refine.files import read_bytes, write_bytes, write_error, write_json
+from refine.formats.image_size import image_size
+from refine.formats.journal import Journal
+from refine.formats.writer import JOURNAL, write_png
+from refine.structures import Categories
+
+
+class DatasetWriter:
+    """Writer of a data set in COCO panoptic format, one image after the other.
+
+    The JSON is written last. Until then OUT/unfinished.jsonl lists the finished images, so that a stopped
+    conversion can be resumed.
+
+    Args:
+        out: folder of the result; it must be empty or missing, unless `resume`.
+        categories: categories of the result.
+        painter: converts annotations to segment maps.
+        info: settings of the conversion, written to `info` of the JSON.
+        copy: whether to copy images; otherwise OUT/images holds symbolic links to them.
+        resume: whether to keep the finished images of an earlier conversion with the same settings.
+
+    Raises:
+        RefineError: the folder holds something else, or the earlier conversion had other settings.
+    """
+
+    def __init__(
+        self,
+        out: str | Path,
+        categories: Categories,
+        painter: Painter,
+        info: dict[str, Any],
+        *,
+        copy: bool = False,
+        resume: bool = False,
+    ) -> None:
+        self.out = Path(out)
+        self._categories, self._painter, self._info, self._copy = categories, painter, info, copy
+        if resume and not (self.out / JOURNAL).is_file():
+            raise RefineError(f"{self.out}: holds no unfinished conversion; leave out --resume")
+        if not resume and self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            raise RefineError(f"{self.out}: is not an empty folder; choose another one, or use --resume")
+        settings = info | {"categories": categories.to_json(), "copy": copy}
+        self._journal = Journal(self.out / JOURNAL, settings, keep=resume)
+        self._done = {entry["image"]["file_name"]: entry for entry in self._journal.entries}
+
+    def write(self, samples: Iterable[Sample], advance: Callable[[], None] = lambda: None) -> Counts:
+        """Convert all images and write the JSON.
+
+        Args:
+            samples: images with their annotations.
+            advance: called after every image.
+
+        Raises:
+            RefineError: an annotation or image is invalid, or two images would get the same name or id.
+            WriteError: a file cannot be written.
+        """
+        samples = list(samples)
+        self._check_names(samples)
+        ids = [sample.id for sample in samples]
+        numbered = None in ids or len(set(ids)) < len(ids)
+        total, entries = Counts(), []
+        try:
+            for n, sample in enumerate(samples, 1):
+                entry = self._done.get(sample.name)
+                if entry is None:
+                    entry = self._convert(sample, n if numbered or sample.id is None else sample.id)
+                    self._journal.append(entry)
+                entries.append(entry)
+                total.add(Counts(**entry["counts"]))
+                advance()
+        except BaseException:
+            self._journal.close()
+            raise
+        content = {
+            "info": self._info | {"counts": asdict(total)},
+            "images": [entry["image"] for entry in entries],
+            "annotations": [entry["annotation"] for entry in entries],
+            "categories": self._categories.to_json(),
+        }
+        write_json(self.out / "panoptic.json", content)
+        self._journal.remove()
+        return total
+
+    def _check_names(self, samples: Iterable[Sample]) -> None:
+        """Raise RefineError if two images would have the same id-PNG."""
+        known: dict[str, Sample] = {}
+        for sample in samples:
+            png = _png_name(sample.name)
+            if png in known:
+                raise RefineError(
+                    f"{sample.file}: {sample.name} and {known[png].name} would both be converted to {png}; rename "
+                    f"one"
+                )
+            known[png] = sample
+
+    def _convert(self, sample: Sample, image_id: int | str) -> dict[str, Any]:
+        annotation = sample.read()
+        ids, infos, counts = self._painter.paint(annotation, str(sample.file))
+        height, width = ids.shape
+        where = sample.name if isinstance(sample.image, bytes) else str(sample.image)
+        size = image_size(sample.image, where)
+        if (height, width) not in size:
+            raise RefineError(
+                f"{where}: has {size.shown[1]} × {size.shown[0]} pixels, but its annotation in {sample.file} has "
+                f"{width} × {height}; give the image that was annotated"
+            )
+        png = _png_name(sample.name)
+        write_png(self.out / "segments" / png, ids)
+        self._place(sample)
+        return {
+            "image": {"id": image_id, "file_name": sample.name, "height": height, "width": width},
+            "annotation": {"image_id": image_id, "file_name": png, "segments_info": infos},
+            "counts": asdict(counts),
+        }
+
+    def _place(self, sample: Sample) -> None:
+        """Copy an image into the data set, or link it."""
+        target = self.out / "images" / sample.name
+        if isinstance(sample.image, bytes):
+            write_bytes(target, sample.image)
+        elif self._copy:
+            write_bytes(target, read_bytes(sample.image))
+        else:
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with suppress(FileNotFoundError):  # of a conversion that stopped before it was listed
+                    target.unlink()
+                os.symlink(sample.image.resolve(), target)
+            except NotImplementedError as error:
+                raise RefineError(f"{target}: this system has no symbolic links; use --copy") from error
+            except OSError as error:
+                raise write_error(target, error) from error
+
+
+def _png_name(name: str) -> str:
+    return PurePath(name).with_suffix(".png").as_posix()

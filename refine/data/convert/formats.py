@@ -1,0 +1,71 @@
+"""Table of the formats that can be converted. Readers are imported when they are used."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from refine.data.convert.source import ReadOptions, Source
+from refine.errors import RefineError
+
+
+@dataclass(frozen=True)
+class Format:
+    """Format of data sets.
+
+    Attributes:
+        module: module of `refine.data.convert` with `read` and `recognise`.
+        source: what the user gives, for the help.
+        options: fields of `ReadOptions` that the format uses.
+    """
+
+    module: str
+    source: str
+    options: tuple[str, ...] = ()
+
+
+FORMATS = {
+    "labels": Format(
+        "label_images", "folder of images and label images (StarDist, Cellpose, …)", ("labels", "name", "page")
+    ),
+    "masks": Format("object_masks", "folder of ID/images and ID/masks (2018 Data Science Bowl)", ("name",)),
+    "coco": Format("coco_instances", "COCO instances JSON", ("images",)),
+    "yolo": Format("yolo", "data.yaml of YOLO segmentation, or its folder", ("split",)),
+}
+
+
+def read_source(name: str | None, path: Path, options: ReadOptions) -> tuple[str, Source]:
+    """Read a data set in a format, or in the only one that recognises it; return the format and the data set.
+
+    Raises:
+        RefineError: no format or several recognise the path, an option does not belong to the format, or the data
+            set is invalid.
+    """
+    if name is None:
+        name = recognise(path)
+    default = ReadOptions()
+    for option in ("images", "labels", "split", "name", "page"):
+        if getattr(options, option) != getattr(default, option) and option not in FORMATS[name].options:
+            flag = "class" if option == "name" else option
+            takes = [each for each, entry in FORMATS.items() if option in entry.options]
+            raise RefineError(f"--{flag}: the format {name} does not have it; {', '.join(takes)} do")
+    return name, _module(name).read(path, options)
+
+
+def recognise(path: Path) -> str:
+    """Return the format of a file or folder.
+
+    Raises:
+        RefineError: no format or several recognise it.
+    """
+    found = [name for name in FORMATS if _module(name).recognise(path)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise RefineError(f"{path}: could be {' or '.join(found)}; give the format: refine import FORMAT {path} …")
+    raise RefineError(f"{path}: no format recognises it; give one of {', '.join(FORMATS)} before it")
+
+
+def _module(name: str):  # type: ignore[no-untyped-def]
+    return importlib.import_module(f"refine.data.convert.{FORMATS[name].module}")
