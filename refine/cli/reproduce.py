@@ -10,8 +10,8 @@ from pathlib import Path
 from refine.cli.options import count_from, print_tables
 from refine.errors import RefineError
 
-OF_CHECKPOINTS = {"routes", "order"}
-"""Tables of existing checkpoints, for which nothing is trained."""
+OF_CHECKPOINTS = {"routes", "order", "figure2"}
+"""Tables, and a figure, of existing checkpoints, for which nothing is trained."""
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
@@ -23,7 +23,8 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser.add_argument(
         "table",
         nargs="+",
-        help="table1 … table6, rules, ibpp, exchange, settings, routes, order, or YAML files; run one by one",
+        help="table1 … table6, rules, ibpp, exchange, settings, routes, order, figure2, or YAML files; "
+        "run one by one",
     )
     parser.add_argument(
         "--data",
@@ -40,13 +41,16 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser.add_argument("--seeds", type=count_from(1), default=3, help="runs per row (default: 3)")
     parser.add_argument("--first-seed", type=count_from(0), default=0, help="first seed of these runs (default: 0)")
     parser.add_argument(
-        "--checkpoint", nargs="+", metavar="RUN", help="runs of several seeds, for routes and order"
+        "--checkpoint",
+        nargs="+",
+        metavar="RUN",
+        help="runs of several seeds, for routes and order; models to compare, for figure2",
     )
     parser.add_argument("--budget", type=float, help="minutes after which to stop; the same command resumes")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: auto)")
     parser.add_argument("--out", default="runs/tables", help="folder of runs and tables (default: runs/tables)")
     options, overrides = parser.parse_known_args(arguments)
-    make = make_tables if OF_CHECKPOINTS.isdisjoint(options.table) else make_checkpoint_table
+    make = make_tables if OF_CHECKPOINTS.isdisjoint(options.table) else evaluate_checkpoints
     make(find_config(options.data), options, overrides, command=f"{prog} {shlex.join(arguments)}")
 
 
@@ -93,11 +97,12 @@ def make_tables(base: Path, options: argparse.Namespace, overrides: Sequence[str
         print(f"written to {path}.md, .json and .png")
 
 
-def make_checkpoint_table(base: Path, options: argparse.Namespace, overrides: Sequence[str], command: str) -> None:
-    """Evaluate trained networks by `routes` or `order`; print the table and write OUT/TABLE_DATA.{md,json,png}."""
+def evaluate_checkpoints(base: Path, options: argparse.Namespace, overrides: Sequence[str], command: str) -> None:
+    """Print the table `routes` or `order` and write OUT/TABLE_DATA.{md,json,png}, or write sheets of `figure2`."""
     from rich.markdown import Markdown
 
     from refine.data.build import build_dataset
+    from refine.experiments.figure2 import draw_figure
     from refine.experiments.order import measure_order
     from refine.experiments.render import write_table
     from refine.experiments.routes import measure_routes
@@ -111,9 +116,13 @@ def make_checkpoint_table(base: Path, options: argparse.Namespace, overrides: Se
         raise RefineError(f"{base}: data.val is missing; {name} is evaluated on it")
     out = Path(options.out)
     dataset = build_dataset(config.data.val, "data.val")
+    path = out / f"{name}_{base.stem}"
+    if name == "figure2":
+        paths = draw_figure(options.checkpoint, dataset, path, config.eval.max_images, options.device)
+        print(f"written: {len(paths)} sheets in {path}")
+        return
     measure = measure_routes if name == "routes" else measure_order
     table, results, notes = measure(options.checkpoint, dataset, out, config.eval.max_images, options.device)
-    path = out / f"{name}_{base.stem}"
     text = write_table(table, results, path, command, notes=notes)
     print_tables(Markdown(text), width=160)
     print(f"written to {path}.md, .json and .png")
