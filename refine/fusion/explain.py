@@ -85,11 +85,11 @@ class Explanation:
         Returns:
             `size` ([height, width] in pixels), `fusion` (the thresholds), `methods` explained and those
             `left_out` because a head is missing; `contested` pixels; and three lists:
-            `instances`: `number` (from 1, by decreasing score; pairs refer to it), `place` (index in the
+            `instances`: `number` (from 1, by decreasing score; pairs refer to it), `index` (index in the
             prediction), `class`, `score`, `pixels` of the mask, `ranking` (or None), `shown` (pixels, by method);
             `pairs` with a common pixel: `i`, `j` (numbers), `class`, `score` and shared fraction (`share`) of
-            both masks, `pixels` shared, `asked` (True if pairwise rules decide, else the score decides),
-            `O` and `soft_O` ([(i, j), (j, i)]; None unless `asked`), `front` (number, by method);
+            both masks, `pixels` shared, `decided` (True if pairwise rules decide, else the score decides),
+            `O` and `soft_O` ([(i, j), (j, i)]; None unless `decided`), `front` (number, by method);
             `erased`: `class`, `pixels` and mean `confidence` of the regions that Unknown Erasing erases.
         """
         height, width = self.covers.shape
@@ -113,7 +113,7 @@ class Explanation:
         return [
             {
                 "number": n + 1,
-                "place": int(self.indices[n]),
+                "index": int(self.indices[n]),
                 "class": self._class(n),
                 "score": _number(self.instances.scores[n]),
                 "pixels": int(self.shared[n, n]),
@@ -137,7 +137,7 @@ class Explanation:
             "score": [_number(self.instances.scores[n]) for n in (i, j)],
             "pixels": pixels,
             "share": [_number(pixels / self.shared[n, n]) for n in (i, j)],
-            "asked": bool(self.overlapping[i, j]),
+            "decided": bool(self.overlapping[i, j]),
             "O": both(self.occlusion),
             "soft_O": both(self.soft),
             "front": {method: (i if front[i, j] else j) + 1 for method, front in self.front.items()},

@@ -104,7 +104,7 @@ class RunLog:
         if self.active and self.board is not None:
             with self._told_of():
                 for name, image in images.items():
-                    self.board.add_image(f"pictures/{name}", image, step)
+                    self.board.add_image(f"images/{name}", image, step)
 
     def message(self, step: int, text: str) -> None:
         """Write a message to the log and the terminal."""

@@ -68,7 +68,7 @@ def test_a_model_with_every_head(checkpoint, image_path, tmp_path, capsys):
     assert "left out" not in capsys.readouterr().out
     record = json.loads((tmp_path / "out" / "scene.json").read_text())
     assert record["methods"] == list(get_args(Method))
-    decided = [pair for pair in record["pairs"] if pair["asked"]]
+    decided = [pair for pair in record["pairs"] if pair["decided"]]
     assert decided
     assert all(0 < value < 1 for pair in decided for value in pair["O"] + pair["soft_O"])
     assert all(pair["front"]["ocfusion"] == pair["front"]["strong"] for pair in decided)

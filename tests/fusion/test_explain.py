@@ -30,7 +30,7 @@ def test_record(raw):
     assert json.loads(json.dumps(record)) == record
     assert (record["size"], record["methods"], record["left_out"]) == ([6, 16], METHODS, [])
     assert record["contested"] == 8 + 1
-    assert [(i["number"], i["place"], i["class"]) for i in record["instances"]] == [
+    assert [(i["number"], i["index"], i["class"]) for i in record["instances"]] == [
         (1, 3, "ring"),
         (2, 2, "disc"),
         (3, 1, "ring"),
@@ -43,7 +43,7 @@ def test_record(raw):
     assert shown["ocfusion"] == shown["strong"] == shown["soe"] == [12, 20, 7]
 
     first, second = record["pairs"]
-    assert (first["i"], first["j"], first["pixels"], first["asked"]) == (1, 2, 8, True)
+    assert (first["i"], first["j"], first["pixels"], first["decided"]) == (1, 2, 8, True)
     assert first["share"] == pytest.approx([0.4, 0.4])
     assert first["class"] == ["ring", "disc"]
     assert first["score"] == pytest.approx([0.9, 0.8])
@@ -53,7 +53,7 @@ def test_record(raw):
     assert first["soft_O"] == pytest.approx(expected, abs=1e-5)
     assert first["front"] == {"heuristic": 1, "shr": 1, "srm": 1, "ocfusion": 2, "strong": 2, "soe": 2}
 
-    assert (second["i"], second["j"], second["pixels"], second["asked"]) == (2, 3, 1, False)
+    assert (second["i"], second["j"], second["pixels"], second["decided"]) == (2, 3, 1, False)
     assert second["share"] == pytest.approx([0.05, 0.125])
     assert second["O"] is second["soft_O"] is None
     assert second["front"] == dict.fromkeys(METHODS, 2) | {"srm": 3}

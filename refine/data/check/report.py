@@ -140,7 +140,7 @@ class Report:
         return {
             "source": self.source,
             "ok": self.ok,
-            "pictures": self.tally.total,
+            "images": self.tally.total,
             "pixels": self.tally.pixels,
             "void_pixels": self.tally.void,
             "classes": [row.__dict__ for row in self.classes],
