@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "refine"
 GROUND = {"errors", "bounds", "cores", "files", "compiled", "config", "runtime", "tensors", "structures", "ops"}
 NETWORK = GROUND | {"modeling", "fusion", "formats"}
-MIDDLE = NETWORK | {"drawing", "evaluation", "data", "checkpoint", "networks"}
+MIDDLE = NETWORK | {"drawing", "savers", "evaluation", "data", "checkpoint", "networks"}
 ALLOWED = {
     "errors": set(),
     "bounds": {"errors"},
@@ -24,6 +24,7 @@ ALLOWED = {
     "fusion": GROUND,
     "formats": GROUND,
     "drawing": GROUND | {"fusion", "formats"},
+    "savers": GROUND | {"formats", "drawing"},
     "evaluation": GROUND | {"formats"},
     "data": GROUND | {"formats"},
     "checkpoint": GROUND | {"modeling", "fusion"},
@@ -35,7 +36,7 @@ ALLOWED = {
 }
 
 
-CONVENIENCES = {("structures/panoptic.py", "formats"), ("structures/panoptic.py", "drawing")}
+CONVENIENCES = {("structures/panoptic.py", layer) for layer in ("formats", "drawing", "savers")}
 """Modules that may import a higher layer inside methods: `PanopticResult` saves and draws itself."""
 
 

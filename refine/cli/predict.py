@@ -21,6 +21,7 @@ from refine.cli.options import (
 from refine.errors import RefineError
 from refine.formats.image_list import ImageFile, result_names
 from refine.fusion.config import FusionConfig, check_known
+from refine.savers import SAVERS, encode, find_savers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +36,7 @@ NO_LIMIT = 2**31
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser = argparse.ArgumentParser(prog, description=description)
-    add_arguments(parser, "folder for panoptic.json, panoptic/ and overlays/")
+    add_arguments(parser, "folder for panoptic.json, panoptic/ and the files of --save")
     parser.add_argument(
         "--json", metavar="GT.json", help="predict the images listed in this JSON, below the one folder given"
     )
@@ -46,7 +47,14 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser.add_argument(
         "--max-detections", type=count_from(1), help="maximum number of objects per image (default: the model's)"
     )
-    parser.add_argument("--no-overlays", action="store_true", help="do not write overlays")
+    parser.add_argument(
+        "--save",
+        metavar="NAME,…",
+        default="coco,overlay",
+        help="formats of the results, by commas: coco (panoptic.json and panoptic/*.png, always written); "
+        + "; ".join(f"{name} ({saver.help})" for name, saver in SAVERS.items())
+        + " (default: %(default)s)",
+    )
     parser.add_argument("--resume", action="store_true", help="keep the finished results of the same run in --out")
     add_image_options(parser)
     options = parser.parse_args(arguments)
@@ -55,11 +63,13 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     FusionConfig(**fusion_changes(options))
     if options.method:
         check_known(options.method)
+    savers = find_savers(options.save)
     files = _listed(options) if options.json else find_images(options)
     names = result_names(files)
     out = Path(options.out)
-    written = [(out / "panoptic" / f"{n}.png", out / "overlays" / f"{n}.jpg") for n in names]
-    refuse_overwriting("--out: its", (path for paths in written for path in paths), (file.path for file in files))
+    written = [f"panoptic/{n}.png" for n in names]
+    written += [path for file in files for saver in savers for path in saver.paths(file.name, ())]
+    refuse_overwriting("--out: its", (out / path for path in written), (file.path for file in files))
 
     from refine.formats.writer import PredictionWriter
     from refine.inference.limits import IN_PREDICT
@@ -73,15 +83,15 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     if options.max_detections:
         predictor.limit_detections(options.max_detections)
     info = _info(predictor, options)
-    with PredictionWriter(out, predictor.categories, info, journal=True) as writer:
-        finished = writer.resume(files, not options.no_overlays) if options.resume else set()
+    with PredictionWriter(out, predictor.categories, info, journal=True, savers=savers) as writer:
+        finished = writer.resume(files) if options.resume else set()
         if finished:
             note(f"{len(finished)} of {len(files)} images are finished already")
         job = _Job(predictor, writer, options)
         failed = for_each([file for file in files if file.name not in finished], job)
     for remark in job.limits.remarks(IN_PREDICT).values():
         note(remark)
-    hint = "" if options.no_overlays else f"; to look at them, open {out / 'overlays'}"
+    hint = f"; to look at them, open {out / 'overlays'}" if SAVERS["overlay"] in savers else ""
     finish(failed, files, options.out, f"results of model {options.checkpoint}", hint)
 
 
@@ -128,8 +138,8 @@ class _Job:
         self.limits = predictor.limits()
 
     def __call__(self, file: ImageFile) -> str:
-        from refine.drawing.overlay import encode_image, overlay
         from refine.formats.images import read_image
+        from refine.formats.results.saver import ImageResult
 
         image = read_image(file.path, file.size, image_options(self.options), notify=note)
         size = (image.shape[1], image.shape[2])
@@ -139,11 +149,8 @@ class _Job:
                 f"{file.size[0]}; correct one of them"
             )
         result = self._predict(image, file.name)
-        drawn = None
-        if not self.options.no_overlays:
-            comment = f"refine {__version__}, model {self.options.checkpoint}"
-            drawn = encode_image(overlay(image, result), "JPEG", comment)
-        self.writer.add(file.id, file.name, result, drawn)
+        item = ImageResult(result, file.name, image, model=self.options.checkpoint)
+        self.writer.add(file.id, file.name, result, encode(self.writer.savers, item))
         return f"{result.summary()}; model: {self.options.checkpoint}"
 
     def _predict(self, image: Tensor, name: str) -> PanopticResult:

@@ -148,7 +148,7 @@ def encode_image(image: Tensor, kind: Literal["JPEG", "PNG"], comment: str = "")
         height, width = image.shape[1:]
         raise RefineError(
             f"{width} × {height} pixels do not fit into a JPEG, which has at most {JPEG_SIDE} on a side; "
-            "omit the overlay (--no-overlays)"
+            "leave overlay out of --save"
         )
     content = io.BytesIO()
     drawn = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())

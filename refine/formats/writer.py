@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePath
 from types import TracebackType
@@ -16,6 +16,7 @@ from refine.files import name_problem, read_json, write_bytes, write_error, writ
 from refine.formats.image_list import ImageFile
 from refine.formats.journal import Journal, other_settings
 from refine.formats.png import read_container
+from refine.formats.results.saver import Part, Saver
 from refine.formats.runs import Runs
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def write_png(path: str | Path, segment_ids: np.ndarray) -> None:
 
 
 class PredictionWriter:
-    """Writer of OUT/panoptic/NAME.png and OUT/overlays/NAME.jpg for each result, and finally OUT/panoptic.json.
+    """Writer of OUT/panoptic/NAME.png and the files of `savers` for each result, and finally OUT/panoptic.json.
 
         with PredictionWriter("out", categories) as writer:
             writer.add(image_id, "street.jpg", result)
@@ -63,14 +64,23 @@ class PredictionWriter:
         categories: categories of the results.
         info: settings that the results depend on, written to `info` of the JSON; None omits the field.
         journal: whether to keep a journal.
+        savers: further formats. A result counts as complete if it has the files of all of them. Those that join
+            all images in one file get it from the complete results, before the JSON is written.
     """
 
     def __init__(
-        self, out: str | Path, categories: Categories, info: dict[str, Any] | None = None, *, journal: bool = False
+        self,
+        out: str | Path,
+        categories: Categories,
+        info: dict[str, Any] | None = None,
+        *,
+        journal: bool = False,
+        savers: Sequence[Saver] = (),
     ) -> None:
         self.out = Path(out)
         self.json = self.out / "panoptic.json"
         self.categories = categories
+        self.savers = savers
         self._info = info
         self._entries: dict[str, Entry] = {}
         self._ids: set[int | str] = set()
@@ -80,14 +90,13 @@ class PredictionWriter:
         self._with_journal = journal
         self._begun = False
 
-    def resume(self, images: Sequence[ImageFile], overlays: bool) -> set[str]:
+    def resume(self, images: Sequence[ImageFile]) -> set[str]:
         """Reuse the complete results of an earlier run, from its journal or else from its JSON.
 
-        A result is reused if its PNG (and overlay) is complete and not older than its image.
+        A result is reused if its PNG is complete, and no older than its image, as are the files of all savers.
 
         Args:
             images: all images of this run, in the order in which the JSON will list them.
-            overlays: whether overlays are required.
 
         Returns:
             Names of the images whose results are reused.
@@ -105,13 +114,17 @@ class PredictionWriter:
         latest = {entry["image"]["file_name"]: entry for entry in earlier}
         for image in images:
             entry = latest.get(image.name)
-            if entry and self._is_complete(entry, image, overlays):
+            if entry and self._is_complete(entry, image):
                 entry["image"]["id"] = entry["annotation"]["image_id"] = image.id
                 self._keep(entry)
         return set(self._entries)
 
     def add(
-        self, image_id: int | str, file_name: str, result: PanopticResult, overlay: bytes | None = None
+        self,
+        image_id: int | str,
+        file_name: str,
+        result: PanopticResult,
+        files: Iterable[tuple[str, bytes]] = (),
     ) -> Path:
         """Write one result.
 
@@ -119,7 +132,7 @@ class PredictionWriter:
             image_id: id of the image in the JSON.
             file_name: relative file name of the image, with any suffix.
             result: panoptic result.
-            overlay: content of the JPEG to write as the overlay, or None.
+            files: path below the folder and content of each file of `savers` (see `refine.savers.encode`).
 
         Returns:
             Path of the PNG.
@@ -141,27 +154,30 @@ class PredictionWriter:
         _check_areas(result, segment_ids)
         self._begin()
         path = self.out / "panoptic" / png
-        overlay_path = self.overlay_path(file_name)
+        written = [path]
         try:
+            for file in (file for saver in self.savers for file in saver.earlier(self.out, file_name)):
+                _remove(file)
             write_png(path, segment_ids)
-            if overlay is not None:
-                write_bytes(overlay_path, overlay)
+            for name, content in files:
+                written.append(self.out / name)
+                write_bytes(written[-1], content)
             self._record(image_id, file_name, png, result)
         except BaseException:  # also Ctrl-C: a result is listed with all its files, or none of them remains
             if file_name not in self._entries:
-                for file in (path, overlay_path) if overlay is not None else (path,):
+                for file in written:
                     with suppress(OSError):  # if the disk rejects this too, the file was never written
                         file.unlink()
             raise
         return path
 
-    def overlay_path(self, file_name: str) -> Path:
-        """Return the path of the overlay of an image."""
-        return self.out / "overlays" / PurePath(file_name).with_suffix(".jpg")
-
     def close(self) -> Path:
-        """Write the JSON and return its path."""
+        """Write the files that join all images, then the JSON, and return its path."""
         entries = sorted(self._entries.values(), key=lambda entry: self._rank.get(entry["image"]["file_name"], 0))
+        for saver in self.savers:
+            if saver.joint and saver.join:
+                joint = saver.join(self._parts(saver, entries), self.categories)
+                write_bytes(self.out / saver.joint, b"".join(joint))
         content = {
             "images": [entry["image"] for entry in entries],
             "annotations": [entry["annotation"] for entry in entries],
@@ -171,6 +187,12 @@ class PredictionWriter:
         if self._journal is not None:
             self._journal.remove()
         return self.json
+
+    def _parts(self, saver: Saver, entries: Iterable[Entry]) -> Iterator[Part]:
+        """Yield the parts that a saver's joint file is made from."""
+        for entry in entries:
+            (path,) = saver.paths(entry["image"]["file_name"], entry["annotation"]["segments_info"])
+            yield entry["image"], read_json(self.out / path)
 
     def __enter__(self) -> PredictionWriter:
         return self
@@ -187,16 +209,14 @@ class PredictionWriter:
         return self._info or {}
 
     def _begin(self) -> None:
-        """Prepare for the first result: open the journal and remove a JSON whose PNGs will be replaced."""
+        """Prepare for the first result: open the journal and remove files about results that will be replaced."""
         if self._begun:
             return
         if self._with_journal and self._journal is None:
             self._journal = Journal(self.out / JOURNAL, self._settings())
             self._journal.append(*self._entries.values())
-        try:
-            self.json.unlink(missing_ok=True)
-        except OSError as error:
-            raise write_error(self.json, error) from error
+        for path in (self.json, *(self.out / saver.joint for saver in self.savers if saver.joint)):
+            _remove(path)
         self._begun = True
 
     def _record(self, image_id: int | str, file_name: str, png: str, result: PanopticResult) -> None:
@@ -228,16 +248,24 @@ class PredictionWriter:
                 return [{"image": i, "annotation": maps[i["id"]]} for i in images if i["id"] in maps]
         raise other_settings(self.json, {}, self._settings())
 
-    def _is_complete(self, entry: Entry, image: ImageFile, overlays: bool) -> bool:
+    def _is_complete(self, entry: Entry, image: ImageFile) -> bool:
         """Return whether the files of a result are complete and not older than the image."""
         path = self.out / "panoptic" / entry["annotation"]["file_name"]
-        overlay = self.overlay_path(image.name)
+        infos = entry["annotation"]["segments_info"]
+        names = [name for saver in self.savers for name in saver.paths(image.name, infos)]
         try:
             read_container(path, (entry["image"]["height"], entry["image"]["width"]))
             since = image.path.stat().st_mtime if image.path.exists() else 0.0
-            return path.stat().st_mtime >= since and (not overlays or overlay.stat().st_mtime >= since)
+            return all(file.stat().st_mtime >= since for file in (path, *(self.out / name for name in names)))
         except (RefineError, OSError):
             return False
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise write_error(path, error) from error
 
 
 def _check_areas(result: PanopticResult, segment_ids: np.ndarray) -> None:

@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from refine import __version__
-from refine.drawing.overlay import encode_image, overlay, segment_colors
+from refine.drawing.overlay import overlay, segment_colors
+from refine.formats.results.saver import ImageResult
 from refine.formats.writer import PredictionWriter
+from refine.savers import encode, find_savers
 from refine.serve.models import Upload
 from refine.structures import PanopticResult
 from refine.structures.panoptic import id_to_rgb
@@ -93,9 +94,10 @@ def archive_file(upload: Upload, result: PanopticResult) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         out = Path(folder)
         info = {"description": f"Panoptic result of refine, model {upload.model}", "model": upload.model}
-        with PredictionWriter(out, result.categories, info) as writer:
-            comment = f"refine {__version__}, model {upload.model}"
-            writer.add(1, upload.name, result, encode_image(overlay(upload.image, result), "JPEG", comment))
+        savers = find_savers("overlay")
+        with PredictionWriter(out, result.categories, info, savers=savers) as writer:
+            item = ImageResult(result, upload.name, upload.image, model=upload.model)
+            writer.add(1, upload.name, result, encode(savers, item))
         for path in sorted(out.rglob("*.*")):
             archive.write(path, path.relative_to(out))
     return {"name": f"{stem}_panoptic.zip", "data": _url(content.getvalue(), "application/zip")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from refine.structures.categories import Categories
 
 if TYPE_CHECKING:
     from PIL import Image
+    from supervision import Detections
 
     from refine.formats.image_like import ImageLike
 
@@ -98,24 +100,50 @@ class PanopticResult:
         infos = [segment.to_json() for segment in self.segments]
         return {"image_id": image_id, "file_name": file_name, "segments_info": infos}
 
-    def save(self, path: str | Path, *, file_name: str = "image.png", image_id: int | str = 1) -> Path:
-        """Write the result in COCO panoptic format: an id-PNG and a JSON.
+    def save(
+        self,
+        path: str | Path,
+        *,
+        formats: str | Sequence[str] = ("coco",),
+        image: ImageLike | None = None,
+        mpp: float | None = None,
+        file_name: str = "image.png",
+        image_id: int | str = 1,
+    ) -> Path:
+        """Write the result in COCO panoptic format (an id-PNG and a JSON), and in other formats beside it.
 
         Args:
-            path: PATH.png, next to which PATH.json is written; or a folder, in which panoptic.json and
-                panoptic/NAME.png are written, as by `refine predict`.
-            file_name: name of the image, recorded in the JSON.
+            path: folder, in which panoptic.json, panoptic/NAME.png and the files of the other formats are written,
+                as by `refine predict`; or PATH.png, next to which PATH.json is written, for COCO alone.
+            formats: names of `refine predict --save`, as a list or separated by commas.
+            image: image of any type that `Predictor` accepts; the formats overlay, csv and cutouts need it.
+            mpp: micrometres per pixel, if known.
+            file_name: name of the image, recorded in the files.
             image_id: id of the image, recorded in the JSON.
 
         Returns:
-            Path of the JSON.
+            Path of the COCO JSON.
 
         Raises:
-            RefineError: the files cannot be written.
+            RefineError: the files cannot be written, or a format is unknown or its package is not installed.
+            ValueError: a format needs the image and there is none, or its size differs from the result's.
         """
-        from refine.formats.save import save_result
+        from refine.formats.image_like import to_tensor
+        from refine.formats.results.saver import ImageResult
+        from refine.savers import save_result
 
-        return save_result(self, path, file_name, image_id)
+        pixels = None if image is None else to_tensor(image)
+        return save_result(ImageResult(self, file_name, pixels, mpp), path, formats, image_id)
+
+    def to_supervision(self) -> Detections:
+        """Return the things as `supervision.Detections`: boxes, masks, scores, class indices and class names.
+
+        Raises:
+            RefineError: supervision is not installed.
+        """
+        from refine.formats.results.supervision import to_supervision
+
+        return to_supervision(self)
 
     def overlay(self, image: ImageLike, *, labels: bool = True) -> Image.Image:
         """Draw the segments over the image and return a Pillow image.

@@ -65,3 +65,20 @@ def test_notebook_display_shows_the_segments(result: PanopticResult) -> None:
     shown = Image.open(io.BytesIO(result._repr_png_()))
     assert (shown.format, shown.size) == ("PNG", (8, 6))
     assert len(np.unique(np.asarray(shown).reshape(-1, 3), axis=0)) > 2
+
+
+def test_other_formats_are_saved_beside_the_coco_files(result: PanopticResult, tmp_path) -> None:
+    image = np.zeros((6, 8, 3), np.uint8)
+    options = {"file_name": "a/street.jpg", "image": image, "mpp": 2.0}
+    assert result.save(tmp_path / "out", formats="labels,csv,overlay", **options) == tmp_path / "out/panoptic.json"
+    names = {str(p.relative_to(tmp_path / "out")) for p in tmp_path.rglob("*") if p.is_file()}
+    assert names == {
+        "panoptic.json", "panoptic/a/street.png", "labels/a/street.tif", "classes/a/street.tif", "objects.csv",
+        "overlays/a/street.jpg", "parts/csv/a/street.json",
+    }  # fmt: skip
+    assert ",60.0," in (tmp_path / "out/objects.csv").read_text()  # 15 pixels of 4 µm²
+    with pytest.raises(ValueError, match="needs the image"):
+        result.save(tmp_path / "other", formats=["csv"])
+    assert not any(path.is_file() for path in (tmp_path / "other").rglob("*"))
+    with pytest.raises(ValueError, match="give a folder"):
+        result.save(tmp_path / "one.png", formats=["geojson"])

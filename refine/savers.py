@@ -1,0 +1,132 @@
+"""The formats in which results are saved, by name: `predict --save` and `PanopticResult.save`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from refine import __version__
+from refine.errors import RefineError, missing_extra, shown
+from refine.formats.results import (
+    coco_instances,
+    cutouts,
+    cvat,
+    geojson,
+    label_images,
+    label_studio,
+    labelme,
+    objects,
+)
+from refine.formats.results.saver import ImageResult, Saver
+
+COCO = "coco"
+"""Name of the format that is always written: id-PNGs and panoptic.json, which `--resume` reads."""
+
+
+def _overlay(item: ImageResult) -> Iterator[bytes]:
+    """Yield the drawing of a result over its image, a JPEG."""
+    from refine.drawing.overlay import encode_image, overlay
+
+    if item.image is None:
+        raise ValueError("this format needs the image; pass image=…")
+    comment = f"refine {__version__}, model {item.model}" if item.model else ""
+    yield encode_image(overlay(item.image, item.result), "JPEG", comment)
+
+
+SAVERS = {
+    "overlay": Saver("drawings to look at", ("overlays/{name}.jpg",), _overlay),
+    "labels": Saver(
+        "TIFF for napari, ImageJ and CellProfiler",
+        ("labels/{name}.tif", "classes/{name}.tif"),
+        label_images.encode,
+    ),
+    "csv": Saver(
+        "one table of all objects",
+        ("parts/csv/{name}.json",),
+        objects.encode,
+        "objects.csv",
+        objects.join,
+        ("skimage", "measure"),
+    ),
+    "geojson": Saver("polygons for QuPath and GIS", ("geojson/{name}.geojson",), geojson.encode),
+    "cutouts": Saver("one transparent PNG per object", ("cutouts/{name}/{id}.png",), cutouts.encode),
+    "instances": Saver(
+        "COCO results for pycocotools and test servers",
+        ("parts/instances/{name}.json",),
+        coco_instances.encode,
+        "instances.json",
+        coco_instances.join_results,
+    ),
+    "fiftyone": Saver(
+        "COCO data set for FiftyOne",
+        ("parts/instances/{name}.json",),
+        coco_instances.encode,
+        "fiftyone.json",
+        coco_instances.join_dataset,
+    ),
+    "labelme": Saver("masks for LabelMe", ("labelme/{name}.json",), labelme.encode),
+    "cvat": Saver("masks for CVAT", ("parts/cvat/{name}.json",), cvat.encode, "cvat.xml", cvat.join),
+    "labelstudio": Saver(
+        "predictions for Label Studio",
+        ("parts/labelstudio/{name}.json",),
+        label_studio.encode,
+        "labelstudio.json",
+        label_studio.join,
+    ),
+}
+
+
+def find_savers(names: str | Sequence[str]) -> list[Saver]:
+    """Return the savers of some formats, each once.
+
+    Args:
+        names: names of formats, or one string of names separated by commas; "coco" stands for none of these.
+
+    Raises:
+        RefineError: a format is unknown, or its package is not installed.
+    """
+    words = names.split(",") if isinstance(names, str) else names
+    savers = []
+    for word in dict.fromkeys(words):
+        if word == COCO:
+            continue
+        if word not in SAVERS:
+            raise RefineError(f"--save: unknown format {shown(word)}; choose from {', '.join([COCO, *SAVERS])}")
+        saver = SAVERS[word]
+        if saver.needs and find_spec(saver.needs[0]) is None:
+            raise missing_extra(f"--save {word} needs {saver.needs[0]}", saver.needs[1])
+        savers.append(saver)
+    return savers
+
+
+def encode(savers: Iterable[Saver], item: ImageResult) -> Iterator[tuple[str, bytes]]:
+    """Yield path below the folder of results and content of each file of an image."""
+    written: set[tuple[str, ...]] = set()
+    for saver in savers:
+        if saver.patterns not in written:  # two formats may be made from the same parts
+            written.add(saver.patterns)
+            yield from saver.files(item)
+
+
+def save_result(item: ImageResult, path: str | Path, formats: str | Sequence[str], image_id: int | str) -> Path:
+    """Write one result; see `PanopticResult.save`."""
+    from refine.files import write_json
+    from refine.formats.writer import PredictionWriter, write_png
+
+    path, savers, result = Path(path), find_savers(formats), item.result
+    if path.suffix.lower() != ".png":
+        with PredictionWriter(path, result.categories, savers=savers) as writer:
+            writer.add(image_id, item.file_name, result, encode(savers, item))
+        return path / "panoptic.json"
+    if savers:
+        raise ValueError("PanopticResult.save: a PNG is the format coco alone; give a folder for the others")
+    height, width = item.ids.shape
+    write_png(path, item.ids)
+    content = {
+        "images": [{"id": image_id, "file_name": item.file_name, "height": height, "width": width}],
+        "annotations": [result.to_coco(image_id, path.name)],
+        "categories": result.categories.to_json(),
+    }
+    write_json(path.with_suffix(".json"), content)
+    return path.with_suffix(".json")
