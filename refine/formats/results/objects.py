@@ -60,7 +60,7 @@ def _rows(item: ImageResult) -> Iterator[dict[str, Any]]:
         raise missing_extra("the table of objects needs scikit-image", "measure") from error
     if not item.result.segments:
         return
-    table = regionprops_table(item.ids, item.pixels, properties=MEASURED)  # type: ignore[no-untyped-call]
+    table = regionprops_table(item.ids, item.pixels, properties=MEASURED)
     row_of = {int(label): n for n, label in enumerate(table["label"])}
     for segment in item.result.segments:
         values = {name: float(column[row_of[segment.id]]) for name, column in table.items()}
