@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.done
 EXTRAS := --extra demo --extra pretrained --extra build --extra serve --extra transformers --extra onnx --extra ray \
-	--extra slides --extra video --extra heif --extra wandb --extra mlflow --extra measure --extra supervision \
-	--extra test
+	--extra parquet --extra slides --extra video --extra heif --extra wandb --extra mlflow --extra measure \
+	--extra supervision --extra test
 LOCK := --universal --generate-hashes --no-emit-index-url --no-header
 # One thread per process: the tests' tensors are small, and threads that wait for each other cost more.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest

@@ -6,7 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from refine.cli.options import add_image_options, count_from, image_options, refuse_overwriting, require_paths
+from refine.cli.options import (
+    add_image_options,
+    count_from,
+    image_options,
+    print_progress,
+    refuse_overwriting,
+    require_paths,
+)
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
@@ -42,7 +49,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     from refine.files import write_json
 
     refuse_overwriting("--out", [options.out], [options.json, options.remap, options.instances])
-    progress = _print_progress if sys.stderr.isatty() else None
+    progress = print_progress if sys.stderr.isatty() else None
     if options.cityscapes:
         report = check_cityscapes(options.cityscapes, options.split, threads=options.threads, progress=progress)
     else:
@@ -60,7 +67,3 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         write_json(options.out, report.to_json(), indent=1)
     if not report.ok:
         raise RefineError(f"{report.source}: {len(report.errors)} errors; fix them as described above")
-
-
-def _print_progress(done: int, total: int) -> None:
-    print(f"\r{done} of {total} images", end="\n" if done == total else "", file=sys.stderr, flush=True)

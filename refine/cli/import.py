@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refine.cli.options import count_from, require_paths, tell
+from refine.cli.options import count_from, print_progress, require_paths, tell
 from refine.errors import RefineError, shown
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ formats and their SOURCE:
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
     options = _parser(prog, description).parse_args(arguments)
     require_paths([options.source, options.images, options.labels, options.categories])
+
+    if options.out.resolve().is_relative_to(options.source.resolve()):
+        raise RefineError(f"{options.out}: lies in the data set {options.source}; choose a folder outside of it")
 
     from refine.data.convert.classes import make_categories, read_categories
     from refine.data.convert.dataset import DatasetWriter
@@ -64,7 +68,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         "background": background,
     }
     writer = DatasetWriter(options.out, categories, painter, info, copy=options.copy, resume=options.resume)
-    counts = writer.write(source.samples)
+    counts = writer.write(source.samples, print_progress if sys.stderr.isatty() else None)
     for kind, number in sorted(source.skipped.items()):
         note(f"{number} × {kind}")
     if name == "labels" and counts.objects <= counts.images > 1:

@@ -44,6 +44,11 @@ def tell(kind: Literal["note", "error"], text: str) -> None:
     print(f"refine: {kind}: {line}", file=sys.stderr)
 
 
+def print_progress(done: int, total: int) -> None:
+    """Replace the line of progress on a terminal."""
+    print(f"\r{done} of {total} images", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
 def count_from(least: int, most: int = MOST) -> Callable[[str], int]:
     """Return an argparse type for integers from `least` to `most`."""
 

@@ -16,7 +16,7 @@ from refine.formats.png import GRAY, SIGNATURE, read_container
 SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".bmp", ".gif", ".pgm")
 """Suffixes of files that store labels without loss."""
 
-_LOSSLESS = ("PNG", "BMP", "GIF", "PPM")
+_LOSSLESS = ("PNG", "TIFF", "BMP", "GIF", "PPM")
 _LOSSY = ("JPEG", "WEBP")
 _NPY_MAGIC = b"\x93NUMPY"
 
@@ -38,33 +38,44 @@ def read_labels(path: Path, page: int | None = None) -> np.ndarray:
         elif data.startswith(_NPY_MAGIC):
             values = _read_npy(path, data)
         else:
-            values = _read_pillow(path, data)
+            if data.startswith(SIGNATURE) and (png := read_container(path)).depth == 16 and png.color != GRAY:
+                raise RefineError(f"{path}: expected one value per pixel, got {png.mode}; save labels in grey")
+            values = decode(data, str(path))
     except RefineError:
         raise
-    except UnidentifiedImageError as error:
-        raise RefineError(f"{path}: is not a label image; save it as TIFF or PNG") from error
     except Exception as error:  # decoders raise any kind of exception if a file is damaged
         raise RefineError(f"{path}: is damaged ({error}); save it again") from error
     return _as_integers(path, _one_channel(path, values))
 
 
 def read_colors(path: Path) -> np.ndarray:
-    """Read a PNG of colours, palette or RGB: [H, W, 3] uint8.
+    """Read a PNG of colours, palette or RGB: [H, W, 3] uint8; raises as `decode` does."""
+    return decode(read_bytes(path), str(path), "RGB")
+
+
+def decode(data: bytes, where: str, mode: str | None = None) -> np.ndarray:
+    """Decode an image of a lossless format in memory by Pillow: [H, W] or [H, W, C].
+
+    Args:
+        data: content of a PNG, TIFF, BMP, GIF or PGM.
+        where: file and field, for messages.
+        mode: mode of Pillow to convert to, such as "RGBA"; None gives the values as stored.
 
     Raises:
-        RefineError: the file is missing, damaged, too large or not a PNG.
+        RefineError: the data are of another format, damaged or too large.
     """
-    data = read_bytes(path)
     try:
-        with Image.open(BytesIO(data), formats=["PNG"]) as image:
-            _check_pixels(path, (image.height, image.width))
-            return np.asarray(image.convert("RGB"))
+        with Image.open(BytesIO(data), formats=(*_LOSSLESS, *_LOSSY)) as image:
+            _check_pixels(where, (image.height, image.width))
+            if image.format in _LOSSY:
+                raise RefineError(f"{where}: is {image.format}, which changes labels; save it as PNG or TIFF")
+            return np.asarray(image if mode is None else image.convert(mode))
     except RefineError:
         raise
     except UnidentifiedImageError as error:
-        raise RefineError(f"{path}: is not a PNG; save it as one") from error
+        raise RefineError(f"{where}: is not a label image; save it as PNG or TIFF") from error
     except Exception as error:  # Pillow raises any kind of exception if a file is damaged
-        raise RefineError(f"{path}: is damaged ({error}); save it again") from error
+        raise RefineError(f"{where}: is damaged ({error}); save it again") from error
 
 
 def _read_tiff(path: Path, number: int | None) -> np.ndarray:
@@ -93,17 +104,7 @@ def _read_npy(path: Path, data: bytes) -> np.ndarray:
     return np.asarray(values)
 
 
-def _read_pillow(path: Path, data: bytes) -> np.ndarray:
-    if data.startswith(SIGNATURE) and (png := read_container(path)).depth == 16 and png.color != GRAY:
-        raise RefineError(f"{path}: expected one value per pixel, got {png.mode}; save labels in grey")
-    with Image.open(BytesIO(data), formats=(*_LOSSLESS, *_LOSSY)) as image:
-        _check_pixels(path, (image.height, image.width))
-        if image.format in _LOSSY:
-            raise RefineError(f"{path}: is {image.format}, which changes labels; save it as PNG or TIFF")
-        return np.asarray(image)
-
-
-def _check_pixels(path: Path, shape: tuple[int, ...]) -> None:
+def _check_pixels(path: Path | str, shape: tuple[int, ...]) -> None:
     if np.prod(shape, dtype=float) > MAX_PIXELS:
         raise RefineError(f"{path}: has more than {MAX_PIXELS:,} pixels; tile it")
 

@@ -184,3 +184,5 @@ def test_resuming_gives_the_same_result(tmp_path: Path, capsys: pytest.CaptureFi
     assert convert(capsys, tmp_path / "out", tmp_path / "data", "--resume").content == expected.content
     assert (tmp_path / "out/segments/a.png").stat().st_mtime_ns == first
     assert main(["import", str(tmp_path / "data"), "-o", str(tmp_path / "out"), "--resume"]) == 1
+    inner = tmp_path / "data/out"
+    assert "choose a folder outside of it" in refused(capsys, inner, tmp_path / "data")

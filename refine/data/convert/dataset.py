@@ -57,12 +57,12 @@ class DatasetWriter:
         self._journal = Journal(self.out / JOURNAL, settings, keep=resume)
         self._done = {entry["image"]["file_name"]: entry for entry in self._journal.entries}
 
-    def write(self, samples: Iterable[Sample], advance: Callable[[], None] = lambda: None) -> Counts:
+    def write(self, samples: Iterable[Sample], progress: Callable[[int, int], None] | None = None) -> Counts:
         """Convert all images and write the JSON.
 
         Args:
             samples: images with their annotations.
-            advance: called after every image.
+            progress: called with the number of converted images and of all images.
 
         Raises:
             RefineError: an annotation or image is invalid, or two images would get the same name or id.
@@ -81,9 +81,15 @@ class DatasetWriter:
                     self._journal.append(entry)
                 entries.append(entry)
                 total.add(Counts(**entry["counts"]))
-                advance()
+                if progress is not None:
+                    progress(n, len(samples))
         except BaseException:
-            self._journal.close()
+            if self._journal.entries:
+                self._journal.close()
+            else:  # nothing to resume: leave no folder that the next try would have to mention
+                self._journal.remove()
+                with suppress(OSError):  # it holds files of the first image
+                    self.out.rmdir()
             raise
         content = {
             "info": self._info | {"counts": asdict(total)},
@@ -111,8 +117,9 @@ class DatasetWriter:
         annotation = sample.read()
         ids, infos, counts = self._painter.paint(annotation, str(sample.file))
         height, width = ids.shape
-        where = sample.name if isinstance(sample.image, bytes) else str(sample.image)
-        size = image_size(sample.image, where)
+        image = sample.image if isinstance(sample.image, Path) else sample.image()
+        where = str(image) if isinstance(image, Path) else f"{sample.file}: image {sample.name}"
+        size = image_size(image, where)
         if (height, width) not in size:
             raise RefineError(
                 f"{where}: has {size.shown[1]} × {size.shown[0]} pixels, but its annotation in {sample.file} has "
@@ -120,26 +127,24 @@ class DatasetWriter:
             )
         png = _png_name(sample.name)
         write_png(self.out / "segments" / png, ids)
-        self._place(sample)
+        self._place(image, self.out / "images" / sample.name)
         return {
             "image": {"id": image_id, "file_name": sample.name, "height": height, "width": width},
             "annotation": {"image_id": image_id, "file_name": png, "segments_info": infos},
             "counts": asdict(counts),
         }
 
-    def _place(self, sample: Sample) -> None:
+    def _place(self, image: Path | bytes, target: Path) -> None:
         """Copy an image into the data set, or link it."""
-        target = self.out / "images" / sample.name
-        if isinstance(sample.image, bytes):
-            write_bytes(target, sample.image)
+        if isinstance(image, bytes):
+            write_bytes(target, image)
         elif self._copy:
-            write_bytes(target, read_bytes(sample.image))
+            write_bytes(target, read_bytes(image))
         else:
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with suppress(FileNotFoundError):  # of a conversion that stopped before it was listed
-                    target.unlink()
-                os.symlink(sample.image.resolve(), target)
+                target.unlink(missing_ok=True)  # of a conversion that stopped before the image was listed
+                os.symlink(image.resolve(), target)
             except NotImplementedError as error:
                 raise RefineError(f"{target}: this system has no symbolic links; use --copy") from error
             except OSError as error:

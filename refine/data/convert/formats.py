@@ -32,6 +32,18 @@ FORMATS = {
     "masks": Format("object_masks", "folder of ID/images and ID/masks (2018 Data Science Bowl)", ("name",)),
     "coco": Format("coco_instances", "COCO instances JSON", ("images",)),
     "yolo": Format("yolo", "data.yaml of YOLO segmentation, or its folder", ("split",)),
+    "labelme": Format("labelme", "folder of LabelMe's JSON files"),
+    "cvat": Format("cvat", "annotations.xml of CVAT for images 1.1, or its folder", ("images",)),
+    "voc": Format("voc", "folder with SegmentationObject (Pascal VOC)", ("images", "split")),
+    "cityscapes": Format("cityscapes", "folder with leftImg8bit and gtFine", ("split",)),
+    "label-studio": Format("label_studio", "JSON export of Label Studio", ("images",)),
+    "datumaro": Format(
+        "datumaro", "folder with annotations/*.json of Datumaro, or one of them", ("images", "split")
+    ),
+    "supervisely": Format("supervisely", "folder with meta.json of a Supervisely project", ("split",)),
+    "mapillary": Format("mapillary", "folder of Mapillary Vistas with its config.json", ("split",)),
+    "ade20k": Format("ade20k", "folder of ADE20K's images with their _seg.png and .json", ("split",)),
+    "hugging-face": Format("hugging_face", "folder of parquet or arrow files with segments_info", ("split",)),
 }
 
 

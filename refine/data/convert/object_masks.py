@@ -37,15 +37,16 @@ def read(path: Path, options: ReadOptions) -> Source:
 
 
 def _read(image: Path, folder: Path, name: str) -> Regions:
-    size = image_size(image, str(image))
+    sizes = list(image_size(image, str(image)))
     regions = []
     files = [p for p in (folder / "masks").glob("*") if p.suffix.lower() in SUFFIXES]
     for file in sorted(files):
         values = read_labels(file)
-        if values.shape not in size:
+        if values.shape not in sizes:
             raise RefineError(
-                f"{file}: expected {size.shown[1]} × {size.shown[0]} pixels as in {image}, got {values.shape[1]} × "
+                f"{file}: expected {sizes[-1][1]} × {sizes[-1][0]} pixels as in {image}, got {values.shape[1]} × "
                 f"{values.shape[0]}; copy both again"
             )
+        sizes = [values.shape]
         regions.append(Region(name, encode(values), file.name))
-    return Regions(size.shown if not regions else (values.shape[0], values.shape[1]), regions)
+    return Regions(sizes[-1], regions)

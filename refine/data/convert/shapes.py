@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Sequence
-from io import BytesIO
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from hotcoco import mask
-from PIL import Image
 
+from refine.data.convert.source import Region
 from refine.errors import RefineError
-from refine.files import MAX_PIXELS
 from refine.formats import rle
+from refine.formats.label_image import decode
 
 Code = dict[str, Any]
 Size = tuple[int, int]
@@ -50,18 +50,25 @@ def with_holes(outline: Code, holes: Sequence[Code]) -> Code:
     return encode(remaining)
 
 
-def rectangle(box: Sequence[float], size: Size, where: str, angle: float = 0.0) -> Code:
+def rectangle(
+    box: Sequence[float],
+    size: Size,
+    where: str,
+    angle: float = 0.0,
+    pivot: tuple[float, float] | None = None,
+) -> Code:
     """Return the mask of a rectangle.
 
     Args:
         box: x1, y1, x2, y2 in pixels.
         size: (height, width) of the image in pixels.
         where: file and field, for messages.
-        angle: rotation about the centre in degrees, clockwise as seen.
+        angle: rotation in degrees, clockwise as seen.
+        pivot: point x, y of the rotation; None is the centre.
     """
     x1, y1, x2, y2 = box
     corners = np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]], float)
-    return polygon(_rotate(corners, corners.mean(0), angle), size, where)
+    return polygon(_rotate(corners, corners.mean(0) if pivot is None else np.array(pivot), angle), size, where)
 
 
 def ellipse(center: Sequence[float], radii: Sequence[float], size: Size, where: str, angle: float = 0.0) -> Code:
@@ -104,30 +111,30 @@ def encode(values: np.ndarray) -> Code:
     return mask.encode(np.asfortranarray(values != 0, np.uint8))
 
 
-def union(codes: Sequence[Code]) -> Code:
-    """Return the mask of all pixels of several masks."""
-    return codes[0] if len(codes) == 1 else mask.merge(list(codes))
+def join_parts(parts: Iterable[tuple[Hashable | None, Region]]) -> list[Region]:
+    """Join regions of the same class and group, the parts of one object, to one region.
+
+    Args:
+        parts: group and region of each part; regions without a group, None, stay alone.
+    """
+    groups: dict[object, list[Region]] = {}
+    for n, (group, region) in enumerate(parts):
+        groups.setdefault(n if group is None else (region.label, group), []).append(region)
+    return [
+        replace(found[0], code=mask.merge([each.code for each in found]), depth=max(each.depth for each in found))
+        for found in groups.values()
+    ]
 
 
 def embedded_png(data: bytes, where: str) -> np.ndarray:
-    """Decode the mask of a PNG in memory, [H, W] bool; if it has opacity, opaque pixels are the mask.
+    """Decode the mask of a PNG in memory, [H, W] bool: pixels that are not black, or opaque if it has opacity.
 
     Raises:
         RefineError: it is not a PNG, damaged or too large.
     """
-    try:
-        with Image.open(BytesIO(data), formats=["PNG"]) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise RefineError(f"{where}: the mask has more than {MAX_PIXELS:,} pixels; tile the image")
-            if "A" in image.getbands() or "transparency" in image.info:
-                values = np.asarray(image.convert("RGBA").getchannel("A"))
-            else:
-                values = np.asarray(image)
-    except RefineError:
-        raise
-    except Exception as error:  # Pillow raises any kind of exception if a file is damaged
-        raise RefineError(f"{where}: the mask is not a valid PNG ({error}); correct or drop it") from error
-    return values != 0 if values.ndim == 2 else (values != 0).any(2)
+    values = decode(data, where, "RGBA")
+    opaque = values[..., 3] > 0
+    return np.asarray((values[..., :3] > 0).any(2) if opaque.all() else opaque)
 
 
 def from_base64(text: Any, where: str) -> bytes:

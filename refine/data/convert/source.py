@@ -86,14 +86,14 @@ class Sample:
 
     Attributes:
         name: relative path of the image in the result.
-        image: path of the image, or its content.
+        image: path of the image, or a function that returns the content of its file.
         file: file with the annotation, for messages.
         read: returns the annotation.
         id: image id in the data set, or None if the format has none.
     """
 
     name: str
-    image: Path | bytes
+    image: Path | Callable[[], bytes]
     file: Path
     read: Callable[[], LabelMap | Regions]
     id: int | str | None = None
