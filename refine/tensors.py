@@ -6,6 +6,7 @@ code. All of the package reads weights by `read_weights` and loads them into mod
 
 from __future__ import annotations
 
+import hashlib
 import re
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -259,6 +260,15 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], half: bool = False)
     if half:
         check_finite(tensors, f"{path.name} as float16")
     write_bytes(path, save(tensors))
+
+
+def digest(weights: Mapping[str, Tensor]) -> str:
+    """Return a hexadecimal digest of tensors and their names."""
+    content = hashlib.blake2b(digest_size=8)
+    for name, tensor in weights.items():
+        content.update(name.encode())
+        content.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return content.hexdigest()
 
 
 def first_line(error: Exception) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import glob
 import hashlib
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from refine.checkpoint.fetch import cache_folder, digest_of, fetch
 from refine.checkpoint.public import PUBLIC, PublicModel, published_digest
 from refine.errors import RefineError
-from refine.files import write_text
+from refine.files import read_json, write_text
 
 CONVERSION = 1
 """Version of the output of `refine convert`; increase it when the output changes, to renew cached models."""
@@ -25,17 +26,18 @@ def find_model(source: str | Path) -> Path:
     Downloaded and converted weights are kept in `cache_folder`.
 
     Args:
-        source: folder with config.json and weights; run folder, of which the best checkpoint is used, or the
-            last if none was evaluated; name of a shipped model, or of public weights (`PUBLIC`), which are
-            downloaded at first use; weight file that `refine convert` supports (detectron2, torchvision), or its
-            http(s) address; or "hf://OWNER/NAME" for a model on the Hugging Face Hub.
+        source: folder with config.json and weights, of refine or of transformers; run folder, of which the best
+            checkpoint is used, or the last if none was evaluated; name of a shipped model, or of public weights
+            (`PUBLIC`), which are downloaded at first use; weight file that `refine convert` supports (detectron2,
+            torchvision), or its http(s) address; or "hf:OWNER/NAME" or "hf:OWNER/NAME@REVISION" for a model on
+            the Hugging Face Hub.
 
     Raises:
         RefineError: the model does not exist, or cannot be downloaded or converted.
     """
     name = str(source)
-    if name.startswith("hf://"):
-        return _from_hub(name.removeprefix("hf://"))
+    if name.startswith("hf:"):
+        return _from_hub(name.removeprefix("hf:"))
     if name.startswith(("http://", "https://")):
         return _from_address(name)
     for folder in (Path(source), SHIPPED / name):
@@ -100,11 +102,29 @@ def shipped_models() -> list[str]:
     return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
 
 
-def _from_hub(repository: str) -> Path:
+def is_of_transformers(folder: Path) -> bool:
+    """Return whether a model folder was written by transformers, not by refine."""
+    content: Any = read_json(folder / "config.json")
+    return isinstance(content, dict) and "model_type" in content and "format" not in content
+
+
+def _from_hub(name: str) -> Path:
+    """Return the folder of a model in the cache of huggingface_hub, which downloads what is missing."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    repository, _, revision = name.partition("@")
     try:
-        return Path(snapshot_download(repository, allow_patterns=["config.json", "model.safetensors"]))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise RefineError(f"hf://{repository}: cannot be downloaded ({error}); check name and access") from error
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=_FILES))
+    except HFValidationError as error:
+        raise RefineError(f"hf:{name}: expected hf:OWNER/NAME or hf:OWNER/NAME@REVISION; correct it") from error
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise RefineError(
+            f"hf:{name}: cannot be downloaded ({reason}); check the name, or run `hf download {repository} "
+            f"--local-dir FOLDER` on a computer with a network, bring the folder, and give its path"
+        ) from error
+
+
+_FILES = ["*.json", "*.safetensors", "merges.txt", "README.md"]
+"""Files of a model on the Hub that are downloaded: weights as safetensors, configs and tokenizers."""

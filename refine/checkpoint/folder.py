@@ -124,6 +124,8 @@ def _weights_file(folder: Path) -> Path:
 def _read_description(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
     """Read the config of the network and the other fields of `SavedModel` from a config.json."""
     description: Any = read_json(path)
+    if isinstance(description, dict) and "model_type" in description and "format" not in description:
+        raise RefineError(f"{path}: is a model of transformers; this command needs one of refine's own")
     if not isinstance(description, dict) or not isinstance(description.get("format"), int):
         raise RefineError(f"{path}: has no `format`; give the folder of a model written by refine")
     if description["format"] > FORMAT:

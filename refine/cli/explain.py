@@ -11,7 +11,7 @@ from refine import __version__
 from refine.cli.images import add_arguments, check_model, find_images, finish, for_each, note
 from refine.cli.options import add_image_options, fusion_changes, image_options, refuse_overwriting
 from refine.formats.image_list import ImageFile, result_names
-from refine.fusion.config import HEADS, FusionConfig, Method
+from refine.fusion.config import HEADS, OWN_MERGE, FusionConfig, Method
 
 if TYPE_CHECKING:
     from refine.fusion.explain import Explanation
@@ -41,7 +41,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
 
     set_threads(options.threads)
     predictor = Predictor(options.checkpoint, device=options.device, fusion=fusion_changes(options))
-    methods = predictor.methods
+    methods = [method for method in predictor.methods if method != OWN_MERGE]
     if len(methods) < len(get_args(Method)):
         print(_left_out(methods))
     limits = predictor.limits()

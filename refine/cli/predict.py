@@ -20,7 +20,7 @@ from refine.cli.options import (
 )
 from refine.errors import RefineError
 from refine.formats.image_list import ImageFile, result_names
-from refine.fusion.config import FusionConfig, check_known
+from refine.fusion.config import OWN_MERGE, FusionConfig, check_known
 from refine.savers import SAVERS, encode, find_savers
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     check_model(options)
     image_options(options)
     FusionConfig(**fusion_changes(options))
-    if options.method:
+    if options.method not in (None, OWN_MERGE):
         check_known(options.method)
     savers = find_savers(options.save)
     files = _listed(options) if options.json else find_images(options)

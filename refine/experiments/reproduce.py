@@ -27,7 +27,6 @@ from refine.evaluation.interval import write_counts
 from refine.experiments.machine import describe_machine
 from refine.experiments.tables import Row, Table
 from refine.files import read_json, write_json
-from refine.fusion.config import check_method
 from refine.inference.evaluate import Evaluation, evaluate
 from refine.inference.measures import BoxAndMaskAP, Measure, OrderAccuracy, Quality
 from refine.inference.predictor import Predictor
@@ -207,7 +206,7 @@ def _measure(rows: Sequence[Row], config: RunConfig, seed: int, average_precisio
     began = time.monotonic()
     predictor = Predictor(last, device=group.device)
     for row in rows:
-        check_method(row.method, predictor.fusion_heads())
+        predictor.check_method(row.method)
     measures: list[Measure] = [Quality(), OrderAccuracy()]
     if average_precision:
         measures.append(BoxAndMaskAP(COCO_LIMIT))

@@ -12,6 +12,11 @@ from refine.errors import RefineError
 Method = Literal["heuristic", "shr", "srm", "ocfusion", "strong", "soe"]
 """Rules that decide which of two overlapping instances lies in front; `refine.fusion` describes them."""
 
+OWN_MERGE: Literal["model"] = "model"
+"""Stands, in place of a fusion rule, for a network's own way to merge its outputs (see `Prediction.merge`)."""
+
+AnyMethod = Method | Literal["model"]
+
 UERegion = Literal["core", "dilated"]
 """How Unknown Erasing computes the score of a region (see `FusionConfig`)."""
 

@@ -20,7 +20,8 @@ from refine.data.segments import SegmentMap
 from refine.data.workers import read_in_workers
 from refine.evaluation.interval import Counts
 from refine.evaluation.report import PQReport
-from refine.fusion import FusionConfig, Method
+from refine.fusion import FusionConfig
+from refine.fusion.config import AnyMethod
 from refine.inference.measures import BoxAndMaskAP, Example, Fused, Measure, OrderAccuracy, Quality
 from refine.inference.predictor import Predictor
 from refine.runtime import Processes
@@ -28,7 +29,7 @@ from refine.structures import Categories
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 
-Rule = tuple[Method, FusionConfig]
+Rule = tuple[AnyMethod, FusionConfig]
 M = TypeVar("M", bound=Measure)
 
 

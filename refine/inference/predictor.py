@@ -13,8 +13,8 @@ from torch import Tensor
 from refine.checkpoint.folder import SavedModel
 from refine.errors import RefineError
 from refine.formats.image_like import ImageLike, to_tensor
-from refine.fusion import FusionConfig, Method, fuse
-from refine.fusion.config import Head, check_method, methods_with
+from refine.fusion import FusionConfig, fuse
+from refine.fusion.config import OWN_MERGE, AnyMethod, Head, check_method, methods_with
 from refine.inference.limits import IN_PYTHON, Limits
 from refine.modeling.model import PanopticModel
 from refine.networks.load import load_network
@@ -39,7 +39,8 @@ class Predictor:
             `Network`. A loaded model keeps its mode (training or evaluation) and its device.
         device: "cpu", "cuda", …; None stands for the GPU if there is one, or for the device of a loaded model. A
             loaded model on another device is copied.
-        method: fusion rule; None stands for the checkpoint's.
+        method: fusion rule, or "model" for the merge of a network that has one of its own; None stands for the
+            checkpoint's.
         fusion: fusion thresholds, or a mapping of those that differ from the checkpoint's.
         precision: "bf16" or "fp16" runs the network under autocast.
         compiled: whether to compile backbone and FPN in place with torch.compile, once per image size.
@@ -54,7 +55,7 @@ class Predictor:
         checkpoint: str | Path | SavedModel | Network,
         *,
         device: str | torch.device | None = None,
-        method: Method | None = None,
+        method: AnyMethod | None = None,
         fusion: FusionConfig | Mapping[str, Any] | None = None,
         precision: Precision = "32",
         compiled: bool = False,
@@ -62,9 +63,9 @@ class Predictor:
         self.network = load_network(checkpoint, device=device, precision=precision, compiled=compiled)
         self.device: torch.device = self.network.device
         self.categories: Categories = self.network.categories
-        self.method: Method = method or self.network.method
+        self.method: AnyMethod = method or self.network.method
         self.fusion = fusion if isinstance(fusion, FusionConfig) else self.network.fusion.changed(fusion or {})
-        check_method(self.method, self.fusion_heads())
+        self.check_method(self.method)
         self._warned: set[str] = set()
 
     @property
@@ -86,9 +87,17 @@ class Predictor:
         self.network.test_size = size
 
     @property
-    def methods(self) -> list[Method]:
-        """Fusion rules whose heads the network has."""
-        return methods_with(self.fusion_heads())
+    def methods(self) -> list[AnyMethod]:
+        """Fusion rules whose heads the network has, and "model" if it can merge its outputs by itself."""
+        return [*methods_with(self.fusion_heads()), *([OWN_MERGE] if self.network.method == OWN_MERGE else [])]
+
+    def check_method(self, method: str) -> None:
+        """Raise RefineError if a method is unknown or is not one of `methods`."""
+        if method != OWN_MERGE:
+            check_method(method, self.fusion_heads())
+        elif method not in self.methods:
+            known = ", ".join(self.methods)
+            raise RefineError(f"method 'model': this model has no merge of its own; give one of {known}")
 
     @overload
     def __call__(self, image: ImageLike) -> PanopticResult: ...
@@ -147,17 +156,24 @@ class Predictor:
 
     @torch.inference_mode()
     def fuse(
-        self, raw: Prediction, method: Method | None = None, fusion: FusionConfig | None = None
+        self, raw: Prediction, method: AnyMethod | None = None, fusion: FusionConfig | None = None
     ) -> PanopticResult:
-        """Fuse an output of `predict_raw`; method and thresholds default to the predictor's."""
+        """Fuse an output of `predict_raw`; method and thresholds default to the predictor's.
+
+        The method "model" merges in the network's own way, of the thresholds only with `score_threshold`.
+        """
+        method, fusion = method or self.method, fusion or self.fusion
+        if method == OWN_MERGE:
+            assert raw.merge is not None  # see `check_method`
+            return raw.merge(fusion.score_threshold)
         return fuse(
             raw.instances,
             raw.sem_seg,
             categories=self.categories,
-            method=method or self.method,
+            method=method,
             sem_confidence=raw.sem_confidence,
             sem_probabilities=raw.sem_probabilities,
-            config=fusion or self.fusion,
+            config=fusion,
             **self.fusion_heads(),
         )
 

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import torch
 
+from refine.checkpoint.find import find_model, is_of_transformers
 from refine.checkpoint.folder import SavedModel, load_model
 from refine.errors import RefineError
+from refine.networks.hub.categories import ClassMap
 from refine.networks.native import NativeNetwork, Precision
 from refine.networks.network import Network
 from refine.runtime import find_device
+from refine.structures import Categories
 
 
 def load_network(
@@ -19,6 +22,8 @@ def load_network(
     device: str | torch.device | None = None,
     precision: Precision = "32",
     compiled: bool = False,
+    categories: Categories | None = None,
+    class_map: ClassMap | None = None,
 ) -> Network:
     """Load a network, or prepare a loaded model.
 
@@ -26,6 +31,7 @@ def load_network(
         source: name, folder or file of a model (see `find_model`), a loaded model, or a network, which is returned.
         device, precision, compiled: as for `NativeNetwork`, except that None stands for the GPU if there is one
             when the model is loaded from a file.
+        categories, class_map: for models of transformers, see `find_categories`.
 
     Raises:
         RefineError: the model or device does not exist or is broken, or an option is given with a network.
@@ -36,6 +42,13 @@ def load_network(
         return source
     if isinstance(source, SavedModel):
         return NativeNetwork(source, device, precision, compiled)
-    saved = load_model(source)
+    folder = find_model(source)
+    if is_of_transformers(folder):
+        from refine.networks.hub.load import load_hub_network
+
+        return load_hub_network(folder, str(source), device, precision, compiled, categories, class_map)
+    if categories is not None or class_map is not None:
+        raise RefineError(f"{source}: knows its categories; --categories and --class-map are for other models")
+    saved = load_model(folder)
     saved.model.to(find_device(device))
     return NativeNetwork(saved, None, precision, compiled)

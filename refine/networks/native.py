@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -23,6 +22,7 @@ from refine.ops.semantic import semantic_map, semantic_probabilities
 from refine.runtime import find_device
 from refine.structures import Instances, Prediction
 from refine.structures.images import padded_size
+from refine.tensors import digest
 
 Precision = Literal["32", "bf16", "fp16"]
 
@@ -82,11 +82,7 @@ class NativeNetwork(Network):
 
     def digest(self) -> str:
         """Return a digest of the weights and their names."""
-        weights = hashlib.blake2b(digest_size=8)
-        for name, tensor in self.model.state_dict().items():
-            weights.update(name.encode())
-            weights.update(tensor.cpu().contiguous().numpy())
-        return weights.hexdigest()
+        return digest(self.model.state_dict())
 
     def fusion_heads(self) -> dict[Head, Any]:
         """Return the functions of the occlusion and ranking heads that the network has.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from refine.errors import RefineError
-from refine.fusion.config import FusionConfig, Head, Method
+from refine.fusion.config import AnyMethod, FusionConfig, Head
 from refine.structures import Categories, Prediction
 
 
@@ -22,7 +22,8 @@ class Network(Protocol):
     Attributes:
         categories: categories of the predictions.
         device: device of the network and of its predictions.
-        method, fusion: fusion rule and thresholds that suit the network.
+        method, fusion: fusion rule and thresholds that suit the network; the rule is "model" if, and only if, its
+            predictions can be merged in the network's own way.
         test_size: (short, long) side in pixels that images are resized to, keeping their aspect ratio, which may
             be assigned; None if the network resizes images in another way.
         max_detections: maximum number of instances per image; None if there is none.
@@ -30,7 +31,7 @@ class Network(Protocol):
 
     categories: Categories
     device: torch.device
-    method: Method
+    method: AnyMethod
     fusion: FusionConfig
     test_size: tuple[int, int] | None
     max_detections: int | None

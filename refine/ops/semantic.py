@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,9 +39,49 @@ def semantic_map(
     logits = logits.detach().float()
     if stride == 4 and tuple(image_size) == tuple(output_size) and logits.device.type == "cpu":
         return labels_and_confidence_x4(logits, image_size)
-    height, width = output_size
-    vertical = _weights(logits, 1, image_size[0], height, stride)  # h × H
-    horizontal = _weights(logits, 2, image_size[1], width, stride)  # w × W
+    vertical = _weights(logits, 1, image_size[0], output_size[0], stride)
+    horizontal = _weights(logits, 2, image_size[1], output_size[1], stride)
+    return _best(logits, vertical, horizontal, lambda best, part: 1 / part.sub_(best).exp_().sum(0))
+
+
+def resized_map(scores: Tensor, output_size: tuple[int, int], softmax: bool) -> tuple[Tensor, Tensor]:
+    """Resize maps of classes (bilinear, align_corners=False), and return the best class and its confidence.
+
+    Args:
+        scores: Tensor[L, h, w] float, logits, or scores of at least 0 that need not sum to 1.
+        output_size: (height, width) of the result in pixels.
+        softmax: whether the confidence is the softmax probability; else it is the score, divided by the sum of
+            all scores of the pixel where that is above 1.
+
+    Returns:
+        labels: Tensor[output_size] int64, 0..L-1, the lowest index in case of a tie.
+        confidence: Tensor[output_size] float32, 0-1.
+    """
+    vertical, horizontal = (_resizing(scores, axis, size) for axis, size in zip((1, 2), output_size, strict=True))
+    if softmax:
+        return _best(scores, vertical, horizontal, lambda best, part: 1 / part.sub_(best).exp_().sum(0))
+    return _best(scores, vertical, horizontal, lambda best, part: best / part.sum(0).clamp(min=1))
+
+
+def resized_probabilities(scores: Tensor, output_size: tuple[int, int], softmax: bool) -> Tensor:
+    """Return the confidence of each class, Tensor[L, *output_size]; arguments as in `resized_map`."""
+    vertical, horizontal = (_resizing(scores, axis, size) for axis, size in zip((1, 2), output_size, strict=True))
+    resized = vertical.T @ scores @ horizontal
+    return resized.softmax(0) if softmax else resized / resized.sum(0).clamp(min=1)
+
+
+def _best(
+    logits: Tensor, vertical: Tensor, horizontal: Tensor, confidence_of: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Interpolate maps and return the best channel and its confidence, a band of rows at a time.
+
+    Args:
+        logits: Tensor[L, h, w] float.
+        vertical, horizontal: Tensor[h, H] and Tensor[w, W], weights of the interpolation.
+        confidence_of: function of the best value and all values, Tensor[...] and Tensor[L, ...], which it may
+            overwrite.
+    """
+    height, width = vertical.shape[1], horizontal.shape[1]
     labels = torch.empty(height, width, dtype=torch.int64, device=logits.device)
     confidence = torch.empty(height, width, device=logits.device)
     column_ranges = [(x, *_support(horizontal[:, x : x + BLOCK])) for x in range(0, width, BLOCK)]
@@ -50,7 +92,7 @@ def semantic_map(
             part = rows[:, :, left:right] @ horizontal[left:right, x : x + BLOCK]  # L × band × block
             best, label = part.max(0)
             labels[y : y + BAND, x : x + BLOCK] = label
-            confidence[y : y + BAND, x : x + BLOCK] = 1 / part.sub_(best).exp_().sum(0)
+            confidence[y : y + BAND, x : x + BLOCK] = confidence_of(best, part)
     return labels, confidence
 
 
@@ -71,6 +113,12 @@ def _weights(logits: Tensor, axis: int, image: int, output: int, stride: int) ->
     if image != output:
         full = F.interpolate(full, size=output, mode="linear", align_corners=False)
     return full[0]
+
+
+def _resizing(maps: Tensor, axis: int, output: int) -> Tensor:
+    """Return the interpolation along one axis as a matrix: Tensor[maps.shape[axis], output]."""
+    samples = torch.eye(maps.shape[axis], device=maps.device)[None]
+    return F.interpolate(samples, size=output, mode="linear", align_corners=False)[0]
 
 
 def _support(weights: Tensor) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from refine.checkpoint.find import shipped_models
 from refine.errors import RefineError
 from refine.formats.images import read_image
-from refine.fusion.config import FusionConfig, Method, check_method
+from refine.fusion.config import AnyMethod, FusionConfig
 from refine.inference.limits import ELSEWHERE
 from refine.inference.predictor import Predictor
 from refine.runtime import find_device
@@ -134,14 +134,14 @@ class Models:
         )
         return Upload(name, path, image, prediction, seconds)
 
-    def fuse(self, upload: Upload, method: Method, fusion: FusionConfig) -> PanopticResult:
+    def fuse(self, upload: Upload, method: AnyMethod, fusion: FusionConfig) -> PanopticResult:
         """Fuse a prediction without running the network again.
 
         Raises:
             RefineError: the model does not have the head that the method needs.
         """
         predictor = self.predictor(upload.model)
-        check_method(method, predictor.fusion_heads())
+        predictor.check_method(method)
         prediction = replace(upload.prediction, sem_seg=upload.prediction.sem_seg.long())
         return predictor.fuse(prediction, method, fusion)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from refine.structures.instances import Instances
+from refine.structures.panoptic import PanopticResult
 
 
 @dataclass
@@ -21,6 +22,8 @@ class Prediction:
         sem_probabilities: function that computes Tensor[C, H, W] float32, 0-1, the probability of each class (0 for
             classes that the network does not predict), or None if the logits were discarded.
         scale: factor by which the image was resized for the network; far below 1, small objects may be missed.
+        merge: the network's own rule instead of fusion: a function from the minimum score of a segment, 0-1, to
+            the result; None if it has none.
     """
 
     instances: Instances
@@ -28,3 +31,4 @@ class Prediction:
     sem_confidence: Tensor
     sem_probabilities: Callable[[], Tensor] | None = None
     scale: float = 1.0
+    merge: Callable[[float], PanopticResult] | None = None

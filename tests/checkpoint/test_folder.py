@@ -379,5 +379,5 @@ def test_from_the_hub(saved: SavedModel, tmp_path: Path, monkeypatch: pytest.Mon
         return str(tmp_path / "model")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    assert load_model("hf://someone/rectangles").data == "rectangles"
+    assert load_model("hf:someone/rectangles").data == "rectangles"
     assert repositories == ["someone/rectangles"]
