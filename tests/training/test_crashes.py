@@ -3,13 +3,13 @@
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.kill import run_until_killed
 from helpers.tiny_run import tiny_run, write_dataset
 from safetensors.torch import load_file
 
@@ -79,30 +79,23 @@ def run_in_child(config: RunConfig, at: Callable[[int], bool], resume: bool = Tr
         The exit code, and the number of file operations.
     """
     counted = Path(f"{config.out}.count")
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            done = 0
+    done = 0
 
-            def hook(event: str, args: tuple) -> None:
-                nonlocal done
-                if event not in WRITES or (event == "open" and not (args[2] or 0) & (os.O_WRONLY | os.O_RDWR)):
-                    return
-                inside = event in ("os.rmdir", "os.remove") or str(args[0]).startswith(config.out)
-                if not inside or str(args[0]).startswith(str(counted)):
-                    return
-                done += 1
-                if at(done):
-                    os._exit(137)
+    def kill(event: str, args: tuple) -> bool:
+        nonlocal done
+        if event not in WRITES or (event == "open" and not (args[2] or 0) & (os.O_WRONLY | os.O_RDWR)):
+            return False
+        inside = event in ("os.rmdir", "os.remove") or str(args[0]).startswith(config.out)
+        if not inside or str(args[0]).startswith(str(counted)):
+            return False
+        done += 1
+        return at(done)
 
-            sys.addaudithook(hook)
-            train(config, resume=resume)
-            counted.write_text(str(done))
-            code = 0
-        finally:
-            os._exit(code)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    def work() -> None:
+        train(config, resume=resume)
+        counted.write_text(str(done))
+
+    code = run_until_killed(work, kill)
     return code, int(counted.read_text()) if code == 0 else 0
 
 
