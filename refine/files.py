@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, BinaryIO
 
 from refine.errors import RefineError, WriteError, shown
 
@@ -37,12 +37,25 @@ def write_bytes(path: str | Path, data: bytes | bytearray | memoryview) -> None:
     Raises:
         WriteError: the file cannot be written. An earlier file of this name is unchanged.
     """
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that replaces `path` when the block ends, as `write_bytes` does.
+
+    If the block raises an exception, the new file is removed.
+
+    Raises:
+        WriteError: the file cannot be written. An earlier file of this name is unchanged.
+    """
     path = Path(path)
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -112,7 +112,8 @@ def encode(savers: Iterable[Saver], item: ImageResult) -> Iterator[tuple[str, by
 def save_result(item: ImageResult, path: str | Path, formats: str | Sequence[str], image_id: int | str) -> Path:
     """Write one result; see `PanopticResult.save`."""
     from refine.files import write_json
-    from refine.formats.writer import PredictionWriter, write_png
+    from refine.formats.id_png import write_png
+    from refine.formats.writer import PredictionWriter
 
     path, savers, result = Path(path), find_savers(formats), item.result
     if path.suffix.lower() != ".png":

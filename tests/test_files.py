@@ -16,7 +16,7 @@ from refine.drawing.overlay import write_image
 from refine.errors import RefineError, WriteError
 from refine.evaluation.interval import Counts, write_counts
 from refine.files import append_bytes, read_json, write_bytes, write_json, write_text
-from refine.formats.writer import write_png
+from refine.formats.id_png import write_png
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 255, (3, 64, 64), dtype=np.uint8)

@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, get_args
 
 from refine import __version__
-from refine.cli.images import add_arguments, check_model, find_images, finish, for_each, note
+from refine.cli.images import Failure, add_arguments, check_model, find_images, finish, for_each, note, one_by_one
 from refine.cli.options import add_image_options, fusion_changes, image_options, refuse_overwriting
 from refine.formats.image_list import ImageFile, result_names
 from refine.fusion.config import HEADS, OWN_MERGE, FusionConfig, Method
@@ -64,10 +64,11 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         write_json(target.with_suffix(".json"), record, indent=1)
         return f"{_summary(explanation)}; model: {options.checkpoint}"
 
-    failed = for_each(files, explain_one)
+    failures: list[Failure] = []
+    for_each(files, one_by_one(files, explain_one), str, failures)
     for remark in limits.remarks(ELSEWHERE).values():
         note(remark)
-    finish(failed, files, options.out, f"explanations of model {options.checkpoint}")
+    finish(failures, files, options.out, f"explanations of model {options.checkpoint}")
 
 
 def _left_out(methods: Sequence[Method]) -> str:

@@ -7,16 +7,20 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from refine.checkpoint.find import SHIPPED, find_model, shipped_models
 from refine.cli.options import PIPE_CLOSED, add_fusion, add_threads, tell
 from refine.errors import RefineError, WriteError, is_out_of_memory, printable
-from refine.files import read_json
+from refine.files import read_json, write_json
 from refine.formats.image_list import ImageFile, list_images
+
+T = TypeVar("T")
 
 EVERY = 30.0
 """Seconds between two progress lines if the output is not a terminal."""
@@ -52,51 +56,91 @@ def note(text: str) -> None:
     tell("note", text)
 
 
-def for_each(files: Sequence[ImageFile], work: Callable[[ImageFile], str]) -> int:
-    """Call `work` for each image and print the line that it returns; report an image that fails and continue.
+@dataclass(frozen=True)
+class Failure:
+    """Image that could not be processed, and a message that names it and the fix."""
 
-    Returns:
-        Number of images that failed.
+    file: ImageFile
+    problem: str
+
+
+def for_each(
+    files: Sequence[ImageFile],
+    outcomes: Iterable[tuple[ImageFile, T | Exception]],
+    use: Callable[[T], str],
+    failures: list[Failure],
+) -> None:
+    """Use the outcome of each image, and print the line that `use` returns; report an image that failed.
+
+    Args:
+        files: all images, for the progress.
+        outcomes: images with their results, or with the exceptions of those that failed; see `run_pipeline`.
+        use: called with each result.
+        failures: receives the images that failed.
 
     Raises:
         WriteError: results cannot be written, so that the next image would fail too.
         RefineError: all images failed.
         KeyboardInterrupt, SystemExit: interrupted, or terminated by SIGTERM or SIGHUP.
     """
-    failed = done = 0
+    done = 0
     with _termination(), _progress(len(files)) as advance:
         try:
-            for file in files:
+            for file, outcome in outcomes:
                 try:
-                    print(f"{printable(str(file.path))}: {work(file)}")
+                    if isinstance(outcome, Exception):
+                        raise outcome
+                    print(f"{printable(str(file.path))}: {use(outcome)}")
                     done += 1
                 except WriteError:
                     raise
                 except Exception as error:
-                    problem = str(error)
-                    if is_out_of_memory(error):
-                        problem = f"{file.path}: does not fit into memory; make it smaller or cut it into tiles"
-                    elif not isinstance(error, RefineError):
-                        raise
-                    elif str(file.path) not in problem:
-                        problem = f"{file.path}: {problem}"
-                    failed += 1
-                    tell("error", problem)
+                    failures.append(Failure(file, _problem(file, error)))
+                    tell("error", failures[-1].problem)
                 advance()
         except BrokenPipeError as error:  # stop as SIGPIPE would; finished results are kept
             raise SystemExit(PIPE_CLOSED) from error
         except (KeyboardInterrupt, SystemExit):
             note(f"stopped after {done} of {len(files)} images")
             raise
-    if files and failed == len(files):
+    if files and len(failures) == len(files):
         raise RefineError(f"none of the {len(files)} images could be used")
-    return failed
 
 
-def finish(failed: int, files: Sequence[ImageFile], out: str, what: str, hint: str = "") -> None:
+def one_by_one(
+    files: Iterable[ImageFile], work: Callable[[ImageFile], T]
+) -> Iterator[tuple[ImageFile, T | Exception]]:
+    """Yield each image with what `work` returns or raises, without a pipeline."""
+    for file in files:
+        try:
+            outcome: T | Exception = work(file)
+        except Exception as error:
+            outcome = error
+        yield file, outcome
+
+
+def _problem(file: ImageFile, error: Exception) -> str:
+    """Return the message of an error that concerns one image; raise any other error."""
+    if is_out_of_memory(error):
+        return f"{file.path}: does not fit into memory; make it smaller or cut it into tiles"
+    if not isinstance(error, RefineError):
+        raise error
+    return str(error) if str(file.path) in str(error) else f"{file.path}: {error}"
+
+
+def write_failures(path: Path, failures: Sequence[Failure]) -> None:
+    """Write the images that failed, with ids and messages, as JSON; without failures, remove an earlier file."""
+    if failures:
+        content = [{"id": f.file.id, "file_name": f.file.name, "error": f.problem} for f in failures]
+        write_json(path, content, indent=1)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def finish(failures: Sequence[Failure], files: Sequence[ImageFile], out: str, what: str, hint: str = "") -> None:
     """Print where the results are, and a hint; raise RefineError if some images failed."""
-    if failed:
-        raise RefineError(f"{failed} of {len(files)} images failed; the {what} for the others are in {out}")
+    if failures:
+        raise RefineError(f"{len(failures)} of {len(files)} images failed; the {what} for the others are in {out}")
     print(f"{what} in {out}{hint}")
 
 

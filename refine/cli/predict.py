@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from refine import __version__
-from refine.cli.images import add_arguments, check_model, find_images, finish, for_each, note
+from refine.cli.images import (
+    Failure,
+    add_arguments,
+    check_model,
+    find_images,
+    finish,
+    for_each,
+    note,
+    write_failures,
+)
 from refine.cli.options import (
     add_image_options,
     count_from,
@@ -21,43 +28,14 @@ from refine.cli.options import (
 from refine.errors import RefineError
 from refine.formats.image_list import ImageFile, result_names
 from refine.fusion.config import OWN_MERGE, FusionConfig, check_known
-from refine.savers import SAVERS, encode, find_savers
+from refine.savers import SAVERS, find_savers
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from refine.formats.writer import PredictionWriter
-    from refine.inference.predictor import Predictor
-    from refine.structures import PanopticResult
-
-NO_LIMIT = 2**31
-"""Long side in pixels that no image reaches."""
+    from refine.inference.image_job import Finished, JobSettings
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
-    parser = argparse.ArgumentParser(prog, description=description)
-    add_arguments(parser, "folder for panoptic.json, panoptic/ and the files of --save")
-    parser.add_argument(
-        "--json", metavar="GT.json", help="predict the images listed in this JSON, below the one folder given"
-    )
-    parser.add_argument("--method", help="fusion rule (default: the checkpoint's)")
-    parser.add_argument(
-        "--scale", type=positive, help="resize images by this factor (default: to the model's test size)"
-    )
-    parser.add_argument(
-        "--max-detections", type=count_from(1), help="maximum number of objects per image (default: the model's)"
-    )
-    parser.add_argument(
-        "--save",
-        metavar="NAME,…",
-        default="coco,overlay",
-        help="formats of the results, by commas: coco (panoptic.json and panoptic/*.png, always written); "
-        + "; ".join(f"{name} ({saver.help})" for name, saver in SAVERS.items())
-        + " (default: %(default)s)",
-    )
-    parser.add_argument("--resume", action="store_true", help="keep the finished results of the same run in --out")
-    add_image_options(parser)
-    options = parser.parse_args(arguments)
+    options = _parser(prog, description).parse_args(arguments)
     check_model(options)
     image_options(options)
     FusionConfig(**fusion_changes(options))
@@ -72,27 +50,92 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     refuse_overwriting("--out: its", (out / path for path in written), (file.path for file in files))
 
     from refine.formats.writer import PredictionWriter
+    from refine.inference.image_job import ImageJob
     from refine.inference.limits import IN_PREDICT
-    from refine.inference.predictor import Predictor
+    from refine.inference.pipeline import Workers, run_pipeline
     from refine.runtime import set_threads
 
     set_threads(options.threads)
-    predictor = Predictor(
-        options.checkpoint, device=options.device, method=options.method, fusion=fusion_changes(options)
-    )
-    if options.max_detections:
-        predictor.limit_detections(options.max_detections)
-    info = _info(predictor, options)
-    with PredictionWriter(out, predictor.categories, info, journal=True, savers=savers) as writer:
-        finished = writer.resume(files) if options.resume else set()
-        if finished:
-            note(f"{len(finished)} of {len(files)} images are finished already")
-        job = _Job(predictor, writer, options)
-        failed = for_each([file for file in files if file.name not in finished], job)
-    for remark in job.limits.remarks(IN_PREDICT).values():
+    settings = _settings(options)
+    predictor = settings.predictor()
+    limits, failures = predictor.limits(), list[Failure]()
+
+    def record(finished: Finished) -> str:
+        writer.record(finished.written)
+        limits.merge(finished.limits)
+        for text in finished.notes:
+            note(text)
+        return f"{finished.summary}; model: {options.checkpoint}"
+
+    try:
+        info = settings.info(predictor)
+        with PredictionWriter(out, predictor.categories, info, journal=True, savers=savers) as writer:
+            finished = writer.resume(files) if options.resume else set()
+            if finished:
+                note(f"{len(finished)} of {len(files)} images are finished already")
+            left = [file for file in files if file.name not in finished]
+            workers = Workers.on(predictor.device.type, options.batch)
+            outcomes = run_pipeline(left, ImageJob(settings, predictor, writer), workers)
+            for_each(left, outcomes, record, failures)
+    finally:
+        write_failures(out / "failed.json", failures)
+    for remark in limits.remarks(IN_PREDICT).values():
         note(remark)
     hint = f"; to look at them, open {out / 'overlays'}" if SAVERS["overlay"] in savers else ""
-    finish(failed, files, options.out, f"results of model {options.checkpoint}", hint)
+    finish(failures, files, options.out, f"results of model {options.checkpoint}", hint)
+
+
+def _parser(prog: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog, description=description)
+    add_arguments(parser, "folder for panoptic.json, panoptic/ and the files of --save")
+    parser.add_argument(
+        "--json", metavar="GT.json", help="predict the images listed in this JSON, below the one folder given"
+    )
+    parser.add_argument("--method", help="fusion rule (default: the checkpoint's)")
+    parser.add_argument(
+        "--scale", type=positive, help="resize images by this factor (default: to the model's test size)"
+    )
+    parser.add_argument(
+        "--max-detections", type=count_from(1), help="maximum number of objects per image (default: the model's)"
+    )
+    parser.add_argument(
+        "--batch",
+        type=_batch,
+        default="auto",
+        metavar="N|auto",
+        help="most images per run of the network, of one size (default: auto, 1 on a CPU and 8 on a GPU)",
+    )
+    parser.add_argument(
+        "--save",
+        metavar="NAME,…",
+        default="coco,overlay",
+        help="formats of the results, by commas: coco (panoptic.json and panoptic/*.png, always written); "
+        + "; ".join(f"{name} ({saver.help})" for name, saver in SAVERS.items())
+        + " (default: %(default)s)",
+    )
+    parser.add_argument("--resume", action="store_true", help="keep the finished results of the same run in --out")
+    add_image_options(parser)
+    return parser
+
+
+def _batch(text: str) -> int | None:
+    """Convert the value of `--batch`; None stands for "auto"."""
+    return None if text == "auto" else count_from(1)(text)
+
+
+def _settings(options: argparse.Namespace) -> JobSettings:
+    from refine.inference.image_job import JobSettings
+
+    return JobSettings(
+        checkpoint=options.checkpoint,
+        device=options.device,
+        method=options.method,
+        fusion=fusion_changes(options),
+        scale=options.scale,
+        max_detections=options.max_detections,
+        reading=image_options(options),
+        listed_in=options.json,
+    )
 
 
 def _listed(options: argparse.Namespace) -> list[ImageFile]:
@@ -106,58 +149,3 @@ def _listed(options: argparse.Namespace) -> list[ImageFile]:
         assert image.file_name is not None  # checked by the reader
         files.append(ImageFile(folder / image.file_name, image.file_name, image_id, image.size))
     return files
-
-
-def _info(predictor: Predictor, options: argparse.Namespace) -> dict[str, Any]:
-    """Return everything but the images that determines the results: `info` of panoptic.json."""
-    size = predictor.test_size
-    return {
-        "description": f"Panoptic results of refine {__version__}, model {options.checkpoint}",
-        "version": __version__,
-        "model": options.checkpoint,
-        "weights": predictor.network.digest(),
-        "method": predictor.method,
-        "fusion": asdict(predictor.fusion),
-        "test_size": list(size) if options.scale is None and size else None,
-        "scale": options.scale,
-        "max_detections": predictor.network.max_detections,
-    }
-
-
-class _Job:
-    """Prediction of one image after the other, with a record of images in which objects may be missing.
-
-    Args:
-        predictor: model, method and thresholds.
-        writer: writes the results.
-        options: parsed command line.
-    """
-
-    def __init__(self, predictor: Predictor, writer: PredictionWriter, options: argparse.Namespace) -> None:
-        self.predictor, self.writer, self.options = predictor, writer, options
-        self.limits = predictor.limits()
-
-    def __call__(self, file: ImageFile) -> str:
-        from refine.formats.images import read_image
-        from refine.formats.results.saver import ImageResult
-
-        image = read_image(file.path, file.size, image_options(self.options), notify=note)
-        size = (image.shape[1], image.shape[2])
-        if file.size is not None and file.size != size:
-            raise RefineError(
-                f"{file.path}: {size[1]} × {size[0]} pixels, but {self.options.json} says {file.size[1]} × "
-                f"{file.size[0]}; correct one of them"
-            )
-        result = self._predict(image, file.name)
-        item = ImageResult(result, file.name, image, model=self.options.checkpoint)
-        self.writer.add(file.id, file.name, result, encode(self.writer.savers, item))
-        return f"{result.summary()}; model: {self.options.checkpoint}"
-
-    def _predict(self, image: Tensor, name: str) -> PanopticResult:
-        predictor, size = self.predictor, (image.shape[1], image.shape[2])
-        if self.options.scale is not None:
-            predictor.test_size = (max(1, round(min(size) * self.options.scale)), NO_LIMIT)
-        threshold = predictor.fusion.score_threshold
-        raw = predictor.predict_raw([image], threshold)[0]
-        self.limits.add(name, raw, threshold)
-        return predictor.fuse(raw)

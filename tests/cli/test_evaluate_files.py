@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from refine.cli.main import main
-from refine.formats.writer import write_png
+from refine.formats.id_png import write_png
 
 CATEGORIES = [{"id": 4, "name": "cat", "isthing": 1}, {"id": 9, "name": "sky", "isthing": 0}]
 MAP = np.array([[1, 1, 2, 2], [1, 1, 2, 2]])

@@ -18,10 +18,10 @@ from PIL import Image
 
 import refine.formats.writer
 from refine.checkpoint.folder import SavedModel, save_model
-from refine.cli import predict
 from refine.cli.main import main
 from refine.formats.writer import JOURNAL, PredictionWriter
 from refine.fusion.config import FusionConfig
+from refine.inference.image_job import NO_LIMIT
 from refine.inference.predictor import Predictor
 from refine.modeling.model import PanopticModel
 from refine.savers import SAVERS
@@ -170,23 +170,23 @@ def test_an_interruption_keeps_what_is_finished(error, checkpoint, images, whole
     assert files(out) == whole
 
 
-@pytest.mark.parametrize("function", ["write_png", "write_bytes", "_record"])
+@pytest.mark.parametrize("function", ["write_png", "write_bytes", "record"])
 def test_an_interruption_while_writing_leaves_no_unlisted_file(function, checkpoint, images, tmp_path, monkeypatch):
     """Interrupted right after the PNG, the overlay, or the journal's entry of the second image was written."""
-    owner = PredictionWriter if function == "_record" else refine.formats.writer
+    owner = PredictionWriter if function == "record" else refine.formats.writer
     before, calls = getattr(owner, function), []
 
     def stop(*arguments):
         before(*arguments)
         calls.append(arguments)
-        if len(calls) == {"write_png": 2, "write_bytes": 4, "_record": 2}[function]:
+        if len(calls) == {"write_png": 2, "write_bytes": 4, "record": 2}[function]:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(owner, function, stop)
     out = tmp_path / "out"
     assert run(checkpoint, images, out, "--recursive") == 130
     listed = [i["file_name"].split(".")[0] for i in content(out)["images"]]
-    assert listed == (["x/0", "x/1"] if function == "_record" else ["x/0"])
+    assert listed == (["x/0", "x/1"] if function == "record" else ["x/0"])
     assert set(files(out)) == {
         "panoptic.json",
         *(f"panoptic/{name}.png" for name in listed),
@@ -205,6 +205,7 @@ def test_an_interruption_before_the_first_image_keeps_earlier_results(checkpoint
 
 KILLED = """
 import os, sys
+from refine.inference.image_job import NO_LIMIT
 from refine.inference.predictor import Predictor
 from refine.cli.main import main
 count, before = int(sys.argv[1]), Predictor.fuse
@@ -284,6 +285,33 @@ def test_an_image_that_does_not_fit_into_memory_fails_alone(
     assert [i["file_name"] for i in content(tmp_path / "out")["images"]] == ["1.jpg"]
 
 
+def test_images_that_fail_are_listed(checkpoint, images, tmp_path, capsys):
+    out = tmp_path / "out"
+    (images / "x/broken.png").write_bytes(b"no image")
+    assert run(checkpoint, images, out, "--recursive") == 1
+    message = capsys.readouterr().err.splitlines()[0].removeprefix("refine: error: ")
+    assert message.startswith(f"{images}/x/broken.png: is not a supported image")
+    assert json.loads((out / "failed.json").read_text()) == [
+        {"id": 3, "file_name": "x/broken.png", "error": message}
+    ]
+    assert len(content(out)["images"]) == 4
+    (images / "x/broken.png").unlink()
+    assert run(checkpoint, images, out, "--recursive", "--resume") == 0
+    assert not (out / "failed.json").exists()
+
+
+def test_batches_give_the_same_results(checkpoint, images, tmp_path):
+    Image.open(images / "y/0.png").resize((48, 40)).save(images / "y/0.png")  # the other three have one size
+    assert run(checkpoint, images, tmp_path / "one", "--recursive") == 0
+    assert run(checkpoint, images, tmp_path / "three", "--recursive", "--batch", "3") == 0
+    one, three = (files(tmp_path / name) for name in ("one", "three"))
+    assert one.keys() == three.keys()
+    assert [name for name in one if one[name] != three[name]] in ([], ["panoptic.json"])
+    for first, second in zip(*(content(tmp_path / n)["annotations"] for n in ("one", "three")), strict=True):
+        for a, b in zip(first["segments_info"], second["segments_info"], strict=True):
+            assert b == a | {"score": pytest.approx(a["score"], rel=1e-5)}  # sums in another order
+
+
 def test_a_full_disk_ends_the_run_with_one_line(checkpoint, images, tmp_path, capsys):
     out = tmp_path / "out"
     with full_disk():
@@ -329,7 +357,7 @@ def test_possibly_missed_objects_are_noted(checkpoint, images, tmp_path, capsys,
     )
     assert not capsys.readouterr().err
     assert found[64, 96] == 5
-    assert found[200, predict.NO_LIMIT] > 20
+    assert found[200, NO_LIMIT] > 20
     assert content(tmp_path / "out")["info"]["max_detections"] == 4000
 
 

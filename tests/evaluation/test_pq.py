@@ -12,8 +12,7 @@ from panopticapi.evaluation import pq_compute_single_core
 from refine.errors import RefineError
 from refine.evaluation.panoptic_files import evaluate_files
 from refine.evaluation.pq import PanopticQuality
-from refine.formats.id_png import read_png
-from refine.formats.writer import write_png
+from refine.formats.id_png import read_png, write_png
 from refine.structures import Categories, Category
 
 CATEGORIES = Categories(

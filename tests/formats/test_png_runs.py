@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from refine.errors import RefineError
-from refine.formats.id_png import read_gray, read_png, read_runs
+from refine.formats.id_png import read_gray, read_png, read_runs, write_png
 from refine.formats.png import png_size
 from refine.formats.runs import Runs
-from refine.formats.writer import write_png
 
 
 def chunk(kind, data):
