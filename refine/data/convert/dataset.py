@@ -13,9 +13,10 @@ from refine.data.convert.paint import Counts, Painter
 from refine.data.convert.source import Sample
 from refine.errors import RefineError
 from refine.files import read_bytes, write_bytes, write_error, write_json
+from refine.formats.id_png import write_png
 from refine.formats.image_size import image_size
 from refine.formats.journal import Journal
-from refine.formats.writer import JOURNAL, write_png
+from refine.formats.writer import JOURNAL
 from refine.structures import Categories
 
 
@@ -55,7 +56,7 @@ class DatasetWriter:
             raise RefineError(f"{self.out}: is not an empty folder; choose another one, or use --resume")
         settings = info | {"categories": categories.to_json(), "copy": copy}
         self._journal = Journal(self.out / JOURNAL, settings, keep=resume)
-        self._done = {entry["image"]["file_name"]: entry for entry in self._journal.entries}
+        self._done = {entry["image"]["file_name"]: entry for _, entry in self._journal.entries()}
 
     def write(self, samples: Iterable[Sample], progress: Callable[[int, int], None] | None = None) -> Counts:
         """Convert all images and write the JSON.
