@@ -483,4 +483,4 @@ def test_a_format_that_fails_leaves_no_file_of_the_image(checkpoint, images, tmp
     out = tmp_path / "out"
     assert run(checkpoint, images / "x", out, "--save", "geojson,labels,csv") == 1
     assert "x/0.png: does not fit into memory" in capsys.readouterr().err
-    assert set(files(out)) <= {JOURNAL, "panoptic.json", "objects.csv"}
+    assert set(files(out)) <= {JOURNAL, "panoptic.json", "objects.csv", "failed.json"}
