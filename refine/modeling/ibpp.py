@@ -122,6 +122,25 @@ class IBPP(nn.Module):
             return Boxes(rois, labels, scores, f_ins, f_sem)
         return Boxes(rois, labels, scores, f_ins + f_sem)
 
+    def project_boxes(self, t: int, boxes: Boxes, previous: Tensor | None = None) -> Tensor:
+        """Apply the first convolution of H̃_ins^t to the features of the boxes: Tensor[N, width, S, S].
+
+        `previous` is the result of the previous iteration for the same boxes, if any; with shared heads it is the
+        same.
+        """
+        if previous is not None and self.config.shared:
+            return previous
+        return self.mask_head(t).project(boxes.features, boxes.f_sem)
+
+    def project_pixels(self, t: int, features: Tensor, previous: Tensor | None = None) -> Tensor:
+        """Apply the first convolution of H̃_sem^t to F_sem: Tensor[B, C, h, w] → Tensor[B, width, h, w].
+
+        `previous` is the result of the previous iteration, if any; with shared heads it is the same.
+        """
+        if previous is not None and self.config.shared:
+            return previous
+        return self.semantic_head(t).from_features(features)
+
     def instance_step(
         self,
         t: int,
@@ -136,7 +155,7 @@ class IBPP(nn.Module):
             t: iteration, 1..T; ignored for T = 0.
             boxes: N boxes.
             source: P_sem^(t-1), Tensor[B, L, h, w], or, with `predictor`, the features from which it is computed.
-            projected: result of the head's `project` for the boxes, if already computed.
+            projected: result of `project_boxes`, if already computed.
             predictor: 1×1 convolution from these features to P_sem^(t-1). It commutes with ROI-Align, whose weights
                 sum to one, and is cheaper on the bins than on the map.
 
@@ -145,7 +164,7 @@ class IBPP(nn.Module):
         """
         head = self.mask_head(t)
         if projected is None:
-            projected = head.project(boxes.features, boxes.f_sem)
+            projected = self.project_boxes(t, boxes)
         p_sem = None
         if head.from_semantic is not None:
             source = source.detach() if self.config.detach else source
@@ -168,7 +187,7 @@ class IBPP(nn.Module):
             t: iteration, 1..T.
             boxes: N boxes.
             masks: sigmoid(m^(t)), Tensor[N, M, M].
-            projected: `from_features(F_sem)` of H̃_sem^t, Tensor[B, width, h, w].
+            projected: result of `project_pixels`, Tensor[B, width, h, w].
             present: sorted classes that occur among the labels, Tensor[k] int64, to which the canvas is restricted.
 
         Returns:
@@ -220,7 +239,8 @@ class IBPP(nn.Module):
         painted = torch.where(boxes.scores >= self.config.score_threshold, boxes.scores, 0)
         canvas_boxes = replace(boxes, scores=painted)
         present = torch.unique(boxes.labels)
-        of_boxes = of_pixels = None
+        of_boxes: Tensor | None = None
+        of_pixels: Tensor | None = None
         predictor: nn.Module | None
         source, predictor = features, first.predictor  # P_sem^(t-1) is predictor(source), or source without one
         if self.config.residual:
@@ -230,13 +250,11 @@ class IBPP(nn.Module):
         for t in range(1, last + 1):
             number = f" {t}" if last > 1 else ""
             with span(f"masks{number}"):
-                if of_boxes is None or not self.config.shared:
-                    of_boxes = self.mask_head(t).project(boxes.features, boxes.f_sem)
+                of_boxes = self.project_boxes(t, boxes, of_boxes)
                 masks = torch.sigmoid(self.instance_step(t, boxes, source, of_boxes, predictor))
                 total = total + masks
             with span(f"semantics{number}"):
-                if of_pixels is None or not self.config.shared:
-                    of_pixels = self.semantic_head(t).from_features(features)
+                of_pixels = self.project_pixels(t, features, of_pixels)
                 refined = self.semantic_step(t, canvas_boxes, masks, of_pixels, present)
                 if self.config.residual:
                     source = self.next_logits(t, refined, source)

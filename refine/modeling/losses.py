@@ -51,6 +51,8 @@ def compute_losses(model: PanopticModel, images: ImageBatch, targets: Sequence[T
     fusion_losses = _fusion_losses(model, images, seen, pyramid, features, targets)
     sem_seg = semantic_targets(model, images, targets)
     iterations, stages = config.ibpp.iterations, 0
+    of_boxes: Tensor | None = None
+    of_pixels: Tensor | None = None
     losses = {"loss_sem_0": _semantic_loss(model, sem_logits, sem_seg, 0)}
     if seen is not None:
         boxes, mask_truth = detected_samples(model, images, seen, pyramid, features, targets)
@@ -66,14 +68,16 @@ def compute_losses(model: PanopticModel, images: ImageBatch, targets: Sequence[T
             losses |= {k: instance_weight(config, t, box=True) * v for k, v in stage_losses.items()}
             if t <= max(iterations, 1):  # after the last stage the boxes are fixed
                 boxes, mask_truth = _mask_samples(model, pyramid, features, samples, probabilities, targets)
+                of_boxes = None
             samples = refined
         if t <= max(iterations, 1):
-            mask_logits = model.ibpp.instance_step(t, boxes, sem_logits)
+            of_boxes = model.ibpp.project_boxes(t, boxes, of_boxes)
+            mask_logits = model.ibpp.instance_step(t, boxes, sem_logits, of_boxes)
             weight = config.losses.mask * instance_weight(config, t, box=False)
             losses[f"loss_mask_{t}"] = weight * mask_loss(mask_logits[: len(mask_truth)], mask_truth)
         if t <= iterations:
-            head, masks = model.ibpp.semantic_head(t), torch.sigmoid(mask_logits)
-            hidden = model.ibpp.semantic_step(t, boxes, masks, head.from_features(features))
+            of_pixels = model.ibpp.project_pixels(t, features, of_pixels)
+            hidden = model.ibpp.semantic_step(t, boxes, torch.sigmoid(mask_logits), of_pixels)
             sem_logits = model.ibpp.next_logits(t, hidden, sem_logits)
             losses[f"loss_sem_{t}"] = _semantic_loss(model, sem_logits, sem_seg, t)
     return losses | fusion_losses

@@ -1,5 +1,6 @@
 """The whole network on tiny images."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -88,6 +89,31 @@ def test_training_reaches_every_parameter_and_prediction_fits(config, masks, sem
     assert prediction.image_size == (64, 96)
     assert prediction.sem_logits.shape == (len(model.semantic_classes), 16, 24)
     assert prediction.instances.roi_masks.shape == (len(prediction.instances), 28, 28)
+
+
+@pytest.mark.parametrize("box_head", [tiny().box_head, CASCADE])
+def test_shared_heads_learn_as_the_sum_of_equal_separate_ones(box_head):
+    def run(shared):
+        ibpp = IBPPConfig(3, shared=shared, sem_channels=16)
+        model = PanopticModel(tiny(3, box_head=box_head, ibpp=ibpp), THINGS, CLASSES)
+        model.load_state_dict({n: state[re.sub(r"(_heads)\.\d", r"\1.0", n)] for n in model.state_dict()})
+        torch.manual_seed(1)  # sampled boxes
+        losses = model.loss(model.image_batch([image]), [targets])
+        sum(losses.values()).backward()
+        return losses, {n: p.grad for n, p in model.ibpp.named_parameters()}
+
+    image, targets = scene()
+    torch.manual_seed(0)
+    first = PanopticModel(
+        tiny(3, box_head=box_head, ibpp=IBPPConfig(3, shared=True, sem_channels=16)), THINGS, CLASSES
+    )
+    state = {n: torch.randn_like(v) * 0.1 if n.startswith("ibpp.") else v for n, v in first.state_dict().items()}
+    (one, shared), (each, separate) = run(True), run(False)
+    for name, loss in each.items():
+        torch.testing.assert_close(one[name], loss)
+    for name, gradient in shared.items():
+        parts = [separate[re.sub(r"(_heads)\.0", rf"\1.{t}", name)] for t in range(3)]
+        torch.testing.assert_close(gradient, sum(parts), atol=1e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize("iterations", [0, 3])
