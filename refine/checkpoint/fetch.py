@@ -38,7 +38,7 @@ def digest_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fetch(url: str, path: Path, digest: str = "", limit: float = 16e9) -> Path:
+def fetch(url: str, path: Path, digest: str = "", limit: float = 16e9, fix: str = "") -> Path:
     """Download a file unless it exists; resume an earlier download that was interrupted.
 
     Args:
@@ -46,6 +46,7 @@ def fetch(url: str, path: Path, digest: str = "", limit: float = 16e9) -> Path:
         path: destination; until the file is complete and verified its name has the suffix ".part".
         digest: first hexadecimal digits of its SHA-256; "" skips verification.
         limit: maximum size in bytes.
+        fix: what to do if the server cannot be reached, for the message; by default to bring the file by hand.
 
     Returns:
         `path`.
@@ -60,7 +61,8 @@ def fetch(url: str, path: Path, digest: str = "", limit: float = 16e9) -> Path:
     part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _download(url, part, path, limit)
+        fix = fix or f"connect to the network, or download the file elsewhere and put it at {path}"
+        _download(url, part, fix, limit)
         try:
             _check(part, digest, f"{url} is not the published file; try again, or download it from elsewhere")
         except RefineError:
@@ -77,7 +79,7 @@ def _check(path: Path, digest: str, fix: str) -> None:
         raise RefineError(f"{path}: its SHA-256 begins with {found[: len(digest)]}, expected {digest}; {fix}")
 
 
-def _download(url: str, part: Path, path: Path, limit: float) -> None:
+def _download(url: str, part: Path, fix: str, limit: float) -> None:
     for attempt in range(_ATTEMPTS):
         before = _size(part)
         try:
@@ -87,22 +89,19 @@ def _download(url: str, part: Path, path: Path, limit: float) -> None:
             if error.code == 416 and before:  # the partial file is longer than that of the server
                 part.unlink()
                 continue
-            raise _unreachable(url, path, f"the server returned {error.code} {error.reason}") from error
+            raise _unreachable(url, fix, f"the server returned {error.code} {error.reason}") from error
         except _InterruptedError as error:
             if attempt + 1 == _ATTEMPTS:
                 raise RefineError(
                     f"{url}: interrupted {_ATTEMPTS} times ({error}); run the command again to resume"
                 ) from error
         except (urllib.error.URLError, http.client.HTTPException, ValueError) as error:
-            raise _unreachable(url, path, getattr(error, "reason", None) or error) from error
-    raise _unreachable(url, path, "the server does not send the file from its beginning")
+            raise _unreachable(url, fix, getattr(error, "reason", None) or error) from error
+    raise _unreachable(url, fix, "the server does not send the file from its beginning")
 
 
-def _unreachable(url: str, path: Path, reason: object) -> RefineError:
-    return RefineError(
-        f"{url}: cannot be downloaded ({reason}); connect to the network, or download the file elsewhere and put "
-        f"it at {path}"
-    )
+def _unreachable(url: str, fix: str, reason: object) -> RefineError:
+    return RefineError(f"{url}: cannot be downloaded ({reason}); {fix}")
 
 
 def _continue(url: str, part: Path, limit: float) -> None:

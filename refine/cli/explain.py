@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser = argparse.ArgumentParser(prog, description=description)
     add_arguments(parser, "folder for NAME.png and NAME.json of each image")
-    add_image_options(parser)
+    add_image_options(parser, all_pages=True)
     options = parser.parse_args(arguments)
     check_model(options)
     reading = image_options(options)
@@ -47,7 +47,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     limits = predictor.limits()
 
     def explain_one(file: ImageFile) -> str:
-        image = read_image(file.path, options=reading, notify=note)
+        image = read_image(file.path, options=file.reading(reading), notify=note)
         raw = predictor.predict_raw([image])[0]
         limits.add(file.name, raw, predictor.fusion.score_threshold)
         explanation = explain(

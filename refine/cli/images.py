@@ -16,9 +16,10 @@ from typing import Protocol, TypeVar
 
 from refine.checkpoint.find import SHIPPED, find_model, shipped_models
 from refine.cli.options import PIPE_CLOSED, add_fusion, add_threads, tell
+from refine.cli.sources import local_sources
 from refine.errors import RefineError, WriteError, is_out_of_memory, printable
 from refine.files import read_json, write_json
-from refine.formats.image_list import ImageFile, list_images
+from refine.formats.image_list import ImageFile, list_images, list_pages
 
 T = TypeVar("T")
 
@@ -28,7 +29,11 @@ EVERY = 30.0
 
 def add_arguments(parser: argparse.ArgumentParser, out: str) -> None:
     """Add the options for images, model and thresholds; `out` is the help text of the output folder."""
-    parser.add_argument("source", nargs="+", help="images, folders of images, or quoted patterns")
+    parser.add_argument(
+        "source",
+        nargs="+",
+        help="images, videos, folders of images, quoted patterns, http(s) addresses, or - for stdin",
+    )
     parser.add_argument("--recursive", action="store_true", help="include the subfolders of folders")
     parser.add_argument("-o", "--out", required=True, help=out)
     parser.add_argument("--checkpoint", help="name of a model (see `refine models`), or model folder; required")
@@ -47,8 +52,10 @@ def check_model(options: argparse.Namespace) -> None:
 
 
 def find_images(options: argparse.Namespace) -> list[ImageFile]:
-    """List the images given on the command line, without those in the output folder."""
-    return list_images(options.source, recursive=options.recursive, skip=options.out, notify=note)
+    """List the images given on the command line, without those in the output folder; see `list_pages`."""
+    sources = local_sources(options.source)
+    files = list_images(sources, recursive=options.recursive, skip=options.out, notify=note)
+    return list_pages(files, options.page)
 
 
 def note(text: str) -> None:

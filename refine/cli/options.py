@@ -145,10 +145,21 @@ def fusion_changes(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in FUSION if getattr(options, name) is not None}
 
 
-def add_image_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options for image stacks, multichannel images and images of more than 8 bits."""
+def add_image_options(parser: argparse.ArgumentParser, *, all_pages: bool = False) -> None:
+    """Add the options for image stacks, multichannel images and images of more than 8 bits.
+
+    Args:
+        parser: parser to add the options to.
+        all_pages: whether `--page all` is possible.
+    """
     group = parser.add_argument_group("images with several pages or channels, or with more than 8 bits")
-    group.add_argument("--page", type=count_from(1), help="page of a stack or frame of an animation, from 1")
+    group.add_argument(
+        "--page",
+        type=_page if all_pages else count_from(1),
+        metavar="N|all" if all_pages else "N",
+        help="page of a stack or frame of an animation or video, from 1"
+        + (", or `all` (the default for videos)" if all_pages else ""),
+    )
     group.add_argument("--channel", type=count_from(1), help="channel to read as greyscale, from 1")
     group.add_argument(
         "--range",
@@ -159,6 +170,10 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _page(text: str) -> int | str:
+    return text if text == "all" else count_from(1)(text)
+
+
 def image_options(options: argparse.Namespace) -> ImageOptions:
     """Return the values of `add_image_options`.
 
@@ -167,13 +182,13 @@ def image_options(options: argparse.Namespace) -> ImageOptions:
     """
     from refine.formats.raw import ImageOptions
 
-    words = options.range
+    words, page = options.range, None if options.page == "all" else options.page
     if words is None or words == ["full"]:
-        return ImageOptions(options.page, options.channel, words and "full")
+        return ImageOptions(page, options.channel, words and "full")
     try:
         low, high = (float(word) for word in words)
     except ValueError:
         low = high = 0.0
     if not low < high < math.inf or low == -math.inf:
         raise RefineError(f"--range {' '.join(words)}: expected two increasing numbers or `full`, after all images")
-    return ImageOptions(options.page, options.channel, (low, high))
+    return ImageOptions(page, options.channel, (low, high))

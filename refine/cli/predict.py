@@ -81,6 +81,11 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         write_failures(out / "failed.json", failures)
     for remark in limits.remarks(IN_PREDICT).values():
         note(remark)
+    if SAVERS["overlay"] in savers:
+        from refine.drawing.overlay_video import write_overlay_videos
+
+        for video in write_overlay_videos(files, out / "overlays"):
+            print(f"video of the overlays: {video}")
     hint = f"; to look at them, open {out / 'overlays'}" if SAVERS["overlay"] in savers else ""
     finish(failures, files, options.out, f"results of model {options.checkpoint}", hint)
 
@@ -114,7 +119,7 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
         + " (default: %(default)s)",
     )
     parser.add_argument("--resume", action="store_true", help="keep the finished results of the same run in --out")
-    add_image_options(parser)
+    add_image_options(parser, all_pages=True)
     return parser
 
 
@@ -142,6 +147,8 @@ def _listed(options: argparse.Namespace) -> list[ImageFile]:
     """List the images of a data set, which lie below the one folder given."""
     from refine.formats.panoptic_json import PanopticJson
 
+    if options.page == "all":
+        raise RefineError("--page all: --json lists the images; give one page, or leave out --json")
     if len(options.source) != 1 or not Path(options.source[0]).is_dir():
         raise RefineError("--json: give one folder that holds the images of the data set")
     folder, files = Path(options.source[0]), []

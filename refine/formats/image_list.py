@@ -5,13 +5,21 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Literal
 
 from refine.errors import RefineError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".heic", ".avif"}
+VIDEOS = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv"}
+"""Suffixes of videos, which are listed if they are named themselves, not in folders: phones store many beside
+photographs."""
+
+
+if TYPE_CHECKING:  # imports NumPy, which listing does not need
+    from refine.formats.raw import ImageOptions
 
 
 @dataclass(frozen=True)
@@ -23,12 +31,19 @@ class ImageFile:
         name: relative path with "/" that identifies the image in results.
         id: image id in results.
         size: (height, width) in pixels stated by the data set, or None.
+        page: number, from 1, of the page or frame of the file that is this image; None if the file is one image, or
+            options choose the page.
     """
 
     path: Path
     name: str
     id: int | str
     size: tuple[int, int] | None = None
+    page: int | None = None
+
+    def reading(self, options: ImageOptions) -> ImageOptions:
+        """Return the options to read this image with."""
+        return options if self.page is None else replace(options, page=self.page)
 
 
 def list_images(
@@ -68,6 +83,44 @@ def list_images(
         for file in files:
             found.setdefault(file, PurePath(file).relative_to(root).as_posix())
     return [ImageFile(path, name, number) for number, (path, name) in enumerate(found.items(), 1)]
+
+
+def list_pages(files: Iterable[ImageFile], page: int | Literal["all"] | None) -> list[ImageFile]:
+    """Replace each file that has several images by these: videos by their frames, others only if `page` is "all".
+
+    The first image of clip.mp4 has the name clip/000001.png, as `ffmpeg -i clip.mp4 clip/%06d.png` gives it; that
+    of stack.tif has the name stack/000001.tif. Ids count the images from 1.
+
+    Args:
+        files: files as listed by `list_images`.
+        page: "all"; or the number of the only page or frame to read; or None.
+
+    Raises:
+        RefineError: a file cannot be read, or a package that its format needs is missing.
+    """
+    images: list[ImageFile] = []
+    for file in files:
+        is_video = file.path.suffix.lower() in VIDEOS
+        count = _count_pages(file.path, is_video) if page == "all" or (is_video and page is None) else 1
+        if count == 1 and not (is_video and page is None):
+            images.append(replace(file, id=len(images) + 1))
+            continue
+        name = PurePath(file.name)
+        suffix = ".png" if is_video else name.suffix
+        for n in range(1, count + 1):
+            frame = (name.with_suffix("") / f"{n:06d}{suffix}").as_posix()
+            images.append(replace(file, name=frame, id=len(images) + 1, page=n))
+    return images
+
+
+def _count_pages(path: Path, is_video: bool) -> int:
+    if is_video:
+        from refine.formats.video import count_frames
+
+        return count_frames(path)
+    from refine.formats.images import count_pages  # imported late: imports torch
+
+    return count_pages(path)
 
 
 def result_names(files: Iterable[ImageFile]) -> dict[str, ImageFile]:
@@ -122,9 +175,8 @@ def _check_subfolders(
 
 
 def _matching(pattern: str) -> Iterator[Path]:
-    return (
-        p for p in map(Path, glob.glob(pattern, recursive=True)) if p.suffix.lower() in SUFFIXES and p.is_file()
-    )
+    found = map(Path, glob.glob(pattern, recursive=True))
+    return (path for path in found if path.suffix.lower() in SUFFIXES | VIDEOS and path.is_file())
 
 
 def _fixed_part(pattern: str) -> Path:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import cv2
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
-from refine.errors import RefineError
+from refine.errors import RefineError, missing_extra
 from refine.files import MAX_PIXELS
+from refine.formats.image_list import VIDEOS
 from refine.formats.raw import ImageOptions, RawImage, check_channel, check_page
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -23,6 +25,8 @@ Exif = Literal["shown", "stored"]
 """How images with EXIF rotation were annotated: rotated upright, or as stored in the file."""
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of TIFF and BigTIFF files."""
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+"""First brands of HEIF files."""
 BAND = 32
 """Number of rows converted at a time, so that they stay in the cache."""
 
@@ -43,7 +47,7 @@ def read_image(
     others are previews and depth maps.
 
     Args:
-        path: regular file in one of `FORMATS`.
+        path: regular file in one of `FORMATS`, AVIF or HEIC, or a video with one of the suffixes `VIDEOS`.
         size: (height, width) of its annotation in pixels, or None if there is none. An image that has this
             size only as stored is not rotated.
         options: page, channel and range of values; the defaults if None.
@@ -60,9 +64,15 @@ def read_image(
             pages or channels and none is selected; or it fits `size` with and without rotation and `exif` is None.
     """
     path = Path(path)
+    with _explained(path, max_pixels), _open(path, options or ImageOptions(), max_pixels, notify) as image:
+        return _to_tensor(_as_annotated(path, image, size, exif))
+
+
+@contextmanager
+def _explained(path: Path, max_pixels: int) -> Iterator[None]:
+    """Raise RefineError for what may happen when a file is read."""
     try:
-        with _open(path, options or ImageOptions(), max_pixels, notify) as image:
-            return _to_tensor(_as_annotated(path, image, size, exif))
+        yield
     except FileNotFoundError as error:
         raise RefineError(f"{path}: no such file; check the path") from error
     except UnidentifiedImageError as error:
@@ -86,6 +96,8 @@ def from_pil(image: Image.Image) -> Tensor:
 
 def _open(path: Path, options: ImageOptions, max_pixels: int, notify: Callable[[str], None] | None) -> Image.Image:
     """Decode one page of a file to at most 8 bits per value, without rotating it or converting it to RGB."""
+    if path.suffix.lower() in VIDEOS:
+        return _open_video(path, options, max_pixels)
     head = _read_head(path)
     number, channel = None, options.channel
     raw: RawImage | None = None
@@ -95,12 +107,12 @@ def _open(path: Path, options: ImageOptions, max_pixels: int, notify: Callable[[
         page, channel = open_page(path, options.page, channel, max_pixels)
         raw, number = (page, None) if isinstance(page, RawImage) else (None, page)
     if raw is None:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path, formats=_formats(path, head)) as image:
             _check_size(image, max_pixels)
             if number is None:
-                frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+                frames = _frames(image)
                 number = check_page(path, options.page, frames, f"{frames} frames")
-            if number:
+            if number != image.tell():  # HEIF files may open elsewhere
                 image.seek(number)
                 _check_size(image, max_pixels)
             image.load()
@@ -113,6 +125,56 @@ def _open(path: Path, options: ImageOptions, max_pixels: int, notify: Callable[[
     return raw.to_pil(
         path, channel, options.range, None if notify is None else lambda note: notify(f"{path}: {note}")
     )
+
+
+def _open_video(path: Path, options: ImageOptions, max_pixels: int) -> Image.Image:
+    from refine.formats.video import count_frames, read_frame
+
+    if not (number := options.page):
+        frames = count_frames(path)
+        number = 1 + check_page(path, None, frames, f"{frames} frames")
+    frame = read_frame(path, number, max_pixels)
+    return frame if options.channel is None else _select_channel(path, frame, options.channel)
+
+
+def count_pages(path: Path) -> int:
+    """Return the number of pages or frames that `ImageOptions.page` can select from an image file.
+
+    Raises:
+        RefineError: the file is missing, not a regular file, not an image, or damaged.
+    """
+    with _explained(path, MAX_PIXELS):
+        head = _read_head(path)
+        if head.startswith(TIFF_MAGIC):
+            from refine.formats.tiff import count_pages as count_tiff_pages  # imported late: takes half a second
+
+            return count_tiff_pages(path)
+        with Image.open(path, formats=_formats(path, head)) as image:
+            return _frames(image)
+
+
+def _frames(image: Image.Image) -> int:
+    """Return the number of frames; the further images of a multi-picture JPEG are previews and depth maps."""
+    return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+
+
+def _formats(path: Path, head: bytes) -> tuple[str, ...]:
+    """Return the formats that Pillow may open a file as, given its first bytes."""
+    if head[4:8] != b"ftyp":
+        return FORMATS
+    brands = [head[8:12], *(head[n : n + 4] for n in range(16, len(head), 4))]
+    if b"avif" in brands or b"avis" in brands:
+        if not features.check("avif"):
+            raise RefineError(f"{path}: Pillow was installed without AVIF; update it, or convert the image to PNG")
+        return ("AVIF",)
+    if brands[0] in HEIC_BRANDS:
+        try:
+            from pillow_heif import register_heif_opener
+        except ImportError as error:
+            raise missing_extra(f"{path}: HEIC needs pillow-heif", "heif") from error
+        register_heif_opener()
+        return ("HEIF",)
+    return FORMATS
 
 
 def _read_head(path: Path) -> bytes:

@@ -7,7 +7,8 @@ import lzma
 import math
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,16 @@ def open_page(
         RefineError: the file is damaged, too large or of an unsupported kind, or has no such page or channel.
         OSError: the file cannot be read.
     """
+    with _opened(path) as file:
+        return _read(file, path, page, channel, max_pixels)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TiffFile]:
+    """Open a TIFF file, but not the other files that an OME file refers to; errors as in `open_page`."""
     try:
-        # Other files that an OME file refers to are not opened.
         with TiffFile(path, _multifile=False) as file:
-            return _read(file, path, page, channel, max_pixels)
+            yield file
     except (RefineError, OSError):
         raise
     except Exception as error:  # tifffile raises any kind of exception if a header is damaged
@@ -109,10 +116,24 @@ def _read(
     return raw, channel
 
 
+def count_pages(path: Path) -> int:
+    """Return the number of pages that `open_page` can select; errors as there."""
+    with _opened(path) as file:
+        _, counted = _stacks(file)
+        return sum(math.prod(n for _, n in axes) for axes in counted)
+
+
+def _stacks(file: TiffFile) -> tuple[list[TiffPageSeries], list[list[tuple[str, int]]]]:
+    """Return the series that are no reduced copies, and the axes along which pages are counted in each."""
+    stacks = [s for s in file.series if not s.keyframe.is_reduced] or list(file.series)
+    return stacks, [
+        [(axis, n) for axis, n in zip(_axes(s), s.shape, strict=True) if axis not in "YXSC"] for s in stacks
+    ]
+
+
 def _find(file: TiffFile, path: Path, page: int | None) -> tuple[TiffPageSeries, dict[str, int]]:
     """Return the series that contains a page, and the index of the page along each axis that counts pages."""
-    stacks = [s for s in file.series if not s.keyframe.is_reduced] or list(file.series)
-    counted = [[(axis, n) for axis, n in zip(_axes(s), s.shape, strict=True) if axis not in "YXSC"] for s in stacks]
+    stacks, counted = _stacks(file)
     counts = [math.prod(n for _, n in axes) for axes in counted]
     pages = sum(counts)
     what = f"{pages} pages"

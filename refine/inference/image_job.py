@@ -64,7 +64,9 @@ class JobSettings:
 
     def info(self, predictor: Predictor) -> dict[str, Any]:
         """Return everything but the images that determines the results: `info` of panoptic.json."""
-        size = predictor.test_size
+        size, reading = predictor.test_size, asdict(self.reading)
+        if isinstance(self.reading.range, tuple):
+            reading["range"] = list(self.reading.range)  # as JSON gives it back
         return {
             "description": f"Panoptic results of refine {__version__}, model {self.checkpoint}",
             "version": __version__,
@@ -75,7 +77,7 @@ class JobSettings:
             "test_size": list(size) if self.scale is None and size else None,
             "scale": self.scale,
             "max_detections": predictor.network.max_detections,
-        }
+        } | {name: value for name, value in reading.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class ImageJob(Job[ReadImage, Prediction, Finished]):
 
     def read(self, file: ImageFile) -> ReadImage:
         notes: list[str] = []
-        image = read_image(file.path, file.size, self.settings.reading, notify=notes.append)
+        image = read_image(file.path, file.size, file.reading(self.settings.reading), notify=notes.append)
         size = (image.shape[1], image.shape[2])
         if file.size is not None and file.size != size:
             raise RefineError(

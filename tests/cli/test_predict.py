@@ -264,6 +264,12 @@ def test_resume_rejects_other_settings(checkpoint, images, tmp_path, capsys):
     before = files(tmp_path / "out")
     assert run(checkpoint, images / "x", tmp_path / "out", "--resume", "--score-threshold", "0.2") == 1
     assert "panoptic.json: was written with fusion" in capsys.readouterr().err
+    assert run(checkpoint, images / "x", tmp_path / "out", "--resume", "--channel", "2") == 1
+    assert "panoptic.json: was written with channel null, this run has 2" in capsys.readouterr().err
+    assert run(checkpoint, images / "x", tmp_path / "two", "--range", "0", "9") == 0
+    capsys.readouterr()
+    assert run(checkpoint, images / "x", tmp_path / "two", "--resume", "--range", "0", "9") == 0
+    assert "2 of 2 images are finished already" in capsys.readouterr().err
     assert files(tmp_path / "out") == before
 
 

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import struct
+import sys
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -13,11 +14,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import EpsImagePlugin, Image, ImageFile
+from PIL import EpsImagePlugin, ExifTags, Image, ImageFile
 
 from refine.errors import RefineError
 from refine.files import MAX_PIXELS
 from refine.formats.id_png import read_gray, read_runs
+from refine.formats.image_list import list_images
 from refine.formats.images import from_pil, read_image
 from refine.formats.png import png_size
 
@@ -221,3 +223,33 @@ def test_damaged_files_raise_only_refine_errors(
 
 def test_from_pil_converts_an_image_in_memory() -> None:
     assert _pixels(from_pil(Image.new("RGB", (2, 1), (1, 2, 3)))) == [[[1, 2, 3], [1, 2, 3]]]
+
+
+@pytest.mark.parametrize("suffix", ["avif", "heic"])
+def test_avif_and_heic_are_read(suffix, tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[:20, :30] = (250, 20, 20)
+    options = {"quality": 95} if suffix == "heic" else {"quality": 95, "subsampling": "4:4:4"}
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # a quarter turn clockwise
+    path = tmp_path / f"x.{suffix}"
+    Image.fromarray(pixels).save(path, exif=exif.tobytes(), **options)
+    image = read_image(path)
+    assert image.shape == (3, 60, 40)
+    assert image[:, 5, -5].tolist() == pytest.approx([250, 20, 20], abs=12)
+    assert image[:, 5, 5].max() < 12
+    assert [file.name for file in list_images([str(tmp_path)])] == [path.name]
+    with pytest.raises(RefineError, match="more than 100 pixels"):
+        read_image(path, max_pixels=100)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(RefineError, match=rf"x\.{suffix}: is "):
+        read_image(path)
+
+
+def test_heic_names_the_extra(tmp_path, monkeypatch):
+    (tmp_path / "x.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(20))
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(RefineError, match=r"x.heic: HEIC needs pillow-heif; install .*\[heif\]"):
+        read_image(tmp_path / "x.heic")

@@ -1,0 +1,49 @@
+"""Videos of the overlays of all frames of a video."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePath
+
+import numpy as np
+from PIL import Image
+
+from refine.formats.image_list import VIDEOS, ImageFile
+from refine.formats.video import frame_rate, write_video
+
+
+def write_overlay_videos(files: Iterable[ImageFile], folder: Path) -> list[Path]:
+    """Join the overlays of the frames of each video to a video of the same rate, beside their folder.
+
+    Frames without an overlay, which failed, are left out. A video that is newer than its overlays is kept.
+
+    Args:
+        files: all images of the run, in order.
+        folder: folder of the overlays.
+
+    Returns:
+        Paths of the videos.
+
+    Raises:
+        WriteError: a video cannot be written.
+    """
+    frames: dict[Path, list[Path]] = {}
+    for file in files:
+        if file.page is not None and file.path.suffix.lower() in VIDEOS:
+            frames.setdefault(file.path, []).append(folder / PurePath(file.name).with_suffix(".jpg"))
+    written = []
+    for video, overlays in frames.items():
+        overlays = [path for path in overlays if path.exists()]
+        if overlays:
+            target = overlays[0].parent.with_name(f"{overlays[0].parent.name}.mp4")
+            newest = max(path.stat().st_mtime for path in overlays)
+            if not target.exists() or target.stat().st_mtime < newest:
+                write_video(target, _decoded(overlays), frame_rate(video))
+            written.append(target)
+    return written
+
+
+def _decoded(paths: Sequence[Path]) -> Iterator[np.ndarray]:
+    for path in paths:
+        with Image.open(path) as image:
+            yield np.asarray(image)
