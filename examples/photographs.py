@@ -5,8 +5,8 @@
 FOLDER holds `coco_panoptic` (images/SPLIT, panoptic_SPLIT, panoptic_SPLIT.json with COCO's 133 classes) and the
 other sets in the same form. Sets of COCO's things have a single class for all other pixels, from which the semantic
 head learns only that they are no things. COCO photographs of an earlier set are not repeated in a later one.
-Written are train.json, tune.json, val.json, remap.json and, for COCO's own classes, remap_133.json; images and
-PNGs are not copied: `sets` is a link to FOLDER.
+Written are train.json, tune.json, val.json, voc.json (VOC's validation split, things alone), remap.json and, for
+COCO's own classes, remap_133.json; images and PNGs are not copied: `sets` is a link to FOLDER.
 """
 
 import argparse
@@ -80,6 +80,8 @@ def main() -> None:
             parts["tune"] = pairs[::TUNING]
             known = {image["id"] for image, _ in pairs}
             pairs = [pair for n, pair in enumerate(pairs) if n % TUNING]
+        elif name == "voc_things_400":
+            parts["voc"] = read(options.coco, name, "val", categories)
         elif name.startswith("coco_"):
             pairs = [pair for pair in pairs if pair[0]["id"] not in known]
             known |= {image["id"] for image, _ in pairs}

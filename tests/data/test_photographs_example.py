@@ -35,14 +35,16 @@ def test_sets_become_one(tmp_path, example, monkeypatch, capsys):
     write_set(tmp_path / "coco_panoptic", [PERSON, SKY, PAPER], train=list(range(10, 20)), val=[5, 6])
     write_set(tmp_path / "coco_things_512", [PERSON, BACKGROUND], train=[10, 11, 30], val=[5, 6])
     write_set(tmp_path / "ccp_persons_448", [PERSON], train=[5, 10])
+    write_set(tmp_path / "voc_things_400", [PERSON], train=[], val=[7])
     out = tmp_path / "out"
-    sets = ["coco_panoptic=2", "coco_things_512", "ccp_persons_448"]
+    sets = ["coco_panoptic=2", "coco_things_512", "ccp_persons_448", "voc_things_400"]
     monkeypatch.setattr("sys.argv", ["photographs.py", "--coco", str(tmp_path), "--out", str(out), "--sets", *sets])
     example["main"]()
-    content = {split: json.loads((out / f"{split}.json").read_text()) for split in ("train", "tune", "val")}
+    content = {split: json.loads((out / f"{split}.json").read_text()) for split in ("train", "tune", "val", "voc")}
     ids = {split: [image["id"] for image in c["images"]] for split, c in content.items()}
     assert ids["tune"] == [10, 15]
     assert ids["val"] == [5, 6]
+    assert ids["voc"] == [7]
     # Twice the eight that are left of the first set, of the second what is new, and the third under its own ids.
     assert len(ids["train"]) == len(set(ids["train"])) == 2 * 8 + 1 + 2
     assert not {10, 15} & set(ids["train"])
