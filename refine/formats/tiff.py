@@ -55,12 +55,12 @@ def open_page(
         RefineError: the file is damaged, too large or of an unsupported kind, or has no such page or channel.
         OSError: the file cannot be read.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         return _read(file, path, page, channel, max_pixels)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[TiffFile]:
+def opened(path: Path) -> Iterator[TiffFile]:
     """Open a TIFF file, but not the other files that an OME file refers to; errors as in `open_page`."""
     try:
         with TiffFile(path, _multifile=False) as file:
@@ -118,7 +118,7 @@ def _read(
 
 def count_pages(path: Path) -> int:
     """Return the number of pages that `open_page` can select; errors as there."""
-    with _opened(path) as file:
+    with opened(path) as file:
         _, counted = _stacks(file)
         return sum(math.prod(n for _, n in axes) for axes in counted)
 

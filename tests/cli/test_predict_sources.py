@@ -1,5 +1,6 @@
 """`refine predict` on videos, stacks, standard input and addresses."""
 
+import csv
 import io
 import json
 import sys
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
+import tifffile
 import torch
 from helpers.tiny_network import tiny_config
 from helpers.videos import make_video
@@ -94,6 +96,16 @@ def test_all_pages_of_a_stack_are_predicted_on_request(checkpoint, tmp_path, cap
     (tmp_path / "gt.json").write_text("{}")
     assert run(checkpoint, out, tmp_path, "--json", tmp_path / "gt.json", "--page", "all") == 1
     assert "--page all: --json lists the images" in capsys.readouterr().err
+
+
+def test_the_table_is_in_micrometres_if_the_file_states_its_resolution(checkpoint, tmp_path):
+    tifffile.imwrite(tmp_path / "x.tif", PIXELS, resolution=(20000, 20000), resolutionunit="CENTIMETER")
+    assert run(checkpoint, tmp_path / "out", tmp_path / "x.tif", "--save", "csv,labels") == 0
+    rows = list(csv.DictReader((tmp_path / "out/objects.csv").open()))
+    assert rows
+    assert all(float(row["area_um2"]) == int(row["area"]) / 4 for row in rows)
+    with tifffile.TiffFile(tmp_path / "out/labels/x.tif") as file:
+        assert file.pages[0].get_resolution("micrometer") == (2, 2)
 
 
 def test_an_image_comes_from_standard_input(checkpoint, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,36 @@
+"""Resolutions that TIFF files state, as tifffile, ImageJ's metadata and OME write them."""
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from refine.formats.resolution import stated_mpp
+
+PIXELS = np.zeros((8, 8), np.uint8)
+OME = {"PhysicalSizeX": 250.0, "PhysicalSizeXUnit": "nm", "axes": "YX"}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}, 0.5),
+        ({"resolution": (50800, 50800), "resolutionunit": "INCH"}, 0.5),
+        ({"resolution": (300, 300), "resolutionunit": "INCH"}, None),  # a print
+        ({"resolution": (2, 2)}, None),  # no unit
+        ({}, None),
+        ({"imagej": True, "resolution": (4, 4), "metadata": {"unit": "um"}}, 0.25),
+        ({"imagej": True, "resolution": (4, 4), "metadata": {"unit": "pixel"}}, None),
+        ({"ome": True, "metadata": OME}, 0.25),
+        ({"ome": True, "metadata": {"PhysicalSizeX": 0.5, "axes": "YX"}}, 0.5),
+        ({"ome": True, "metadata": {"PhysicalSizeX": 0.0, "axes": "YX"}}, None),
+    ],
+)
+def test_tiff(options, expected, tmp_path):
+    tifffile.imwrite(tmp_path / "x.tif", PIXELS, **options)
+    assert stated_mpp(tmp_path / "x.tif") == (None if expected is None else pytest.approx(expected))
+
+
+def test_other_files_state_none(tmp_path):
+    Image.fromarray(PIXELS).save(tmp_path / "x.png", dpi=(50800, 50800))
+    assert stated_mpp(tmp_path / "x.png") is None
