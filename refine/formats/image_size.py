@@ -10,7 +10,9 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from tifffile import TiffFile
 
 from refine.errors import RefineError
+from refine.files import MAX_PIXELS
 from refine.formats.images import FORMATS, TIFF_MAGIC
+from refine.formats.panoptic_json import valid_size
 
 _TRANSPOSED = range(5, 9)
 """EXIF orientations that exchange width and height."""
@@ -36,7 +38,7 @@ def image_size(image: Path | bytes, name: str) -> ImageSize:
         name: name of the image for messages.
 
     Raises:
-        RefineError: the file is missing, damaged, or in none of the formats that `read_image` reads.
+        RefineError: the file is missing, damaged, too large, or in none of the formats that `read_image` reads.
     """
     try:
         with BytesIO(image) if isinstance(image, bytes) else image.open("rb") as file:
@@ -57,4 +59,6 @@ def image_size(image: Path | bytes, name: str) -> ImageSize:
     except Exception as error:  # tifffile and Pillow raise any kind of exception if a header is damaged
         raise RefineError(f"{name}: is damaged ({error}); copy or export it again") from error
     stored = (int(height), int(width))
+    if valid_size(*stored) is None:
+        raise RefineError(f"{name}: has {width} × {height} pixels; expected at most {MAX_PIXELS:,}, so tile it")
     return ImageSize(stored, stored[::-1] if orientation in _TRANSPOSED else stored)

@@ -175,7 +175,7 @@ def image_entries(entries: Sequence[Any], fault: OnError, *, needed: bool = True
             fault("image", f"{where}: id {image_id} is used twice; make ids unique")
             continue
         height, width = entry.get("height"), entry.get("width")
-        size = _size(height, width)
+        size = valid_size(height, width)
         if size is None and (needed or height is not None or width is not None):
             fault(
                 "image",
@@ -197,7 +197,8 @@ def is_id(value: Any) -> TypeGuard[int | str]:
     return type(value) is int or isinstance(value, str)
 
 
-def _size(height: Any, width: Any) -> tuple[int, int] | None:
+def valid_size(height: Any, width: Any) -> tuple[int, int] | None:
+    """Return (height, width) if they are integers and the size of an image that can be read, else None."""
     valid = type(height) is int and type(width) is int and min(height, width) > 0 and height * width <= MAX_PIXELS
     return (height, width) if valid else None
 

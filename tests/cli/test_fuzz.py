@@ -159,6 +159,68 @@ def test_data_sets(attempt, tmp_path):
     assert {(0, 0), (1, 1)} <= set(codes)
 
 
+def test_converted_data_sets(attempt, tmp_path):
+    square = [[1, 1], [4, 1], [4, 3], [1, 3]]
+    flat = [float(number) for point in square for number in point]
+    pixels = encoded(np.zeros((4, 6, 3), np.uint8), ".png")
+    label = encoded(np.arange(24, dtype=np.uint8).reshape(4, 6), ".png")
+    ints = "".join(f"{number:08b}" for number in [0, 0, 0, 96, 0x38, 0x88, 0x88])
+    packed = [int(ints[k : k + 8], 2) for k in range(0, len(ints), 8)]
+    size = {"original_width": 6, "original_height": 4}
+    brush = size | {"type": "brushlabels", "value": {"format": "rle", "rle": packed, "brushlabels": ["b"]}}
+    drawn = size | {
+        "type": "polygonlabels",
+        "value": {"points": [[10, 10], [90, 10], [50, 90]], "polygonlabels": ["a"]},
+    }
+    shape = {"label": "a", "points": square, "shape_type": "polygon", "group_id": 1}
+    image = {"imagePath": "a.png", "imageHeight": 4, "imageWidth": 6, "imageData": None}
+    polygon = {"type": "polygon", "label_id": 0, "points": flat, "z_order": 0, "group": 1}
+    mask = {"type": "mask", "label_id": 0, "rle": {"counts": [5, 2, 17], "size": [4, 6]}}
+    contents = {
+        "labelme": image | {"shapes": [shape, shape | {"shape_type": "rectangle", "points": [[0, 0], [2, 2]]}]},
+        "labelstudio": [{"data": {"image": "/x/a.png"}, "annotations": [{"result": [drawn, brush]}]}],
+        "datumaro": {
+            "categories": {"label": {"labels": [{"name": "a"}]}},
+            "items": [{"id": "a", "image": {"path": "a.png", "size": [4, 6]}, "annotations": [polygon, mask]}],
+        },
+        "coco": {
+            "images": [{"id": 1, "file_name": "a.png", "height": 4, "width": 6}],
+            "annotations": [{"image_id": 1, "category_id": 1, "segmentation": [flat], "iscrowd": 0}],
+            "categories": [{"id": 1, "name": "a", "isthing": 1, "supercategory": "b"}],
+        },
+        "cvat": b'<annotations><meta><labels><label><name>a</name></label></labels></meta><image name="a.png" '
+        b'width="6" height="4"><mask label="a" rle="0,2,2" left="1" top="1" width="2" height="2" z_order="1"/>'
+        b'<ellipse label="a" cx="2" cy="2" rx="1" ry="1" rotation="9"/></image></annotations>',
+        "yolo": b"train: .\nnames: [a, b]\n",
+        "labels": label,
+    }
+    codes = []
+    for number, random in draws(6, 105):
+        name = list(contents)[number % len(contents)]
+        content = contents[name]
+        broken = break_bytes(content, random) if isinstance(content, bytes) else break_json(content, random)
+        folder = tmp_path / "data"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        (folder / "a.png").write_bytes(pixels)
+        file = {"cvat": "annotations.xml", "yolo": "data.yaml", "labels": "a_masks.png"}.get(name, "a.json")
+        (folder / file).write_bytes(broken)
+        if name == "yolo":
+            line = f"0 {' '.join(str(x / 10) for x in flat)}".encode()
+            (folder / "a.txt").write_bytes(break_bytes(line, random) if random.random() < 0.5 else line)
+        source = folder if name in ("labelme", "labels", "yolo") else folder / file
+        extra = ["--images", folder] if name in ("coco", "datumaro", "labelstudio") else []
+        codes.append(attempt("import", name, source, *extra, "-o", tmp_path / "OUT", "--copy"))
+        if codes[-1] == 0:
+            out = tmp_path / "OUT"
+            data = ["--images", out / "images", "--json", out / "panoptic.json", "--segments", out / "segments"]
+            shutil.copytree(out, tmp_path / "kept", dirs_exist_ok=True)
+            data = [str(word).replace("OUT", "kept") for word in data]
+            assert attempt("check-data", *data) == 0, broken
+            shutil.rmtree(tmp_path / "kept")
+    assert {0, 1} <= set(codes)
+
+
 def test_results_of_other_models(attempt, tmp_path):
     results = [
         {"image_id": 10, "category_id": 17, "score": 0.9, "segmentation": {"size": [4, 6], "counts": [5, 2, 17]}},

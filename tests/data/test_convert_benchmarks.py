@@ -249,4 +249,4 @@ def test_invalid_hugging_face(
     (tmp_path / "hf").mkdir()
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "hf/train.parquet")
     (tmp_path / "id2label.json").write_text(json.dumps({"0": "person", "4": "grass"}))
-    assert message in refused(capsys, tmp_path / "out", "hugging-face", tmp_path / "hf")
+    assert message in refused(capsys, tmp_path / "out", "huggingface", tmp_path / "hf")

@@ -83,6 +83,7 @@ def test_labelme(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         content["imagePath"] = "gone.jpg"
         content["imageData"] = base64.b64encode((tmp_path / "data/more/b.png").read_bytes()).decode()
         content["shapes"] = content["shapes"][:1]
+        del content["imageHeight"], content["imageWidth"], content["shapes"][0]["shape_type"]  # an early version
 
     labelme(tmp_path / "data/more", embed, "b.png")
     (tmp_path / "data/more/b.png").rename(tmp_path / "b.png")
@@ -119,6 +120,8 @@ def test_labelme(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (lambda c: c.update(imagePath="../../etc/passwd"), "imagePath: the name '../../etc/passwd' leads out"),
         (lambda c: c.update(imagePath="gone.png"), "imagePath: 'gone.png' does not exist"),
         (lambda c: c.update(imageWidth=None), "imageHeight and imageWidth are [60, None]"),
+        (lambda c: c.update(imageWidth=10**9), "imageHeight and imageWidth are [60, 1000000000]"),
+        (lambda c: c["shapes"][0].update(group_id=[]), "shapes[0]: group_id is []"),
     ],
 )
 def test_invalid_labelme(
@@ -196,6 +199,7 @@ def test_cvat(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (cvat(top="x"), "mask[3]: top is 'x'"),
         (cvat().replace('label="cat"', 'label="cow"'), "polygon[0]: label 'cow' is not in the list"),
         (cvat().replace('width="80"', 'width="81"'), "has 80 × 60 pixels, but its annotation"),
+        (cvat().replace('width="80"', 'width="800000000"'), "image[0]: has 800000000 × 60 pixels; expected"),
         (cvat().replace("</image>", ""), "is not valid XML"),
         (cvat().replace("<image", "<track").replace("</image>", "</track>"), "got CVAT for video"),
         ('<!DOCTYPE a [<!ENTITY b "c">]><annotations>&b;</annotations>', "declares a document type"),
@@ -283,7 +287,7 @@ def test_invalid_label_studio(
     draw_image(tmp_path / "a b.jpg")
     tasks = label_studio()[:1]
     change(tasks[0]["annotations"][1]["result"])
-    assert message in refused(capsys, tmp_path / "out", "label-studio", save(tmp_path / "x.json", tasks))
+    assert message in refused(capsys, tmp_path / "out", "labelstudio", save(tmp_path / "x.json", tasks))
 
 
 def datumaro() -> dict:
@@ -345,6 +349,11 @@ def test_datumaro(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (lambda c: c["items"][0]["annotations"][3]["rle"].update(size=[1, 1]), "annotations[3]: rle is invalid"),
         (lambda c: c["categories"]["label"]["labels"][0].pop("name"), "categories.label.labels[0]: name is None"),
+        (lambda c: c["items"][0]["image"].update(size=[1e9, 2]), "items[0]: image.size is [1000000000.0, 2]"),
+        (
+            lambda c: c["items"][0]["annotations"][0].update(group={}),
+            "annotations[0]: z_order and group are [3, {}]",
+        ),
         (lambda c: c.pop("items"), "expected categories.label.labels and items"),
     ],
 )
@@ -404,6 +413,7 @@ def test_supervisely(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     ("change", "message"),
     [
         (lambda o: o[0].update(classTitle="cow"), "objects[0]: classTitle 'cow' is not in meta.json"),
+        (lambda o: o[0].update(classTitle=[]), "objects[0]: classTitle [] is not in meta.json"),
         (lambda o: o[1]["bitmap"].update(data="aaaa"), "objects[1]: the bitmap is damaged"),
         (lambda o: o[1]["bitmap"].pop("origin"), "objects[1]: geometryType 'bitmap' is unknown or incomplete"),
         (lambda o: o[2]["points"].update(exterior=[[1, 2]]), "objects[2]: geometryType 'rectangle' is unknown"),

@@ -63,7 +63,7 @@ def _objects(file: Path) -> Iterator[tuple[int, str]]:
             for n, entry in enumerate(objects):
                 match entry:
                     case {"name_ndx": int() as number, "name": str() as name, "parts": {"part_level": level}}:
-                        if int(level) == 0:
+                        if str(level) == "0":
                             yield number, name
                     case _:
                         raise RefineError(f"{file}: annotation.object[{n}]: got {shown(entry)}; copy it again")

@@ -23,6 +23,7 @@ from refine.data.convert.source import (
 )
 from refine.errors import RefineError, shown
 from refine.files import MAX_PIXELS, name_problem
+from refine.formats.panoptic_json import valid_size
 from refine.formats.xml_tree import read_xml
 
 WITHOUT_AREA = ("polyline", "points", "cuboid", "skeleton", "tag")
@@ -81,7 +82,7 @@ def _color(text: str) -> tuple[int, int, int] | tuple[()]:
 
 def _read(image: Element, where: str, names: set[str], skipped: Counter[str]) -> Regions:
     height, width = (_integer(image, field, where) for field in ("height", "width"))
-    if not 0 < height * width <= MAX_PIXELS:
+    if valid_size(height, width) is None:
         raise RefineError(f"{where}: has {width} × {height} pixels; expected 1 to {MAX_PIXELS:,}")
     parts = []
     for n, shape in enumerate(image):

@@ -22,6 +22,7 @@ from refine.errors import RefineError, shown
 from refine.files import name_problem, read_json
 from refine.formats.image_list import SUFFIXES
 from refine.formats.image_size import image_size
+from refine.formats.panoptic_json import valid_size
 from refine.formats.rle import compressed
 
 WITHOUT_AREA = ("label", "points", "polyline", "caption", "cuboid_3d", "skeleton", "feature_vector")
@@ -89,25 +90,29 @@ def _image_name(item: dict[str, Any], folders: list[Path], where: str) -> str:
 
 
 def _read(item: dict[str, Any], image: Path, names: list[str], where: str, skipped: Counter[str]) -> Regions:
-    size = (item.get("image") or {}).get("size")
-    if isinstance(size, list) and len(size) == 2 and all(type(number) is int for number in size):
-        height, width = size
-    else:
+    media = item.get("image")
+    stated = media.get("size") if isinstance(media, dict) else None
+    if stated is None:
         height, width = image_size(image, str(image)).shown
+    elif isinstance(stated, list) and len(stated) == 2 and valid_size(*stated) is not None:
+        height, width = stated
+    else:
+        raise RefineError(f"{where}: image.size is {shown(stated)}; expected height and width in pixels")
     parts = []
     for n, entry in enumerate(item["annotations"]):
         place = f"{where}: annotations[{n}]"
-        kind = entry.get("type") if isinstance(entry, dict) else None
+        entry = entry if isinstance(entry, dict) else {}
+        kind = entry.get("type")
         if kind in WITHOUT_AREA:
             skipped[f"{kind} without area, skipped"] += 1
             continue
-        label, depth = entry.get("label_id"), entry.get("z_order", 0)
+        label, depth, group = entry.get("label_id"), entry.get("z_order", 0), entry.get("group", 0)
         if type(label) is not int or not 0 <= label < len(names):
             raise RefineError(f"{place}: label_id is {shown(label)}; expected 0 to {len(names) - 1}")
-        if type(depth) is not int:
-            raise RefineError(f"{place}: z_order is {shown(depth)}; expected an integer")
+        if type(depth) is not int or type(group) is not int:
+            raise RefineError(f"{place}: z_order and group are {shown([depth, group])}; expected integers")
         code = _code(entry, kind, (height, width), place)
-        parts.append((entry.get("group") or None, Region(names[label], code, f"annotations[{n}]", depth=depth)))
+        parts.append((group or None, Region(names[label], code, f"annotations[{n}]", depth=depth)))
     return Regions((height, width), join_parts(parts))
 
 

@@ -36,14 +36,14 @@ FORMATS = {
     "cvat": Format("cvat", "annotations.xml of CVAT for images 1.1, or its folder", ("images",)),
     "voc": Format("voc", "folder with SegmentationObject (Pascal VOC)", ("images", "split")),
     "cityscapes": Format("cityscapes", "folder with leftImg8bit and gtFine", ("split",)),
-    "label-studio": Format("label_studio", "JSON export of Label Studio", ("images",)),
+    "labelstudio": Format("label_studio", "JSON export of Label Studio", ("images",)),
     "datumaro": Format(
         "datumaro", "folder with annotations/*.json of Datumaro, or one of them", ("images", "split")
     ),
     "supervisely": Format("supervisely", "folder with meta.json of a Supervisely project", ("split",)),
     "mapillary": Format("mapillary", "folder of Mapillary Vistas with its config.json", ("split",)),
     "ade20k": Format("ade20k", "folder of ADE20K's images with their _seg.png and .json", ("split",)),
-    "hugging-face": Format("hugging_face", "folder of parquet or arrow files with segments_info", ("split",)),
+    "huggingface": Format("hugging_face", "folder of parquet or arrow files with segments_info", ("split",)),
 }
 
 
@@ -52,7 +52,7 @@ def read_source(name: str | None, path: Path, options: ReadOptions) -> tuple[str
 
     Raises:
         RefineError: no format or several recognise the path, an option does not belong to the format, or the data
-            set is invalid.
+            set is invalid or empty.
     """
     if name is None:
         name = recognise(path)
@@ -62,7 +62,10 @@ def read_source(name: str | None, path: Path, options: ReadOptions) -> tuple[str
             flag = "class" if option == "name" else option
             takes = [each for each, entry in FORMATS.items() if option in entry.options]
             raise RefineError(f"--{flag}: the format {name} does not have it; {', '.join(takes)} do")
-    return name, _module(name).read(path, options)
+    source: Source = _module(name).read(path, options)
+    if not source.samples:
+        raise RefineError(f"{path}: contains no annotated image; check the path")
+    return name, source
 
 
 def recognise(path: Path) -> str:

@@ -52,8 +52,6 @@ def read(path: Path, options: ReadOptions) -> Source:
             samples.append(
                 Sample(name, partial(rows.cell, row, "image"), file, partial(_read, rows, row, infos, names))
             )
-    if not samples:
-        raise RefineError(f"{path}: the split {split} has no row; download it again")
     classes = [SourceClass(_name(names, n, str(path)), n, things.get(n, True)) for n in sorted(names or things)]
     return Source(classes, samples)
 

@@ -136,7 +136,7 @@ def _code(entry: dict[str, Any], size: Size, where: str) -> Code:
         fields = ("x", "y", "width", "height") if kind == "rectanglelabels" else ("x", "y", "radiusX", "radiusY")
         x, y, a, b = (float(value[field]) for field in fields)
         angle = float(value.get("rotation", 0))
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise RefineError(f"{where}: value is invalid ({error}); correct or drop it") from error
     x, y, a, b = x * scale[0], y * scale[1], a * scale[0], b * scale[1]
     if kind == "ellipselabels":

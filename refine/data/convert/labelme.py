@@ -33,6 +33,8 @@ from refine.data.convert.source import (
 )
 from refine.errors import RefineError, shown
 from refine.files import read_json
+from refine.formats.image_size import image_size
+from refine.formats.panoptic_json import is_id, valid_size
 
 IGNORED = "__ignore__"
 """Label that LabelMe reserves for regions to ignore; they become void."""
@@ -64,7 +66,10 @@ def read(path: Path, options: ReadOptions) -> Source:
         name = file.with_suffix(PurePath(content["imagePath"]).suffix) if image is None else image
         samples.append(
             Sample(
-                relative_name(name, path), image or partial(_embedded, file), file, partial(_read, file, skipped)
+                relative_name(name, path),
+                image or partial(_embedded, file),
+                file,
+                partial(_read, file, image, skipped),
             )
         )
     if not samples:
@@ -103,19 +108,24 @@ def _embedded(file: Path) -> bytes:
     return from_base64(read_json(file)["imageData"], f"{file}: imageData")
 
 
-def _read(file: Path, skipped: Counter[str]) -> Regions:
+def _read(file: Path, image: Path | None, skipped: Counter[str]) -> Regions:
     content = read_json(file)
-    size = content.get("imageHeight"), content.get("imageWidth")
-    if not all(type(number) is int and number > 0 for number in size):
-        raise RefineError(f"{file}: imageHeight and imageWidth are {shown(list(size))}; expected pixels")
+    stated = [content.get("imageHeight"), content.get("imageWidth")]
+    size = valid_size(*stated)
+    if stated == [None, None]:  # files of early versions
+        size = image_size(_embedded(file) if image is None else image, str(image)).shown
+    if size is None:
+        raise RefineError(f"{file}: imageHeight and imageWidth are {shown(stated)}; expected pixels")
     parts = []
     for where, label, shape in _shapes(content, file):
-        kind, place = shape.get("shape_type", "polygon"), where.removeprefix(f"{file}: ")
+        kind, place = shape.get("shape_type") or "polygon", where.removeprefix(f"{file}: ")
         if kind in WITHOUT_AREA:
             skipped[f"{kind} without area, skipped"] += 1
             continue
-        code = _code(shape, kind, size, where)
-        parts.append((shape.get("group_id"), Region(None if label == IGNORED else label, code, place)))
+        code, group = _code(shape, kind, size, where), shape.get("group_id")
+        if group is not None and not is_id(group):
+            raise RefineError(f"{where}: group_id is {shown(group)}; expected an integer or null")
+        parts.append((group, Region(None if label == IGNORED else label, code, place)))
     return Regions(size, join_parts(parts))
 
 
@@ -127,7 +137,7 @@ def _code(shape: dict[str, Any], kind: str, size: Size, where: str) -> Code:
         raise RefineError(f"{where}: shape_type {shown(kind)} is unknown; draw it as a polygon")
     try:
         (x1, y1), (x2, y2) = np.asarray(points, float).tolist()
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise RefineError(f"{where}: expected two points, got {shown(points)}; correct or drop it") from error
     if kind == "rectangle":
         return rectangle((min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)), size, where)

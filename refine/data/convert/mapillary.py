@@ -50,8 +50,6 @@ def read(path: Path, options: ReadOptions) -> Source:
         if not image.is_file():
             raise RefineError(f"{image}: no such file, but {file} is its annotation; copy both again")
         samples.append(Sample(image.name, image, file, partial(_read, file, names)))
-    if not samples:
-        raise RefineError(f"{folder}: contains no PNG; copy the data set again")
     evaluated = [each for each, name in zip(classes, names, strict=True) if name is not None]
     return Source(evaluated, samples)
 

@@ -21,6 +21,7 @@ from refine.data.convert.shapes import (
 from refine.data.convert.source import ReadOptions, Region, Regions, Sample, Source, SourceClass, choose_split
 from refine.errors import RefineError, shown
 from refine.files import MAX_PIXELS, read_json
+from refine.formats.panoptic_json import valid_size
 
 WITHOUT_AREA = ("point", "line", "graph", "cuboid")
 
@@ -54,8 +55,6 @@ def read(path: Path, options: ReadOptions) -> Source:
         if not image.is_file():
             raise RefineError(f"{image}: no such file, but {file} is its annotation; export both again")
         samples.append(Sample(image.name, image, file, partial(_read, file, set(titles), skipped)))
-    if not samples:
-        raise RefineError(f"{path / name / 'ann'}: contains no JSON; export it again")
     return Source([SourceClass(title) for title in titles], samples, skipped=skipped)
 
 
@@ -63,7 +62,7 @@ def _read(file: Path, titles: set[str], skipped: Counter[str]) -> Regions:
     content = read_json(file)
     match content:
         case {"size": {"height": int() as height, "width": int() as width}, "objects": list() as objects}:
-            if not 0 < height * width <= MAX_PIXELS:
+            if valid_size(height, width) is None:
                 raise RefineError(f"{file}: size is {width} × {height}; expected 1 to {MAX_PIXELS:,} pixels")
         case _:
             raise RefineError(f"{file}: expected size (height, width) and objects; export it again")
@@ -72,7 +71,7 @@ def _read(file: Path, titles: set[str], skipped: Counter[str]) -> Regions:
         where = f"{file}: objects[{n}]"
         entry = entry if isinstance(entry, dict) else {}
         title, kind = entry.get("classTitle"), entry.get("geometryType")
-        if title not in titles:
+        if not isinstance(title, str) or title not in titles:
             raise RefineError(f"{where}: classTitle {shown(title)} is not in meta.json; add it there")
         if kind in WITHOUT_AREA:
             skipped[f"{kind} without area, skipped"] += 1

@@ -69,8 +69,6 @@ def read(path: Path, options: ReadOptions) -> Source:
     listed = (
         CLASSES if colors is None else list(dict.fromkeys(name for name in colors.values() if name != BACKGROUND))
     )
-    if not samples:
-        raise RefineError(f"{chosen}: lists no image; give another --split")
     return Source([SourceClass(name) for name in listed], samples, BACKGROUND)
 
 
