@@ -96,8 +96,26 @@ def from_pil(image: Image.Image) -> Tensor:
 
 def _open(path: Path, options: ImageOptions, max_pixels: int, notify: Callable[[str], None] | None) -> Image.Image:
     """Decode one page of a file to at most 8 bits per value, without rotating it or converting it to RGB."""
+    found, channel = decode(path, options, max_pixels)
+    if isinstance(found, RawImage):
+        tell = None if notify is None else lambda note: notify(f"{path}: {note}")
+        return found.to_pil(path, channel, options.range, tell)
+    return found if channel is None else _select_channel(path, found, channel)
+
+
+def decode(
+    path: Path, options: ImageOptions, max_pixels: int = MAX_PIXELS
+) -> tuple[RawImage | Image.Image, int | None]:
+    """Decode one page of a file as it is stored, without rotating it.
+
+    Args:
+        path, options, max_pixels: as in `read_image`.
+
+    Returns:
+        Pixels, or an image of at most 8 bits per value; and the channel that still has to be selected, or None.
+    """
     if path.suffix.lower() in VIDEOS:
-        return _open_video(path, options, max_pixels)
+        return _read_frame(path, options.page, max_pixels), options.channel
     head = _read_head(path)
     number, channel = None, options.channel
     raw: RawImage | None = None
@@ -120,21 +138,16 @@ def _open(path: Path, options: ImageOptions, max_pixels: int, notify: Callable[[
             raw = _decode_png(path)
         elif _is_wide(image):
             raw = _raw(image)
-        else:
-            return image if channel is None else _select_channel(path, image, channel)
-    return raw.to_pil(
-        path, channel, options.range, None if notify is None else lambda note: notify(f"{path}: {note}")
-    )
+    return raw or image, channel
 
 
-def _open_video(path: Path, options: ImageOptions, max_pixels: int) -> Image.Image:
+def _read_frame(path: Path, page: int | None, max_pixels: int) -> Image.Image:
     from refine.formats.video import count_frames, read_frame
 
-    if not (number := options.page):
+    if page is None:
         frames = count_frames(path)
-        number = 1 + check_page(path, None, frames, f"{frames} frames")
-    frame = read_frame(path, number, max_pixels)
-    return frame if options.channel is None else _select_channel(path, frame, options.channel)
+        page = 1 + check_page(path, None, frames, f"{frames} frames")
+    return read_frame(path, page, max_pixels)
 
 
 def count_pages(path: Path) -> int:

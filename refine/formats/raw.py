@@ -56,6 +56,14 @@ class RawImage:
     inverted: bool = False
     orientation: int = 1
 
+    def channels(self, path: str | Path, channel: int | None = None) -> np.ndarray:
+        """Return the stored values of one or three channels, without alpha: [H, W, C]; arguments as in `to_pil`."""
+        values = self.values.reshape(*self.values.shape[:2], -1)
+        colors = values[..., :-1] if self.has_alpha else values
+        if channel is not None or not (self.is_rgb and colors.shape[2] in (3, 4)):
+            return colors[..., [check_channel(path, channel, colors.shape[2])]]
+        return colors[..., :3]  # a fourth has no defined meaning
+
     def to_pil(
         self,
         path: str | Path,
@@ -74,16 +82,11 @@ class RawImage:
             RefineError: the channel does not exist, or there are several that are not RGB and none is selected.
             ValueError: as in `to_bytes`.
         """
-        values = self.values.reshape(*self.values.shape[:2], -1)
-        colors, alpha = (values[..., :-1], values[..., -1:]) if self.has_alpha else (values, None)
-        if channel is not None or not (self.is_rgb and colors.shape[2] in (3, 4)):
-            colors = colors[..., [check_channel(path, channel, colors.shape[2])]]
-            alpha = None if channel is not None else alpha
-        colors = to_bytes(colors[..., :3], requested, self.stated, notify)  # a fourth has no defined meaning
+        colors = to_bytes(self.channels(path, channel), requested, self.stated, notify)
         if self.inverted:
             colors = 255 - colors
-        if alpha is not None:
-            colors = np.concatenate([colors, to_bytes(alpha, "full")], 2)
+        if self.has_alpha and channel is None:
+            colors = np.concatenate([colors, to_bytes(self.values[..., -1:], "full")], 2)
         image = Image.fromarray(colors[..., 0] if colors.shape[2] == 1 else colors)
         image.getexif()[ExifTags.Base.Orientation] = self.orientation
         return image

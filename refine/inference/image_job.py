@@ -15,7 +15,6 @@ from refine.errors import RefineError
 from refine.formats.image_list import ImageFile
 from refine.formats.images import read_image
 from refine.formats.raw import ImageOptions
-from refine.formats.resolution import stated_mpp
 from refine.formats.results.saver import ImageResult
 from refine.formats.writer import PredictionWriter, Written
 from refine.inference.limits import Limits
@@ -151,8 +150,8 @@ class ImageJob(Job[ReadImage, Prediction, Finished]):
         predictor, limits = image.predictor, image.predictor.limits()
         limits.add(file.name, prediction, predictor.fusion.score_threshold)
         result = predictor.fuse(prediction)
-        mpp = stated_mpp(file.path)
-        item = ImageResult(result, file.name, image.image, mpp, self.settings.checkpoint)
+        reading = file.reading(self.settings.reading)
+        item = ImageResult(result, file.name, image.image, None, self.settings.checkpoint, file.path, reading)
         written = self.writer.write(file.id, file.name, result, encode(self.writer.savers, item))
         return Finished(written, result.summary(), image.notes, limits)
 

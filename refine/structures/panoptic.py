@@ -117,7 +117,7 @@ class PanopticResult:
                 as by `refine predict`; or PATH.png, next to which PATH.json is written, for COCO alone.
             formats: names of `refine predict --save`, as a list or separated by commas.
             image: image of any type that `Predictor` accepts; the formats overlay, csv and cutouts need it.
-            mpp: micrometres per pixel, if known.
+            mpp: micrometres per pixel; None stands for what the file `image` states, if it is one.
             file_name: name of the image, recorded in the files.
             image_id: id of the image, recorded in the JSON.
 
@@ -133,7 +133,7 @@ class PanopticResult:
         from refine.savers import save_result
 
         pixels = None if image is None else to_tensor(image)
-        return save_result(ImageResult(self, file_name, pixels, mpp), path, formats, image_id)
+        return save_result(ImageResult(self, file_name, pixels, mpp, source=image), path, formats, image_id)
 
     def to_supervision(self) -> Detections:
         """Return the things as `supervision.Detections`: boxes, masks, scores, class indices and class names.

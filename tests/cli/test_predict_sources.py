@@ -23,7 +23,7 @@ from refine.cli import sources
 from refine.cli.main import main
 from refine.fusion.config import FusionConfig
 from refine.modeling.model import PanopticModel
-from refine.structures import Categories, Category
+from refine.structures import Categories, Category, rgb_to_id
 
 CATEGORIES = Categories([Category(1, "thing", True), Category(2, "ground", False)])
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -99,11 +99,22 @@ def test_all_pages_of_a_stack_are_predicted_on_request(checkpoint, tmp_path, cap
 
 
 def test_the_table_is_in_micrometres_if_the_file_states_its_resolution(checkpoint, tmp_path):
-    tifffile.imwrite(tmp_path / "x.tif", PIXELS, resolution=(20000, 20000), resolutionunit="CENTIMETER")
+    stored = PIXELS.astype(np.uint16) * 100
+    options = {"resolution": (20000, 20000), "resolutionunit": "CENTIMETER", "photometric": "rgb"}
+    tifffile.imwrite(tmp_path / "x.tif", stored, **options)
     assert run(checkpoint, tmp_path / "out", tmp_path / "x.tif", "--save", "csv,labels") == 0
+    ids = rgb_to_id(np.asarray(Image.open(tmp_path / "out/panoptic/x.png")))
     rows = list(csv.DictReader((tmp_path / "out/objects.csv").open()))
     assert rows
-    assert all(float(row["area_um2"]) == int(row["area"]) / 4 for row in rows)
+    for row in rows:
+        assert float(row["area_um2"]) == int(row["area"]) / 4
+        means = [float(row[f"mean_{n}"]) for n in (1, 2, 3)]
+        assert means == pytest.approx(stored[ids == int(row["id"])].mean(0).tolist())
+    assert run(checkpoint, tmp_path / "one", tmp_path / "x.tif", "--save", "csv", "--channel", "2") == 0
+    ids = rgb_to_id(np.asarray(Image.open(tmp_path / "one/panoptic/x.png")))
+    for row in csv.DictReader((tmp_path / "one/objects.csv").open()):
+        assert float(row["mean_1"]) == pytest.approx(stored[ids == int(row["id"]), 1].mean())
+        assert row["mean_2"] == ""
     with tifffile.TiffFile(tmp_path / "out/labels/x.tif") as file:
         assert file.pages[0].get_resolution("micrometer") == (2, 2)
 

@@ -219,7 +219,7 @@ def test_table_of_objects(item):
         assert float(row["y_um"]) == pytest.approx(0.5 * (y.mean() + 0.5))
         for name in ("perimeter", "eccentricity", "solidity"):
             assert float(row[name]) == pytest.approx(getattr(region, name), rel=1e-8), name
-        means = [float(row[f"mean_{c}"]) for c in ("red", "green", "blue")]
+        means = [float(row[f"mean_{c}"]) for c in (1, 2, 3)]
         assert means == pytest.approx(pixels[y, x].mean(0).tolist())
         assert float(row["area_um2"]) == pytest.approx(0.25 * segment.area)
         assert float(row["perimeter_um"]) == pytest.approx(0.5 * region.perimeter)

@@ -23,10 +23,10 @@ def encode(item: ImageResult) -> Iterator[bytes]:
     for segment in segments:
         objects[segment.id] = segment.id if segment.isthing else 0
         classes[segment.id] = 1 + result.categories.index(segment.category_id)
-    yield _tiff(objects.astype(_smallest(objects.max(), (np.uint16, np.uint32)))[item.ids], item.mpp)
+    yield _tiff(objects.astype(_smallest(objects.max(), (np.uint16, np.uint32)))[item.ids], item.resolution)
     kind = _smallest(len(result.categories), (np.uint8, np.uint16, np.uint32))
     names = {str(n): category.name for n, category in enumerate(result.categories, 1)}
-    yield _tiff(classes.astype(kind)[item.ids], item.mpp, json.dumps({"classes": names}))
+    yield _tiff(classes.astype(kind)[item.ids], item.resolution, json.dumps({"classes": names}))
 
 
 def _smallest(largest: int, kinds: tuple[type[np.unsignedinteger], ...]) -> type[np.unsignedinteger]:

@@ -1,4 +1,4 @@
-"""Table of segments (CSV): class, score, position, size, shape and mean colour."""
+"""Table of segments (CSV): class, score, position, size, shape and mean values."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ COLUMNS = (
     "perimeter",
     "eccentricity",
     "solidity",
-    "mean_red",
-    "mean_green",
-    "mean_blue",
+    "mean_1",
+    "mean_2",
+    "mean_3",
     "um_per_px",
     "area_um2",
     "x_um",
@@ -44,8 +44,8 @@ COLUMNS = (
     "perimeter_um",
 )
 """Columns of the table. x and y are the centroid from the image's top left corner (the first pixel's centre is at
-0.5). Lengths are in pixels, and again in micrometres if the scale is known. The mean colour is that of the 8-bit
-image, 0-255."""
+0.5). Lengths are in pixels, and again in micrometres if the scale is known. Means are of the stored values of up to
+three channels; grey images have one."""
 
 
 def encode(item: ImageResult) -> Iterator[bytes]:
@@ -60,7 +60,7 @@ def _rows(item: ImageResult) -> Iterator[dict[str, Any]]:
         raise missing_extra("the table of objects needs scikit-image", "measure") from error
     if not item.result.segments:
         return
-    table = regionprops_table(item.ids, item.pixels, properties=MEASURED)
+    table = regionprops_table(item.ids, item.channels, properties=MEASURED)
     row_of = {int(label): n for n, label in enumerate(table["label"])}
     for segment in item.result.segments:
         values = {name: float(column[row_of[segment.id]]) for name, column in table.items()}
@@ -78,10 +78,10 @@ def _rows(item: ImageResult) -> Iterator[dict[str, Any]]:
             "solidity": values["solidity"],
         }
         row |= dict(zip(("box_x", "box_y", "box_width", "box_height"), segment.bbox, strict=True))
-        row |= {f"mean_{name}": values[f"intensity_mean-{n}"] for n, name in enumerate(("red", "green", "blue"))}
-        if item.mpp is not None:
-            row |= {"um_per_px": item.mpp, "area_um2": segment.area * item.mpp**2}
-            row |= {"x_um": x * item.mpp, "y_um": y * item.mpp, "perimeter_um": values["perimeter"] * item.mpp}
+        row |= {f"mean_{n + 1}": values[f"intensity_mean-{n}"] for n in range(item.channels.shape[2])}
+        if (mpp := item.resolution) is not None:
+            row |= {"um_per_px": mpp, "area_um2": segment.area * mpp**2}
+            row |= {"x_um": x * mpp, "y_um": y * mpp, "perimeter_um": values["perimeter"] * mpp}
         yield {name: _rounded(value) for name, value in row.items()}
 
 

@@ -13,6 +13,8 @@ import numpy as np
 if TYPE_CHECKING:  # they import torch, which would delay `refine predict --help`
     from torch import Tensor
 
+    from refine.formats.image_like import ImageLike
+    from refine.formats.raw import ImageOptions
     from refine.structures import Categories, PanopticResult, Segment
 
 Part = tuple[dict[str, Any], Any]
@@ -27,8 +29,10 @@ class ImageResult:
         result: panoptic result.
         file_name: relative file name of the image, with "/" and suffix.
         image: Tensor[3, H, W] uint8 RGB; None if unknown.
-        mpp: micrometres per pixel; None if unknown.
+        mpp: micrometres per pixel; None stands for what the file `source` states.
         model: name of the model, or "".
+        source: what the image was read from, whose values may have more than 8 bits; None if unknown.
+        reading: options with which it was read.
     """
 
     result: PanopticResult
@@ -36,6 +40,8 @@ class ImageResult:
     image: Tensor | None = None
     mpp: float | None = None
     model: str = ""
+    source: ImageLike | None = None
+    reading: ImageOptions | None = None
 
     @cached_property
     def ids(self) -> np.ndarray:
@@ -56,6 +62,28 @@ class ImageResult:
             raise ValueError(f"image {tuple(self.image.shape[1:])} and result {self.ids.shape} differ in size")
         pixels: np.ndarray = self.image.permute(1, 2, 0).cpu().numpy()
         return pixels
+
+    @cached_property
+    def channels(self) -> np.ndarray:
+        """Values of the image as they are stored: [H, W, C], C 1 for grey images and 3 for RGB."""
+        from refine.formats.stored_values import stored_values
+
+        pixels = self.pixels
+        if self.source is not None:
+            values = stored_values(self.source, self.reading, (pixels.shape[0], pixels.shape[1]))
+            if values is not None:
+                return values
+        is_grey = (pixels == pixels[..., :1]).all()
+        return pixels[..., :1] if is_grey else pixels
+
+    @cached_property
+    def resolution(self) -> float | None:
+        """Micrometres per pixel; None if unknown."""
+        if self.mpp is not None or not isinstance(self.source, str | Path):
+            return self.mpp
+        from refine.formats.resolution import stated_mpp
+
+        return stated_mpp(Path(self.source))
 
     @property
     def things(self) -> list[Segment]:
