@@ -4,18 +4,21 @@ BIN := .venv/bin
 SETUP := .venv/.done
 EXTRAS := --extra demo --extra pretrained --extra build --extra serve --extra transformers --extra onnx --extra ray \
 	--extra parquet --extra slides --extra video --extra heif --extra wandb --extra mlflow --extra measure \
-	--extra supervision --extra test
+	--extra supervision --extra docs --extra test
 LOCK := --universal --generate-hashes --no-emit-index-url --no-header
 # One thread per process: the tests' tensors are small, and threads that wait for each other cost more.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help demo test test-slow lock clean
+.PHONY: help demo docs test test-slow lock clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile
 
 demo: $(SETUP) ## segment real images with the shipped models; results in out/demo
 	$(BIN)/python examples/demo.py
+
+docs: $(SETUP) ## build the documentation site in build/docs/site, without network
+	$(BIN)/python docs/site/build.py
 
 test: $(SETUP) ## lint, types and the quick tests
 	$(BIN)/ruff check .
@@ -38,5 +41,5 @@ $(SETUP): requirements-uv.lock requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	touch $@
 
-clean: ## remove .venv and out
-	rm -rf .venv out
+clean: ## remove .venv, build and out
+	rm -rf .venv build out
