@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -141,4 +142,5 @@ def _report(counts: Counts, categories: Categories, background: str | None, out:
     if background is not None:
         print(f"background: {counts.gained} unlabelled pixels gained by {shown(background)} ({share:.1%} of all)")
     print(f"void: {counts.void} pixels ({counts.void / max(counts.pixels, 1):.1%} of all)")
-    print(f"check: refine check-data --images {out}/images --json {out}/panoptic.json --segments {out}/segments")
+    names = (shlex.quote(str(out / name)) for name in ("images", "panoptic.json", "segments"))
+    print("check: refine check-data --images {} --json {} --segments {}".format(*names))

@@ -11,7 +11,7 @@ from tifffile import TiffFile
 
 from refine.errors import RefineError
 from refine.files import MAX_PIXELS
-from refine.formats.images import FORMATS, TIFF_MAGIC
+from refine.formats.images import TIFF_MAGIC, _formats, _read_head
 from refine.formats.panoptic_json import valid_size
 
 _TRANSPOSED = range(5, 9)
@@ -41,24 +41,27 @@ def image_size(image: Path | bytes, name: str) -> ImageSize:
         RefineError: the file is missing, damaged, too large, or in none of the formats that `read_image` reads.
     """
     try:
+        head = image[:32] if isinstance(image, bytes) else _read_head(image)
         with BytesIO(image) if isinstance(image, bytes) else image.open("rb") as file:
-            is_tiff = file.read(4) in TIFF_MAGIC
-            file.seek(0)
-            if is_tiff:
+            if head.startswith(TIFF_MAGIC):
                 with TiffFile(file, _multifile=False) as tiff:
                     page = tiff.pages.first
                     height, width, tag = page.imagelength, page.imagewidth, page.tags.get("Orientation")
                     orientation = 1 if tag is None else tag.value
             else:
-                with Image.open(file, formats=FORMATS) as opened:
+                with Image.open(file, formats=_formats(Path(name), head)) as opened:
                     (width, height), orientation = opened.size, opened.getexif().get(ExifTags.Base.Orientation, 1)
+    except RefineError:
+        raise
     except UnidentifiedImageError as error:
         raise RefineError(f"{name}: is not a supported image; convert it to PNG, JPEG or TIFF") from error
+    except Image.DecompressionBombError as error:
+        raise RefineError(f"{name}: has more than {MAX_PIXELS:,} pixels; tile it") from error
     except OSError as error:
         raise RefineError(f"{name}: cannot be read ({error.strerror or error}); check the path") from error
     except Exception as error:  # tifffile and Pillow raise any kind of exception if a header is damaged
         raise RefineError(f"{name}: is damaged ({error}); copy or export it again") from error
     stored = (int(height), int(width))
     if valid_size(*stored) is None:
-        raise RefineError(f"{name}: has {width} × {height} pixels; expected at most {MAX_PIXELS:,}, so tile it")
+        raise RefineError(f"{name}: has more than {MAX_PIXELS:,} pixels; tile it")
     return ImageSize(stored, stored[::-1] if orientation in _TRANSPOSED else stored)

@@ -86,6 +86,18 @@ def test_rules_for_overlaps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert found.categories["dog"] == (3, 0)
 
 
+def test_things_lie_in_front_of_crowds_whatever_their_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annotations = [
+        {"category_id": 1, "segmentation": [SQUARE]},
+        {"category_id": 1, "segmentation": coded(polygon_mask([35, 35, 45, 35, 45, 45, 35, 45])), "iscrowd": 1},
+    ]
+    found = convert(capsys, tmp_path / "out", write_coco(tmp_path, annotations))
+    square, crowd = polygon_mask(SQUARE), polygon_mask([35, 35, 45, 35, 45, 45, 35, 45])
+    assert same_objects(found.masks("a.jpg", "cat"), [square, crowd & ~square])
+
+
 def test_hidden_objects_ignored_classes_and_merged_stuff(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -239,7 +251,11 @@ def shares(polygon: list[float]) -> str:
 def test_yolo(tmp_path: Path, capsys: pytest.CaptureFixture[str], yaml: str) -> None:
     folder = write_yolo(tmp_path / "data", [f"0 {shares(SQUARE)}", "", f"1 {shares(TRIANGLE)}"], yaml)
     (folder / "list.txt").write_text("./images/train/a.jpg\nimages/train/b.jpg\n")
-    split = ["--split", "train"] if "val: images" in yaml else []
+    split: list[object] = ["--split", "train"] if "val: images" in yaml else []
+    if "datasets" in yaml:  # as Ultralytics has it: data.yaml is elsewhere
+        (tmp_path / "yaml").mkdir()
+        split = ["--images", folder]
+        folder = (folder / "data.yaml").rename(tmp_path / "yaml/data.yaml")
     found = convert(capsys, tmp_path / "out", folder, *split, check=False)
     assert found.categories == {"cat": (1, 1), "dog": (2, 1)}
     assert same_objects(found.masks("train/a.jpg", "cat"), [polygon_mask(SQUARE) & ~polygon_mask(TRIANGLE)])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 from helpers.converted import convert, draw_image, draw_mask, refused, same_objects
+from helpers.disk import full_disk
 from PIL import Image
 
 from refine.cli.main import main
@@ -184,5 +185,8 @@ def test_resuming_gives_the_same_result(tmp_path: Path, capsys: pytest.CaptureFi
     assert convert(capsys, tmp_path / "out", tmp_path / "data", "--resume").content == expected.content
     assert (tmp_path / "out/segments/a.png").stat().st_mtime_ns == first
     assert main(["import", str(tmp_path / "data"), "-o", str(tmp_path / "out"), "--resume"]) == 1
+    with full_disk():
+        assert "No space" in (text := refused(capsys, tmp_path / "full", tmp_path / "data")) or "too large" in text
+    assert not list((tmp_path / "full").glob("*.json*"))  # nothing was finished, so there is nothing to resume
     inner = tmp_path / "data/out"
     assert "choose a folder outside of it" in refused(capsys, inner, tmp_path / "data")

@@ -70,11 +70,11 @@ class DatasetWriter:
             WriteError: a file cannot be written.
         """
         samples = list(samples)
-        self._check_names(samples)
         ids = [sample.id for sample in samples]
         numbered = None in ids or len(set(ids)) < len(ids)
         total, entries = Counts(), []
         try:
+            self._check_names(samples)
             for n, sample in enumerate(samples, 1):
                 entry = self._done.get(sample.name)
                 if entry is None:
@@ -85,7 +85,7 @@ class DatasetWriter:
                 if progress is not None:
                     progress(n, len(samples))
         except BaseException:
-            if self._journal.entries:
+            if entries or self._done:
                 self._journal.close()
             else:  # nothing to resume: leave no folder that the next try would have to mention
                 self._journal.remove()

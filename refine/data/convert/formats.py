@@ -31,7 +31,7 @@ FORMATS = {
     ),
     "masks": Format("object_masks", "folder of ID/images and ID/masks (2018 Data Science Bowl)", ("name",)),
     "coco": Format("coco_instances", "COCO instances JSON", ("images",)),
-    "yolo": Format("yolo", "data.yaml of YOLO segmentation, or its folder", ("split",)),
+    "yolo": Format("yolo", "data.yaml of YOLO segmentation, or its folder", ("images", "split")),
     "labelme": Format("labelme", "folder of LabelMe's JSON files"),
     "cvat": Format("cvat", "annotations.xml of CVAT for images 1.1, or its folder", ("images",)),
     "voc": Format("voc", "folder with SegmentationObject (Pascal VOC)", ("images", "split")),

@@ -30,7 +30,7 @@ class Counts:
         empty: regions without a pixel, such as polygons that are thinner than one or outside the image.
         hidden: regions of which others cover every pixel.
         covered: regions of which others cover a part.
-        annotated: pixels of all regions, each counted once per region.
+        annotated: pixels of all regions, ignored ones included, each counted once per region.
         lost: pixels of regions that others cover.
         gained: unlabelled pixels that became background.
         void: pixels without a label in the result.

@@ -37,8 +37,8 @@ def recognise(path: Path) -> bool:
 def read(path: Path, options: ReadOptions) -> Source:
     """List the images of a split of data.yaml.
 
-    Paths are taken below the folder of data.yaml: `path` where it exists there, and leading `..` are dropped,
-    since exports contain them. An image without a label file has no object.
+    Paths are taken below `options.images` or the folder of data.yaml: `path` where it exists there, and leading
+    ".." are dropped, since exports contain them. An image without a label file has no object.
 
     Raises:
         RefineError: a field is missing or invalid, or there is no image.
@@ -47,7 +47,7 @@ def read(path: Path, options: ReadOptions) -> Source:
     content = _load(file)
     names = _names(file, content.get("names"))
     split = choose_split(str(file), [each for each in SPLITS if content.get(each)], options.split)
-    root, notes = file.parent, []
+    root, notes = options.images or file.parent, []
     base = content.get("path")
     if isinstance(base, str) and not PurePath(base).is_absolute() and (root / _below(base)).is_dir():
         root = root / _below(base)
