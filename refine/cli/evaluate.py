@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from refine.checkpoint.find import find_model
+from refine.cli.networks import add_model, check_model, note_remarks
 from refine.cli.options import (
     FUSION,
     add_fusion,
@@ -31,7 +31,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     files.add_argument("--pred-dir", help="folder of the predicted PNGs")
     files.add_argument("--workers", type=count_from(1, 1024), help="threads (default: one per core)")
     model = parser.add_argument_group("a model on a data set")
-    model.add_argument("--checkpoint", help="name of a model (see `refine models`), or model folder")
+    add_model(model, instances=False)
     model.add_argument("--images", help="folder of images")
     model.add_argument("--json", help="panoptic JSON")
     model.add_argument("--segments", help="folder of the panoptic PNGs")
@@ -58,7 +58,13 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         "--worst", type=count_from(0), default=5, help="number of worst images to list or draw (default: 5)"
     )
     options = parser.parse_args(arguments)
-    rule = [options.method, *(getattr(options, name) for name in FUSION)]
+    rule = [
+        options.method,
+        options.semantic,
+        options.categories,
+        options.class_map,
+        *(getattr(options, name) for name in FUSION),
+    ]
     of_files = [options.gt, options.gt_dir, options.pred, options.pred_dir]
     coco = [options.images, options.json, options.segments]
     of_model = [options.checkpoint, *([options.cityscapes] if options.cityscapes else coco)]
@@ -69,12 +75,12 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     if not (from_files or from_model):
         parser.error(
             "give --gt, --gt-dir, --pred and --pred-dir; or --checkpoint with --images, --json and --segments; "
-            "or --checkpoint with --cityscapes; --method and the thresholds need --checkpoint"
+            "or --checkpoint with --cityscapes; --method, the thresholds and --semantic need --checkpoint"
         )
     require_paths([*of_files, *paths, options.cityscapes])
     _check_out(options.out, [options.gt, options.pred, options.json, options.remap, options.instances])
     if options.checkpoint:
-        find_model(options.checkpoint)
+        check_model(options)
     if from_files:
         _files(options)
     else:
@@ -134,8 +140,9 @@ def _model(options: argparse.Namespace) -> None:
     dataset = build_dataset(data)
     set_threads(options.threads)
     predictor = Predictor(
-        options.checkpoint, device=options.device, method=options.method, fusion=fusion_changes(options)
+        options.model, device=options.device, method=options.method, fusion=fusion_changes(options)
     )
+    note_remarks(predictor.network)
     missable = Missable(predictor.limits())
     measures = [Quality(), BoxAndMaskAP(options.ap_detections), missable]
     evaluation = evaluate(predictor, dataset, measures=measures, max_images=options.max_images)

@@ -8,7 +8,8 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, get_args
 
 from refine import __version__
-from refine.cli.images import Failure, add_arguments, check_model, find_images, finish, for_each, note, one_by_one
+from refine.cli.images import Failure, add_arguments, find_images, finish, for_each, note, one_by_one
+from refine.cli.networks import check_model, note_remarks
 from refine.cli.options import add_image_options, fusion_changes, image_options, refuse_overwriting
 from refine.formats.image_list import ImageFile, result_names
 from refine.fusion.config import HEADS, OWN_MERGE, FusionConfig, Method
@@ -40,7 +41,8 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     from refine.runtime import set_threads
 
     set_threads(options.threads)
-    predictor = Predictor(options.checkpoint, device=options.device, fusion=fusion_changes(options))
+    predictor = Predictor(options.model, device=options.device, fusion=fusion_changes(options))
+    note_remarks(predictor.network)
     methods = [method for method in predictor.methods if method != OWN_MERGE]
     if len(methods) < len(get_args(Method)):
         print(_left_out(methods))
@@ -59,16 +61,16 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         )
         target = out / PurePath(file.name).with_suffix(".png")
         sheet = explanation_sheet(image, explanation)
-        write_image(target, sheet, f"refine {__version__}, model {options.checkpoint}")
-        record = {"file_name": file.name, "model": options.checkpoint} | explanation.to_json()
+        write_image(target, sheet, f"refine {__version__}, model {options.model}")
+        record = {"file_name": file.name, "model": str(options.model)} | explanation.to_json()
         write_json(target.with_suffix(".json"), record, indent=1)
-        return f"{_summary(explanation)}; model: {options.checkpoint}"
+        return f"{_summary(explanation)}; model: {options.model}"
 
     failures: list[Failure] = []
     for_each(files, one_by_one(files, explain_one), str, failures)
     for remark in limits.remarks(ELSEWHERE).values():
         note(remark)
-    finish(failures, files, options.out, f"explanations of model {options.checkpoint}")
+    finish(failures, files, options.out, f"explanations of model {options.model}")
 
 
 def _left_out(methods: Sequence[Method]) -> str:

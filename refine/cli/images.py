@@ -14,11 +14,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol, TypeVar
 
-from refine.checkpoint.find import SHIPPED, find_model, shipped_models
+from refine.cli.networks import add_model
 from refine.cli.options import PIPE_CLOSED, add_fusion, add_threads, tell
 from refine.cli.sources import local_sources
 from refine.errors import RefineError, WriteError, is_out_of_memory, printable
-from refine.files import read_json, write_json
+from refine.files import write_json
 from refine.formats.image_list import ImageFile, list_images, list_pages
 
 T = TypeVar("T")
@@ -36,19 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser, out: str) -> None:
     )
     parser.add_argument("--recursive", action="store_true", help="include the subfolders of folders")
     parser.add_argument("-o", "--out", required=True, help=out)
-    parser.add_argument("--checkpoint", help="name of a model (see `refine models`), or model folder; required")
+    add_model(parser)
     parser.add_argument("--device", help="cpu, cuda, … (default: the GPU if there is one)")
     add_threads(parser)
     add_fusion(parser)
-
-
-def check_model(options: argparse.Namespace) -> None:
-    """Raise RefineError unless a model is given: no single default suits both micrographs and photographs."""
-    if not options.checkpoint:
-        data = {name: read_json(SHIPPED / name / "config.json").get("data") for name in shipped_models()}
-        models = ", ".join(f"{name} (trained on {what})" for name, what in data.items())
-        raise RefineError(f"--checkpoint: choose a model: {models}, or a folder that `refine train` wrote")
-    find_model(options.checkpoint)
 
 
 def find_images(options: argparse.Namespace) -> list[ImageFile]:

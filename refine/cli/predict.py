@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from refine.cli.images import (
     Failure,
     add_arguments,
-    check_model,
     find_images,
     finish,
     for_each,
     note,
     write_failures,
 )
+from refine.cli.networks import check_model, note_remarks
 from refine.cli.options import (
     add_image_options,
     count_from,
@@ -58,6 +58,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     set_threads(options.threads)
     settings = _settings(options)
     predictor = settings.predictor()
+    note_remarks(predictor.network)
     limits, failures = predictor.limits(), list[Failure]()
 
     def record(finished: Finished) -> str:
@@ -65,7 +66,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         limits.merge(finished.limits)
         for text in finished.notes:
             note(text)
-        return f"{finished.summary}; model: {options.checkpoint}"
+        return f"{finished.summary}; model: {options.model}"
 
     try:
         info = settings.info(predictor)
@@ -87,7 +88,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         for video in write_overlay_videos(files, out / "overlays"):
             print(f"video of the overlays: {video}")
     hint = f"; to look at them, open {out / 'overlays'}" if SAVERS["overlay"] in savers else ""
-    finish(failures, files, options.out, f"results of model {options.checkpoint}", hint)
+    finish(failures, files, options.out, f"results of model {options.model}", hint)
 
 
 def _parser(prog: str, description: str) -> argparse.ArgumentParser:
@@ -132,7 +133,7 @@ def _settings(options: argparse.Namespace) -> JobSettings:
     from refine.inference.image_job import JobSettings
 
     return JobSettings(
-        checkpoint=options.checkpoint,
+        checkpoint=options.model,
         device=options.device,
         method=options.method,
         fusion=fusion_changes(options),

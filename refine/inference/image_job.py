@@ -20,6 +20,7 @@ from refine.formats.writer import PredictionWriter, Written
 from refine.inference.limits import Limits
 from refine.inference.pipeline import Job
 from refine.inference.predictor import Predictor
+from refine.networks.choice import ModelChoice
 from refine.savers import encode
 from refine.structures import Prediction
 from refine.structures.images import padded_size
@@ -36,7 +37,7 @@ class JobSettings:
     """Settings of `refine predict`, which another process can receive.
 
     Attributes:
-        checkpoint: name of a model, or model folder.
+        checkpoint: name of a model, or model folder, or several by name.
         device: "cpu", "cuda", …; None stands for the GPU if there is one.
         method: fusion rule; None stands for the checkpoint's.
         fusion: fusion thresholds that differ from the checkpoint's.
@@ -46,7 +47,7 @@ class JobSettings:
         listed_in: JSON that states the sizes of the images, for messages.
     """
 
-    checkpoint: str
+    checkpoint: str | ModelChoice
     device: str | None = None
     method: Any = None
     fusion: dict[str, Any] = field(default_factory=dict)
@@ -70,7 +71,7 @@ class JobSettings:
         return {
             "description": f"Panoptic results of refine {__version__}, model {self.checkpoint}",
             "version": __version__,
-            "model": self.checkpoint,
+            "model": str(self.checkpoint),
             "weights": predictor.network.digest(),
             "method": predictor.method,
             "fusion": asdict(predictor.fusion),
@@ -151,7 +152,8 @@ class ImageJob(Job[ReadImage, Prediction, Finished]):
         limits.add(file.name, prediction, predictor.fusion.score_threshold)
         result = predictor.fuse(prediction)
         reading = file.reading(self.settings.reading)
-        item = ImageResult(result, file.name, image.image, None, self.settings.checkpoint, file.path, reading)
+        model = str(self.settings.checkpoint)
+        item = ImageResult(result, file.name, image.image, None, model, file.path, reading)
         written = self.writer.write(file.id, file.name, result, encode(self.writer.savers, item))
         return Finished(written, result.summary(), image.notes, limits)
 

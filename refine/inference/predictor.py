@@ -17,6 +17,7 @@ from refine.fusion import FusionConfig, fuse
 from refine.fusion.config import OWN_MERGE, AnyMethod, Head, check_method, methods_with
 from refine.inference.limits import IN_PYTHON, Limits
 from refine.modeling.model import PanopticModel
+from refine.networks.choice import ModelChoice
 from refine.networks.load import load_network
 from refine.networks.native import NativeNetwork, Precision
 from refine.networks.network import Network
@@ -35,8 +36,8 @@ class Predictor:
     bit-identical results.
 
     Args:
-        checkpoint: name of a model (see `refine models`), folder of a trained model, a loaded model, or any
-            `Network`. A loaded model keeps its mode (training or evaluation) and its device.
+        checkpoint: name of a model (see `refine models`), folder of a trained model, several by name, a loaded
+            model, or any `Network`. A loaded model keeps its mode (training or evaluation) and its device.
         device: "cpu", "cuda", …; None stands for the GPU if there is one, or for the device of a loaded model. A
             loaded model on another device is copied.
         method: fusion rule, or "model" for the merge of a network that has one of its own; None stands for the
@@ -52,7 +53,7 @@ class Predictor:
 
     def __init__(
         self,
-        checkpoint: str | Path | SavedModel | Network,
+        checkpoint: str | Path | ModelChoice | SavedModel | Network,
         *,
         device: str | torch.device | None = None,
         method: AnyMethod | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -114,6 +115,21 @@ class Instances:
         if len(self):
             raise RefineError("instances: neither `masks` nor `roi_masks` is given; fusion needs one of them")
         return dense_runs(torch.zeros(0, *self.image_size, dtype=torch.bool, device=self.boxes.device))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Instances]) -> Instances:
+        """Join instances of one image whose masks are `runs`; there must be at least one part."""
+        counts = [len(part) for part in parts]
+        runs = [part.mask_runs() for part in parts]
+        mask = torch.cat([run.mask + sum(counts[:n]) for n, run in enumerate(runs)])
+        start, end = torch.cat([run.start for run in runs]), torch.cat([run.end for run in runs])
+        return cls(
+            parts[0].image_size,
+            torch.cat([part.boxes for part in parts]),
+            torch.cat([part.scores for part in parts]),
+            torch.cat([part.labels for part in parts]),
+            runs=MaskRuns(parts[0].image_size, sum(counts), mask, start, end),
+        )
 
     @classmethod
     def empty(cls, image_size: tuple[int, int], device: torch.device | str = "cpu") -> Instances:

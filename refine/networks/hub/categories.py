@@ -43,7 +43,11 @@ def read_class_map(path: str | Path) -> dict[str, str | None]:
 
 
 def find_categories(
-    labels: Sequence[str], source: str, given: Categories | None = None, names: ClassMap | None = None
+    labels: Sequence[str],
+    source: str,
+    given: Categories | None = None,
+    names: ClassMap | None = None,
+    combined: bool = False,
 ) -> tuple[Categories, list[int]]:
     """Return the categories of a model, and the class of each of its labels.
 
@@ -52,7 +56,9 @@ def find_categories(
             "N/A", that are no categories are dropped.
         source: name of the model, for messages.
         given: all categories; None takes those of COCO, ADE20K or Cityscapes, whichever has all labels.
-        names: other names of labels.
+        names: other names of labels, for `given`.
+        combined: whether the model is one of several, whose categories may be others than `given`: these are used
+            only for labels that are in no known list.
 
     Returns:
         The given categories or those known of the labels, and the contiguous class of each label, `VOID` if it is
@@ -62,6 +68,11 @@ def find_categories(
         RefineError: labels are in no list, so that things and stuff cannot be told apart; or two labels are the
             same category.
     """
+    if combined and given is not None:
+        try:
+            return find_categories(labels, source)
+        except RefineError:
+            pass  # the labels are in no known list
     renamed = [(names or {}).get(label, label) for label in labels]
     lists = _known() if given is None else {"the given categories": _by_name(given)}
     missing: dict[str, list[str]] = {}

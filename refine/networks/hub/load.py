@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from refine.errors import RefineError, missing_extra, shown
 from refine.files import read_json
-from refine.networks.hub.categories import ClassMap, find_categories
+from refine.networks.hub.categories import ClassMap, check_used, find_categories
 from refine.networks.hub.network import HubNetwork, PixelNetwork, QueryNetwork
 from refine.networks.native import Precision
 from refine.runtime import find_device
@@ -40,6 +41,7 @@ def load_hub_network(
     compiled: bool = False,
     categories: Categories | None = None,
     class_map: ClassMap | None = None,
+    combined: bool = False,
 ) -> HubNetwork:
     """Load a model that transformers saved. Only safetensors are read, and no code from the folder is run.
 
@@ -48,7 +50,7 @@ def load_hub_network(
         name: name of the model, for messages.
         device: "cpu", "cuda", …; None stands for the GPU if there is one.
         precision, compiled: as for `NativeNetwork`.
-        categories, class_map: arguments `given` and `names` of `find_categories`.
+        categories, class_map, combined: arguments `given`, `names` and `combined` of `find_categories`.
 
     Raises:
         RefineError: transformers is not installed, the model is of another kind or damaged, or its classes are
@@ -82,8 +84,10 @@ def load_hub_network(
         raise RefineError(f"{name}: {len(missing)} weights are missing, first {missing[0]}; get the whole model")
     if getattr(processor, "pad_size", None):
         raise RefineError(f"{name}: preprocessor_config.json pads images to a fixed size; set pad_size to null")
-    labels = model.config.id2label
-    found, classes = find_categories([labels[n] for n in sorted(labels)], name, categories, class_map)
+    labels = [label for _, label in sorted(model.config.id2label.items())]
+    if not combined:
+        check_used(class_map or {}, labels)
+    found, classes = find_categories(labels, name, categories, class_map, combined)
     network = QueryNetwork if kind in UNIVERSAL else PixelNetwork
     model = model.eval().requires_grad_(False).to(find_device(device))
     return network(model, processor, found, classes, precision, compiled, tokens)
@@ -119,5 +123,5 @@ def _reported(name: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise RefineError(f"{name}: needs another package ({first_line(error)}); install it") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise RefineError(f"{name}: cannot be loaded ({first_line(error)}); get the whole model again") from error

@@ -93,7 +93,7 @@ class Queries:
             queries.append(some[visible])
         if not parts:
             return Instances.empty(self.size, self.scores.device), chosen
-        return joined(parts), torch.cat(queries)
+        return Instances.joined(parts), torch.cat(queries)
 
 
 @dataclass(frozen=True)
@@ -156,26 +156,6 @@ class Merge:
         valid = (visible > 0) & (areas > 0) & (visible / areas.clamp(min=1) > KEPT_SHARE)
         kept = (owner >= 0) & valid[owner]
         return torch.where(kept & inside if queries.of_logits else kept, owner, -1)
-
-
-def joined(parts: list[Instances]) -> Instances:
-    """Join instances of one image that have only `runs`; there must be at least one part."""
-    runs = [part.mask_runs() for part in parts]
-    first = [sum(len(part) for part in parts[:n]) for n in range(len(parts))]
-    whole = MaskRuns(
-        parts[0].image_size,
-        sum(len(part) for part in parts),
-        torch.cat([run.mask + start for run, start in zip(runs, first, strict=True)]),
-        torch.cat([run.start for run in runs]),
-        torch.cat([run.end for run in runs]),
-    )
-    return Instances(
-        parts[0].image_size,
-        torch.cat([part.boxes for part in parts]),
-        torch.cat([part.scores for part in parts]),
-        torch.cat([part.labels for part in parts]),
-        runs=whole,
-    )
 
 
 def _runs_of(labels: Tensor, count: int) -> MaskRuns:
