@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Literal
 
 from refine.errors import RefineError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".heic", ".avif"}
+SLIDES = {".svs", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif"}
+"""Suffixes of slides that OpenSlide reads."""
+SUFFIXES = SLIDES | {
+    *(".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".heic", ".avif")
+}
 VIDEOS = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv"}
 """Suffixes of videos, which are listed if they are named themselves, not in folders: phones store many beside
 photographs."""

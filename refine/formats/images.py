@@ -17,7 +17,7 @@ from torch import Tensor
 from refine.errors import RefineError, missing_extra
 from refine.files import MAX_PIXELS
 from refine.formats.image_list import VIDEOS
-from refine.formats.raw import ImageOptions, RawImage, check_channel, check_page
+from refine.formats.raw import TILE_IT, ImageOptions, RawImage, check_channel, check_page
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that Pillow may open; its others include PostScript, which runs Ghostscript."""
@@ -68,6 +68,25 @@ def read_image(
         return _to_tensor(_as_annotated(path, image, size, exif))
 
 
+def stored_size(path: str | Path, options: ImageOptions | None = None) -> tuple[int, int]:
+    """Return (height, width) in pixels of an image as its file states it, before a rotation by its EXIF tag.
+
+    Args:
+        path, options: as in `read_image`.
+
+    Raises:
+        RefineError: the file is missing, not a regular file or not an image, or has no such page.
+    """
+    path = Path(path)
+    with _explained(path, MAX_PIXELS):
+        if _read_head(path).startswith(TIFF_MAGIC):
+            from refine.formats.tiff import page_size  # imported late: takes half a second
+
+            return page_size(path, None if options is None else options.page)
+        with Image.open(path, formats=FORMATS) as image:
+            return image.height, image.width
+
+
 @contextmanager
 def _explained(path: Path, max_pixels: int) -> Iterator[None]:
     """Raise RefineError for what may happen when a file is read."""
@@ -78,11 +97,17 @@ def _explained(path: Path, max_pixels: int) -> Iterator[None]:
     except UnidentifiedImageError as error:
         raise RefineError(f"{path}: is not a supported image; convert it to PNG, JPEG or TIFF") from error
     except Image.DecompressionBombError as error:
-        raise RefineError(f"{path}: has more than {max_pixels} pixels; tile it") from error
+        raise RefineError(f"{path}: has more than {max_pixels} pixels; {TILE_IT}") from error
     except (OSError, SyntaxError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise RefineError(f"{path}: cannot be read ({error.strerror}); check the path") from error
         raise RefineError(f"{path}: is damaged or truncated ({error}); copy or export it again") from error
+
+
+def is_tiff(path: str | Path) -> bool:
+    """Return whether a file begins like a TIFF file; RefineError if it cannot be read."""
+    with _explained(Path(path), MAX_PIXELS):
+        return _read_head(Path(path)).startswith(TIFF_MAGIC)
 
 
 def from_pil(image: Image.Image) -> Tensor:

@@ -12,6 +12,8 @@ from PIL import ExifTags, Image
 
 from refine.errors import RefineError
 
+TILE_IT = "tile it: save it as a tiled TIFF and predict it with refine predict --tile 1024"
+"""What to do with an image that is too large to be decoded whole."""
 Range = tuple[float, float]
 """Values that are mapped to 0 and 255."""
 PERCENTILES = (0.1, 99.9)
@@ -160,7 +162,7 @@ def to_bytes(
     elif stated is not None and stated[0] <= values.min() and values.max() <= stated[1]:
         low, high = stated
     else:
-        low, high = _percentiles(values)
+        low, high = percentiles(values)
         if notify is not None:
             notify(
                 f"values {low:g} to {high:g}, the percentiles {PERCENTILES[0]} and {PERCENTILES[1]}, are mapped to "
@@ -192,7 +194,8 @@ def _full(kind: np.dtype) -> Range:
     return float(info.min), float(info.max)
 
 
-def _percentiles(values: np.ndarray) -> Range:
+def percentiles(values: np.ndarray) -> Range:
+    """Return the `PERCENTILES` of values, estimated from a regular sample of about `SAMPLE` of them."""
     step = max(1, round((values.size / SAMPLE) ** 0.5))
     sample = values[::step, ::step] if values.ndim > 1 else values
     low, high = np.percentile(sample, PERCENTILES, method="inverted_cdf")

@@ -18,7 +18,7 @@ from tifffile import COMPRESSION, PHOTOMETRIC, TiffFile, TiffFrame, TiffPage, Ti
 
 from refine.errors import RefineError
 from refine.files import MAX_PIXELS
-from refine.formats.raw import Range, RawImage, check_channel, check_page
+from refine.formats.raw import TILE_IT, Range, RawImage, check_channel, check_page
 
 WORDS = {"Z": "slices", "T": "time points"}
 """Names of tifffile's axes along which pages are counted; other axes are called pages."""
@@ -59,6 +59,14 @@ def open_page(
         return _read(file, path, page, channel, max_pixels)
 
 
+def page_size(path: Path, page: int | None) -> tuple[int, int]:
+    """Return (height, width) of a page in pixels; arguments and errors as in `open_page`."""
+    with opened(path) as file:
+        series, _ = find_page(file, path, page)
+        height, width = (series.shape[axes_of(series).index(axis)] for axis in "YX")
+        return height, width
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[TiffFile]:
     """Open a TIFF file, but not the other files that an OME file refers to; errors as in `open_page`."""
@@ -74,24 +82,24 @@ def opened(path: Path) -> Iterator[TiffFile]:
 def _read(
     file: TiffFile, path: Path, page: int | None, channel: int | None, max_pixels: int
 ) -> tuple[RawImage | int, int | None]:
-    series, position = _find(file, path, page)
-    key, axes = series.keyframe, _axes(series)
+    series, position = find_page(file, path, page)
+    key, axes = series.keyframe, axes_of(series)
     if "C" in axes:
         position["C"], channel = check_channel(path, channel, series.shape[axes.index("C")]), None
     height, width = (series.shape[axes.index(axis)] for axis in "YX")
     if height * width > max_pixels or math.prod(key.shape) > 8 * max_pixels:
-        raise RefineError(f"{path}: has more than {max_pixels} pixels; tile it")
+        raise RefineError(f"{path}: has more than {max_pixels} pixels; {TILE_IT}")
     lead = _leading_axes(series)
     if lead is None:  # one header for many pages, as in large stacks written by ImageJ
         kind = np.dtype(series.dtype).newbyteorder(file.byteorder)
         values: np.ndarray = np.memmap(path, kind, "r", series.dataoffset or 0, series.shape)
-        orientation = _orientation(key)
+        orientation = orientation_of(key)
     else:
         # An array whose last axis is channels may be stored as one page per row of the image.
         first = next((n for n, axis in enumerate(axes[:lead]) if axis in "YXS"), lead)
         count = math.prod(series.shape[first:lead])
         if count * math.prod(key.shape) > 8 * max_pixels:
-            raise RefineError(f"{path}: has more than {max_pixels} pixels; tile it")
+            raise RefineError(f"{path}: has more than {max_pixels} pixels; {TILE_IT}")
         at = tuple(position[axis] for axis in axes[:first])
         start = count * (int(np.ravel_multi_index(at, series.shape[:first])) if first else 0)
         found = [series.pages[n] for n in range(start, start + count)]
@@ -107,9 +115,9 @@ def _read(
     values = np.ascontiguousarray(values.transpose([axes.index(axis) for axis in "YXS" if axis in axes]))
     raw = RawImage(
         values,
-        stated=_stated_range(file, key),
+        stated=stated_range(file, key),
         is_rgb=key.photometric == PHOTOMETRIC.RGB,
-        has_alpha=_has_alpha(key),
+        has_alpha=has_alpha(key),
         inverted=key.photometric == PHOTOMETRIC.MINISWHITE,
         orientation=orientation,
     )
@@ -127,11 +135,11 @@ def _stacks(file: TiffFile) -> tuple[list[TiffPageSeries], list[list[tuple[str, 
     """Return the series that are no reduced copies, and the axes along which pages are counted in each."""
     stacks = [s for s in file.series if not s.keyframe.is_reduced] or list(file.series)
     return stacks, [
-        [(axis, n) for axis, n in zip(_axes(s), s.shape, strict=True) if axis not in "YXSC"] for s in stacks
+        [(axis, n) for axis, n in zip(axes_of(s), s.shape, strict=True) if axis not in "YXSC"] for s in stacks
     ]
 
 
-def _find(file: TiffFile, path: Path, page: int | None) -> tuple[TiffPageSeries, dict[str, int]]:
+def find_page(file: TiffFile, path: Path, page: int | None) -> tuple[TiffPageSeries, dict[str, int]]:
     """Return the series that contains a page, and the index of the page along each axis that counts pages."""
     stacks, counted = _stacks(file)
     counts = [math.prod(n for _, n in axes) for axes in counted]
@@ -139,7 +147,7 @@ def _find(file: TiffFile, path: Path, page: int | None) -> tuple[TiffPageSeries,
     what = f"{pages} pages"
     if len(stacks) == 1 and all(axis in WORDS for axis, _ in counted[0]):
         what = " × ".join(f"{n} {WORDS[axis]}" for axis, n in counted[0])
-    if "C" in (names := _axes(stacks[0])):
+    if "C" in (names := axes_of(stacks[0])):
         what += f" of {stacks[0].shape[names.index('C')]} channels"
     number = check_page(path, page, pages, what)
     for series, axes, count in zip(stacks, counted, counts, strict=True):
@@ -150,7 +158,7 @@ def _find(file: TiffFile, path: Path, page: int | None) -> tuple[TiffPageSeries,
     raise RefineError(f"{path}: contains no image; export it again")
 
 
-def _axes(series: TiffPageSeries) -> str:
+def axes_of(series: TiffPageSeries) -> str:
     """Return the name of each axis; an array (…, H, W, C) written without names has those of pages by tifffile."""
     axes: str = series.axes
     if axes.endswith("QYX") and series.shape[-1] <= MAX_LAST_CHANNELS < min(series.shape[-3:-1]):
@@ -166,7 +174,7 @@ def _leading_axes(series: TiffPageSeries) -> int | None:
     return None
 
 
-def _has_alpha(page: TiffPage) -> bool:
+def has_alpha(page: TiffPage) -> bool:
     return page.samplesperpixel in (2, 4) and bool(page.extrasamples) and page.extrasamples[-1] in (1, 2)
 
 
@@ -174,7 +182,7 @@ def _is_plain(page: TiffPage) -> bool:
     """Return whether Pillow decodes a page without loss: at most 8 bits, grey or in a colour space."""
     if page.dtype not in (np.uint8, np.bool_):
         return False
-    return page.samplesperpixel - _has_alpha(page) == 1 if page.photometric in GREY else page.samplesperpixel <= 4
+    return page.samplesperpixel - has_alpha(page) == 1 if page.photometric in GREY else page.samplesperpixel <= 4
 
 
 def _check_kind(page: TiffPage, path: Path) -> None:
@@ -211,7 +219,7 @@ def _decode(page: TiffPage | TiffFrame | None, key: TiffPage, path: Path) -> tup
         raise RefineError(f"{path}: the page is stored in another file; export all pages into one file")
     _check_expansion(page, key)
     try:
-        return page.asarray(), _orientation(key)
+        return page.asarray(), orientation_of(key)
     except ValueError as error:
         if "imagecodecs" not in str(error):
             raise
@@ -229,12 +237,12 @@ def _decode(page: TiffPage | TiffFrame | None, key: TiffPage, path: Path) -> tup
         ) from error
 
 
-def _orientation(page: TiffPage) -> int:
+def orientation_of(page: TiffPage) -> int:
     tag = page.tags.get("Orientation")
     return int(tag.value) if tag is not None and tag.value in range(1, 9) else 1
 
 
-def _stated_range(file: TiffFile, page: TiffPage) -> Range | None:
+def stated_range(file: TiffFile, page: TiffPage) -> Range | None:
     """Return the range of the significant bits if the file states fewer bits than it stores, else None."""
     bits = page.bitspersample
     if file.is_ome and (found := re.search(r'SignificantBits="(\d{1,2})"', file.ome_metadata or "")):

@@ -80,14 +80,9 @@ def fuse(
     if config.unknown_erasing and config.ue_region == "dilated" and sem_seg is not None:
         sem_seg = _erase_dilated(sem_seg, sem_probabilities, categories, config)
         config = replace(config, unknown_erasing=False)
-    cells = cells_of(runs)
-    dropped: set[int] = set()
-    if method == "soe" and config.soft_scores and pairwise is not None and len(instances):
-        pairwise, dropped = _soft_scores(instances, cells, pairwise, config)
-    order, front = arrange(method, instances, cells, pairwise, ranks, config)
-    order = [n for n in order if n not in dropped]
-    owner = merge(_to_cpu(cells), runs.areas().cpu(), order, front, config)
-    return assemble(instances, indices, cells, owner, sem_seg, sem_confidence, categories, config)
+    cells, owner = assign(method, instances, runs, pairwise, ranks, config)
+    owner = owner.to(cells.cell.device)[cells.cell]
+    return assemble(instances, indices, cells.starts, owner, sem_seg, sem_confidence, categories, config)
 
 
 def _erase_dilated(
@@ -134,6 +129,38 @@ def prepare(instances: Instances, score_threshold: float) -> tuple[Instances, Ma
     indices = confident.tolist()
     duplicates = [[indices[n] for n in group] for group in groups]
     return instances[order], runs[order], confident[order], duplicates
+
+
+def assign(
+    method: Method,
+    instances: Instances,
+    runs: MaskRuns,
+    occlusion: Tensor | OcclusionFn | None,
+    ranking: Tensor | RankingFn | None,
+    config: FusionConfig,
+) -> tuple[Cells, Tensor]:
+    """Assign each pixel that masks cover to at most one of them.
+
+    Masks do not affect the result of others that they do not overlap, directly or through other masks.
+
+    Args:
+        method, occlusion, ranking, config: as in `fuse`.
+        instances, runs: N instances and the runs of their masks, as returned by `prepare`.
+
+    Returns:
+        Partition of the image by the masks into A cells, and the instance that owns each cell, Tensor[A] int64 on
+        the CPU, or `merge.FREE`.
+
+    Raises:
+        RefineError: as in `arrange`.
+    """
+    cells = cells_of(runs)
+    dropped: set[int] = set()
+    if method == "soe" and config.soft_scores and occlusion is not None and len(instances):
+        occlusion, dropped = _soft_scores(instances, cells, occlusion, config)
+    order, front = arrange(method, instances, cells, occlusion, ranking, config)
+    order = [n for n in order if n not in dropped]
+    return cells, merge(_to_cpu(cells), runs.areas().cpu(), order, front, config)
 
 
 def arrange(

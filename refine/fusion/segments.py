@@ -10,14 +10,13 @@ from torch import Tensor
 from refine.fusion.config import FusionConfig
 from refine.fusion.merge import FREE
 from refine.fusion.unknown import KEPT, unknown_runs
-from refine.ops.cells import Cells
 from refine.ops.runs import run_lengths, run_starts, run_sums, spread
 from refine.structures import VOID, Categories, Instances, PanopticResult, Segment
 
 
 @dataclass
-class _Partition:
-    """Partition of an image into R runs, each of one semantic class and one instance.
+class Partition:
+    """Partition of an image, or of a band of its rows, into R runs, each of one semantic class and one instance.
 
     Attributes:
         size: (height, width) in pixels.
@@ -38,7 +37,7 @@ class _Partition:
 def assemble(
     instances: Instances,
     indices: Tensor,
-    cells: Cells,
+    starts: Tensor,
     owner: Tensor,
     sem_seg: Tensor,
     sem_confidence: Tensor | None,
@@ -52,8 +51,7 @@ def assemble(
     Args:
         instances: N instances by decreasing score.
         indices: Tensor[N] int64, index of each instance in the input of `fuse`.
-        cells: partition of the image by their masks.
-        owner: Tensor[A] int64, instance that owns each cell, or `FREE`.
+        starts, owner: spans of pixels and their owners; see `partition`.
         sem_seg: Tensor[H, W] int64, contiguous class or `VOID`.
         sem_confidence: Tensor[H, W] float, 0-1, or None; required by Unknown Erasing.
         categories: categories of the labels.
@@ -61,7 +59,7 @@ def assemble(
     """
     size = (int(sem_seg.shape[0]), int(sem_seg.shape[1]))
     radius = config.radius_at(size) if config.unknown_erasing else None
-    runs = _partition(cells, owner.to(sem_seg.device), sem_seg, sem_confidence, radius)
+    runs = partition(starts, owner.to(sem_seg.device), sem_seg, sem_confidence, radius)
     if radius is not None:
         assert runs.confidence is not None
         regions = unknown_runs(
@@ -75,78 +73,109 @@ def assemble(
             categories.num_things,
         )
         runs.labels = torch.where(regions != KEPT, VOID, runs.labels)
-
-    # Value of each run: i for instance i, N + c for stuff class c, FREE for void.
-    count = len(instances)
-    stuff = (runs.owner == FREE) & (runs.labels >= categories.num_things)
-    areas = torch.zeros(len(categories), dtype=torch.int64, device=sem_seg.device)
-    areas.index_add_(0, runs.labels[stuff], runs.lengths[stuff])
-    large = areas >= max(config.stuff_area, 1)
-    stuff &= large[runs.labels.clamp(min=0)]
-    shown = torch.where(stuff, count + runs.labels, runs.owner)
-
-    # Segment ids 1..S in the order of `shown`; 0 for void.
-    present = torch.zeros(count + len(categories) + 1, dtype=torch.int32, device=sem_seg.device)
-    present[shown] = 1  # FREE = -1 indexes the last entry
-    present[FREE] = 0
-    ids = torch.where(present > 0, present.cumsum(0, dtype=torch.int32), 0)[shown]
-    values = present.nonzero().squeeze(1).tolist()
-    segments = _describe(runs, ids, values, instances, indices, categories)
-    return PanopticResult(spread(ids, runs.lengths, size), segments, categories)
+    totals = Totals(len(instances), categories, sem_seg.device)
+    values = totals.add(runs)
+    ids = totals.ids(config.stuff_area)
+    segments = totals.describe(ids, instances, indices)
+    return PanopticResult(spread(ids[values], runs.lengths, size), segments, categories)
 
 
-def _partition(
-    cells: Cells, owner: Tensor, sem_seg: Tensor, sem_confidence: Tensor | None, radius: int | None
-) -> _Partition:
-    """Split the image where the semantic class or the cell changes, and at the bands of Unknown Erasing."""
-    starts = run_starts(sem_seg, cells.starts, None if radius is None else 2 * radius + 1)
-    lengths = run_lengths(starts, sem_seg.numel())
-    first = torch.searchsorted(starts, cells.starts)  # a run begins at every span
-    per_span = run_lengths(first, len(starts))
-    return _Partition(
+def partition(
+    starts: Tensor, owner: Tensor, sem_seg: Tensor, sem_confidence: Tensor | None, radius: int | None
+) -> Partition:
+    """Split the image where the semantic class or the owner changes, and at the bands of Unknown Erasing.
+
+    Args:
+        starts: Tensor[S] int64, flat index of the first pixel of each span, increasing from 0.
+        owner: Tensor[S] int64, instance that owns each span, or `FREE`.
+        sem_seg, sem_confidence: as in `assemble`.
+        radius: radius of Unknown Erasing in pixels, or None if it is not used.
+    """
+    runs = run_starts(sem_seg, starts, None if radius is None else 2 * radius + 1)
+    lengths = run_lengths(runs, sem_seg.numel())
+    first = torch.searchsorted(runs, starts)  # a run begins at every span
+    per_span = run_lengths(first, len(runs))
+    return Partition(
         size=(int(sem_seg.shape[0]), int(sem_seg.shape[1])),
-        starts=starts,
+        starts=runs,
         lengths=lengths,
-        labels=sem_seg.reshape(-1)[starts].long(),
-        confidence=None if sem_confidence is None else run_sums(sem_confidence, starts),
-        owner=owner[cells.cell].repeat_interleave(per_span, output_size=len(starts)),
+        labels=sem_seg.reshape(-1)[runs].long(),
+        confidence=None if sem_confidence is None else run_sums(sem_confidence, runs),
+        owner=owner.repeat_interleave(per_span, output_size=len(runs)),
     )
 
 
-def _describe(
-    runs: _Partition, ids: Tensor, values: list[int], instances: Instances, indices: Tensor, categories: Categories
-) -> list[Segment]:
-    """Compute area, box, score and category of each segment.
+class Totals:
+    """Areas, boxes and confidences of what an image shows, summed over one or more partitions.
+
+    What a run shows is a value: i for instance i, N + c for stuff class c, N + C for void.
 
     Args:
-        runs: partition of the image.
-        ids: Tensor[R] int32, segment id of each run, 1..S, or 0 for void.
-        values: S integers, what each segment shows: i for instance i, N + c for stuff class c.
-        instances: N instances.
-        indices: Tensor[N] int64, index of each instance in the input of `fuse`.
-        categories: categories of the labels.
+        count: number of instances, N.
+        categories: the C categories of the labels.
+        device: device of the partitions.
     """
-    x, y = runs.starts % runs.size[1], runs.starts.div(runs.size[1], rounding_mode="floor")
-    index = ids.long()
-    # Rows: left, top, -right, -bottom, so that one minimum gives all four.
-    extent = torch.stack([x, y, -(x + runs.lengths), -(y + 1)])
-    bounds = extent.new_zeros(4, len(values) + 1)
-    bounds.scatter_reduce_(1, index.expand(4, -1), extent, "amin", include_self=False)
-    areas = torch.zeros(len(values) + 1, dtype=torch.int64, device=ids.device)
-    areas.index_add_(0, index, runs.lengths)
-    means: list[float] | None = None
-    if runs.confidence is not None:
-        sums = torch.zeros(len(values) + 1, dtype=torch.float64, device=ids.device)
-        means = (sums.index_add_(0, index, runs.confidence) / areas.clamp(min=1)).tolist()
-    labels, scores, originals = instances.labels.tolist(), instances.scores.tolist(), indices.tolist()
-    segments = []
-    for n, (value, area, (left, top, right, bottom)) in enumerate(
-        zip(values, areas[1:].tolist(), bounds[:, 1:].T.tolist(), strict=True), 1
-    ):
-        isthing = value < len(labels)
-        category = categories[labels[value] if isthing else value - len(labels)]
-        score = scores[value] if isthing else None if means is None else means[n]
-        box = (left, top, -right - left, -bottom - top)
-        instance = originals[value] if isthing else None
-        segments.append(Segment(n, category.id, isthing, score, area, box, instance))
-    return segments
+
+    def __init__(self, count: int, categories: Categories, device: torch.device) -> None:
+        self.count, self.categories = count, categories
+        self.void = count + len(categories)
+        self.areas = torch.zeros(self.void + 1, dtype=torch.int64, device=device)
+        self.confidence = torch.zeros(self.void + 1, dtype=torch.float64, device=device)
+        self.scored = False
+        # Rows: left, top, -right, -bottom, so that one minimum gives all four.
+        self.bounds = torch.full((4, self.void + 1), torch.iinfo(torch.int64).max, device=device)
+
+    def values(self, runs: Partition) -> Tensor:
+        """Return the value of each run, Tensor[R] int64."""
+        stuff = torch.where(runs.labels >= self.categories.num_things, self.count + runs.labels, self.void)
+        return torch.where(runs.owner == FREE, stuff, runs.owner)
+
+    def add(self, runs: Partition, top: int = 0) -> Tensor:
+        """Add the runs of a partition whose first row is row `top` of the image; return their values, Tensor[R]."""
+        values = self.values(runs)
+        x, y = runs.starts % runs.size[1], runs.starts.div(runs.size[1], rounding_mode="floor") + top
+        extent = torch.stack([x, y, -(x + runs.lengths), -(y + 1)])
+        self.bounds.scatter_reduce_(1, values.expand(4, -1), extent, "amin")
+        self.areas.index_add_(0, values, runs.lengths)
+        if runs.confidence is not None:
+            self.scored = True
+            self.confidence.index_add_(0, values, runs.confidence)
+        return values
+
+    def ids(self, stuff_area: int) -> Tensor:
+        """Return the segment id of each value, 1..S in their order, and 0 for void and for what is not shown.
+
+        Args:
+            stuff_area: number of pixels below which a stuff class becomes void.
+
+        Returns:
+            Tensor[N + C + 1] int32.
+        """
+        shown = self.areas > 0
+        shown[self.count :] &= self.areas[self.count :] >= stuff_area
+        shown[self.void] = False
+        return torch.where(shown, shown.cumsum(0, dtype=torch.int32), 0)
+
+    def describe(self, ids: Tensor, instances: Instances, indices: Tensor) -> list[Segment]:
+        """Return area, box, score and category of each segment.
+
+        Args:
+            ids: result of `ids`.
+            instances: N instances.
+            indices: Tensor[N] int64, index of each instance in the input of fusion.
+        """
+        values = ids.nonzero().squeeze(1)
+        means = (self.confidence[values] / self.areas[values]).tolist() if self.scored else None
+        areas, bounds = self.areas[values].tolist(), self.bounds[:, values].T.tolist()
+        labels, scores, originals = instances.labels.tolist(), instances.scores.tolist(), indices.tolist()
+        segments = []
+        for n, (value, area, (left, top, right, bottom)) in enumerate(
+            zip(values.tolist(), areas, bounds, strict=True)
+        ):
+            isthing = value < self.count
+            category = self.categories[labels[value] if isthing else value - self.count]
+            score = scores[value] if isthing else None if means is None else means[n]
+            box = (left, top, -right - left, -bottom - top)
+            instance = originals[value] if isthing else None
+            segments.append(Segment(n + 1, category.id, isthing, score, area, box, instance))
+        return segments

@@ -15,12 +15,14 @@ The cost depends on the number of runs of the map, not on r or the number of cla
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from refine.ops.links import connect
 from refine.ops.runs import flatnonzero, run_lengths, run_starts, run_sums, spread
 from refine.structures import VOID
 
@@ -31,19 +33,21 @@ FAR = 1 << 40
 
 
 @dataclass
-class _Rows:
-    """E rows of clusters, each the pixels of one class in one image row of one band.
+class Rows:
+    """E rows of regions: the pixels of one class in one image row of one band of columns.
 
     Attributes:
         key: Tensor[E] int64, (class · bands + band) · height + row, increasing.
-        cluster: Tensor[E] int64, cluster of each row, 0..K-1, non-decreasing.
         left, right: Tensor[E] int64, first and last column of each row.
+        confidence: Tensor[E] float64, confidence summed over the pixels of each row.
+        pixels: Tensor[E] int64, number of pixels of each row.
     """
 
     key: Tensor
-    cluster: Tensor
     left: Tensor
     right: Tensor
+    confidence: Tensor
+    pixels: Tensor
 
 
 def erase_unknown(
@@ -141,49 +145,99 @@ def unknown_runs(
     Returns:
         Tensor[R] int64, number of the erased region that each run belongs to, or `KEPT`.
     """
-    reach = 2 * radius + 1
+    rows, row_of_run = gather_rows(labels, confidence, starts, lengths, size, radius, first_class)
     regions = torch.full((len(labels),), KEPT, device=labels.device)
-    eligible = flatnonzero(labels >= max(first_class, 0))
-    if len(eligible) == 0:
-        return regions
-    start, length = starts[eligible], lengths[eligible]
-    row, left = start.div(size[1], rounding_mode="floor"), start % size[1]
-    bands = -(-size[1] // reach)
-    key = (labels[eligible] * bands + left.div(reach, rounding_mode="floor")) * size[0] + row
-    rows, row_index = _gather_rows(key, left, left + length - 1, size[0], reach)
-    group = _join(*_links(rows, size[0], bands, reach), int(rows.cluster[-1]) + 1)[rows.cluster[row_index]]
-    total = torch.zeros(2, int(group.max()) + 1, dtype=torch.float64, device=labels.device)
-    total[0].index_add_(0, group, confidence[eligible])
-    total[1].index_add_(0, group, length.double())
-    regions[eligible] = torch.where((total[0] < threshold * total[1])[group], group, KEPT)
+    regions[row_of_run >= 0] = unknown_rows(rows, size, radius, threshold)[row_of_run[row_of_run >= 0]]
     return regions
 
 
-def _gather_rows(key: Tensor, left: Tensor, right: Tensor, height: int, reach: int) -> tuple[_Rows, Tensor]:
-    """Merge runs with the same key, and begin a new cluster after a gap of more than `reach` rows.
+def gather_rows(
+    labels: Tensor,
+    confidence: Tensor,
+    starts: Tensor,
+    lengths: Tensor,
+    size: tuple[int, int],
+    radius: int,
+    first_class: int = 0,
+    top: int = 0,
+) -> tuple[Rows, Tensor]:
+    """Merge the runs of one class, image row and band of columns.
+
+    Args:
+        labels, confidence, starts, lengths, radius, first_class: as in `unknown_runs`.
+        size: (height, width) of the whole image in pixels.
+        top: row of the image at which the runs begin, if they are those of some of its rows.
 
     Returns:
-        The rows, and the index of the row that each run belongs to, Tensor[R] int64.
+        The rows, and the index of the row that each run belongs to, Tensor[R] int64, or -1 for classes that are
+        never erased.
     """
+    reach, row_of_run = 2 * radius + 1, torch.full((len(labels),), -1, device=labels.device)
+    eligible = flatnonzero(labels >= max(first_class, 0))
+    start, length = starts[eligible], lengths[eligible]
+    row, left = start.div(size[1], rounding_mode="floor") + top, start % size[1]
+    bands = -(-size[1] // reach)
+    key = (labels[eligible] * bands + left.div(reach, rounding_mode="floor")) * size[0] + row
     order = torch.argsort(key, stable=True)  # runs of one row stay sorted by column
     ordered = key[order]
     change = torch.ones(len(key) + 1, dtype=torch.bool, device=key.device)
     torch.ne(ordered[1:], ordered[:-1], out=change[1:-1])
     row_index = torch.empty_like(key)
     row_index[order] = change[:-1].cumsum(0) - 1
+    row_of_run[eligible] = row_index
     first, last = order[change[:-1]], order[change[1:]]
-    key = key[first]
-    band = key.div(height, rounding_mode="floor")
-    cut = torch.ones(len(key), dtype=torch.bool, device=key.device)
-    torch.logical_or(torch.diff(band) > 0, torch.diff(key) > reach, out=cut[1:])
-    return _Rows(key, cut.cumsum(0) - 1, left[first], right[last]), row_index
+    totals = torch.zeros(2, len(first), dtype=torch.float64, device=key.device)
+    totals[0].index_add_(0, row_index, confidence[eligible])
+    totals[1].index_add_(0, row_index, length.double())
+    rows = Rows(key[first], left[first], (left + length - 1)[last], totals[0], totals[1].long())
+    return rows, row_of_run
 
 
-def _links(rows: _Rows, height: int, bands: int, reach: int) -> tuple[Tensor, Tensor]:
-    """Find pairs of clusters of neighbouring bands that touch: Tensor[L] int64 each."""
+def join_rows(parts: Sequence[Rows]) -> Rows:
+    """Join the rows of bands of one image that have no image row in common."""
+    names = [field.name for field in fields(Rows)]
+    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    order = torch.argsort(joined["key"])
+    return Rows(**{name: values[order] for name, values in joined.items()})
+
+
+def unknown_rows(rows: Rows, size: tuple[int, int], radius: int, threshold: float) -> Tensor:
+    """Number the regions whose mean confidence is below the threshold.
+
+    Args:
+        rows: the E rows of the whole image.
+        size: (height, width) of the image in pixels.
+        radius, threshold: as in `erase_unknown`.
+
+    Returns:
+        Tensor[E] int64, number of the erased region that each row belongs to, or `KEPT`.
+    """
+    if not len(rows.key):
+        return rows.key
+    reach = 2 * radius + 1
+    band = rows.key.div(size[0], rounding_mode="floor")
+    cut = torch.ones(len(band), dtype=torch.bool, device=band.device)
+    torch.logical_or(torch.diff(band) > 0, torch.diff(rows.key) > reach, out=cut[1:])
+    cluster = cut.cumsum(0) - 1
+    links = _links(rows, cluster, size[0], -(-size[1] // reach), reach)
+    group = connect(*links, int(cluster[-1]) + 1)[cluster]
+    total = torch.zeros(2, int(group.max()) + 1, dtype=torch.float64, device=group.device)
+    total[0].index_add_(0, group, rows.confidence)
+    total[1].index_add_(0, group, rows.pixels.double())
+    return torch.where((total[0] < threshold * total[1])[group], group, KEPT)
+
+
+def _links(rows: Rows, cluster: Tensor, height: int, bands: int, reach: int) -> tuple[Tensor, Tensor]:
+    """Find pairs of clusters of neighbouring bands that touch: Tensor[L] int64 each.
+
+    Args:
+        rows: the E rows of the image.
+        cluster: Tensor[E] int64, cluster of each row, 0..K-1, non-decreasing.
+        height, bands, reach: rows of the image, and number and width of its bands.
+    """
     band, row = rows.key.div(height, rounding_mode="floor"), rows.key % height
     here = flatnonzero((band + 1) % bands > 0)  # has a band to its right
-    row, right, cluster = row[here], rows.right[here], rows.cluster[here]
+    row, right = row[here], rows.right[here]
     target = rows.key[here] + height  # key of the same row in that band
     up, down = row.clamp(max=reach), (height - row).clamp(max=reach)  # limited to the image
     # Entries of that band: first..middle-1 lie above the row, middle..last-1 at the row or below.
@@ -193,19 +247,19 @@ def _links(rows: _Rows, height: int, bands: int, reach: int) -> tuple[Tensor, Te
     same_row = rows.key[middle.clamp(max=end)] == target
     last_is_corner = (row + reach < height) & (rows.key[last.clamp(max=end)] == target + reach)
     nearest = _RangeMin(rows.left, reach)
-    clusters = int(rows.cluster[-1]) + 1
-    pairs = cluster * clusters  # plus the other cluster
+    clusters = int(cluster[-1]) + 1
+    pairs = cluster[here] * clusters  # plus the other cluster
     links = []
     for begin, stop, corner, is_corner in (
         (first + first_is_corner.long(), middle + same_row.long(), first, first_is_corner),
         (middle, last, last, last_is_corner),
     ):
         near = nearest(begin, stop) - right <= reach
-        links.append((pairs + rows.cluster[begin.clamp(max=end)])[near])
+        links.append((pairs + cluster[begin.clamp(max=end)])[near])
         # At exactly `reach` rows the columns must be less than `reach` apart.
         corner = corner.clamp(max=end)
         near = is_corner & (rows.left[corner] - right < reach)
-        links.append((pairs + rows.cluster[corner])[near])
+        links.append((pairs + cluster[corner])[near])
     distinct = torch.unique_consecutive(torch.cat(links))  # neighbouring rows mostly give the same pair
     return distinct.div(clusters, rounding_mode="floor"), distinct % clusters
 
@@ -229,17 +283,3 @@ class _RangeMin:
         first_half = self.tables[level, begin.clamp(max=last)]
         second_half = self.tables[level, (end - (1 << level)).clamp(0, last)]
         return torch.where(end > begin, torch.minimum(first_half, second_half), FAR)
-
-
-def _join(one: Tensor, other: Tensor, count: int) -> Tensor:
-    """Label connected components: links Tensor[L] int64 each among `count` nodes -> Tensor[count] int64."""
-    component = torch.arange(count, device=one.device)
-    while True:
-        smaller = torch.minimum(component[one], component[other])
-        joined = component.clone()
-        for end in (component[one], component[other], one, other):
-            joined.scatter_reduce_(0, end, smaller, "amin")
-        joined = joined[joined]
-        if torch.equal(joined, component):
-            return component
-        component = joined

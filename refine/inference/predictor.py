@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -13,9 +13,11 @@ from torch import Tensor
 from refine.checkpoint.folder import SavedModel
 from refine.errors import RefineError
 from refine.formats.image_like import ImageLike, to_tensor
+from refine.formats.windows import open_image
 from refine.fusion import FusionConfig, fuse
 from refine.fusion.config import OWN_MERGE, AnyMethod, Head, check_method, methods_with
 from refine.inference.limits import IN_PYTHON, Limits
+from refine.inference.tiling.plan import Tiling
 from refine.modeling.model import PanopticModel
 from refine.networks.choice import ModelChoice
 from refine.networks.load import load_network
@@ -23,6 +25,7 @@ from refine.networks.native import NativeNetwork, Precision
 from refine.networks.network import Network
 from refine.structures import Categories, PanopticResult, Prediction
 
+T = TypeVar("T")
 GPU_BATCH = 8
 """Images of a list that are predicted in one batch on a GPU; on a CPU a batch would only cost memory."""
 
@@ -45,6 +48,8 @@ class Predictor:
         fusion: fusion thresholds, or a mapping of those that differ from the checkpoint's.
         precision: "bf16" or "fp16" runs the network under autocast.
         compiled: whether to compile backbone and FPN in place with torch.compile, once per image size.
+        tile: predict images in tiles of this side, or as a `Tiling` says; see `refine.inference.tiling`. Images are
+            then not resized to the test size, but by the factor of the `Tiling`, 1 by default.
 
     Raises:
         RefineError: the checkpoint or device does not exist or is broken, the model has no head for the method,
@@ -60,7 +65,9 @@ class Predictor:
         fusion: FusionConfig | Mapping[str, Any] | None = None,
         precision: Precision = "32",
         compiled: bool = False,
+        tile: int | Tiling | None = None,
     ) -> None:
+        self.tiling = Tiling(tile) if isinstance(tile, int) else tile
         self.network = load_network(checkpoint, device=device, precision=precision, compiled=compiled)
         self.device: torch.device = self.network.device
         self.categories: Categories = self.network.categories
@@ -127,25 +134,36 @@ class Predictor:
             TypeError: `image` is of another type.
         """
         if not isinstance(image, list | tuple):
-            return self._results([("the image", to_tensor(image))])[0]
+            return self._results([("the image", image)])[0]
         at_once = GPU_BATCH if self.device.type == "cuda" else 1
         results = []
         for start in range(0, len(image), at_once):
             numbers = range(start, min(start + at_once, len(image)))
-            results += self._results([(f"images[{n}]", _nth(image, n)) for n in numbers])
+            results += self._results([(f"images[{n}]", image[n]) for n in numbers])
         return results
 
-    def _results(self, named: Sequence[tuple[str, Tensor]]) -> list[PanopticResult]:
+    def _results(self, named: Sequence[tuple[str, ImageLike]]) -> list[PanopticResult]:
         """Predict named images, and warn if objects may be missing for a reason that was not warned of before."""
         limits, threshold = self.limits(), self.fusion.score_threshold
-        raws = self.predict_raw([image for _, image in named], threshold)
-        for (name, _), raw in zip(named, raws, strict=True):
-            limits.add(name, raw, threshold)
+        if self.tiling is not None:
+            results = [self._tiled(name, image, limits) for name, image in named]
+        else:
+            raws = self.predict_raw([_named(name, to_tensor, image) for name, image in named], threshold)
+            for (name, _), raw in zip(named, raws, strict=True):
+                limits.add(name, raw, threshold)
+            results = [self.fuse(raw) for raw in raws]
         for reason, remark in limits.remarks(IN_PYTHON).items():
             if reason not in self._warned:
                 self._warned.add(reason)
                 warnings.warn(remark, stacklevel=3)
-        return [self.fuse(raw) for raw in raws]
+        return results
+
+    def _tiled(self, name: str, image: ImageLike, limits: Limits) -> PanopticResult:
+        from refine.inference.tiling.predict import predict_tiles  # which needs this module
+
+        assert self.tiling is not None
+        windows = _named(name, open_image, image)
+        return predict_tiles(self, windows, self.tiling, name=name, limits=limits).result()
 
     def limits(self) -> Limits:
         """Return an empty record of images in which objects may be missing, with the model's present maximum."""
@@ -196,9 +214,11 @@ class Predictor:
         return self.network.predict(images, min_score)
 
 
-def _nth(images: Sequence[ImageLike], n: int) -> Tensor:
-    """Convert one image of a list; errors name its index."""
+def _named(name: str, read: Callable[[ImageLike], T], image: ImageLike) -> T:
+    """Read an image; errors name it if it is one of a list."""
     try:
-        return to_tensor(images[n])
+        return read(image)
     except (RefineError, ValueError, TypeError) as error:
-        raise type(error)(f"images[{n}]: {error}") from error
+        if name == "the image":
+            raise
+        raise type(error)(f"{name}: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,6 +19,7 @@ from refine.structures import ImageBatch
 
 M = TypeVar("M", bound=Callable[..., Any])
 _PADDED: ContextVar[ImageBatch | None] = ContextVar("padded", default=None)
+_SHARED: ContextVar[SharedStatistics | None] = ContextVar("shared", default=None)
 
 
 @contextmanager
@@ -62,11 +64,100 @@ def by_image(x: Tensor, op: Callable[[Tensor], Tensor]) -> Tensor:
     return torch.cat([F.pad(p, (0, scale * columns - p.shape[3], 0, scale * rows - p.shape[2])) for p in parts])
 
 
+class SharedStatistics:
+    """Statistics of the GroupNorms of image maps, measured on some images and then used for all.
+
+    A large image that is predicted in parts has other statistics in each part than as a whole, which would show as
+    seams. Statistics are stored per layer and call, because IBPP may apply one layer several times.
+
+        statistics = SharedStatistics()
+        for _ in range(2):
+            with statistics.measured():
+                network(one_part), network(another_part)
+        with statistics.applied():
+            network(another_part)
+
+    The first time, each part is normalised by its own statistics, so deeper layers do not have the statistics of a
+    whole; the second time, by those of the first.
+    """
+
+    def __init__(self) -> None:
+        self.counted = (0.0, 0.0, 1.0, 1.0)
+        """Part of the next images that is measured: (top, left, bottom, right) as fractions of their sides."""
+        self._moments: dict[nn.Module, list[Tensor]] = {}  # mean and mean square of each group, Tensor[2, G]
+        self._sums: dict[nn.Module, list[Tensor]] | None = None  # of values, squares and ones, Tensor[3, G]
+        self._batch: ImageBatch | None = None
+        self._calls: Counter[nn.Module] = Counter()
+
+    def __bool__(self) -> bool:
+        """Return whether anything was measured: not for networks without such layers."""
+        return bool(self._moments)
+
+    def reset(self) -> None:
+        """Forget what was measured."""
+        self._moments = {}
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Measure the statistics over all images inside the context; those of one batch have one size."""
+        self._sums = {}
+        try:
+            with self.applied():
+                yield
+            self._moments = {layer: [s[:2] / s[2:] for s in calls] for layer, calls in self._sums.items()}
+        finally:
+            self._sums = None
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Use the measured statistics inside the context; a call that was not measured uses those of its images."""
+        self._batch, token = None, _SHARED.set(self)
+        try:
+            yield
+        finally:
+            _SHARED.reset(token)
+
+    def of_call(self, layer: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return mean and variance of each group for the next call of a layer, Tensor[G] each, or None."""
+        images = _PADDED.get()
+        if images is None:
+            return None
+        if images is not self._batch:
+            self._batch, self._calls = images, Counter()
+        number, known = self._calls[layer], self._moments.get(layer, [])
+        self._calls[layer] += 1
+        moments = known[number] if number < len(known) else None
+        if self._sums is not None:
+            sums = self._sum(x, images, layer.num_groups)
+            calls = self._sums.setdefault(layer, [])
+            if number < len(calls):
+                calls[number] += sums
+            else:
+                calls.append(sums)
+            moments = sums[:2] / sums[2:] if moments is None else moments
+        return None if moments is None else (moments[0], (moments[1] - moments[0].square()).clamp(min=0))
+
+    def _sum(self, x: Tensor, images: ImageBatch, groups: int) -> Tensor:
+        """Sum values, squares and ones of each group over what is counted of the images: Tensor[3, groups]."""
+        (rows, columns), (height, width) = x.shape[-2:], images.tensor.shape[-2:]
+        h, w = images.sizes[0]
+        sides = [-(-h * rows // height), -(-w * columns // width)] * 2
+        top, left, bottom, right = (round(part * side) for part, side in zip(self.counted, sides, strict=True))
+        part = x[..., top : max(bottom, top + 1), left : max(right, left + 1)]
+        values = part.double().unflatten(1, (groups, -1)).transpose(0, 1).flatten(1)
+        return torch.stack([values.sum(1), values.square().sum(1), torch.full_like(values[:, 0], values.shape[1])])
+
+
 class ImageGroupNorm(nn.GroupNorm):
-    """GroupNorm of image maps, whose statistics exclude the padding (see `by_image`)."""
+    """GroupNorm of image maps, whose statistics exclude the padding (see `by_image`), or are shared by images."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return by_image(x, super().forward)
+        shared = _SHARED.get()
+        statistics = None if shared is None else shared.of_call(self, x)
+        if statistics is None:
+            return by_image(x, super().forward)
+        mean, variance = (s.repeat_interleave(self.num_channels // self.num_groups).to(x) for s in statistics)
+        return by_image(x, lambda part: F.batch_norm(part, mean, variance, self.weight, self.bias, eps=self.eps))
 
 
 class FrozenBatchNorm(FrozenBatchNorm2d):

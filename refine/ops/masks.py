@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +53,18 @@ class MaskRuns:
         by_mask = torch.argsort(mask, stable=True)
         by_mask = by_mask[len(by_mask) - int((mask >= 0).sum()) :]  # runs of unselected masks come first
         return MaskRuns(self.size, len(order), mask[by_mask], self.start[by_mask], self.end[by_mask])
+
+    def placed(self, top: int, left: int, size: tuple[int, int]) -> MaskRuns:
+        """Return the masks in an image of `size` (height, width), in which this one begins at pixel (top, left)."""
+        width = self.size[1]
+        first = self.start.div(width, rounding_mode="floor")
+        rows = (self.end - 1).div(width, rounding_mode="floor") - first + 1  # a run may continue into other rows
+        part = torch.arange(len(rows), device=rows.device).repeat_interleave(rows)
+        row = first[part] + torch.arange(len(part), device=rows.device) - (rows.cumsum(0) - rows)[part]
+        offset = (row + top) * size[1] + left - row * width
+        start = torch.maximum(self.start[part], row * width) + offset
+        end = torch.minimum(self.end[part], (row + 1) * width) + offset
+        return MaskRuns(size, self.count, self.mask[part], start, end)
 
     def dense(self) -> Tensor:
         """Return dense masks: Tensor[N, H, W] bool."""
@@ -154,6 +168,44 @@ def dense_runs(masks: Tensor) -> MaskRuns:
         parts.append(torch.stack([mask + first, edge - mask * (pixels + 1)]))
     mask, edge = torch.cat(parts, 1) if parts else masks.new_zeros(2, 0, dtype=torch.int64)
     return MaskRuns((height, width), count, mask[::2], edge[::2], edge[1::2])
+
+
+def join_runs(parts: Sequence[MaskRuns], size: tuple[int, int]) -> MaskRuns:
+    """Concatenate the masks of images of one size, (height, width) in pixels."""
+    counts = [part.count for part in parts]
+    if not parts:
+        return dense_runs(torch.zeros(0, *size, dtype=torch.bool))
+    firsts = accumulate(counts[:-1], initial=0)
+    mask = torch.cat([part.mask + first for part, first in zip(parts, firsts, strict=True)])
+    return MaskRuns(size, sum(counts), mask, torch.cat([p.start for p in parts]), torch.cat([p.end for p in parts]))
+
+
+def shared_areas(runs: MaskRuns) -> tuple[Tensor, Tensor]:
+    """Count the pixels that pairs of masks share, without a matrix of all pairs.
+
+    Args:
+        runs: N masks; the runs of one mask must not overlap each other.
+
+    Returns:
+        The P pairs that share pixels, Tensor[P, 2] int64, in increasing order and each once as (i, j), i < j; and
+        the number of pixels of each, Tensor[P] int64.
+    """
+    order = torch.argsort(runs.start)
+    start, end, mask = runs.start[order], runs.end[order], runs.mask[order]
+    keys, shared = [mask.new_zeros(0)], [mask.new_zeros(0)]
+    # Compare each run with the 1st, 2nd, … run after it, for as long as that begins before the run ends.
+    earlier, step = torch.arange(len(start), device=start.device), 1
+    while len(earlier := earlier[: torch.searchsorted(earlier, len(start) - step)]):
+        earlier = earlier[start[earlier + step] < end[earlier]]
+        later = earlier + step
+        one, other = mask[earlier], mask[later]
+        keys.append(torch.minimum(one, other) * runs.count + torch.maximum(one, other))
+        shared.append(torch.minimum(end[earlier], end[later]) - start[later])
+        step += 1
+    pairs, place = torch.unique(torch.cat(keys), return_inverse=True)
+    areas = torch.zeros_like(pairs).index_add_(0, place, torch.cat(shared))
+    count = max(runs.count, 1)
+    return torch.stack([pairs.div(count, rounding_mode="floor"), pairs % count], 1), areas
 
 
 def overlapping(intersections: Tensor, share: float) -> Tensor:

@@ -1,0 +1,115 @@
+"""Division of an image into overlapping windows, each of which answers for its core."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from refine.errors import RefineError
+
+ALIGN = 64
+"""Windows begin at multiples of this number of pixels of the network's input, so that the grids of all levels of
+the pyramid, and of anchors, lie as they would in the whole image."""
+OVERLAP = 4
+"""Tile divided by this is the default overlap."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How images are cut into tiles.
+
+    Attributes:
+        tile: side of a tile in pixels of the network's input.
+        overlap: least overlap of neighbouring tiles in pixels of the network's input; None stands for a quarter of
+            the tile. Objects up to this size are seen whole by a tile.
+        scale: factor by which images are resized for the network.
+        mpp: resolution to which images are resized for the network, in micrometres per pixel, instead of `scale`.
+
+    Raises:
+        RefineError: the tile is smaller than twice the overlap, or both scale and resolution are given.
+    """
+
+    tile: int = 1024
+    overlap: int | None = None
+    scale: float | None = None
+    mpp: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.tile < 2 * self.least_overlap:
+            raise RefineError(
+                f"--tile {self.tile}: expected at least twice the overlap of {self.least_overlap} pixels; give "
+                f"--tile {2 * self.least_overlap} or --overlap {self.tile // 2}"
+            )
+        if self.scale is not None and self.mpp is not None:
+            raise RefineError("--mpp: cannot be combined with --scale; give one of them")
+
+    @property
+    def least_overlap(self) -> int:
+        """Least overlap of neighbouring tiles in pixels of the network's input."""
+        return self.tile // OVERLAP if self.overlap is None else self.overlap
+
+    def scale_for(self, mpp: float | None, name: str) -> float:
+        """Return the factor by which an image is resized.
+
+        Args:
+            mpp: resolution of the image in micrometres per pixel, if it is known.
+            name: name of the image for the message.
+
+        Raises:
+            RefineError: the resolution is needed but not known.
+        """
+        if self.mpp is None:
+            return self.scale or 1.0
+        if mpp is None:
+            raise RefineError(f"{name}: --mpp needs its resolution, which the file does not state; give --scale")
+        return mpp / self.mpp
+
+
+@dataclass(frozen=True)
+class Window:
+    """Part of an image that is predicted at a time, in pixels of the image.
+
+    Attributes:
+        top, left, bottom, right: its border; bottom and right are exclusive.
+        core: the same for the pixels that no other window answers for.
+    """
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+    core: tuple[int, int, int, int]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)"""
+        return self.bottom - self.top, self.right - self.left
+
+
+def plan(size: tuple[int, int], tiling: Tiling, scale: float) -> list[Window]:
+    """Divide an image into windows, row by row, whose cores partition it.
+
+    Args:
+        size: (height, width) of the image in pixels.
+        tiling: side and overlap of the tiles.
+        scale: factor by which the image is resized for the network.
+    """
+    rows, columns = (_divide(length, tiling, scale) for length in size)
+    return [
+        Window(top, left, bottom, right, (core_top, core_left, core_bottom, core_right))
+        for top, bottom, core_top, core_bottom in rows
+        for left, right, core_left, core_right in columns
+    ]
+
+
+def _divide(length: int, tiling: Tiling, scale: float) -> list[tuple[int, int, int, int]]:
+    """Return (begin, end, begin of the core, end of the core) of the windows along one axis, in pixels."""
+    step = tiling.tile - tiling.least_overlap
+    step = step // ALIGN * ALIGN or step
+    scaled = max(1, round(length * scale))
+    count = 1 + max(0, -(-(scaled - tiling.tile) // step))
+    begins = [round(n * step / scale) for n in range(count)]
+    ends = [min(length, round((n * step + tiling.tile) / scale)) for n in range(count - 1)] + [length]
+    middles = [(begin + end) // 2 for end, begin in zip(ends[:-1], begins[1:], strict=True)]
+    cores = pairwise([0, *middles, length])
+    return [(begin, end, *core) for begin, end, core in zip(begins, ends, cores, strict=True)]

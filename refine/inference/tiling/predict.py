@@ -1,0 +1,187 @@
+"""Prediction of an image tile by tile, with the memory of a tile."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from refine.errors import RefineError
+from refine.formats.windows import ImageWindows
+from refine.fusion.bands import FusedBands, PairScores, fuse_bands
+from refine.fusion.config import HEADS, OWN_MERGE, Head
+from refine.inference.limits import Limits
+from refine.inference.predictor import GPU_BATCH, Predictor
+from refine.inference.tiling.plan import Tiling, Window, plan
+from refine.inference.tiling.scratch import SemanticFile
+from refine.inference.tiling.stitch import Found, stitch
+from refine.modeling.norms import SharedStatistics
+from refine.networks.network import Network
+from refine.ops.masks import shared_areas
+from refine.structures import Instances, Prediction
+
+NO_LIMIT = 2**31
+"""Long side in pixels that no image reaches."""
+MEASURED, ROUNDS = 16, 2
+"""Most windows on which statistics of normalisation are measured, and how often; see `SharedStatistics`."""
+PROBE = 64
+"""Side in pixels of the image that shows whether a network normalises over images."""
+BAND = 256
+"""Rows of a band of the fused map."""
+
+
+def predict_tiles(
+    predictor: Predictor,
+    image: ImageWindows,
+    tiling: Tiling,
+    *,
+    name: str = "the image",
+    limits: Limits | None = None,
+    folder: str | Path | None = None,
+    advance: Callable[[int, int], None] = lambda done, count: None,
+) -> FusedBands:
+    """Predict an image window by window, and fuse the windows into one panoptic map.
+
+    Layers that normalise over the whole image use one set of statistics for all windows, measured on the image or,
+    if it is large, on windows spread over it. So a window gives what the whole image would, but for what lies
+    beyond its border.
+
+    Args:
+        predictor: model, fusion rule and thresholds.
+        image: reads windows of the image.
+        tiling: size and overlap of the tiles, and scale.
+        name: name of the image for messages.
+        limits: records windows in which objects may be missing.
+        folder: folder of temporary files of 6 bytes per pixel; None stands for the system's.
+        advance: called after each batch of windows with the numbers of predicted windows and of all.
+
+    Raises:
+        RefineError: the image cannot be read, its resolution is needed but not known, or the model does not resize
+            images by a given factor.
+        WriteError: the temporary files cannot be written.
+    """
+    scale = tiling.scale_for(image.mpp, name)
+    network = copy.copy(predictor.network)  # the same modules, but another test size
+    if network.test_size is None and scale != 1:
+        raise RefineError(f"{name}: a scale of {scale:g} is not possible; the model resizes images in its own way")
+    if predictor.method == OWN_MERGE:
+        raise RefineError(f"{name}: method {OWN_MERGE!r} merges whole images only; give another method with tiles")
+    windows, threshold = plan(image.size, tiling, scale), predictor.fusion.score_threshold
+    statistics, semantic, found = SharedStatistics(), SemanticFile(image.size, folder), list[Found]()
+    if len(windows) > 1:
+        _measure(statistics, network, image, windows, scale)
+    at_once = GPU_BATCH if predictor.device.type == "cuda" else 1
+    with statistics.applied():
+        for numbers, pixels in _read_ahead(image, windows, at_once):
+            for n, prediction in zip(numbers, _predict(network, pixels, scale, threshold), strict=True):
+                if limits is not None and name not in limits.full:
+                    limits.add(name, replace(prediction, scale=1.0), threshold)  # the scale is what was asked for
+                found.append(_found(prediction, n, windows[n], image.size, network.fusion_heads(), predictor))
+                _write_core(semantic, prediction, windows[n])
+            advance(len(found), len(windows))
+    stitched = stitch(found, windows, image.size)
+    return fuse_bands(
+        stitched.instances,
+        semantic.read,
+        BAND,
+        categories=predictor.categories,
+        method=predictor.method,
+        occlusion=stitched.occlusion,
+        ranking=stitched.ranking,
+        config=predictor.fusion,
+    )
+
+
+@torch.inference_mode()
+def _predict(network: Network, images: Sequence[Tensor], scale: float, min_score: float) -> list[Prediction]:
+    """Predict images of one size, each Tensor[3, H, W] uint8, resized by `scale`."""
+    if network.test_size is not None:
+        network.test_size = (max(1, round(min(images[0].shape[1:]) * scale)), NO_LIMIT)
+    return network.predict(images, min_score)
+
+
+def _measure(
+    statistics: SharedStatistics, network: Network, image: ImageWindows, windows: Sequence[Window], scale: float
+) -> None:
+    """Measure the statistics of layers that normalise over the whole image, if the network has some.
+
+    What counts of a window is its core, so if all windows are measured, each pixel of the image counts once.
+    """
+    with statistics.measured():
+        _predict(network, [torch.zeros(3, PROBE, PROBE, dtype=torch.uint8)], 1.0, 1.0)
+    if not statistics:
+        return
+    chosen = np.random.default_rng(0).permutation(len(windows))[:MEASURED]
+    statistics.reset()
+    for _ in range(ROUNDS):
+        with statistics.measured():
+            for w in (windows[n] for n in sorted(chosen)):
+                origin, side = np.array([w.top, w.left] * 2), np.array(w.size * 2)
+                statistics.counted = tuple((np.array(w.core) - origin) / side)
+                _predict(network, [image.read(w.top, w.left, w.bottom, w.right)], scale, 1.0)
+
+
+def _read_ahead(
+    image: ImageWindows, windows: Sequence[Window], most: int
+) -> Iterator[tuple[list[int], list[Tensor]]]:
+    """Yield the indices and the pixels of batches of windows of one size, while a thread reads the next batch."""
+    batches = []
+    for _, group in groupby(range(len(windows)), key=lambda n: windows[n].size):
+        numbers = list(group)
+        batches += [numbers[n : n + most] for n in range(0, len(numbers), most)]
+
+    def read(numbers: list[int]) -> list[Tensor]:
+        return [image.read(w.top, w.left, w.bottom, w.right) for w in (windows[n] for n in numbers)]
+
+    with ThreadPoolExecutor(1) as reader:
+        following = reader.submit(read, batches[0])
+        for numbers, after in zip(batches, [*batches[1:], None], strict=True):
+            pixels = following.result()
+            if after is not None:
+                following = reader.submit(read, after)
+            yield numbers, pixels
+
+
+def _found(
+    prediction: Prediction,
+    number: int,
+    window: Window,
+    size: tuple[int, int],
+    heads: Mapping[Head, Any],
+    predictor: Predictor,
+) -> Found:
+    """Move the detections of a window to the image, with what the fusion rule needs of the network's heads."""
+    instances = prediction.instances[prediction.instances.scores >= predictor.fusion.score_threshold]
+    runs = instances.mask_runs()
+    shown = torch.nonzero(runs.areas() > 0)[:, 0]
+    instances, runs = instances[shown], runs[shown]
+    occlusion = ranking = None
+    if HEADS.get(predictor.method) == "occlusion":
+        pairs, _ = shared_areas(runs)
+        one, other = pairs.unbind(1)
+        matrix = heads["occlusion"](instances, pairs)
+        occlusion = PairScores(pairs.cpu(), torch.stack([matrix[one, other], matrix[other, one]], 1).cpu())
+    elif HEADS.get(predictor.method) == "ranking":
+        ranking = heads["ranking"](instances).cpu()
+    moved = Instances(
+        size,
+        boxes=instances.boxes.cpu() + torch.tensor([window.left, window.top] * 2),
+        scores=instances.scores.cpu(),
+        labels=instances.labels.cpu(),
+        runs=runs.to("cpu").placed(window.top, window.left, size),
+    )
+    return Found(number, moved, occlusion, ranking)
+
+
+def _write_core(semantic: SemanticFile, prediction: Prediction, window: Window) -> None:
+    top, left, bottom, right = window.core
+    rows, columns = slice(top - window.top, bottom - window.top), slice(left - window.left, right - window.left)
+    semantic.write(top, left, prediction.sem_seg[rows, columns], prediction.sem_confidence[rows, columns])

@@ -1,0 +1,131 @@
+"""`Predictor(tile=…)`, with bad tiles and scales, and with a network that normalises over the image."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from refine.errors import RefineError
+from refine.formats.windows import TensorWindows
+from refine.inference.predictor import Predictor
+from refine.inference.tiling import predict
+from refine.inference.tiling.plan import Tiling, plan
+from refine.modeling.norms import SharedStatistics, conv_norm, valid_pixels
+from refine.structures import ImageBatch, Prediction
+from tests.helpers.painted import PaintedNetwork, painted
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    size=st.tuples(st.integers(1, 900), st.integers(1, 900)),
+    tile=st.integers(64, 900),
+    divisor=st.integers(2, 9),
+    scale=st.floats(0.3, 3),
+)
+def test_windows(size, tile, divisor, scale):
+    overlap = tile // divisor
+    windows = plan(size, Tiling(tile, overlap), scale)
+    area = 0
+    for w in windows:
+        top, left, bottom, right = w.core
+        assert 0 <= w.top <= top < bottom <= w.bottom <= size[0]
+        assert 0 <= w.left <= left < right <= w.right <= size[1]
+        area += (bottom - top) * (right - left)
+        assert max(w.size) * scale <= tile + scale + 1
+        # A core is half an overlap away from every border that is not one of the image.
+        for border, edge, end in (
+            (w.top, top, 0),
+            (w.left, left, 0),
+            (w.bottom, bottom, size[0]),
+            (w.right, right, size[1]),
+        ):
+            assert border == end or abs(border - edge) * scale >= overlap / 2 - 2 * scale - 1
+    assert area == size[0] * size[1]
+
+
+def test_predictor_with_tiles():
+    image = painted(3, (60, 75), 9, 30)
+    whole = Predictor(PaintedNetwork())(image)
+    tiled = Predictor(PaintedNetwork(), tile=32)
+    for given_image in (image, np.ascontiguousarray(image.permute(1, 2, 0).numpy())):
+        assert torch.equal(tiled(given_image).segment_ids, whole.segment_ids)
+    one, two = tiled([image, image[:, :20, :20]])
+    assert torch.equal(one.segment_ids, whole.segment_ids)
+    assert two.segment_ids.shape == (20, 20)
+
+
+def test_bad_tiles():
+    with pytest.raises(RefineError, match=r"--tile 100: expected at least twice the overlap of 64.*--tile 128"):
+        Tiling(100, 64)
+    with pytest.raises(RefineError, match="--mpp: cannot be combined with --scale"):
+        Tiling(scale=1.0, mpp=0.5)
+    image = TensorWindows(painted(0, (20, 20), 1, 9), mpp=0.25)
+    assert Tiling(mpp=0.5).scale_for(image.mpp, "a.tif") == 0.5
+    predictor = Predictor(PaintedNetwork())
+    with pytest.raises(RefineError, match=r"a\.tif: --mpp needs its resolution"):
+        predict.predict_tiles(predictor, TensorWindows(painted(0, (9, 9), 1, 9)), Tiling(mpp=0.5), name="a.tif")
+    with pytest.raises(RefineError, match=r"a\.tif: a scale of 0\.5 is not possible"):
+        predict.predict_tiles(predictor, image, Tiling(mpp=0.5), name="a.tif")
+
+
+class NormalisingNetwork(PaintedNetwork):
+    """Its confidence depends on each pixel and, through two GroupNorms, on all of its image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(*(conv_norm(width, 8, kernel=1) for width in (3, 8)))
+
+    def predict(self, images: Sequence[torch.Tensor], min_score: float = 0.0) -> list[Prediction]:
+        batch = ImageBatch.from_images(images, torch.zeros(3), torch.full((3,), 255.0))
+        with torch.no_grad(), valid_pixels(batch):
+            maps = self.layers(batch.tensor)[:, 0].sigmoid()
+        found = super().predict(images, min_score)
+        parts = [m[: i.shape[1], : i.shape[2]] for m, i in zip(maps, images, strict=True)]
+        return [replace(p, sem_confidence=m) for p, m in zip(found, parts, strict=True)]
+
+
+def test_windows_are_normalised_like_the_whole_image(monkeypatch):
+    network = NormalisingNetwork()
+    image = painted(1, (96, 128), 9, 60)
+    image[:, :, 64:] //= 4  # the two halves have other statistics
+    whole = network.predict([image])[0].sem_confidence
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(predict, "fuse_bands", lambda instances, read, *_, **__: seen.append(read(0, 96)[1]))
+
+    def largest_difference() -> float:
+        predict.predict_tiles(Predictor(network), TensorWindows(image), Tiling(64, 16))
+        return float((seen[-1] - whole).abs().max())
+
+    assert largest_difference() < 1e-5  # measured on all windows, whose cores are the image
+    monkeypatch.setattr(predict, "MEASURED", 5)
+    assert largest_difference() > 1e-3
+    monkeypatch.setattr(predict, "_measure", lambda *_: None)
+    assert largest_difference() > 0.1
+
+
+def test_statistics_of_batches_are_those_of_all_images():
+    torch.manual_seed(0)
+    layers = nn.Sequential(conv_norm(3, 8, kernel=1), conv_norm(8, 8, kernel=1))
+    images = [torch.rand(3, 64, 64) * 100 * (n + 1) for n in range(4)]
+
+    def run(images: list[torch.Tensor]) -> torch.Tensor:
+        batch = ImageBatch.from_images(images, torch.zeros(3), torch.ones(3))
+        with torch.no_grad(), valid_pixels(batch):
+            return layers(batch.tensor)
+
+    whole, shared = run([torch.cat(images, 2)]), SharedStatistics()
+    assert not shared
+    for _ in range(2):
+        with shared.measured():
+            run(images[:2])
+            run(images[2:])
+    assert shared
+    with shared.applied():
+        torch.testing.assert_close(run(images[1:2]), whole[..., 64:128], rtol=1e-4, atol=1e-4)
+    assert (run(images[1:2]) - whole[..., 64:128]).abs().max() > 0.1

@@ -1,0 +1,58 @@
+"""An image that is predicted in windows gives the result of the whole image."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from refine.formats.windows import TensorWindows
+from refine.inference.predictor import Predictor
+from refine.inference.tiling.plan import Tiling
+from refine.inference.tiling.predict import predict_tiles
+from tests.helpers.painted import PaintedNetwork, painted
+
+
+def tiled(predictor: Predictor, image: torch.Tensor, tile: int, overlap: int | None):
+    fused = predict_tiles(predictor, TensorWindows(image), Tiling(tile, overlap))
+    ids = torch.cat(list(fused.bands()))
+    # Every id is one segment, and no pixel belongs to two.
+    areas = torch.bincount(ids.flatten().long(), minlength=len(fused.segments) + 1)
+    assert areas[1:].tolist() == [segment.area for segment in fused.segments]
+    return ids, fused.segments
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    seed=st.integers(0, 10**6),
+    size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    count=st.integers(0, 12),
+    tile=st.sampled_from([16, 24, 40]),
+    divisor=st.sampled_from([2, 3, 4]),
+    method=st.sampled_from(["heuristic", "srm", "shr", "strong", "soe"]),
+)
+def test_objects_up_to_the_overlap(seed, size, count, tile, divisor, method):
+    image = painted(seed, size, count, tile // divisor - 1)
+    predictor = Predictor(PaintedNetwork(method))
+    whole = predictor(image)
+    ids, segments = tiled(predictor, image, tile, tile // divisor)
+    assert torch.equal(ids, whole.segment_ids)
+    for one, other in zip(segments, whole.segments, strict=True):
+        assert one.score == pytest.approx(other.score, abs=1e-6)
+        assert (one.category_id, one.area, one.bbox) == (other.category_id, other.area, other.bbox)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    seed=st.integers(0, 10**6),
+    size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    count=st.integers(0, 6),
+    tile=st.sampled_from([16, 24, 40]),
+    divisor=st.sampled_from([2, 3, 4]),
+)
+def test_objects_larger_than_tiles(seed, size, count, tile, divisor):
+    image = painted(seed, size, count, 150)
+    predictor = Predictor(PaintedNetwork())
+    whole = predictor(image)
+    ids, segments = tiled(predictor, image, tile, tile // divisor)
+    assert torch.equal(ids, whole.segment_ids)
+    assert len(segments) == len(whole.segments)
