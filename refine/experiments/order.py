@@ -19,18 +19,20 @@ from refine.errors import RefineError
 from refine.evaluation.interval import Counts
 from refine.experiments.checkpoints import add_results
 from refine.experiments.tables import Row, Table
-from refine.fusion import FusionConfig, Method, fuse
+from refine.fusion import FusionConfig, fuse
+from refine.fusion.config import OWN_MERGE, AnyMethod
 from refine.inference.measures import Example, Fused, OrderAccuracy, Quality
 from refine.inference.predictor import Predictor
 from refine.modeling.occlusion import detection_pairs
 from refine.structures import Categories, PanopticResult, Prediction, Targets
 
-RULES: dict[str, Method] = {
+RULES: dict[str, AnyMethod] = {
     "heuristic": "heuristic",
     "SHR": "shr",
     "SRM": "srm",
     "strong baseline": "strong",
     "SOE": "soe",
+    "own merge": OWN_MERGE,
 }
 
 TRUE, TRUE_AND_FALSE = "true order", "true order, false detections behind"

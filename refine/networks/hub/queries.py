@@ -83,6 +83,8 @@ class Queries:
         """Return the instances with masks as runs, and the query of each, Tensor[N] int64."""
         scores, labels = self.scores.max(1)
         chosen = torch.nonzero((labels < num_things) & (scores >= min_score))[:, 0]
+        if not len(chosen):
+            return Instances.empty(self.size, self.scores.device), chosen
         at_once = max(1, AT_ONCE // (self.size[0] * self.size[1]))
         parts, queries = [], []
         for some in chosen.split(at_once):
@@ -91,8 +93,6 @@ class Queries:
             found = from_masks(masks[visible], labels[some[visible]], scores[some[visible]])
             parts.append(replace(found, masks=None, runs=found.mask_runs()))
             queries.append(some[visible])
-        if not parts:
-            return Instances.empty(self.size, self.scores.device), chosen
         return Instances.joined(parts), torch.cat(queries)
 
 
