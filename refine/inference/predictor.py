@@ -47,7 +47,7 @@ class Predictor:
             checkpoint's.
         fusion: fusion thresholds, or a mapping of those that differ from the checkpoint's.
         precision: "bf16" or "fp16" runs the network under autocast.
-        compiled: whether to compile backbone and FPN in place with torch.compile, once per image size.
+        compiled: whether to compile the network (ours: backbone and FPN) with torch.compile, once per image size.
         tile: predict images in tiles of this side, or as a `Tiling` says; see `refine.inference.tiling`. Images are
             then not resized to the test size, but by the factor of the `Tiling`, 1 by default.
 

@@ -34,7 +34,8 @@ class NativeNetwork(Network):
         saved: network with its metadata.
         device: "cpu", "cuda", …; None stands for the device of the network. A network on another device is copied.
         precision: "bf16" or "fp16" runs the network under autocast.
-        compiled: whether to compile backbone and FPN in place with torch.compile, once per image size.
+        compiled: whether to compile backbone and FPN with torch.compile, once per image size and with constant
+            weights. A network that the caller holds is copied, so that it can be trained further.
 
     Raises:
         RefineError: the device does not exist.
@@ -55,8 +56,9 @@ class NativeNetwork(Network):
         self.max_detections = (config.detector or config.box_head).max_detections
         self.autocast = {"32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         if compiled:
-            self.model.backbone.compile()
-            self.model.fpn.compile()
+            self.model = copy.deepcopy(self.model) if self.model is saved.model else self.model
+            for part in (self.model.backbone, self.model.fpn):
+                part.compile(options={"freezing": True})  # folds norms into convolutions
 
     def predict(self, images: Sequence[Tensor], min_score: float = 0.0) -> list[Prediction]:
         """Predict images; those that are padded to the same size share a batch. See `Network.predict`."""
