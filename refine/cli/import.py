@@ -71,7 +71,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     writer = DatasetWriter(options.out, categories, painter, info, copy=options.copy, resume=options.resume)
     counts = writer.write(source.samples, print_progress if sys.stderr.isatty() else None)
     for kind, number in sorted(source.skipped.items()):
-        note(f"{number} × {kind}")
+        note(f"skipped: {number} × {kind}")
     if name == "labels" and counts.objects <= counts.images > 1:
         note("no image has two objects; label images with 0 and 1 (or 255) alone do not separate objects")
     _report(counts, categories, background, options.out)
@@ -88,7 +88,11 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "format", nargs="?", choices=FORMATS, metavar="FORMAT", help="may be left out if SOURCE leaves no doubt"
+        "format",
+        nargs="?",
+        choices=FORMATS,
+        metavar="FORMAT",
+        help="may be omitted if exactly one format matches SOURCE",
     )
     parser.add_argument("source", type=Path, metavar="SOURCE", help="file or folder of the data set")
     parser.add_argument("-o", "--out", type=Path, required=True, help="new folder of the converted data set")

@@ -53,7 +53,7 @@ def test_polygons_run_lengths_and_crowds(tmp_path: Path, capsys: pytest.CaptureF
     assert found.content["images"][0]["id"] == 139
     assert found.categories == {"cat": (1, 1), "dog": (3, 1)}
     assert "category ids have gaps (2) and are kept" in found.output
-    assert "1 × annotation without a pixel, skipped" in found.output
+    assert "skipped: 1 × annotation without a pixel" in found.output
 
 
 def test_rules_for_overlaps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,7 +130,7 @@ def test_class_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert found.categories == {"cells": (1, 1), "cell": (2, 1), "Cell ": (3, 1)}
     assert "classes[1] and [2] are both named 'cell' and are merged" in found.output
     assert "'cell' and 'Cell ' differ only in case or blanks" in found.output
-    assert "class ids are not all from 1" in found.output
+    assert "some class ids are missing, below 1 or too large; categories are numbered from 1" in found.output
     assert len(found.masks("a.jpg", "cell")) == 1
 
     assert "no class is named cel;" in refused(capsys, tmp_path / "x", path, "--stuff", "cel")
@@ -296,4 +296,4 @@ def test_formats_are_recognised_only_without_doubt(tmp_path: Path, capsys: pytes
     draw_image(tmp_path / "a/masks/a.png")
     assert "could be labels or yolo; give the format" in refused(capsys, tmp_path / "out", tmp_path / "a")
     message = refused(capsys, tmp_path / "out", "yolo", tmp_path / "a", "--class", "cell")
-    assert message.startswith("--class: the format yolo does not have it; labels, masks do")
+    assert message == "--class: format yolo does not take it; these do: labels, masks"

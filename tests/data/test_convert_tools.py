@@ -99,7 +99,7 @@ def test_labelme(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ((found.maps["a.png"] == 0) == ignored).all()
     assert same_objects(found.masks("more/b.jpg", "cat"), [mask_of(SQUARE)])
     assert (tmp_path / "out/images/more/b.jpg").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert "1 × point without area, skipped" in found.output
+    assert "skipped: 1 × point (no area)" in found.output
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_cvat(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert same_objects(found.masks("day/a.jpg", "dog"), [DISC, ellipse])
     assert same_objects(found.masks("day/a.jpg", "sky"), [~(cat | DISC | ellipse)])
     assert (found.counts["hidden"], found.counts["objects"]) == (1, 3)
-    assert "1 × polyline without area, skipped" in found.output
+    assert "skipped: 1 × polyline (no area)" in found.output
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_label_studio(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert same_objects(found.masks("a b.jpg", "dog"), [DISC, ellipse, turned])
     assert not found.maps["c.jpg"].any()
     assert "1 tasks are not annotated" in found.output
-    assert "1 × choices without a labelled area, skipped" in found.output
+    assert "skipped: 1 × choices (no labelled area)" in found.output
 
 
 @pytest.mark.parametrize(

@@ -98,8 +98,8 @@ def _ids(classes: Sequence[SourceClass], notify: Notify) -> dict[str, int]:
         or max(ids, default=1) >= 2**31
     ):
         if ids:
-            problem = "repeated" if len(set(ids)) < len(ids) else "not all from 1"
-            notify(f"class ids are {problem}: categories are numbered from 1 in the order of the list")
+            problem = "repeated" if len(set(ids)) < len(ids) else "missing, below 1 or too large"
+            notify(f"some class ids are {problem}; categories are numbered from 1 in the order of the list")
         return {each.name: n for n, each in enumerate(classes, 1)}
     missing = sorted(set(range(1, max(ids, default=0))) - set(ids)) if max(ids, default=0) < 2**16 else []
     if missing:

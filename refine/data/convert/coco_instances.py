@@ -54,7 +54,7 @@ def read(path: Path, options: ReadOptions) -> Source:
         samples.append(Sample(name, folder / name, path, partial(_read, file, n, entry, classes), image_id))
     source = Source(classes, samples)
     if file.empty:
-        source.skipped["annotation without a pixel, skipped"] = file.empty
+        source.skipped["annotation without a pixel"] = file.empty
     return source
 
 

@@ -88,7 +88,7 @@ def _read(image: Element, where: str, names: set[str], skipped: Counter[str]) ->
     for n, shape in enumerate(image):
         place = f"{where}: {shape.tag}[{n}]"
         if shape.tag in WITHOUT_AREA:
-            skipped[f"{shape.tag} without area, skipped"] += 1
+            skipped[f"{shape.tag} (no area)"] += 1
             continue
         label, group = shape.get("label", ""), shape.get("group_id", "0")
         if label not in names:

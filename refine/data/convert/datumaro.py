@@ -104,7 +104,7 @@ def _read(item: dict[str, Any], image: Path, names: list[str], where: str, skipp
         entry = entry if isinstance(entry, dict) else {}
         kind = entry.get("type")
         if kind in WITHOUT_AREA:
-            skipped[f"{kind} without area, skipped"] += 1
+            skipped[f"{kind} (no area)"] += 1
             continue
         label, depth, group = entry.get("label_id"), entry.get("z_order", 0), entry.get("group", 0)
         if type(label) is not int or not 0 <= label < len(names):

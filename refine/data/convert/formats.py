@@ -61,7 +61,7 @@ def read_source(name: str | None, path: Path, options: ReadOptions) -> tuple[str
         if getattr(options, option) != getattr(default, option) and option not in FORMATS[name].options:
             flag = "class" if option == "name" else option
             takes = [each for each, entry in FORMATS.items() if option in entry.options]
-            raise RefineError(f"--{flag}: the format {name} does not have it; {', '.join(takes)} do")
+            raise RefineError(f"--{flag}: format {name} does not take it; these do: {', '.join(takes)}")
     source: Source = _module(name).read(path, options)
     if not source.samples:
         raise RefineError(f"{path}: contains no annotated image; check the path")

@@ -99,7 +99,7 @@ def _shapes(
     for n, entry in enumerate(result):
         kind, value = entry.get("type"), entry.get("value")
         if kind not in KINDS:
-            skipped[f"{kind} without a labelled area, skipped"] += 1
+            skipped[f"{kind} (no labelled area)"] += 1
             continue
         labels = value.get(kind) if isinstance(value, dict) else None
         if not isinstance(labels, list) or len(labels) != 1 or not isinstance(labels[0], str):

@@ -120,7 +120,7 @@ def _read(file: Path, image: Path | None, skipped: Counter[str]) -> Regions:
     for where, label, shape in _shapes(content, file):
         kind, place = shape.get("shape_type") or "polygon", where.removeprefix(f"{file}: ")
         if kind in WITHOUT_AREA:
-            skipped[f"{kind} without area, skipped"] += 1
+            skipped[f"{kind} (no area)"] += 1
             continue
         code, group = _code(shape, kind, size, where), shape.get("group_id")
         if group is not None and not is_id(group):

@@ -74,7 +74,7 @@ def _read(file: Path, titles: set[str], skipped: Counter[str]) -> Regions:
         if not isinstance(title, str) or title not in titles:
             raise RefineError(f"{where}: classTitle {shown(title)} is not in meta.json; add it there")
         if kind in WITHOUT_AREA:
-            skipped[f"{kind} without area, skipped"] += 1
+            skipped[f"{kind} (no area)"] += 1
             continue
         regions.append(Region(title, _code(entry, kind, (height, width), where), f"objects[{n}]"))
     return Regions((height, width), regions)
