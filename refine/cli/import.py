@@ -32,6 +32,8 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     options = _parser(prog, description).parse_args(arguments)
     require_paths([options.source, options.images, options.labels, options.categories])
 
+    if options.categories and options.stuff:
+        raise RefineError("--stuff: the file of --categories already says which classes are stuff; give only one")
     if options.out.resolve().is_relative_to(options.source.resolve()):
         raise RefineError(f"{options.out}: lies in the data set {options.source}; choose a folder outside of it")
 

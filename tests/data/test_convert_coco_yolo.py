@@ -142,6 +142,7 @@ def test_class_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert same.content["categories"] == found.content["categories"]
     assert same.segments("a.jpg")[0]["category_id"] == 2
     first = tmp_path / "same/panoptic.json"
+    assert "give only one" in refused(capsys, tmp_path / "x", path, "--categories", first, "--stuff", "cell")
     assert "cells, Cell  missing" in refused(capsys, tmp_path / "x", path, "--categories", write_categories(first))
 
 

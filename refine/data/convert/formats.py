@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from refine.data.convert.source import ReadOptions, Source
 from refine.errors import RefineError
@@ -82,5 +83,5 @@ def recognise(path: Path) -> str:
     raise RefineError(f"{path}: no format recognises it; give one of {', '.join(FORMATS)} before it")
 
 
-def _module(name: str):  # type: ignore[no-untyped-def]
+def _module(name: str) -> ModuleType:
     return importlib.import_module(f"refine.data.convert.{FORMATS[name].module}")
