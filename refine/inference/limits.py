@@ -21,11 +21,13 @@ class Limits:
 
     Attributes:
         most: maximum number of detections per image, `max_detections` of the network; None if there is none.
+        resizable: whether another size of the network's input can be chosen, as a remedy.
         full: names of the images in which this number was reached.
         reduced: names of the images that are reduced to less than `REDUCED` of their size for the network.
     """
 
     most: int | None
+    resizable: bool = True
     full: list[str] = field(default_factory=list)
     reduced: list[str] = field(default_factory=list)
 
@@ -60,7 +62,7 @@ class Limits:
         if self.reduced:
             remarks["reduced"] = (
                 f"{_count(self.reduced)} reduced to less than {REDUCED:.0%} of the size for the network; small "
-                f"objects may be missed; {larger}, or cut the image into tiles"
+                f"objects may be missed; {f'{larger}, or ' if self.resizable else ''}cut the image into tiles"
             )
         return remarks
 

@@ -107,7 +107,7 @@ class Missable(Measure):
         self.limits = limits
 
     def reset(self, categories: Categories) -> None:
-        self.limits = Limits(self.limits.most)
+        self.limits = Limits(self.limits.most, self.limits.resizable)
 
     def update(self, example: Example, fused: Fused) -> None:
         self.limits.add(example.file_name, example.prediction, fused.config.score_threshold)

@@ -167,7 +167,7 @@ class Predictor:
 
     def limits(self) -> Limits:
         """Return an empty record of images in which objects may be missing, with the model's present maximum."""
-        return Limits(self.network.max_detections)
+        return Limits(self.network.max_detections, self.network.test_size is not None)
 
     def limit_detections(self, most: int) -> None:
         """Set the maximum number of objects per image; RefineError if it is fixed."""

@@ -10,6 +10,7 @@ from refine.checkpoint.find import find_model
 if TYPE_CHECKING:
     import torch
 
+    from refine.networks.native import Precision
     from refine.networks.network import Network
 
 
@@ -38,8 +39,16 @@ class ModelChoice:
         for name in (*self.instances, *self.semantic):
             find_model(name)
 
-    def load(self, device: str | torch.device | None = None) -> Network:
+    def load(
+        self,
+        device: str | torch.device | None = None,
+        precision: Precision = "32",
+        compiled: bool = False,
+    ) -> Network:
         """Load each model once, and combine them if there are several.
+
+        Args:
+            device, precision, compiled: as for `load_network`.
 
         Raises:
             RefineError: a model or file does not exist or is broken, or their classes do not fit together.
@@ -53,7 +62,15 @@ class ModelChoice:
         categories = read_categories(self.categories) if self.categories else None
         class_map = read_class_map(self.class_map) if self.class_map else None
         networks = {
-            name: load_network(name, device=device, categories=categories, class_map=class_map, combined=combined)
+            name: load_network(
+                name,
+                device=device,
+                precision=precision,
+                compiled=compiled,
+                categories=categories,
+                class_map=class_map,
+                combined=combined,
+            )
             for name in names
         }
         if not combined:

@@ -40,7 +40,7 @@ def load_network(
         RefineError: the model or device does not exist or is broken, or an option is given with a network.
     """
     if isinstance(source, ModelChoice):
-        return source.load(device)
+        return source.load(device, precision, compiled)
     if isinstance(source, Network):
         if device is not None or precision != "32" or compiled:
             raise RefineError("device, precision, compiled: give them when you create the network, not with it")

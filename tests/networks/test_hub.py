@@ -182,7 +182,10 @@ def test_test_size_is_the_processors_and_can_be_changed(models):
     (large,) = predictor.predict_raw([random_image((128, 128))])
     assert large.scale == 1.0
     predictor.test_size = (64, 96)
-    assert Predictor(models(hub_models.segformer)[1]).test_size is None
+    fixed = Predictor(models(hub_models.segformer)[1])
+    assert fixed.test_size is None
+    with pytest.warns(UserWarning, match="small objects may be missed; cut the image into tiles"):
+        fixed(random_image((200, 200)))
     with pytest.raises(RefineError, match="number of objects of this model is fixed"):
         predictor.limit_detections(3)
 

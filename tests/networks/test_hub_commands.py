@@ -13,6 +13,7 @@ from refine.cli.main import main
 from refine.data.coco_panoptic import CocoPanoptic
 from refine.experiments.order import measure_order
 from refine.networks.choice import ModelChoice
+from refine.networks.load import load_network
 
 LABELS = [category["name"] for category in CATEGORIES]
 LOW = ["--score-threshold", "0.05", "--stuff-area", "0"]
@@ -56,6 +57,12 @@ def test_evaluate_equals_predict_and_evaluate_files(data, model, semantic, tmp_p
     assert got["All"] == expected["All"]
     assert got["per_class"] == expected["per_class"]
     assert 0 <= got["AP"]["segm"]["AP"] <= 1
+
+
+def test_precision_reaches_every_model_of_a_choice(data, model, semantic):
+    choice = ModelChoice((str(model),), (str(semantic),), str(data.json))
+    network = load_network(choice, device="cpu", precision="bf16")
+    assert [part.autocast for part in network.networks] == [torch.bfloat16, torch.bfloat16]
 
 
 def test_explain_leaves_out_the_own_merge(data, model, tmp_path, capsys):
