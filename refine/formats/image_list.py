@@ -105,8 +105,9 @@ def list_pages(files: Iterable[ImageFile], page: int | Literal["all"] | None) ->
     images: list[ImageFile] = []
     for file in files:
         is_video = file.path.suffix.lower() in VIDEOS
-        count = _count_pages(file.path, is_video) if page == "all" or (is_video and page is None) else 1
-        if count == 1 and not (is_video and page is None):
+        wanted = (is_video and page is None) or (page == "all" and file.path.suffix.lower() not in SLIDES)
+        count = _count_pages(file.path, is_video) if wanted else 1
+        if count == 1 and not (is_video and wanted):
             images.append(replace(file, id=len(images) + 1))
             continue
         name = PurePath(file.name)

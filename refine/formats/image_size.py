@@ -11,7 +11,7 @@ from tifffile import TiffFile
 
 from refine.errors import RefineError
 from refine.files import MAX_PIXELS
-from refine.formats.images import TIFF_MAGIC, _formats, _read_head
+from refine.formats.containers import TIFF_MAGIC, pillow_formats, read_head
 from refine.formats.panoptic_json import valid_size
 
 _TRANSPOSED = range(5, 9)
@@ -41,7 +41,7 @@ def image_size(image: Path | bytes, name: str) -> ImageSize:
         RefineError: the file is missing, damaged, too large, or in none of the formats that `read_image` reads.
     """
     try:
-        head = image[:32] if isinstance(image, bytes) else _read_head(image)
+        head = image[:32] if isinstance(image, bytes) else read_head(image)
         with BytesIO(image) if isinstance(image, bytes) else image.open("rb") as file:
             if head.startswith(TIFF_MAGIC):
                 with TiffFile(file, _multifile=False) as tiff:
@@ -49,7 +49,7 @@ def image_size(image: Path | bytes, name: str) -> ImageSize:
                     height, width, tag = page.imagelength, page.imagewidth, page.tags.get("Orientation")
                     orientation = 1 if tag is None else tag.value
             else:
-                with Image.open(file, formats=_formats(Path(name), head)) as opened:
+                with Image.open(file, formats=pillow_formats(Path(name), head)) as opened:
                     (width, height), orientation = opened.size, opened.getexif().get(ExifTags.Base.Orientation, 1)
     except RefineError:
         raise

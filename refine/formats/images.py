@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,22 +10,17 @@ from typing import Literal
 import cv2
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from refine.errors import RefineError, missing_extra
+from refine.errors import RefineError
 from refine.files import MAX_PIXELS
+from refine.formats.containers import TIFF_MAGIC, count_frames, pillow_formats, read_head
 from refine.formats.image_list import VIDEOS
 from refine.formats.raw import TILE_IT, ImageOptions, RawImage, check_channel, check_page
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""Formats that Pillow may open; its others include PostScript, which runs Ghostscript."""
 Exif = Literal["shown", "stored"]
 """How images with EXIF rotation were annotated: rotated upright, or as stored in the file."""
-TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-"""First bytes of TIFF and BigTIFF files."""
-HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-"""First brands of HEIF files."""
 BAND = 32
 """Number of rows converted at a time, so that they stay in the cache."""
 
@@ -47,7 +41,7 @@ def read_image(
     others are previews and depth maps.
 
     Args:
-        path: regular file in one of `FORMATS`, AVIF or HEIC, or a video with one of the suffixes `VIDEOS`.
+        path: regular file in a format of `containers.FORMATS`, AVIF or HEIC; or a video, with a suffix of `VIDEOS`.
         size: (height, width) of its annotation in pixels, or None if there is none. An image that has this
             size only as stored is not rotated.
         options: page, channel and range of values; the defaults if None.
@@ -79,11 +73,16 @@ def stored_size(path: str | Path, options: ImageOptions | None = None) -> tuple[
     """
     path = Path(path)
     with _explained(path, MAX_PIXELS):
-        if _read_head(path).startswith(TIFF_MAGIC):
+        page = None if options is None else options.page
+        if path.suffix.lower() in VIDEOS:
+            frame = _read_frame(path, page, MAX_PIXELS)
+            return frame.height, frame.width
+        head = read_head(path)
+        if head.startswith(TIFF_MAGIC):
             from refine.formats.tiff import page_size  # imported late: takes half a second
 
-            return page_size(path, None if options is None else options.page)
-        with Image.open(path, formats=FORMATS) as image:
+            return page_size(path, page)
+        with Image.open(path, formats=pillow_formats(path, head)) as image:
             return image.height, image.width
 
 
@@ -107,7 +106,7 @@ def _explained(path: Path, max_pixels: int) -> Iterator[None]:
 def is_tiff(path: str | Path) -> bool:
     """Return whether a file begins like a TIFF file; RefineError if it cannot be read."""
     with _explained(Path(path), MAX_PIXELS):
-        return _read_head(Path(path)).startswith(TIFF_MAGIC)
+        return read_head(Path(path)).startswith(TIFF_MAGIC)
 
 
 def from_pil(image: Image.Image) -> Tensor:
@@ -141,7 +140,7 @@ def decode(
     """
     if path.suffix.lower() in VIDEOS:
         return _read_frame(path, options.page, max_pixels), options.channel
-    head = _read_head(path)
+    head = read_head(path)
     number, channel = None, options.channel
     raw: RawImage | None = None
     if head.startswith(TIFF_MAGIC):
@@ -150,10 +149,10 @@ def decode(
         page, channel = open_page(path, options.page, channel, max_pixels)
         raw, number = (page, None) if isinstance(page, RawImage) else (None, page)
     if raw is None:
-        with Image.open(path, formats=_formats(path, head)) as image:
+        with Image.open(path, formats=pillow_formats(path, head)) as image:
             _check_size(image, max_pixels)
             if number is None:
-                frames = _frames(image)
+                frames = count_frames(image)
                 number = check_page(path, options.page, frames, f"{frames} frames")
             if number != image.tell():  # HEIF files may open elsewhere
                 image.seek(number)
@@ -167,12 +166,12 @@ def decode(
 
 
 def _read_frame(path: Path, page: int | None, max_pixels: int) -> Image.Image:
-    from refine.formats.video import count_frames, read_frame
+    from refine.formats import video
 
     if page is None:
-        frames = count_frames(path)
+        frames = video.count_frames(path)
         page = 1 + check_page(path, None, frames, f"{frames} frames")
-    return read_frame(path, page, max_pixels)
+    return video.read_frame(path, page, max_pixels)
 
 
 def count_pages(path: Path) -> int:
@@ -182,49 +181,13 @@ def count_pages(path: Path) -> int:
         RefineError: the file is missing, not a regular file, not an image, or damaged.
     """
     with _explained(path, MAX_PIXELS):
-        head = _read_head(path)
+        head = read_head(path)
         if head.startswith(TIFF_MAGIC):
             from refine.formats.tiff import count_pages as count_tiff_pages  # imported late: takes half a second
 
             return count_tiff_pages(path)
-        with Image.open(path, formats=_formats(path, head)) as image:
-            return _frames(image)
-
-
-def _frames(image: Image.Image) -> int:
-    """Return the number of frames; the further images of a multi-picture JPEG are previews and depth maps."""
-    return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-
-
-def _formats(path: Path, head: bytes) -> tuple[str, ...]:
-    """Return the formats that Pillow may open a file as, given its first bytes."""
-    if head[4:8] != b"ftyp":
-        return FORMATS
-    brands = [head[8:12], *(head[n : n + 4] for n in range(16, len(head), 4))]
-    if b"avif" in brands or b"avis" in brands:
-        if not features.check("avif"):
-            raise RefineError(f"{path}: Pillow was installed without AVIF; update it, or convert the image to PNG")
-        return ("AVIF",)
-    if brands[0] in HEIC_BRANDS:
-        try:
-            from pillow_heif import register_heif_opener
-        except ImportError as error:
-            raise missing_extra(f"{path}: HEIC needs pillow-heif", "heif") from error
-        register_heif_opener()
-        return ("HEIF",)
-    return FORMATS
-
-
-def _read_head(path: Path) -> bytes:
-    """Return the first bytes of a regular file; devices and pipes, which have no end, are rejected."""
-    mode = path.stat().st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a folder fails below with a clear message
-        raise RefineError(f"{path}: is not a regular file; copy the image into one")
-    with path.open("rb") as file:
-        head = file.read(32)
-    if not head:
-        raise RefineError(f"{path}: the file is empty; copy it again")
-    return head
+        with Image.open(path, formats=pillow_formats(path, head)) as image:
+            return count_frames(image)
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:

@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from refine.errors import RefineError
 from refine.files import MAX_PIXELS, read_bytes
-from refine.formats.images import TIFF_MAGIC
+from refine.formats.containers import TIFF_MAGIC
 from refine.formats.png import GRAY, SIGNATURE, read_container
 
 SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".bmp", ".gif", ".pgm")

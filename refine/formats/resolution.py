@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tifffile import TiffFile, TiffPageSeries
 
-from refine.formats.images import TIFF_MAGIC
+from refine.formats.containers import TIFF_MAGIC
 from refine.formats.tiff import opened
 
 COARSEST = 20.0

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from refine.formats.image_like import ImageLike
+from refine.formats.image_list import SLIDES
 from refine.formats.images import decode
 from refine.formats.raw import ImageOptions, RawImage
 
@@ -27,7 +28,7 @@ def stored_values(image: ImageLike, options: ImageOptions | None, size: tuple[in
     """
     if isinstance(image, np.ndarray):
         return _fitting(np.atleast_3d(image)[..., :3], 1, size)
-    if not isinstance(image, str | Path):
+    if not isinstance(image, str | Path) or Path(image).suffix.lower() in SLIDES:
         return None
     found, channel = decode(Path(image), options or ImageOptions())
     if not isinstance(found, RawImage):

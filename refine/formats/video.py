@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 OPENING = {"format_whitelist": "mov,matroska,webm,avi,mpegts,mpeg,asf,flv,ogg", "protocol_whitelist": "file"}
 """Containers that FFmpeg may open; its others include playlists, which name further files and addresses."""
 AHEAD = 16
-"""Frames that are kept when a later one is asked for first, as by several threads."""
+"""Frames that are kept for when one is asked for again, or after a later one, as by several threads."""
 RATE = Fraction(25)
 """Frames per second of a video that states none."""
 
@@ -67,9 +67,9 @@ def read_frame(path: Path, number: int, max_pixels: int) -> Image.Image:
             _decoder = None
             _decoder = _Decoder(path, key, max_pixels)
         frame = _decoder.read(number)
-    if frame is None:
-        raise RefineError(f"{path}: has no frame {number}, or it cannot be decoded; convert the video again")
-    image: Image.Image = frame.to_image()
+        if frame is None:
+            raise RefineError(f"{path}: has no frame {number}, or it cannot be decoded; convert the video again")
+        image: Image.Image = frame.to_image()  # a frame keeps its converter, which only one thread can use
     return image.rotate(frame.rotation, expand=True) if frame.rotation else image
 
 
@@ -90,7 +90,7 @@ class _Decoder:
         return number in self._kept or number >= self._next
 
     def read(self, number: int) -> VideoFrame | None:
-        """Return a frame, and forget it; None if the video ends before."""
+        """Return a frame; None if the video ends before."""
         while number >= self._next:
             frame = next(self._frames, None)
             if frame is None:
@@ -99,7 +99,7 @@ class _Decoder:
             self._next += 1
             if len(self._kept) > AHEAD:
                 self._kept.popitem(last=False)
-        return self._kept.pop(number)
+        return self._kept[number]
 
     def close(self) -> None:
         self._container.close()

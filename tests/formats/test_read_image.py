@@ -20,7 +20,7 @@ from refine.errors import RefineError
 from refine.files import MAX_PIXELS
 from refine.formats.id_png import read_gray, read_runs
 from refine.formats.image_list import list_images
-from refine.formats.images import from_pil, read_image
+from refine.formats.images import from_pil, read_image, stored_size
 from refine.formats.png import png_size
 
 
@@ -238,6 +238,7 @@ def test_avif_and_heic_are_read(suffix, tmp_path):
     Image.fromarray(pixels).save(path, exif=exif.tobytes(), **options)
     image = read_image(path)
     assert image.shape == (3, 60, 40)
+    assert set(stored_size(path)) == {40, 60}
     assert image[:, 5, -5].tolist() == pytest.approx([250, 20, 20], abs=12)
     assert image[:, 5, 5].max() < 12
     assert [file.name for file in list_images([str(tmp_path)])] == [path.name]

@@ -13,7 +13,7 @@ from PIL import Image
 from refine.errors import RefineError
 from refine.formats import video
 from refine.formats.image_list import list_images, list_pages
-from refine.formats.images import read_image
+from refine.formats.images import read_image, stored_size
 from refine.formats.raw import ImageOptions
 
 
@@ -44,6 +44,7 @@ def test_frames_in_order_are_decoded_once(clip, monkeypatch):
     monkeypatch.setattr(video, "_open", lambda path: opened.append(path) or before(path))
     for number in range(1, 6):
         color(clip, number)
+    assert stored_size(clip, ImageOptions(page=5)) == (48, 64)
     assert len(opened) == 1
 
 
