@@ -100,6 +100,12 @@ def test_names_of_the_code_exist(page):
             locate(name)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_of_the_code_exist(page):
+    for path in re.findall(r"`((?:refine|tests|docs|configs|benchmarks|examples|\.ci)/[\w./-]+)`", page.read_text()):
+        assert "NAME" in path or (ROOT / path).exists(), path
+
+
 def test_a_name_is_found_where_it_is_defined():
     path, line = locate("refine.structures.categories.Categories.index")
     assert "def index(" in (ROOT / path).read_text().splitlines()[line - 1]
