@@ -16,6 +16,13 @@ class RefineError(Exception):
 
     The command line prints the message without a traceback and exits with 1; library callers may catch it.
     Programming errors raise `ValueError`, `TypeError` or `AssertionError`.
+
+    Examples:
+        >>> try:
+        ...     refine.Predictor("no such model")
+        ... except RefineError as error:
+        ...     print(str(error)[:28])
+        no such model: no such model
     """
 
 

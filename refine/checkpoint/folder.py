@@ -97,6 +97,9 @@ def write_description(path: Path, saved: SavedModel) -> None:
 def load_model(source: str | Path) -> SavedModel:
     """Load a model by name, from a folder, or from a weight file that `refine convert` supports.
 
+        saved = refine.load_model("nuclei")
+        predictor = refine.Predictor(saved, device="cuda")
+
     Args:
         source: see `find_model`. A checkpoint's `ema.safetensors` is loaded instead of `model.safetensors`.
 

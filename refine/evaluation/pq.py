@@ -29,6 +29,13 @@ class PanopticQuality:
 
     Attributes:
         images: PQ of each image, in the order of adding.
+
+    Examples:
+        >>> quality = PanopticQuality(refine.Categories([refine.Category(3, "cup", True)]))
+        >>> truth, prediction = np.array([[1, 1, 1, 1, 0]]), np.array([[8, 8, 8, 0, 8]])
+        >>> image = quality.update(truth, [{"id": 1, "category_id": 3}], prediction, [{"id": 8, "category_id": 3}])
+        >>> quality.compute().pq  # 3 common pixels of 4; the predicted pixel on void does not count
+        0.75
     """
 
     def __init__(self, categories: Categories) -> None:

@@ -45,6 +45,16 @@ def fuse(
     The order of the instances does not matter: equal scores are sorted by area, class, pixels and box; exact
     duplicates are fused as one, with the mean of their `occlusion` and `ranking`.
 
+        >>> categories = refine.Categories([refine.Category(1, "cup", True), refine.Category(2, "table", False)])
+        >>> masks = np.array([[[1, 1, 1, 0, 0, 0]], [[0, 0, 1, 1, 1, 0]]])  # they share the third pixel
+        >>> inputs = refine.adapters.from_masks(masks, labels=[0, 0], scores=[0.9, 0.8]), np.ones((1, 6), int)
+        >>> fuse(*inputs, categories=categories, config={"stuff_area": 1}).segment_ids.tolist()
+        [[1, 1, 1, 2, 2, 3]]
+        >>> occlusion = [[0, 0], [1, 0]]  # the second lies in front of the first
+        >>> result = fuse(*inputs, categories=categories, method="soe", occlusion=occlusion)
+        >>> result.segment_ids.tolist()  # stuff of fewer than 4096 pixels becomes void
+        [[1, 1, 2, 2, 2, 0]]
+
     Args:
         instances: N instances on one device; masks come from `runs` or `masks`, else `roi_masks` pasted at 0.5.
         sem_seg: Tensor or array [H, W] of integers, contiguous class or `VOID`, at `instances.image_size`; None

@@ -85,6 +85,13 @@ class FusionConfig:
 
     Raises:
         RefineError: a value is out of range.
+
+    Examples:
+        >>> FusionConfig(score_threshold=0.3).changed({"stuff_area": 100}).stuff_area
+        100
+        >>> FusionConfig(sigma=-1)
+        Traceback (most recent call last):
+        refine.errors.RefineError: fusion.sigma is -1; give a number above 0
     """
 
     score_threshold: float = bounded(0.5, least=0, most=1)

@@ -33,6 +33,10 @@ GPU_BATCH = 8
 class Predictor:
     """Model with the settings to predict panoptic results of images.
 
+        predictor = refine.Predictor("nuclei", fusion={"score_threshold": 0.4})
+        result = predictor("cells.png")
+        results = predictor(["a.png", "b.tif"])
+
     The result of an image does not depend on the other images in its list: only images that are padded to the
     same size share a batch, because the statistics of normalisation layers include the padding. On a GPU, kernels
     may sum in another order for another batch size; on a CPU, images are predicted one at a time with

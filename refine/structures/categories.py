@@ -29,6 +29,10 @@ class Category:
         isthing: True for countable objects (things), False for amorphous regions (stuff).
         color: RGB, 0-255, for drawing; derived from the id if omitted.
         supercategory: name of the coarse group, or "".
+
+    Examples:
+        >>> print(Category(id=3, name="nucleus", isthing=True))
+        'nucleus' (thing)
     """
 
     id: int
@@ -56,6 +60,14 @@ class Categories:
 
     Raises:
         RefineError: there is no category, or an id or name is used twice.
+
+    Examples:
+        >>> table, fork, cup = Category(9, "table", False), Category(7, "fork", True), Category(2, "cup", True)
+        >>> categories = Categories([table, fork, cup])
+        >>> [category.name for category in categories]
+        ['cup', 'fork', 'table']
+        >>> categories.index(7), categories.num_things, 8 in categories
+        (1, 2, False)
     """
 
     def __init__(self, categories: Iterable[Category]) -> None:

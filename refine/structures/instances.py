@@ -36,6 +36,13 @@ class Instances:
         TypeError: a field is not an array.
         ValueError: fields have unequal lengths or a wrong shape.
         RefineError: masks contain values other than 0 and 1.
+
+    Examples:
+        >>> masks = np.zeros((1, 4, 6), bool)
+        >>> masks[0, 1:3, 2:5] = True
+        >>> instances = Instances((4, 6), boxes=[[2, 1, 5, 3]], scores=[0.9], labels=[0], masks=masks)
+        >>> len(instances), instances.masks.sum().item()
+        (1, 6)
     """
 
     image_size: tuple[int, int]

@@ -63,6 +63,15 @@ class PanopticResult:
         segment_ids: Tensor[H, W] int32, 0 = void/unknown.
         segments: segments sorted by id; each id occurs in `segment_ids`.
         categories: categories of the model or data set; `category_id` is an id in them.
+
+    Examples:
+        >>> categories = refine.Categories([refine.Category(3, "cup", True)])
+        >>> segment = Segment(id=1, category_id=3, isthing=True, score=0.9, area=2, bbox=(1, 0, 2, 1))
+        >>> result = PanopticResult(torch.tensor([[0, 1, 1]]), [segment], categories)
+        >>> [(result.name(segment), segment.area) for segment in result.segments]
+        [('cup', 2)]
+        >>> result.mask(1).tolist()
+        [[False, True, True]]
     """
 
     segment_ids: Tensor

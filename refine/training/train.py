@@ -63,6 +63,8 @@ def train(
 
     SIGTERM and Ctrl-C end the run after the current update, with a checkpoint.
 
+        refine.train("configs/nuclei.yaml", overrides=["--data.train.images=images", …, "--out=runs/mine"])
+
     Args:
         config: config of the run, or its YAML file.
         resume: whether to continue from the last checkpoint in `config.out`; without one, a new run starts.

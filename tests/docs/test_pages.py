@@ -7,6 +7,7 @@ comment before a block changes that:
     <!-- tested with OPTIONS -->    the options are appended to the block's last command, to keep the test short
 """
 
+import doctest
 import io
 import os
 import re
@@ -17,10 +18,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import refine
 from refine.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,3 +162,14 @@ def test_error_messages_are_those_of_the_code():
         parts = [part for part in re.split("…", message) if len(part.strip(" ;:,()")) > 3]
         pattern = re.compile(".*".join(map(re.escape, parts)))
         assert any(pattern.search(text) for text in strings), message
+
+
+@pytest.mark.parametrize("name", refine.__all__)
+def test_examples_of_docstrings(name):
+    """Examples run with the names of their module, `refine` and `np`, as they do after the obvious imports."""
+    target = getattr(refine, name)
+    module = sys.modules[getattr(target, "__module__", target.__name__)]
+    names = vars(module) | {"refine": refine, "np": np}
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    for example in doctest.DocTestFinder(recurse=False).find(target, name, module=module, extraglobs=names):
+        assert not runner.run(example, out=lambda text: None).failed, f"{name}: {example.examples[0].source}"

@@ -102,7 +102,9 @@ def test_names_of_the_code_exist(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_of_the_code_exist(page):
-    for path in re.findall(r"`((?:refine|tests|docs|configs|benchmarks|examples|\.ci)/[\w./-]+)`", page.read_text()):
+    for path in re.findall(
+        r"`((?:refine|tests|docs|configs|benchmarks|examples|\.ci)/[\w./-]+)`", page.read_text()
+    ):
         assert "NAME" in path or (ROOT / path).exists(), path
 
 
