@@ -16,11 +16,11 @@ from torch import Tensor
 
 from refine.data.loader import PanopticDataset
 from refine.errors import RefineError
-from refine.evaluation.interval import Counts
 from refine.experiments.checkpoints import add_results
 from refine.experiments.tables import Row, Table
 from refine.fusion import FusionConfig, fuse
 from refine.fusion.config import OWN_MERGE, AnyMethod
+from refine.inference.evaluate import Evaluation
 from refine.inference.measures import Example, Fused, OrderAccuracy, Quality
 from refine.inference.predictor import Predictor
 from refine.modeling.occlusion import detection_pairs
@@ -79,31 +79,20 @@ def measure_order(
         if results and set(results) != {row.name for row in table.rows}:
             raise RefineError(f"{checkpoint}: has other heads than {checkpoints[0]}; give runs of one config")
         count = min(max_images or len(dataset), len(dataset))
-        measured = _measure(predictor, dataset, table, count)
-        (_, true), (_, false) = next(iter(measured.values()))[2]
+        evaluations = _evaluate(predictor, dataset, table, count)
+        order = evaluations[TRUE][OrderAccuracy]
         notes.append(
-            f"- {checkpoint}: {true} overlapping pairs of two true detections, {false} of a true and a false one"
+            f"- {checkpoint}: {order.totals[1]} overlapping pairs of two true detections, "
+            f"{order.false_totals[1]} of a true and a false one"
         )
-        add_results(
-            results,
-            {name: (metrics, counts) for name, (metrics, counts, _) in measured.items()},
-            out / "order",
-            seed,
-            checkpoint,
-            predictor.device,
-        )
+        measured = {name: (e.metrics, e.counts) for name, e in evaluations.items()}
+        add_results(results, measured, out / "order", seed, checkpoint, predictor.device)
     return table, results, notes
 
 
-Totals = tuple[tuple[int, int], tuple[int, int]]
-"""`OrderAccuracy.totals` and `OrderAccuracy.false_totals`."""
-
-
 @torch.inference_mode()
-def _measure(
-    predictor: Predictor, dataset: PanopticDataset, table: Table, count: int
-) -> dict[str, tuple[dict[str, float], Counts, Totals]]:
-    """Return the metrics, PQ counts and numbers of pairs of each row, by name."""
+def _evaluate(predictor: Predictor, dataset: PanopticDataset, table: Table, count: int) -> dict[str, Evaluation]:
+    """Evaluate each row on the first `count` images."""
     measures = {row.name: (Quality(), OrderAccuracy()) for row in table.rows}
     for measure in (m for both in measures.values() for m in both):
         measure.reset(dataset.categories)
@@ -122,12 +111,7 @@ def _measure(
                 )
             for measure in both:
                 measure.update(example, Fused(result, config))
-    measured = {}
-    for name, (quality, order) in measures.items():
-        counts = Counts.of(dataset.categories, quality.counts, order.pairs)
-        metrics = {key: value for key, value in (quality.compute() | order.compute()).items() if value == value}
-        measured[name] = metrics, counts, (order.totals, order.false_totals)
-    return measured
+    return {name: Evaluation(both) for name, both in measures.items()}
 
 
 def fuse_in_true_order(
