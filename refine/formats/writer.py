@@ -224,8 +224,9 @@ class PredictionWriter:
     def _parts(self, saver: Saver) -> Iterator[Part]:
         """Yield the parts that a saver's joint file is made from."""
         for entry in self._entries():
-            (path,) = saver.paths(entry["image"]["file_name"], entry["annotation"]["segments_info"])
-            yield entry["image"], read_json(self.out / path)
+            if PurePath(entry["annotation"]["file_name"]).suffix == ".png":  # larger maps have no other files
+                (path,) = saver.paths(entry["image"]["file_name"], entry["annotation"]["segments_info"])
+                yield entry["image"], read_json(self.out / path)
 
     def __enter__(self) -> PredictionWriter:
         return self
