@@ -190,6 +190,22 @@ def test_test_size_is_the_processors_and_can_be_changed(models):
         predictor.limit_detections(3)
 
 
+def test_a_model_of_patches_gives_stuff_by_fusion(models):
+    predictor = Predictor(models(hub_models.eomt_semantic)[1], fusion={"stuff_area": 0})
+    assert (predictor.method, predictor.methods) == ("heuristic", ["heuristic", "shr"])
+    result = predictor(random_image((48, 70)))
+    assert result.segments
+    assert not any(segment.isthing for segment in result.segments)
+
+
+@pytest.mark.parametrize("make", [hub_models.mask2former, hub_models.eomt], ids=lambda make: make.__name__)
+def test_images_too_narrow_for_a_model_are_told(models, make):
+    predictor = Predictor(models(make)[1])
+    assert predictor(random_image((1, 1))).segment_ids.shape == (1, 1)
+    with pytest.raises(RefineError, match=r"the image: 2 × 500 pixels cannot be resized for this model; crop"):
+        predictor(random_image((500, 2)))
+
+
 def test_a_segment_never_shares_its_id_with_another(models):
     """Stuff, thing, the same stuff, thing: transformers gives both things one id."""
     from refine.networks.hub.queries import Queries

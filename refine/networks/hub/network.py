@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from refine.errors import RefineError, is_out_of_memory
 from refine.fusion.config import OWN_MERGE, AnyMethod, FusionConfig
 from refine.networks.hub.pixels import PixelScores, of_patches
 from refine.networks.hub.queries import Queries
@@ -108,7 +109,14 @@ class HubNetwork(Network):
             options["size"] = {"shortest_edge": self.test_size[0], "longest_edge": self.test_size[1]}
         if getattr(self.processor, "do_center_crop", False):
             options["do_center_crop"] = False  # the whole image is segmented
-        given = self.processor(images=[image.to(self.device)], **options)
+        try:
+            given = self.processor(images=[image.to(self.device)], **options)
+        except (ValueError, RuntimeError) as error:  # of side 0 after resizing
+            if is_out_of_memory(error):
+                raise
+            height, width = image.shape[1:]
+            problem = f"the image: {width} × {height} pixels cannot be resized for this model; crop or pad it"
+            raise RefineError(problem) from error
         inputs = {name: given[name].to(self.device) for name in ("pixel_values", "pixel_mask") if name in given}
         if self.tokens is not None:
             inputs["task_inputs"] = self.tokens
@@ -125,9 +133,14 @@ class HubNetwork(Network):
 
 
 class QueryNetwork(HubNetwork):
-    """Universal model, whose queries become instances and the semantic map; see `Queries`."""
+    """Universal model, whose queries become instances and the semantic map; see `Queries`.
 
-    method: AnyMethod = OWN_MERGE
+    A model that cuts images into patches (semantic EoMT) has no queries of whole images, and gives semantics alone.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.method: AnyMethod = "heuristic" if getattr(self.processor, "do_split_image", False) else OWN_MERGE
 
     def read(
         self, outputs: Mapping[str, Tensor], resized: Resized, size: tuple[int, int], min_score: float
@@ -142,7 +155,7 @@ class QueryNetwork(HubNetwork):
         scores = self._of_classes(probabilities)
         semantic = torch.einsum("pqc,pqhw->pchw", scores, masks)
         scale = min(resized.size[0] / size[0], resized.size[1] / size[1])
-        if resized.patches:  # whose queries are not those of the image
+        if resized.patches:
             return PixelScores(of_patches(semantic, resized.patches, resized.size), size, False).prediction(scale)
         best, label = probabilities[0].max(-1)
         is_object = label < len(self.classes)
