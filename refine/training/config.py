@@ -119,6 +119,8 @@ class LogConfig:
         progress: whether to show a progress bar with the time left, if the output is a terminal.
         checkpoint_every: updates between two checkpoints.
         keep: number of newest checkpoints to keep, in addition to the one with the best PQ.
+        to: services to log to beside OUT/log.jsonl and TensorBoard: "wandb" (Weights & Biases), "mlflow", or both.
+            Their own environment variables choose project, server and offline mode.
     """
 
     every: int = bounded(20, least=1)
@@ -126,6 +128,7 @@ class LogConfig:
     progress: bool = True
     checkpoint_every: int = bounded(5000, least=1)
     keep: int = bounded(2, least=1)
+    to: list[Literal["wandb", "mlflow"]] = field(default_factory=list)
 
 
 @dataclass

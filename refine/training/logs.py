@@ -18,13 +18,14 @@ from torch.utils.tensorboard import SummaryWriter
 from refine.errors import RefineError
 from refine.files import append_bytes, write_error, write_text
 from refine.training.config import LogConfig
+from refine.training.services import SERVICES, Service
 
 WIDTH = 80
 """Maximum length of a line on the terminal."""
 
 
 class RunLog:
-    """Context manager that writes OUT/log.jsonl and OUT/tensorboard and shows a progress bar.
+    """Context manager that writes OUT/log.jsonl and OUT/tensorboard, logs to services and shows a progress bar.
 
     Args:
         out: folder of the run.
@@ -33,10 +34,21 @@ class RunLog:
         max_steps: total number of updates.
         active: whether to log at all; true in the first process only.
         measured: whether to keep the evaluation at `step`; otherwise its lines are removed too.
+        settings: config of the whole run, for the services of `config.to`.
+
+    Raises:
+        RefineError: the folder cannot be written, or a service is not installed or cannot be reached.
     """
 
     def __init__(
-        self, out: str | Path, config: LogConfig, step: int, max_steps: int, active: bool, measured: bool
+        self,
+        out: str | Path,
+        config: LogConfig,
+        step: int,
+        max_steps: int,
+        active: bool,
+        measured: bool,
+        settings: dict[str, Any],
     ) -> None:
         self.active = active
         if not active:
@@ -50,6 +62,7 @@ class RunLog:
         except OSError as error:
             raise RefineError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
         self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1) if config.tensorboard else None
+        self.services: list[Service] = [SERVICES[name](out, settings) for name in dict.fromkeys(config.to)]
         self.console = Console(stderr=True, markup=False, emoji=False)  # names may contain brackets and colons
         self.bar = Progress(
             TextColumn("[bold]train"),
@@ -73,6 +86,8 @@ class RunLog:
         if self.active:
             self.bar.stop()
             self.file.close()
+            for service in self.services:
+                service.close()
             if self.board is not None:
                 with self._told_of():
                     self.board.close()
@@ -83,18 +98,21 @@ class RunLog:
             self.bar.update(self.task, completed=step)
 
     def scalars(self, step: int, group: str, values: dict[str, float]) -> None:
-        """Write one line {"step", "group", values…} (null for NaN), and one TensorBoard point per value.
+        """Write one line {"step", "group", values…} (null for NaN), and one point per value to TensorBoard etc.
 
-        Metrics such as PQ are 0-1 in the file, and percentages in TensorBoard and on the terminal.
+        Metrics such as PQ are 0-1 in the file, and percentages elsewhere and on the terminal.
         """
         if not self.active:
             return
         line = {k: float(f"{v:.6g}") if math.isfinite(v) else None for k, v in values.items()}
         self._write({"step": step, "group": group} | line)
+        points = {f"{group}/{name}": 100 * v if group == "val" else v for name, v in values.items()}
         if self.board is not None:
             with self._told_of():
-                for name, value in values.items():
-                    self.board.add_scalar(f"{group}/{name}", 100 * value if group == "val" else value, step)
+                for name, value in points.items():
+                    self.board.add_scalar(name, value, step)
+        for service in self.services:
+            service.scalars(step, {name: value for name, value in points.items() if math.isfinite(value)})
         self.bar.update(self.task, note=one_line("", values))
         if self.bar.disable:
             self._print(one_line(f"step {step} " if group == "train" else f"step {step} {group} ", values))

@@ -10,6 +10,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
@@ -20,7 +21,7 @@ from refine.checkpoint.folder import SavedModel, load_matching
 from refine.data.build import build_dataset
 from refine.data.loader import PanopticDataset
 from refine.data.workers import worker_failures
-from refine.errors import RefineError, WriteError
+from refine.errors import RefineError, WriteError, is_out_of_memory
 from refine.files import read_json
 from refine.fusion.config import Head, check_method
 from refine.inference.drawings import Drawings
@@ -97,6 +98,14 @@ def train(
             raise RefineError(f"{config.out}: holds a run already; resume it (--resume) or choose another --out")
         try:
             return _Run(config, group, last).run(request, deadline)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise RefineError(
+                f"not enough memory for an update; increase optim.accumulate (now {config.optim.accumulate}), "
+                f"the number of parts of a batch, or lower optim.batch_size (now {config.optim.batch_size}), "
+                f"augment.short or augment.long, or set optim.precision to bf16"
+            ) from error
         except WriteError as error:
             kept = last_checkpoint(config.out)
             if kept is None:
@@ -142,7 +151,9 @@ class _Run:
         measured = last is not None and bool(read_metrics(last))
         self.measured_step = step if measured else 0
         self.saved_step = step if last is not None else -1
-        self.log = RunLog(config.out, config.log, step, config.optim.max_steps, group.first, measured)
+        self.log = RunLog(
+            config.out, config.log, step, config.optim.max_steps, group.first, measured, asdict(config)
+        )
         self.log.message(step, self._start_message(last, fresh))
 
     def run(self, stop: Stop, deadline: float | None = None) -> Path:

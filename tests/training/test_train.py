@@ -12,6 +12,7 @@ from refine.errors import RefineError
 from refine.training.config import RunConfig
 from refine.training.logs import read_log
 from refine.training.train import train
+from refine.training.update import TrainingModule
 
 
 @pytest.fixture
@@ -173,3 +174,14 @@ def test_reduced_precision(config: RunConfig) -> None:
     train(config)
     lines = read_log(Path(config.out) / "log.jsonl")
     assert lines[-1]["loss"] > 0
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")])
+def test_too_little_memory_is_reported_with_what_to_lower(error, tmp_path, monkeypatch):
+    def fail(module, parts):
+        raise error
+
+    monkeypatch.setattr(TrainingModule, "update", fail)
+    config = tiny_run(write_dataset(tmp_path / "data"), tmp_path / "out")
+    with pytest.raises(RefineError, match=r"increase optim.accumulate \(now 1\).*lower optim.batch_size"):
+        train(config)
