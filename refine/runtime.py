@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -94,8 +94,11 @@ def is_first() -> bool:
 
 
 @contextmanager
-def processes(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[Processes]:
+def processes(device: str = "auto") -> Iterator[Processes]:
     """Join the process group that torchrun started; without torchrun, yield a group of this process alone.
+
+    Args:
+        device: "cpu", "cuda", or "auto" for the GPUs if there are any; another one only without torchrun.
 
     A nested call reuses the outer group: joining twice in one run could reach addresses that the other processes
     have left.
@@ -103,6 +106,11 @@ def processes(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[Proce
     Raises:
         RefineError: `device` is "cuda" and there is no GPU, or a machine has more processes than GPUs.
     """
+    if device not in ("auto", "cpu", "cuda"):
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise RefineError(f"device {device}: under torchrun each process takes its own GPU; give cuda or cpu")
+        yield Processes(0, 1, find_device(device))
+        return
     cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
     local = int(os.environ.get("LOCAL_RANK", 0))
     if cuda and local >= torch.cuda.device_count():

@@ -6,7 +6,19 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "refine"
-GROUND = {"errors", "bounds", "cores", "files", "compiled", "config", "runtime", "tensors", "structures", "ops"}
+GROUND = {
+    "errors",
+    "bounds",
+    "cores",
+    "files",
+    "storage",
+    "compiled",
+    "config",
+    "runtime",
+    "tensors",
+    "structures",
+    "ops",
+}
 NETWORK = GROUND | {"modeling", "fusion", "formats"}
 MIDDLE = NETWORK | {"drawing", "savers", "evaluation", "data", "checkpoint", "networks"}
 ALLOWED = {
@@ -15,6 +27,7 @@ ALLOWED = {
     "cores": set(),
     "compiled": {"errors", "files"},
     "files": {"errors"},
+    "storage": {"errors", "files"},
     "config": {"errors", "bounds", "files"},
     "runtime": {"errors", "cores"},
     "tensors": {"errors", "files"},

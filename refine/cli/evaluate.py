@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from refine.cli.networks import add_model, check_model, note_remarks
 from refine.cli.options import (
     FUSION,
     add_fusion,
     add_image_options,
+    add_ray,
     add_threads,
+    connect,
     count_from,
     fusion_changes,
     image_options,
@@ -20,6 +24,9 @@ from refine.cli.options import (
     require_paths,
     tell,
 )
+
+if TYPE_CHECKING:
+    from refine.data.config import DatasetConfig
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
@@ -46,6 +53,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     add_threads(model)
     model.add_argument("--method", help="fusion rule (default: the checkpoint's)")
     add_fusion(model)
+    add_ray(model)
     add_image_options(parser)
     model.add_argument(
         "--ap-detections",
@@ -112,40 +120,32 @@ def _files(options: argparse.Namespace) -> None:
 
 def _model(options: argparse.Namespace) -> None:
     from refine.data.build import build_dataset
-    from refine.data.config import DatasetConfig
-    from refine.errors import RefineError
     from refine.inference.drawings import write_worst
     from refine.inference.evaluate import evaluate
+    from refine.inference.image_job import JobSettings
     from refine.inference.limits import ELSEWHERE
     from refine.inference.measures import BoxAndMaskAP, Missable, Quality
-    from refine.inference.predictor import Predictor
-    from refine.runtime import set_threads
+    from refine.inference.on_ray import evaluate_on
+    from refine.runtime import processes, set_threads
 
-    images = image_options(options)
-    if images.range == "full":
-        raise RefineError("--range full: expected two numbers, such as 0 65535")
-    data = DatasetConfig(
-        images=options.images,
-        json=options.json,
-        segments=options.segments,
-        remap=options.remap,
-        instances=options.instances,
-        exif=options.exif,
-        page=images.page,
-        channel=images.channel,
-        range=images.range,
-    )
-    if options.cityscapes:
-        data = DatasetConfig(kind="cityscapes", root=options.cityscapes, split=options.split)
+    data = _dataset(options)
     dataset = build_dataset(data)
     set_threads(options.threads)
-    predictor = Predictor(
-        options.model, device=options.device, method=options.method, fusion=fusion_changes(options)
-    )
-    note_remarks(predictor.network)
-    missable = Missable(predictor.limits())
-    measures = [Quality(), BoxAndMaskAP(options.ap_detections), missable]
-    evaluation = evaluate(predictor, dataset, measures=measures, max_images=options.max_images)
+    cluster = connect(options)
+    device = "cpu" if cluster else options.device
+    settings = JobSettings(options.model, device, options.method, fusion_changes(options))
+    with processes(settings.device or "auto") as group:
+        predictor = (settings if group.count == 1 else replace(settings, device=str(group.device))).predictor()
+        if group.first:
+            note_remarks(predictor.network)
+        measures = [Quality(), BoxAndMaskAP(options.ap_detections), Missable(predictor.limits())]
+        if cluster is None:
+            evaluation = evaluate(predictor, dataset, measures=measures, max_images=options.max_images, group=group)
+        else:
+            images = min(options.max_images or len(dataset), len(dataset))
+            evaluation = evaluate_on(cluster, settings, data, measures, images)
+    if not group.first:
+        return
     evaluation.write(options.out)
     print_tables(*evaluation.report.tables())
     limit = evaluation[BoxAndMaskAP].precision.limit
@@ -156,3 +156,25 @@ def _model(options: argparse.Namespace) -> None:
     for remark in evaluation[Missable].limits.remarks(ELSEWHERE).values():
         tell("note", remark)
     print(f"written to {options.out}")
+
+
+def _dataset(options: argparse.Namespace) -> DatasetConfig:
+    from refine.data.config import DatasetConfig
+    from refine.errors import RefineError
+
+    images = image_options(options)
+    if images.range == "full":
+        raise RefineError("--range full: expected two numbers, such as 0 65535")
+    if options.cityscapes:
+        return DatasetConfig(kind="cityscapes", root=options.cityscapes, split=options.split)
+    return DatasetConfig(
+        images=options.images,
+        json=options.json,
+        segments=options.segments,
+        remap=options.remap,
+        instances=options.instances,
+        exif=options.exif,
+        page=images.page,
+        channel=images.channel,
+        range=images.range,
+    )

@@ -39,6 +39,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     from refine.inference.limits import ELSEWHERE
     from refine.inference.predictor import Predictor
     from refine.runtime import set_threads
+    from refine.storage import local_copy
 
     set_threads(options.threads)
     predictor = Predictor(options.model, device=options.device, fusion=fusion_changes(options))
@@ -49,7 +50,8 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     limits = predictor.limits()
 
     def explain_one(file: ImageFile) -> str:
-        image = read_image(file.path, options=file.reading(reading), notify=note)
+        with local_copy(file.path) as path:
+            image = read_image(path, options=file.reading(reading), notify=note)
         raw = predictor.predict_raw([image])[0]
         limits.add(file.name, raw, predictor.fusion.score_threshold)
         explanation = explain(

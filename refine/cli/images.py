@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Protocol, TypeVar
 
@@ -18,8 +17,8 @@ from refine.cli.networks import add_model
 from refine.cli.options import PIPE_CLOSED, add_fusion, add_threads, tell
 from refine.cli.sources import local_sources
 from refine.errors import RefineError, WriteError, is_out_of_memory, printable
-from refine.files import write_json
 from refine.formats.image_list import ImageFile, list_images, list_pages
+from refine.storage import Location, write_json
 
 T = TypeVar("T")
 
@@ -126,7 +125,7 @@ def _problem(file: ImageFile, error: Exception) -> str:
     return str(error) if str(file.path) in str(error) else f"{file.path}: {error}"
 
 
-def write_failures(path: Path, failures: Sequence[Failure]) -> None:
+def write_failures(path: Location, failures: Sequence[Failure]) -> None:
     """Write the images that failed, with ids and messages, as JSON; without failures, remove an earlier file."""
     if failures:
         content = [{"id": f.file.id, "file_name": f.file.name, "error": f.problem} for f in failures]

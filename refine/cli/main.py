@@ -17,6 +17,7 @@ from refine.errors import RefineError, is_out_of_memory
 
 COMMANDS = {
     "predict": "segment images; write COCO panoptic PNGs and JSON, and overlays",
+    "merge": "join the results of refine predict --shard 1/N … N/N into one panoptic.json",
     "explain": "show, for each fusion rule, which instance lies in front and what was erased (PNG and JSON)",
     "serve": "start a local web page for segmenting images and inspecting the results",
     "evaluate": "compute PQ (and AP) of a model on a data set, or PQ of result files",

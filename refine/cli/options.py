@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from refine.errors import RefineError, printable
+from refine.storage import Location, Url, location
 
 if TYPE_CHECKING:  # their packages import torch, which would delay every --help
     from refine.formats.raw import ImageOptions
     from refine.fusion.config import FusionConfig
+    from refine.inference.on_ray import Cluster
 
 FUSION = (
     "score_threshold",
@@ -104,7 +106,7 @@ def require_paths(paths: Iterable[str | Path | None]) -> None:
 
 
 def refuse_overwriting(
-    option: str, written: Iterable[str | Path | None], read: Iterable[str | Path | None]
+    option: str, written: Iterable[str | Location | None], read: Iterable[str | Location | None]
 ) -> None:
     """Raise RefineError if an output path is also an input path.
 
@@ -113,9 +115,10 @@ def refuse_overwriting(
         written: files or folders to be written; None and "" are ignored.
         read: input files or folders; None and "" are ignored.
     """
-    inputs = {Path(path).resolve() for path in read if path and Path(path).exists()}
+    places = (location(path) for path in read if path)
+    inputs = {place.resolve() for place in places if isinstance(place, Url) or place.exists()}
     for path in written:
-        if path and Path(path).resolve() in inputs:
+        if path and location(path).resolve() in inputs:
             raise RefineError(f"{option} {path}: is also an input file; choose a different path")
 
 
@@ -192,3 +195,24 @@ def image_options(options: argparse.Namespace) -> ImageOptions:
     if not low < high < math.inf or low == -math.inf:
         raise RefineError(f"--range {' '.join(words)}: expected two increasing numbers or `full`, after all images")
     return ImageOptions(page, options.channel, (low, high))
+
+
+def add_ray(parser: Any) -> None:
+    """Add `--ray` to a parser or an argument group; see `connect`."""
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="run on a Ray cluster (default: RAY_ADDRESS, else one started on this machine); every machine needs "
+        "the same paths; --threads is per actor (default: 1)",
+    )
+
+
+def connect(options: argparse.Namespace) -> Cluster | None:
+    """Connect to the cluster of `--ray`; None without this option."""
+    if options.ray is None:
+        return None
+    from refine.inference.on_ray import Cluster
+
+    return Cluster(options.ray, options.device, options.threads or 1).connect()

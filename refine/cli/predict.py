@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ from refine.cli.images import (
 from refine.cli.networks import check_model, note_remarks
 from refine.cli.options import (
     add_image_options,
+    add_ray,
+    connect,
     count_from,
     fusion_changes,
     image_options,
@@ -27,11 +30,16 @@ from refine.cli.options import (
 )
 from refine.errors import RefineError
 from refine.formats.image_list import ImageFile, result_names
+from refine.formats.shards import Shard
 from refine.fusion.config import OWN_MERGE, FusionConfig, check_known
 from refine.savers import SAVERS, find_savers
+from refine.storage import location
 
 if TYPE_CHECKING:
+    from refine.formats.writer import PredictionWriter
     from refine.inference.image_job import Finished, JobSettings
+    from refine.inference.on_ray import Cluster
+    from refine.inference.predictor import Predictor
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
@@ -44,20 +52,21 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     savers = find_savers(options.save)
     files = _listed(options) if options.json else find_images(options)
     names = result_names(files)
-    out = Path(options.out)
+    if options.shard:
+        files = options.shard.of(files)
+    out = location(options.out)
     written = [f"panoptic/{n}.png" for n in names]
     written += [path for file in files for saver in savers for path in saver.paths(file.name, ())]
     refuse_overwriting("--out: its", (out / path for path in written), (file.path for file in files))
 
     from refine.formats.writer import PredictionWriter
-    from refine.inference.image_job import ImageJob
     from refine.inference.limits import IN_PREDICT
-    from refine.inference.pipeline import Workers, run_pipeline
     from refine.runtime import set_threads
 
     set_threads(options.threads)
     settings = _settings(options)
-    predictor = settings.predictor()
+    cluster = connect(options)
+    predictor = (settings if cluster is None else replace(settings, device="cpu")).predictor()
     note_remarks(predictor.network)
     limits, failures = predictor.limits(), list[Failure]()
 
@@ -70,25 +79,69 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
 
     try:
         info = settings.info(predictor)
-        with PredictionWriter(out, predictor.categories, info, journal=True, savers=savers) as writer:
+        with PredictionWriter(
+            out, predictor.categories, info, journal=True, shard=options.shard, savers=savers
+        ) as writer:
             finished = writer.resume(files) if options.resume else set()
             if finished:
                 note(f"{len(finished)} of {len(files)} images are finished already")
             left = [file for file in files if file.name not in finished]
-            workers = Workers.on(predictor.device.type, options.batch)
-            outcomes = run_pipeline(left, ImageJob(settings, predictor, writer), workers)
+            if cluster is None:
+                outcomes = _here(left, settings, predictor, writer, options.batch)
+            else:
+                outcomes = _on(cluster, left, files, settings, writer, options.save)
             for_each(left, outcomes, record, failures)
     finally:
-        write_failures(out / "failed.json", failures)
+        write_failures(options.shard.failures(out) if options.shard else out / "failed.json", failures)
     for remark in limits.remarks(IN_PREDICT).values():
         note(remark)
-    if SAVERS["overlay"] in savers:
+    if SAVERS["overlay"] in savers and isinstance(out, Path) and options.shard is None:
         from refine.drawing.overlay_video import write_overlay_videos
 
         for video in write_overlay_videos(files, out / "overlays"):
             print(f"video of the overlays: {video}")
     hint = f"; to look at them, open {out / 'overlays'}" if SAVERS["overlay"] in savers else ""
     finish(failures, files, options.out, f"results of model {options.model}", hint)
+
+
+Outcomes = Iterator[tuple[ImageFile, "Finished | Exception"]]
+
+
+def _here(
+    files: Sequence[ImageFile],
+    settings: JobSettings,
+    predictor: Predictor,
+    writer: PredictionWriter,
+    batch: int | None,
+) -> Outcomes:
+    """Predict images in this process."""
+    from refine.inference.image_job import ImageJob
+    from refine.inference.pipeline import Workers, run_pipeline
+
+    workers = Workers.on(predictor.device.type, batch)
+    return run_pipeline(files, ImageJob(settings, predictor, writer), workers)
+
+
+def _on(
+    cluster: Cluster,
+    files: Sequence[ImageFile],
+    order: Sequence[ImageFile],
+    settings: JobSettings,
+    writer: PredictionWriter,
+    save: str,
+) -> Outcomes:
+    """Predict images on a cluster; they finish in any order, and are listed in that of `order`."""
+    from refine.inference.on_ray import PredictWorker
+
+    writer.expect(order)
+    writer.begin()
+    arguments = {
+        "settings": replace(settings, device=cluster.device),
+        "out": writer.out.resolve(),
+        "save": save,
+        "threads": cluster.threads,
+    }
+    return cluster.map([replace(file, path=file.path.resolve()) for file in files], PredictWorker, arguments)
 
 
 def _parser(prog: str, description: str) -> argparse.ArgumentParser:
@@ -120,8 +173,22 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
         + " (default: %(default)s)",
     )
     parser.add_argument("--resume", action="store_true", help="keep the finished results of the same run in --out")
+    parser.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="predict the I-th of N parts of the images, for job arrays; all with one --out, then refine merge OUT",
+    )
+    add_ray(parser)
     add_image_options(parser, all_pages=True)
     return parser
+
+
+def _shard(text: str) -> Shard:
+    try:
+        return Shard.parse(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r:.40}: expected I/N, such as 1/8, with I from 1 to N") from None
 
 
 def _batch(text: str) -> int | None:
@@ -150,9 +217,10 @@ def _listed(options: argparse.Namespace) -> list[ImageFile]:
 
     if options.page == "all":
         raise RefineError("--page all: --json lists the images; give one page, or leave out --json")
-    if len(options.source) != 1 or not Path(options.source[0]).is_dir():
+    folder = location(options.source[0])
+    if len(options.source) != 1 or not folder.is_dir():
         raise RefineError("--json: give one folder that holds the images of the data set")
-    folder, files = Path(options.source[0]), []
+    files = []
     for image_id, image in PanopticJson(options.json, needs=("images", "categories")).images.items():
         assert image.file_name is not None  # checked by the reader
         files.append(ImageFile(folder / image.file_name, image.file_name, image_id, image.size))

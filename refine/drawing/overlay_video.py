@@ -10,6 +10,7 @@ from PIL import Image
 
 from refine.formats.image_list import VIDEOS, ImageFile
 from refine.formats.video import frame_rate, write_video
+from refine.storage import Location, local_copy
 
 
 def write_overlay_videos(files: Iterable[ImageFile], folder: Path) -> list[Path]:
@@ -27,7 +28,7 @@ def write_overlay_videos(files: Iterable[ImageFile], folder: Path) -> list[Path]
     Raises:
         WriteError: a video cannot be written.
     """
-    frames: dict[Path, list[Path]] = {}
+    frames: dict[Location, list[Path]] = {}
     for file in files:
         if file.page is not None and file.path.suffix.lower() in VIDEOS:
             frames.setdefault(file.path, []).append(folder / PurePath(file.name).with_suffix(".jpg"))
@@ -38,7 +39,8 @@ def write_overlay_videos(files: Iterable[ImageFile], folder: Path) -> list[Path]
             target = overlays[0].parent.with_name(f"{overlays[0].parent.name}.mp4")
             newest = max(path.stat().st_mtime for path in overlays)
             if not target.exists() or target.stat().st_mtime < newest:
-                write_video(target, _decoded(overlays), frame_rate(video))
+                with local_copy(video) as path:
+                    write_video(target, _decoded(overlays), frame_rate(path))
             written.append(target)
     return written
 

@@ -11,10 +11,10 @@ import deflate
 import numpy as np
 
 from refine.errors import RefineError
-from refine.files import write_bytes
 from refine.formats import png_runs
 from refine.formats.png import GRAY, PALETTE, RGB, RGBA, PngData, read_container
 from refine.formats.runs import Runs
+from refine.storage import Location, write_bytes
 
 _LARGE = 2**24
 """Number of pixels above which maps are decoded one at a time, to limit memory with any number of threads."""
@@ -95,7 +95,7 @@ def _decode(png: PngData, path: str | Path, flags: int = -1) -> np.ndarray:
     return pixels
 
 
-def write_png(path: str | Path, segment_ids: np.ndarray) -> None:
+def write_png(path: str | Location, segment_ids: np.ndarray) -> None:
     """Write segment ids, [H, W] integer, as an id-PNG, atomically.
 
     Raises:

@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Literal
 
 from refine.errors import RefineError
+from refine.storage import Location, Url, list_folder, local_copy, location
 
 SLIDES = {".svs", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif"}
 """Suffixes of slides that OpenSlide reads."""
@@ -31,7 +32,7 @@ class ImageFile:
     """One image to read.
 
     Attributes:
-        path: path of the file.
+        path: path or URL of the file.
         name: relative path with "/" that identifies the image in results.
         id: image id in results.
         size: (height, width) in pixels stated by the data set, or None.
@@ -39,7 +40,7 @@ class ImageFile:
             options choose the page.
     """
 
-    path: Path
+    path: Location
     name: str
     id: int | str
     size: tuple[int, int] | None = None
@@ -64,7 +65,7 @@ def list_images(
     skipped, as in shells.
 
     Args:
-        sources: paths and glob patterns ("**" matches any number of folders).
+        sources: paths, URLs and glob patterns ("**" matches any number of folders).
         recursive: whether to search subfolders of folders.
         skip: folder to skip even if it lies in a source, such as the folder of results.
         notify: called with a one-line note about skipped images.
@@ -72,9 +73,12 @@ def list_images(
     Raises:
         RefineError: a source contains no image.
     """
-    found: dict[Path, str] = {}
+    found: dict[Location, str] = {}
     for source in sources:
-        path = Path(source)
+        path = location(source)
+        if isinstance(path, Url):
+            found |= {url: name for url, name in _in_store(path, recursive) if url not in found}
+            continue
         if path.is_dir():
             files, root = sorted(_in_folder(path, recursive, skip)), path
             _check_subfolders(path, recursive, skip, bool(files), notify)
@@ -118,14 +122,30 @@ def list_pages(files: Iterable[ImageFile], page: int | Literal["all"] | None) ->
     return images
 
 
-def _count_pages(path: Path, is_video: bool) -> int:
-    if is_video:
-        from refine.formats.video import count_frames
+def _count_pages(place: Location, is_video: bool) -> int:
+    with local_copy(place) as path:
+        if is_video:
+            from refine.formats.video import count_frames
 
-        return count_frames(path)
-    from refine.formats.images import count_pages  # imported late: imports torch
+            return count_frames(path)
+        from refine.formats.images import count_pages  # imported late: imports torch
 
-    return count_pages(path)
+        return count_pages(path)
+
+
+def _in_store(source: Url, recursive: bool) -> list[tuple[Url, str]]:
+    """Return the images of a URL, which is a file, a folder or a pattern, with their names."""
+    if glob.has_magic(str(source)):
+        root = Url("/".join(takewhile(lambda part: not glob.has_magic(part), str(source).split("/"))))
+        files = list(root.glob(str(source).removeprefix(f"{root}/")))
+    elif source.is_file():
+        return [(source, source.name)]
+    else:
+        root, files = source, list_folder(source, recursive)
+    images = [(url, str(url).removeprefix(f"{root}/")) for url in files if _is_image(url.name)]
+    if not images:
+        raise RefineError(f"{source}: contains no image; give a file, a folder or a pattern in quotes")
+    return images
 
 
 def result_names(files: Iterable[ImageFile]) -> dict[str, ImageFile]:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from refine.errors import RefineError, WriteError
 from refine.files import append_bytes, write_error
+from refine.storage import Location, Url, local_copy, write_bytes
+
+STORE_EVERY = 30.0
+"""Seconds between two files of lines in an object store."""
 
 try:
     import fcntl
@@ -121,7 +127,70 @@ class Journal:
             raise write_error(self.path, error) from error
 
 
-def other_settings(path: Path, then: Any, now: dict[str, Any]) -> RefineError:
+class StoredJournal(Journal):
+    """Journal in an object store, where nothing can be appended: a folder of files with lines in order.
+
+    The lines are collected in a local file, and stored every `STORE_EVERY` seconds and at the end. A run that is
+    killed loses those that were not stored; `resume` predicts their images again.
+
+    Args:
+        url: folder of the files.
+        settings, keep: as for `Journal`.
+    """
+
+    def __init__(self, url: Url, settings: dict[str, Any], keep: bool = False) -> None:
+        self._url, self._folder = url, tempfile.TemporaryDirectory()
+        local = Path(self._folder.name) / url.name
+        stored = list(url.glob("*.jsonl"))
+        if keep:
+            with local.open("wb") as file:
+                for part in stored:
+                    with local_copy(part) as copy:
+                        file.write(copy.read_bytes())
+        else:
+            for part in stored:
+                part.unlink()
+            stored = []
+        self._parts, self._stored, self._time = len(stored), local.stat().st_size if keep else 0, time.monotonic()
+        super().__init__(local, settings, keep)
+        self._store()
+
+    def append(self, value: Any) -> int:
+        offset = super().append(value)
+        if time.monotonic() - self._time >= STORE_EVERY:
+            self._store()
+        return offset
+
+    def remove(self) -> None:
+        super().remove()
+        for part in self._url.glob("*.jsonl"):
+            part.unlink()
+        self._folder.cleanup()
+
+    def close(self) -> None:
+        self._store()
+        super().close()
+        self._folder.cleanup()
+
+    def _store(self) -> None:
+        """Store the lines that are not stored yet as one file."""
+        self._time = time.monotonic()
+        with self.path.open("rb") as file:
+            file.seek(self._stored)
+            if new := file.read():
+                self._parts += 1
+                write_bytes(self._url / f"{self._parts:08}.jsonl", new)
+                self._stored += len(new)
+
+
+def open_journal(place: Location, settings: dict[str, Any], keep: bool = False) -> Journal:
+    """Open the journal at a path, or that in an object store; see `Journal`."""
+    if isinstance(place, Url):
+        return StoredJournal(place, settings, keep)
+    return Journal(place, settings, keep)
+
+
+def other_settings(path: Location, then: Any, now: dict[str, Any]) -> RefineError:
     """Return the error for results that were written with other settings; it names the first difference."""
     then = then if isinstance(then, dict) else {}
     key = next(key for key in now | then if now.get(key) != then.get(key))

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
-from refine.files import replacing
+from refine.storage import Location, replacing
 
 Entry = dict[str, dict[str, Any]]
 """`image` and `annotation` of a result, entries of the JSON."""
 
 
 def stream_panoptic_json(
-    path: Path,
+    path: Location,
     entries: Callable[[], Iterable[Entry]],
     categories: list[dict[str, Any]],
     info: dict[str, Any] | None = None,

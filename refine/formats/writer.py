@@ -3,43 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path, PurePath
 from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from refine.errors import RefineError
-from refine.files import name_problem, read_json, replacing, write_bytes, write_error
-from refine.formats.id_png import write_png
+from refine.files import read_json
 from refine.formats.image_list import ImageFile
-from refine.formats.journal import Journal, other_settings
-from refine.formats.png import read_container
-from refine.formats.results.saver import Part, Saver
-from refine.formats.runs import Runs
+from refine.formats.journal import Journal, open_journal, other_settings
+from refine.formats.result_files import ResultFiles, Written, png_name, remove
+from refine.formats.results.saver import Saver
+from refine.formats.shards import Shard, ShardHead, read_shard, write_joint_files, write_shard
 from refine.formats.stream import Entry, stream_panoptic_json
+from refine.storage import Location, Url, local_copy, location
 
 if TYPE_CHECKING:
     from refine.structures import Categories, PanopticResult
 
 JOURNAL = "unfinished.jsonl"
 """Name of the journal in the folder of results."""
-
-
-@dataclass(frozen=True)
-class Written:
-    """Result whose files are written; `PredictionWriter.record` lists it.
-
-    Attributes:
-        entry: `image` and `annotation` of the JSON.
-        paths: the files, first the PNG.
-    """
-
-    entry: Entry
-    paths: list[Path]
 
 
 class PredictionWriter:
@@ -56,30 +38,36 @@ class PredictionWriter:
     a few hundred bytes per image, whatever the number of its segments.
 
     Args:
-        out: output folder, created if necessary.
+        out: path or URL of the output folder, created if necessary.
         categories: categories of the results.
         info: settings that the results depend on, written to `info` of the JSON; None omits the field.
         journal: whether OUT/unfinished.jsonl is kept if the block raises an exception, for `resume`, which also
             finds it after the process was killed.
+        shard: (number, count) if this run writes one of `count` parts of the results, of which `merge_shards` makes
+            the JSON.
         savers: further formats. A result counts as complete if it has the files of all of them. Those that join
             all images in one file get it from the complete results, before the JSON is written.
     """
 
     def __init__(
         self,
-        out: str | Path,
+        out: str | Location,
         categories: Categories,
         info: dict[str, Any] | None = None,
         *,
         journal: bool = False,
+        shard: Shard | None = None,
         savers: Sequence[Saver] = (),
     ) -> None:
-        self.out = Path(out)
+        self.out = location(out)
         self.json = self.out / "panoptic.json"
         self.categories = categories
         self.savers = savers
+        self._files = ResultFiles(self.out, savers)
         self._info = info
         self._keep_journal = journal
+        self._shard = shard
+        self._journal_path = self.out / (JOURNAL if shard is None else f"unfinished.{shard}.jsonl")
         self._journal: Journal | None = None
         self._lines: dict[str, int] = {}  # name of each PNG -> offset of its line in the journal
         self._ids: set[int | str] = set()
@@ -90,7 +78,7 @@ class PredictionWriter:
 
     def expect(self, images: Iterable[ImageFile]) -> None:
         """Set the order in which the JSON lists the images; without it, that of recording."""
-        self._rank = {_png_name(image.name): n for n, image in enumerate(images)}
+        self._rank = {png_name(image.name): n for n, image in enumerate(images)}
 
     def resume(self, images: Sequence[ImageFile]) -> set[str]:
         """Reuse the complete results of an earlier run, from its journal or else from its JSON.
@@ -107,18 +95,19 @@ class PredictionWriter:
             RefineError: the earlier results were written with other settings.
         """
         self.expect(images)
-        path = self.out / JOURNAL
-        earlier = [] if path.is_file() else self._read_json()
-        if not (earlier or path.is_file()):
+        path = self._journal_path
+        found = path.is_file() or (isinstance(path, Url) and path.is_dir())
+        earlier = [] if found else self._earlier()
+        if not (earlier or found):
             return set()
-        self._journal = journal = Journal(path, self._settings(), keep=True)
+        self._journal = journal = open_journal(path, self._settings(), keep=True)
         for entry in earlier:
             journal.append(entry)
         latest = {entry["image"]["file_name"]: offset for offset, entry in journal.entries()}
         known = [image for image in images if image.name in latest]
         finished = set()
         for image, entry in zip(known, journal.read(latest[image.name] for image in known), strict=True):
-            if self._is_complete(entry, image):
+            if self._files.are_complete(entry, image):
                 png = entry["annotation"]["file_name"]
                 if entry["image"]["id"] != image.id:
                     self._new_ids[png] = image.id
@@ -133,7 +122,7 @@ class PredictionWriter:
         file_name: str,
         result: PanopticResult,
         files: Iterable[tuple[str, bytes]] = (),
-    ) -> Path:
+    ) -> Location:
         """Write and record one result, and return the path of its PNG; arguments and errors as in `write`."""
         written = self.write(image_id, file_name, result, files)
         self.record(written)
@@ -160,33 +149,13 @@ class PredictionWriter:
             WriteError: a file cannot be written. No file of this result remains, nor after an interruption.
             ValueError: areas of map and segments differ.
         """
-        if problem := name_problem(file_name):
-            raise RefineError(problem)
-        png = _png_name(file_name)
+        png = png_name(file_name)
         if png in self._lines:
             raise RefineError(f"{file_name}: two images would be written as {png}; rename one")
         if image_id in self._ids:
             raise RefineError(f"{file_name}: image id {image_id} is already used; give each image its own id")
-        segment_ids = result.segment_ids.cpu().numpy()
-        _check_areas(result, segment_ids)
-        self._begin()
-        height, width = segment_ids.shape
-        entry = {
-            "image": {"id": image_id, "file_name": file_name, "height": height, "width": width},
-            "annotation": result.to_coco(image_id, png),
-        }
-        written = Written(entry, [self.out / "panoptic" / png])
-        try:
-            for file in (file for saver in self.savers for file in saver.earlier(self.out, file_name)):
-                _remove(file)
-            write_png(written.paths[0], segment_ids)
-            for name, content in files:
-                written.paths.append(self.out / name)
-                write_bytes(written.paths[-1], content)
-        except BaseException:  # also Ctrl-C
-            self.discard(written)
-            raise
-        return written
+        self.begin()
+        return self._files.write(image_id, file_name, result, files)
 
     def record(self, written: Written) -> None:
         """List a result in the journal, and later in the JSON.
@@ -206,27 +175,21 @@ class PredictionWriter:
     def discard(self, written: Written) -> None:
         """Remove the files of a result unless it is recorded."""
         if written.entry["annotation"]["file_name"] not in self._lines:
-            for path in written.paths:
-                with suppress(OSError):  # if the disk rejects this too, the file was never written
-                    path.unlink()
+            self._files.discard(written)
 
-    def close(self) -> Path:
-        """Write the files that join all images, then the JSON, and return its path."""
-        for saver in self.savers:
-            if saver.joint and saver.join:
-                with replacing(self.out / saver.joint) as file:
-                    file.writelines(saver.join(self._parts(saver), self.categories))
-        stream_panoptic_json(self.json, self._entries, self.categories.to_json(), self._info)
+    def close(self) -> Location:
+        """Write the files that join all images and then the JSON, or the list of this shard; return its path."""
+        if self._shard is not None:
+            path = self._shard.path(self.out)
+            joint = [saver.joint for saver in self.savers if saver.joint]
+            write_shard(path, ShardHead(self._info, self.categories.to_json(), joint), self._entries())
+        else:
+            path = self.json
+            write_joint_files(self.out, self.savers, self._entries, self.categories)
+            stream_panoptic_json(path, self._entries, self.categories.to_json(), self._info)
         if self._journal is not None:
             self._journal.remove()
-        return self.json
-
-    def _parts(self, saver: Saver) -> Iterator[Part]:
-        """Yield the parts that a saver's joint file is made from."""
-        for entry in self._entries():
-            if PurePath(entry["annotation"]["file_name"]).suffix == ".png":  # larger maps have no other files
-                (path,) = saver.paths(entry["image"]["file_name"], entry["annotation"]["segments_info"])
-                yield entry["image"], read_json(self.out / path)
+        return path
 
     def __enter__(self) -> PredictionWriter:
         return self
@@ -242,15 +205,16 @@ class PredictionWriter:
     def _settings(self) -> dict[str, Any]:
         return self._info or {}
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         """Prepare for the first result: open the journal and remove files about results that will be replaced."""
         with self._beginning:
             if self._begun:
                 return
             if self._journal is None:
-                self._journal = Journal(self.out / JOURNAL, self._settings())
-            for path in (self.json, *(self.out / saver.joint for saver in self.savers if saver.joint)):
-                _remove(path)
+                self._journal = open_journal(self._journal_path, self._settings())
+            stale = [self.json, *(self.out / saver.joint for saver in self.savers if saver.joint)]
+            for path in stale if self._shard is None else [*stale, self._shard.path(self.out)]:
+                remove(path)
             self._begun = True
 
     def _entries(self) -> Iterator[Entry]:
@@ -263,11 +227,17 @@ class PredictionWriter:
                 entry["image"]["id"] = entry["annotation"]["image_id"] = self._new_ids[png]
             yield entry
 
-    def _read_json(self) -> list[Entry]:
-        """Return the entries of an existing JSON."""
+    def _earlier(self) -> list[Entry]:
+        """Return the entries of an existing list of this shard, or else of an existing JSON."""
+        if self._shard is not None and (path := self._shard.path(self.out)).is_file():
+            head, entries = read_shard(path)
+            if (head.info or {}) != self._settings():
+                raise other_settings(path, head.info, self._settings())
+            return list(entries)
         if not self.json.is_file():
             return []
-        content = read_json(self.json)
+        with local_copy(self.json) as copy:
+            content = read_json(copy)
         match content:
             case {"images": list() as images, "annotations": list() as annotations, "info": dict() as info}:
                 if info != self._settings():
@@ -275,39 +245,3 @@ class PredictionWriter:
                 maps = {annotation["image_id"]: annotation for annotation in annotations}
                 return [{"image": i, "annotation": maps[i["id"]]} for i in images if i["id"] in maps]
         raise other_settings(self.json, {}, self._settings())
-
-    def _is_complete(self, entry: Entry, image: ImageFile) -> bool:
-        """Return whether the files of a result are complete and not older than the image."""
-        path = self.out / "panoptic" / entry["annotation"]["file_name"]
-        infos = entry["annotation"]["segments_info"]
-        names = [name for saver in self.savers for name in saver.paths(image.name, infos)]
-        try:
-            read_container(path, (entry["image"]["height"], entry["image"]["width"]))
-            since = image.path.stat().st_mtime if image.path.exists() else 0.0
-            return all(file.stat().st_mtime >= since for file in (path, *(self.out / name for name in names)))
-        except (RefineError, OSError):
-            return False
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise write_error(path, error) from error
-
-
-def _png_name(file_name: str) -> str:
-    """Return the name of an image's PNG relative to its folder."""
-    return PurePath(file_name).with_suffix(".png").as_posix()
-
-
-def _check_areas(result: PanopticResult, segment_ids: np.ndarray) -> None:
-    """Raise ValueError if the areas of the segments differ from the pixels of the map."""
-    ids, pixels = Runs.from_map(segment_ids).areas()
-    shown = {i: n for i, n in zip(ids.tolist(), pixels.tolist(), strict=True) if i}
-    stated = {segment.id: segment.area for segment in result.segments}
-    if shown != stated:
-        wrong = min(i for i in shown | stated if shown.get(i) != stated.get(i))
-        raise ValueError(
-            f"PanopticResult: segment {wrong} has {shown.get(wrong, 0)} pixels, but its area is {stated.get(wrong)}"
-        )

@@ -133,7 +133,8 @@ def evaluate(
         measures: measures to compute, at most one of each class; None stands for `Quality` alone.
         max_images: maximum number of images; the first ones are used.
         workers: number of processes that read images.
-        group: processes that share the images; each returns the evaluation of all images.
+        group: processes that share the images, each a contiguous part, so that the order of all images is that of
+            the data set; each process returns the evaluation of all images.
 
     Returns:
         One evaluation, or one per rule if `rules` is given.
@@ -151,7 +152,8 @@ def evaluate(
     everything = any(measure.all_detections for measure in requested)
     min_score = 0.0 if everything else min(config.score_threshold for _, config in pairs)
     total = min(max_images or len(dataset), len(dataset))
-    for index, image, truth in _read(dataset, range(group.rank, total, group.count), workers):
+    own_images = range(group.rank * total // group.count, (group.rank + 1) * total // group.count)
+    for index, image, truth in _read(dataset, own_images, workers):
         truth = truth.named(len(dataset.categories))
         prediction = predictor.predict_raw([image], min_score)[0]
         example = Example(index, image, truth, *dataset.name(index), dataset.categories, prediction)
@@ -170,6 +172,15 @@ def _copies(measures: Iterable[Measure], categories: Categories) -> list[Measure
     for measure in copies:
         measure.reset(categories)
     return copies
+
+
+def merged(parts: Sequence[Evaluation]) -> Evaluation:
+    """Merge the evaluations of consecutive parts of a data set."""
+    whole = copy.deepcopy(parts[0])
+    for part in parts[1:]:
+        for kind, measure in whole._measures.items():
+            measure.merge(part._measures[kind])
+    return whole
 
 
 def gathered(measures: Sequence[Measure], categories: Categories, group: Processes) -> list[Measure]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -15,13 +17,15 @@ from refine.errors import RefineError
 from refine.formats.image_list import ImageFile
 from refine.formats.images import read_image
 from refine.formats.raw import ImageOptions
+from refine.formats.result_files import ResultFiles, Written
 from refine.formats.results.saver import ImageResult
-from refine.formats.writer import PredictionWriter, Written
+from refine.formats.writer import PredictionWriter
 from refine.inference.limits import Limits
 from refine.inference.pipeline import Job
 from refine.inference.predictor import Predictor
 from refine.networks.choice import ModelChoice
-from refine.savers import encode
+from refine.savers import SAVERS, encode
+from refine.storage import local_copy
 from refine.structures import Prediction
 from refine.structures.images import padded_size
 
@@ -110,15 +114,16 @@ class ImageJob(Job[ReadImage, Prediction, Finished]):
     Args:
         settings: what to do.
         predictor: the loaded model of these settings.
-        writer: writes the files of the results.
+        writer: writes the files of the results; `ResultFiles` in a process that does not list them.
     """
 
-    def __init__(self, settings: JobSettings, predictor: Predictor, writer: PredictionWriter) -> None:
+    def __init__(self, settings: JobSettings, predictor: Predictor, writer: PredictionWriter | ResultFiles) -> None:
         self.settings, self.predictor, self.writer = settings, predictor, writer
 
     def read(self, file: ImageFile) -> ReadImage:
         notes: list[str] = []
-        image = read_image(file.path, file.size, file.reading(self.settings.reading), notify=notes.append)
+        with local_copy(file.path) as path:
+            image = read_image(path, file.size, file.reading(self.settings.reading), notify=notes.append)
         size = (image.shape[1], image.shape[2])
         if file.size is not None and file.size != size:
             raise RefineError(
@@ -151,11 +156,17 @@ class ImageJob(Job[ReadImage, Prediction, Finished]):
         predictor, limits = image.predictor, image.predictor.limits()
         limits.add(file.name, prediction, predictor.fusion.score_threshold)
         result = predictor.fuse(prediction)
-        reading = file.reading(self.settings.reading)
-        model = str(self.settings.checkpoint)
-        item = ImageResult(result, file.name, image.image, None, model, file.path, reading)
-        written = self.writer.write(file.id, file.name, result, encode(self.writer.savers, item))
+        reading, model = file.reading(self.settings.reading), str(self.settings.checkpoint)
+        with self._source(file) as source:
+            item = ImageResult(result, file.name, image.image, None, model, source, reading)
+            written = self.writer.write(file.id, file.name, result, encode(self.writer.savers, item))
         return Finished(written, result.summary(), image.notes, limits)
+
+    def _source(self, file: ImageFile) -> AbstractContextManager[Path | None]:
+        """Provide the file for formats that read values or scale from it; overlays do not, and spare a download."""
+        if isinstance(file.path, Path) or any(saver is not SAVERS["overlay"] for saver in self.writer.savers):
+            return local_copy(file.path)
+        return nullcontext()
 
     def discard(self, finished: Finished) -> None:
         self.writer.discard(finished.written)

@@ -176,7 +176,7 @@ class BoxAndMaskAP(Measure):
     """
 
     max_detections: int | None = None
-    precision: AveragePrecision = field(init=False)
+    precision: AveragePrecision = field(init=False, repr=False)
     before_fusion: ClassVar[bool] = True
     all_detections: ClassVar[bool] = True
 

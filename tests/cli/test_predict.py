@@ -16,7 +16,7 @@ from helpers.disk import full_disk
 from helpers.tiny_network import tiny_config
 from PIL import Image
 
-import refine.formats.writer
+import refine.formats.result_files
 from refine.checkpoint.folder import SavedModel, save_model
 from refine.cli.main import main
 from refine.formats.writer import JOURNAL, PredictionWriter
@@ -173,7 +173,7 @@ def test_an_interruption_keeps_what_is_finished(error, checkpoint, images, whole
 @pytest.mark.parametrize("function", ["write_png", "write_bytes", "record"])
 def test_an_interruption_while_writing_leaves_no_unlisted_file(function, checkpoint, images, tmp_path, monkeypatch):
     """Interrupted right after the PNG, the overlay, or the journal's entry of the second image was written."""
-    owner = PredictionWriter if function == "record" else refine.formats.writer
+    owner = PredictionWriter if function == "record" else refine.formats.result_files
     before, calls = getattr(owner, function), []
 
     def stop(*arguments):
@@ -316,6 +316,39 @@ def test_batches_give_the_same_results(checkpoint, images, tmp_path):
     for first, second in zip(*(content(tmp_path / n)["annotations"] for n in ("one", "three")), strict=True):
         for a, b in zip(first["segments_info"], second["segments_info"], strict=True):
             assert b == a | {"score": pytest.approx(a["score"], rel=1e-5)}  # sums in another order
+
+
+def test_shards_are_merged(checkpoint, images, whole, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["--recursive", "--shard"]
+    assert main(["merge", str(out)]) == 1
+    assert "holds no finished shard" in capsys.readouterr().err
+    for shard in ("3/3", "1/3"):
+        assert run(checkpoint, images, out, *words, shard) == 0
+    assert not (out / "panoptic.json").exists()
+    assert main(["merge", str(out)]) == 1
+    assert "1 of 3 shards are not finished: 2/3; run them again" in capsys.readouterr().err
+    assert run(checkpoint, images, out, *words, "2/3") == 0
+    assert run(checkpoint, images, out, *words, "3/3", "--resume") == 0
+    assert "2 of 2 images are finished already" in capsys.readouterr().err
+    assert main(["merge", str(out)]) == 0
+    assert files(out) == whole
+
+
+def test_shards_report_what_failed(checkpoint, images, tmp_path, capsys):
+    out = tmp_path / "out"
+    (images / "x/broken.png").write_bytes(b"no image")
+    words = ["--recursive", "--save", "coco,instances", "--shard"]
+    assert [run(checkpoint, images, out, *words, f"{n}/2") for n in (1, 2)] == [0, 1]
+    assert main(["merge", str(out)]) == 1
+    assert "1 of 5 images failed" in capsys.readouterr().err
+    assert [failure["file_name"] for failure in json.loads((out / "failed.json").read_text())] == ["x/broken.png"]
+    assert len(content(out)["images"]) == 4
+    assert run(checkpoint, images, tmp_path / "one", *words[:-1]) == 1
+    assert (out / "instances.json").read_bytes() == (tmp_path / "one" / "instances.json").read_bytes()
+    for shard in ("0/2", "3/2", "1", "1/x"):
+        with pytest.raises(SystemExit):
+            run(checkpoint, images, out, "--shard", shard)
 
 
 def test_a_full_disk_ends_the_run_with_one_line(checkpoint, images, tmp_path, capsys):

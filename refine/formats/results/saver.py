@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from refine.storage import Location
 
 if TYPE_CHECKING:  # they import torch, which would delay `refine predict --help`
     from torch import Tensor
@@ -134,7 +136,7 @@ class Saver:
                 paths.append(pattern.format(name=name))
         return paths
 
-    def earlier(self, out: Path, file_name: str) -> Iterator[Path]:
+    def earlier(self, out: Location, file_name: str) -> Iterator[Location]:
         """Yield the existing files of an image's single things, whose ids a new result may lack."""
         for folder, _, leaf in (pattern.rpartition("/") for pattern in self.patterns):
             if "{id}" in leaf:

@@ -1,0 +1,125 @@
+"""Files of one result: its id-PNG and those of further formats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from refine.errors import RefineError
+from refine.files import name_problem, write_error
+from refine.formats.id_png import write_png
+from refine.formats.image_list import ImageFile
+from refine.formats.png import read_container
+from refine.formats.results.saver import Saver
+from refine.formats.runs import Runs
+from refine.formats.stream import Entry
+from refine.storage import Location, modified, write_bytes
+
+if TYPE_CHECKING:
+    from refine.structures import PanopticResult
+
+
+@dataclass(frozen=True)
+class Written:
+    """Result whose files are written; `PredictionWriter.record` lists it.
+
+    Attributes:
+        entry: `image` and `annotation` of the JSON.
+        paths: the files, first the PNG.
+    """
+
+    entry: Entry
+    paths: list[Location]
+
+
+@dataclass(frozen=True)
+class ResultFiles:
+    """Writer of OUT/panoptic/NAME.png and the files of `savers`, in any process and thread; it keeps no list.
+
+    Attributes:
+        out: output folder.
+        savers: further formats.
+    """
+
+    out: Location
+    savers: Sequence[Saver] = ()
+
+    def write(
+        self, image_id: int | str, file_name: str, result: PanopticResult, files: Iterable[tuple[str, bytes]] = ()
+    ) -> Written:
+        """Write the files of one result; see `PredictionWriter.write`."""
+        if problem := name_problem(file_name):
+            raise RefineError(problem)
+        segment_ids = result.segment_ids.cpu().numpy()
+        _check_areas(result, segment_ids)
+        png, (height, width) = png_name(file_name), segment_ids.shape
+        entry = {
+            "image": {"id": image_id, "file_name": file_name, "height": height, "width": width},
+            "annotation": result.to_coco(image_id, png),
+        }
+        png_path = self.out / "panoptic" / png
+        written = Written(entry, [png_path])
+        try:
+            for file in (file for saver in self.savers for file in saver.earlier(self.out, file_name)):
+                remove(file)
+            write_png(png_path, segment_ids)
+            for name, content in files:
+                written.paths.append(self.out / name)
+                write_bytes(written.paths[-1], content)
+        except BaseException:  # also Ctrl-C
+            self.discard(written)
+            raise
+        return written
+
+    def discard(self, written: Written) -> None:
+        """Remove the files of a result."""
+        for path in written.paths:
+            with suppress(OSError, RefineError):  # if the disk rejects this too, the file was never written
+                path.unlink()
+
+    def are_complete(self, entry: Entry, image: ImageFile) -> bool:
+        """Return whether the files of a result are complete and not older than the image."""
+        path = self.out / "panoptic" / entry["annotation"]["file_name"]
+        infos = entry["annotation"]["segments_info"]
+        names = [name for saver in self.savers for name in saver.paths(image.name, infos)]
+        try:
+            if isinstance(path, Path):  # an object store holds no incomplete files
+                read_container(path, (entry["image"]["height"], entry["image"]["width"]))
+            since = modified(image.path) if image.path.exists() else 0.0
+            return all(modified(file) >= since for file in (path, *(self.out / name for name in names)))
+        except (RefineError, OSError):
+            return False
+
+
+def png_name(file_name: str) -> str:
+    """Return the name of an image's PNG relative to its folder."""
+    return PurePath(file_name).with_suffix(".png").as_posix()
+
+
+def remove(path: Location) -> None:
+    """Remove a file if it exists.
+
+    Raises:
+        WriteError: the file cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise write_error(str(path), error) from error
+
+
+def _check_areas(result: PanopticResult, segment_ids: np.ndarray) -> None:
+    """Raise ValueError if the areas of the segments differ from the pixels of the map."""
+    ids, pixels = Runs.from_map(segment_ids).areas()
+    shown = {i: n for i, n in zip(ids.tolist(), pixels.tolist(), strict=True) if i}
+    stated = {segment.id: segment.area for segment in result.segments}
+    if shown != stated:
+        wrong = min(i for i in shown | stated if shown.get(i) != stated.get(i))
+        raise ValueError(
+            f"PanopticResult: segment {wrong} has {shown.get(wrong, 0)} pixels, but its area is {stated.get(wrong)}"
+        )

@@ -1,0 +1,182 @@
+"""Files by local path, or by URL of an object store (`s3://bucket/folder`, `gs://…`, whatever fsspec opens).
+
+Local paths are `Path`s and go through `refine.files`. URLs are `Url`s, and fsspec is imported for them alone.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from refine import files
+from refine.errors import RefineError, WriteError, missing_extra
+
+
+@dataclass(frozen=True)
+class Url:
+    """Address of a file or folder in an object store, with the operations of `Path` that writers need."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __truediv__(self, name: str) -> Url:
+        return Url(f"{self.text.rstrip('/')}/{name}")
+
+    @property
+    def name(self) -> str:
+        return self.text.rstrip("/").rpartition("/")[2]
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.name).suffix
+
+    def resolve(self) -> Url:
+        return self
+
+    def is_file(self) -> bool:
+        return bool(_ask(self, "isfile"))
+
+    def is_dir(self) -> bool:
+        return bool(_ask(self, "isdir"))
+
+    def exists(self) -> bool:
+        return bool(_ask(self, "exists"))
+
+    def glob(self, pattern: str) -> Iterator[Url]:
+        """Yield the files that match a pattern below this folder, sorted."""
+        protocol = self.text.partition("://")[0]
+        for path in sorted(_ask(self / pattern, "glob")):
+            yield Url(f"{protocol}://{path}")
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Remove the file; raises WriteError if that is not permitted."""
+        with _failures(self, writing=True):
+            system, path = _open(self)
+            if not missing_ok or system.exists(path):
+                system.rm_file(path)
+
+
+Location = Path | Url
+
+
+def location(text: str | Path | Url) -> Location:
+    """Return the `Url` of a text with a scheme such as "s3://", or the `Path` of any other."""
+    if isinstance(text, Url):
+        return text
+    return Url(text.rstrip("/")) if isinstance(text, str) and "://" in text else Path(text)
+
+
+def write_bytes(place: str | Location, data: bytes | bytearray | memoryview) -> None:
+    """Write or replace a file, completely or not at all.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    if not isinstance(place, Url):
+        files.write_bytes(place, data)
+        return
+    with _failures(place, writing=True):
+        system, path = _open(place)
+        system.pipe_file(path, bytes(data))
+
+
+def write_json(place: Location, value: Any, indent: int | None = None) -> None:
+    """Write JSON as `refine.files.write_json` does."""
+    write_bytes(place, json.dumps(value, indent=indent, allow_nan=False).encode())
+
+
+@contextmanager
+def replacing(place: Location) -> Iterator[BinaryIO]:
+    """Open a file for writing that replaces `place` when the block ends, as `refine.files.replacing` does."""
+    if not isinstance(place, Url):
+        with files.replacing(place) as file:
+            yield file
+        return
+    with tempfile.NamedTemporaryFile() as file:
+        yield file  # type: ignore[misc]  # a wrapper with the same methods
+        file.flush()
+        with _failures(place, writing=True):
+            system, path = _open(place)
+            system.put_file(file.name, path)
+
+
+@contextmanager
+def local_copy(place: Location) -> Iterator[Path]:
+    """Provide a local path with the content of a file: the file itself, or a temporary copy.
+
+    Raises:
+        RefineError: the file cannot be read. Errors of the block about the copy name the original.
+    """
+    if not isinstance(place, Url):
+        yield place
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / (PurePosixPath(place.name).name or "file")
+        with _failures(place):
+            system, path = _open(place)
+            system.get_file(path, str(copy))
+        try:
+            yield copy
+        except RefineError as error:
+            raise type(error)(str(error).replace(str(copy), str(place))) from error
+
+
+def modified(place: Location) -> float:
+    """Return the time of the last change in seconds since 1970; raises OSError or RefineError without the file."""
+    if not isinstance(place, Url):
+        return place.stat().st_mtime
+    time: float = _ask(place, "modified").timestamp()
+    return time
+
+
+def list_folder(folder: Url, recursive: bool) -> list[Url]:
+    """Return the files of a folder, or of its subfolders too, sorted."""
+    protocol = folder.text.partition("://")[0]
+    with _failures(folder):
+        system, path = _open(folder)
+        found = system.find(path, maxdepth=None if recursive else 1)
+    return [Url(f"{protocol}://{path}") for path in sorted(found)]
+
+
+def _ask(place: Url, question: str) -> Any:
+    with _failures(place):
+        system, path = _open(place)
+        return getattr(system, question)(path)
+
+
+def _open(place: Url) -> tuple[Any, str]:
+    """Return the file system of a URL, and the path in it."""
+    try:
+        from fsspec.core import url_to_fs
+    except ImportError as error:
+        raise missing_extra(f"{place}: needs fsspec", "ray") from error
+    try:
+        system, path = url_to_fs(str(place), use_listings_cache=False)
+    except ImportError as error:  # of the package for this scheme, which fsspec names
+        raise RefineError(f"{place}: {error}") from error
+    except ValueError as error:
+        raise RefineError(f"{place}: cannot be opened ({error}); check the address") from error
+    return system, path
+
+
+@contextmanager
+def _failures(place: Url, writing: bool = False) -> Iterator[None]:
+    """Convert the errors of storage clients, each of which has classes of its own, to RefineError."""
+    try:
+        yield
+    except RefineError:
+        raise
+    except FileNotFoundError as error:
+        raise RefineError(f"{place}: no such file; check the address") from error
+    except Exception as error:
+        reason = str(error).split("\n")[0] or type(error).__name__
+        if writing:
+            raise WriteError(f"{place}: cannot be written ({reason}); check address and permissions") from error
+        raise RefineError(f"{place}: cannot be read ({reason}); check address and permissions") from error

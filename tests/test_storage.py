@@ -1,0 +1,183 @@
+"""Sources and results in an object store: a real S3 server on the loopback address."""
+
+import os
+import sys
+import urllib.request
+from contextlib import suppress
+
+import numpy as np
+import pytest
+import torch
+from helpers.tiny_network import tiny_config
+from PIL import Image
+
+from refine import storage
+from refine.checkpoint.folder import SavedModel, save_model
+from refine.cli.main import main
+from refine.errors import RefineError, WriteError
+from refine.formats import journal
+from refine.formats.journal import StoredJournal
+from refine.fusion.config import FusionConfig
+from refine.inference.predictor import Predictor
+from refine.modeling.model import PanopticModel
+from refine.storage import Url, list_folder, local_copy, location, modified, replacing, write_bytes
+from refine.structures import Categories, Category
+
+server = pytest.importorskip("moto.server")
+s3fs = pytest.importorskip("s3fs")
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """URL of an empty bucket."""
+    s3 = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    s3.start()
+    host, port = s3.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        s3fs.S3FileSystem.clear_instance_cache()
+        s3fs.S3FileSystem().mkdir("bucket")
+        yield Url("s3://bucket")
+        s3fs.S3FileSystem.clear_instance_cache()
+    s3.stop()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.manual_seed(0)
+    categories = Categories([Category(7, "thing", True), Category(9, "ground", False)])
+    network = PanopticModel(tiny_config(0, {"max_detections": 5}), 1, 2).eval()
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    fusion = FusionConfig(stuff_area=16, score_threshold=0.1)
+    save_model(path, SavedModel(network, categories, (64, 96), fusion=fusion))
+    return str(path)
+
+
+def content(folder):
+    """Return the content of all files below a path or URL, by relative path."""
+    if isinstance(folder, Url):
+        found = {}
+        for url in list_folder(folder, recursive=True):
+            with local_copy(url) as copy:
+                found[str(url).removeprefix(f"{folder}/")] = copy.read_bytes()
+        return found
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def predict(model, source, out, *more):
+    words = ["predict", str(source), "-o", str(out), "--checkpoint", model, "--device", "cpu", "--recursive"]
+    return main([*words, *more])
+
+
+def test_paths_and_urls():
+    assert location("a/b").name == "b"
+    assert location("s3://bucket/a/") == Url("s3://bucket/a")
+    assert str(location("s3://bucket") / "x/y.png") == "s3://bucket/x/y.png"
+
+
+def test_files(bucket, tmp_path):
+    place = bucket / "some/file.bin"
+    assert not place.exists()
+    write_bytes(place, b"one")
+    assert place.is_file()
+    assert not place.is_dir()
+    assert modified(place) > 1.6e9
+    with replacing(place) as file:
+        file.write(b"two")
+    with local_copy(place) as copy:
+        assert copy.read_bytes() == b"two"
+        assert copy.name == "file.bin"
+    assert list((bucket / "some").glob("*.bin")) == list_folder(bucket, recursive=True) == [place]
+    assert list_folder(bucket, recursive=False) == []
+    with pytest.raises(RefineError, match=r"s3://bucket/some/file.bin: is odd"), local_copy(place) as copy:
+        raise RefineError(f"{copy}: is odd")
+    with suppress(KeyboardInterrupt), replacing(place) as file:
+        file.write(b"three")
+        raise KeyboardInterrupt
+    with local_copy(place) as copy:
+        assert copy.read_bytes() == b"two"
+    place.unlink()
+    place.unlink(missing_ok=True)
+    assert not place.exists()
+
+
+def test_failures_are_reported_in_one_line(bucket):
+    with (
+        pytest.raises(RefineError, match=r"s3://bucket/none: no such file; check the address"),
+        local_copy(bucket / "none"),
+    ):
+        pass
+    with pytest.raises(WriteError, match=r"s3://other/x: cannot be written \(.*bucket does not exist"):
+        write_bytes(Url("s3://other/x"), b"1")
+    with pytest.raises(RefineError, match=r"ftp5://x/y: cannot be opened"):
+        Url("ftp5://x/y").exists()
+
+
+def test_results_equal_those_in_a_folder(bucket, model, tmp_path, capsys, monkeypatch):
+    rng = np.random.default_rng(0)
+    for name in ("a/0.png", "a/1.jpg", "b/0.png", "b/deep/0.png"):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(path)
+        write_bytes(bucket / f"images/{name}", path.read_bytes())
+    save = ["--save", "coco,overlay,instances"]
+    assert predict(model, tmp_path / "images", tmp_path / "out", *save) == 0
+    expected = content(tmp_path / "out")
+    assert predict(model, bucket / "images", bucket / "out", *save) == 0
+    assert content(bucket / "out") == expected
+    capsys.readouterr()
+    assert predict(model, bucket / "images", bucket / "out", *save, "--resume") == 0
+    assert "4 of 4 images are finished already" in capsys.readouterr().err
+
+    for shard in ("1/2", "2/2"):
+        assert predict(model, bucket / "images", bucket / "sharded", *save, "--shard", shard) == 0
+    assert main(["merge", str(bucket / "sharded")]) == 0
+    assert content(bucket / "sharded") == expected
+
+    def stop(*arguments):
+        raise OSError("the machine is gone")
+
+    with monkeypatch.context() as patch:  # two images are listed in the store when the process ends
+        patch.setattr(journal, "STORE_EVERY", 0)
+        patch.setattr(StoredJournal, "close", lambda self: None)
+        before = Predictor.predict_raw
+        calls = []
+        patch.setattr(
+            Predictor, "predict_raw", lambda *a: before(*a) if calls.append(a) or len(calls) < 3 else stop()
+        )
+        with pytest.raises(OSError, match="machine is gone"):
+            predict(model, bucket / "images", bucket / "again", *save)
+    assert "panoptic.json" not in content(bucket / "again")
+    capsys.readouterr()
+    assert predict(model, bucket / "images", bucket / "again", *save, "--resume") == 0
+    assert "2 of 4 images are finished already" in capsys.readouterr().err
+    assert content(bucket / "again") == expected
+
+
+def test_a_bucket_without_permission(bucket, model, tmp_path, capsys):
+    assert predict(model, "s3://none/images", tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("refine: error: s3://none/images: ")
+    assert len(error.splitlines()) == 1
+    Image.new("RGB", (60, 40)).save(tmp_path / "x.png")
+
+    address = os.environ["AWS_ENDPOINT_URL"]
+    urllib.request.urlopen(urllib.request.Request(f"{address}/moto-api/reset-auth", b"0", method="POST"))
+    try:
+        assert predict(model, tmp_path / "x.png", bucket / "denied") == 1
+    finally:
+        urllib.request.urlopen(urllib.request.Request(f"{address}/moto-api/reset-auth", b"inf", method="POST"))
+    error = capsys.readouterr().err
+    assert "s3://bucket/denied" in error
+    assert "check address and permissions" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+
+    monkeypatch.setitem(sys.modules, "fsspec.core", None)
+    with pytest.raises(RefineError, match=r"s3://x/y: needs fsspec; install .*\[ray\]"):
+        storage.Url("s3://x/y").exists()
