@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
-from refine.cli.options import add_fusion, fusion_changes, refuse_overwriting, require_paths
+from refine.cli.options import add_fusion, add_ray, connect, fusion_changes, refuse_overwriting, require_paths
 from refine.errors import RefineError
-from refine.fusion.config import HEADS, FusionConfig, Method
+from refine.fusion.config import FusionConfig, Method
 
 if TYPE_CHECKING:
     from refine.formats.panoptic_json import ImageEntry
-    from refine.structures import Categories
+    from refine.formats.writer import PredictionWriter
+    from refine.inference.fuse_files import FusionInputs, FusionItem
+    from refine.inference.on_ray import Cluster
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
@@ -35,6 +37,8 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         help="model with the ranking or occlusion head of a learned rule (an occlusion head without features)",
     )
     add_fusion(parser, FusionConfig())
+    add_ray(parser)
+    parser.set_defaults(device="cpu", threads=None)
     parser.add_argument("-o", "--out", required=True, help="folder for panoptic.json and panoptic/")
     options = parser.parse_args(arguments)
 
@@ -46,71 +50,49 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     require_paths(given)
     refuse_overwriting("--out: its", [out / "panoptic.json", out / "panoptic"], given)
 
-    from refine.formats.fusion_inputs import read_confidence, read_results, read_semantic
+    from refine.formats.fusion_inputs import read_results
     from refine.formats.panoptic_json import PanopticJson
+    from refine.formats.writer import PredictionWriter
+    from refine.inference.fuse_files import FileFusion, FusionInputs, FusionItem
 
     content = PanopticJson(options.categories, needs=("images", "categories"))
-    categories = content.categories
     by_image = read_results(options.instances, content.images)
-
-    from refine.formats.adapters import from_coco
-    from refine.formats.writer import PredictionWriter
-    from refine.fusion import fuse
-
-    learned = _learned(options.method, options.checkpoint, categories)
-    with PredictionWriter(options.out, categories) as writer:
-        for image_id, (name, height, width) in map(_named, content.images.items()):
-            source = f"{options.instances}: image {image_id}"
-            result = fuse(
-                from_coco(by_image[image_id], (height, width), categories, source, config.score_threshold),
-                read_semantic(options.semantic, name, (height, width), categories),
-                categories=categories,
-                method=options.method,
-                sem_confidence=read_confidence(options.confidence, name, (height, width))
-                if options.confidence
-                else None,
-                config=config,
-                **learned,
-            )
-            writer.add(image_id, name, result)
+    inputs = FusionInputs(
+        options.instances,
+        options.semantic,
+        options.confidence,
+        content.categories,
+        options.method,
+        options.checkpoint,
+        config,
+    )
+    items = [FusionItem(*_named(image), by_image[image[0]]) for image in content.images.items()]
+    fusion, cluster = FileFusion(inputs), connect(options)
+    with PredictionWriter(options.out, content.categories) as writer:
+        if cluster is None:
+            for item in items:
+                writer.add(item.image_id, item.name, fusion(item))
+        else:
+            _fuse_on(cluster, items, inputs, writer)
     print(f"{len(content.images)} images fused by {options.method!r}: {options.out}/panoptic.json")
 
 
-def _named(item: tuple[int | str, ImageEntry]) -> tuple[int | str, tuple[str, int, int]]:
-    """Return the image id and (file name, height, width); the reader has checked that they are present."""
+def _fuse_on(cluster: Cluster, items: Sequence[FusionItem], inputs: FusionInputs, writer: PredictionWriter) -> None:
+    """Fuse on a cluster; the results are listed in the order of the items."""
+    from refine.formats.image_list import ImageFile
+    from refine.inference.on_ray import FuseWorker
+
+    writer.expect(ImageFile(Path(item.name), item.name, item.image_id) for item in items)
+    writer.begin()
+    for outcome in cluster.map(items, FuseWorker, {"inputs": inputs, "out": writer.out}):
+        if isinstance(outcome, Exception):
+            raise outcome
+        writer.record(outcome)
+
+
+def _named(item: tuple[int | str, ImageEntry]) -> tuple[int | str, str, tuple[int, int]]:
+    """Return the image id, file name and (height, width); the reader has checked that they are present."""
     image_id, image = item
     assert image.file_name is not None
     assert image.size is not None
-    return image_id, (image.file_name, *image.size)
-
-
-def _learned(method: str, checkpoint: str | None, categories: Categories) -> dict[str, Any]:
-    """Return the keyword argument of `fuse` that a learned rule needs, from a checkpoint; {} for other rules."""
-    name = HEADS.get(method)
-    if name is None:
-        if checkpoint:
-            raise RefineError(f"--checkpoint: method {method!r} is not learned; omit the option")
-        return {}
-    if not checkpoint:
-        cues = "" if name == "ranking" else " on the cues mask and label (--model.occlusion.cues '[mask, label]')"
-        raise RefineError(f"--method {method}: needs --checkpoint, a model whose {name} head is trained{cues}")
-
-    from refine.checkpoint.folder import load_model
-    from refine.formats.adapters import add_roi_masks
-    from refine.networks.native import NativeNetwork
-
-    saved = load_model(checkpoint)
-    head = getattr(saved.model, name)
-    if head is None:
-        raise RefineError(f"--checkpoint {checkpoint}: has no {name} head; train one (`optim.train_only`)")
-    if name == "occlusion" and "feature" in head.config.cues:
-        raise RefineError(
-            f"--checkpoint {checkpoint}: its occlusion head needs {', '.join(head.config.cues)}, and files hold no "
-            "features; train one with --model.occlusion.cues '[mask, label]'"
-        )
-    if [c for c in saved.categories if c.isthing] != [c for c in categories if c.isthing]:
-        raise RefineError(f"--checkpoint {checkpoint}: its things differ from those of --categories; use its own")
-    predict = NativeNetwork(saved).fusion_heads()[name]
-    if name == "ranking":
-        return {name: predict}
-    return {name: lambda instances, pairs: predict(add_roi_masks(instances), pairs)}
+    return image_id, image.file_name, image.size

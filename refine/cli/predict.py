@@ -137,11 +137,11 @@ def _on(
     writer.begin()
     arguments = {
         "settings": replace(settings, device=cluster.device),
-        "out": writer.out.resolve(),
+        "out": writer.out,
         "save": save,
         "threads": cluster.threads,
     }
-    return cluster.map([replace(file, path=file.path.resolve()) for file in files], PredictWorker, arguments)
+    return cluster.map(files, PredictWorker, arguments)
 
 
 def _parser(prog: str, description: str) -> argparse.ArgumentParser:

@@ -21,8 +21,9 @@ from refine.data.build import build_dataset
 from refine.data.config import DatasetConfig
 from refine.errors import RefineError, missing_extra
 from refine.formats.image_list import ImageFile
-from refine.formats.result_files import ResultFiles
+from refine.formats.result_files import ResultFiles, Written
 from refine.inference.evaluate import Evaluation, evaluate, merged
+from refine.inference.fuse_files import FileFusion, FusionInputs, FusionItem
 from refine.inference.image_job import Finished, ImageJob, JobSettings
 from refine.inference.measures import Measure
 from refine.inference.pipeline import Workers, run_pipeline
@@ -98,7 +99,12 @@ class Cluster:
             _Actor,
             batch_size=None,
             batch_format="numpy",
-            fn_constructor_kwargs={"worker": worker, "arguments": dict(arguments), "starts": starts},
+            fn_constructor_kwargs={
+                "worker": worker,
+                "arguments": dict(arguments),
+                "starts": starts,
+                "folder": os.getcwd(),
+            },
             compute=ray.data.ActorPoolStrategy(min_size=1),
             num_cpus=self.threads,
             num_gpus=1 if self.device == "cuda" else None,
@@ -141,7 +147,9 @@ class _Actor:
     A block that was started before is worked on item by item, so that an item on which the process dies is known.
     """
 
-    def __init__(self, worker: type[Worker], arguments: Mapping[str, Any], starts: Any) -> None:
+    def __init__(self, worker: type[Worker], arguments: Mapping[str, Any], starts: Any, folder: str) -> None:
+        if os.path.isdir(folder):
+            os.chdir(folder)  # relative paths mean the same as in the command
         self._worker, self._starts = worker(**arguments), starts
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[bytes]]:
@@ -191,6 +199,24 @@ class PredictWorker:
 
     def give_up(self, item: ImageFile, problem: str) -> tuple[ImageFile, Exception]:
         return item, RefineError(f"{item.path}: {problem}")
+
+
+class FuseWorker:
+    """Worker that fuses files and writes the results."""
+
+    def __init__(self, inputs: FusionInputs, out: Location) -> None:
+        self.fusion, self.files = FileFusion(inputs), ResultFiles(out)
+
+    def work(self, items: Sequence[FusionItem]) -> Iterator[Written | Exception]:
+        for item in items:
+            try:
+                outcome: Written | Exception = self.files.write(item.image_id, item.name, self.fusion(item))
+            except RefineError as error:
+                outcome = error
+            yield outcome
+
+    def give_up(self, item: FusionItem, problem: str) -> Exception:
+        return RefineError(f"{item.name}: {problem}")
 
 
 class EvaluateWorker:

@@ -109,6 +109,26 @@ def test_evaluation_is_that_of_one_process(cluster, folder, capsys):
     assert json.loads((folder / "one.json").read_text())["images"] == 20
 
 
+def test_fusion_is_that_of_one_process(cluster, folder, monkeypatch):
+    monkeypatch.chdir(folder)  # so that paths are relative
+    categories = [{"id": 1, "name": "person", "isthing": 1}, {"id": 130, "name": "sky", "isthing": 0}]
+    images = [{"id": 7 * n, "file_name": f"{n}.jpg", "height": 24, "width": 32} for n in range(20)]
+    results = [
+        {"image_id": 7 * n, "category_id": 1, "score": 0.9, "segmentation": [[2, 2, n + 8, 2, n + 8, 14, 2, 14]]}
+        for n in range(20)
+    ]
+    Path("set.json").write_text(json.dumps({"images": images, "annotations": [], "categories": categories}))
+    Path("results.json").write_text(json.dumps(results))
+    Path("semantic").mkdir()
+    for n in range(20):
+        Image.fromarray(np.full((24, 32), 130, np.uint8)).save(f"semantic/{n}.png")
+    words = ["fuse", "--instances", "results.json", "--semantic", "semantic", "--categories", "set.json"]
+    assert main([*words, "--stuff-area", "10", "-o", "fused"]) == 0
+    assert main([*words, "--stuff-area", "10", "-o", "fused_many", "--ray", cluster]) == 0
+    assert hashes(Path("fused_many")) == hashes(Path("fused"))
+    assert len(hashes(Path("fused"))) == 21
+
+
 class Deadly:
     """Worker that dies on the item 5."""
 
