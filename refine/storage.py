@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from refine import files
 from refine.errors import RefineError, WriteError, missing_extra
+from refine.files import replacing as replacing_local
+from refine.files import write_bytes as write_local
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def write_bytes(place: str | Location, data: bytes | bytearray | memoryview) -> 
         WriteError: the file cannot be written.
     """
     if not isinstance(place, Url):
-        files.write_bytes(place, data)
+        write_local(place, data)
         return
     with _failures(place, writing=True):
         system, path = _open(place)
@@ -96,7 +97,7 @@ def write_json(place: Location, value: Any, indent: int | None = None) -> None:
 def replacing(place: Location) -> Iterator[BinaryIO]:
     """Open a file for writing that replaces `place` when the block ends, as `refine.files.replacing` does."""
     if not isinstance(place, Url):
-        with files.replacing(place) as file:
+        with replacing_local(place) as file:
             yield file
         return
     with tempfile.NamedTemporaryFile() as file:
