@@ -174,10 +174,10 @@ def _failures(place: Url, writing: bool = False) -> Iterator[None]:
         yield
     except RefineError:
         raise
-    except FileNotFoundError as error:
-        raise RefineError(f"{place}: no such file; check the address") from error
     except Exception as error:
         reason = str(error).split("\n")[0] or type(error).__name__
         if writing:
             raise WriteError(f"{place}: cannot be written ({reason}); check address and permissions") from error
+        if isinstance(error, FileNotFoundError):
+            reason = "no such file"
         raise RefineError(f"{place}: cannot be read ({reason}); check address and permissions") from error

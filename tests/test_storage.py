@@ -106,7 +106,7 @@ def test_files(bucket, tmp_path):
 
 def test_failures_are_reported_in_one_line(bucket):
     with (
-        pytest.raises(RefineError, match=r"s3://bucket/none: no such file; check the address"),
+        pytest.raises(RefineError, match=r"s3://bucket/none: cannot be read \(no such file\); check"),
         local_copy(bucket / "none"),
     ):
         pass
