@@ -139,6 +139,7 @@ def time_loader(folder: Path, workers: int, batches: int) -> dict[str, Any]:
     from refine.data.config import AugmentConfig
     from refine.data.loader import training_batches
 
+    multiprocessing.set_start_method("fork", force=True)  # as in a run, not as this process was started
     start, before = time.perf_counter(), resident("self")
     dataset = CocoPanoptic(folder / "images", folder / "panoptic.json", folder / "segments")
     opened, memory = time.perf_counter(), resident("self")
