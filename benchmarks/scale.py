@@ -2,9 +2,11 @@
 
 python benchmarks/scale.py merge --images 1000 10000 100000
 python benchmarks/scale.py loader --images 118000 --workers 0 2 4
+python benchmarks/scale.py list
 
 "merge" writes the lists of 8 shards, and joins them as `refine merge` does, in a process of its own. "loader"
-writes a panoptic JSON that lists a few small images under many numbers, and reads training batches of it.
+writes a panoptic JSON that lists a few small images under many numbers, and reads training batches of it. "list"
+measures what the process of `refine predict` keeps per image, and how long it takes to record a result.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import os
 import resource
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -40,9 +43,12 @@ def main() -> None:
     loader.add_argument("--images", type=int, default=118_000)
     loader.add_argument("--workers", type=int, nargs="+", default=[0, 2])
     loader.add_argument("--batches", type=int, default=20)
+    commands.add_parser("list")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        if options.command == "merge":
+        if options.command == "list":
+            print(json.dumps(alone(measure_list, Path(folder))))
+        elif options.command == "merge":
             for count in options.images:
                 out = Path(folder) / str(count)
                 write_shards(out, count, options.segments)
@@ -111,6 +117,30 @@ def time_merge(out: Path) -> dict[str, Any]:
         "mib_peak": round(peak()),
         "bytes_per_image": round(size / count),
     }
+
+
+def measure_list(folder: Path, count: int = 3000) -> dict[str, Any]:
+    from refine.formats.image_list import ImageFile
+    from refine.formats.result_files import Written
+    from refine.formats.writer import PredictionWriter
+    from refine.structures.categories import Categories
+
+    tracemalloc.start()
+    entries = [entry(n, 12)["image"] for n in range(count)]
+    before = tracemalloc.get_traced_memory()[0]
+    files = [ImageFile(folder / str(e["file_name"]), e["file_name"], e["id"]) for e in entries]
+    writer = PredictionWriter(folder, Categories.from_json(CATEGORIES))
+    writer.expect(files)
+    writer.begin()
+    listed = tracemalloc.get_traced_memory()[0]
+    results = [Written(entry(n, 12), []) for n in range(count)]
+    held = tracemalloc.get_traced_memory()[0]
+    start = time.perf_counter()
+    for result in results:
+        writer.record(result)
+    seconds, after = time.perf_counter() - start, tracemalloc.get_traced_memory()[0]
+    memory = listed - before + after - held
+    return {"bytes_per_image": round(memory / count), "ms_to_record": round(1000 * seconds / count, 2)}
 
 
 def write_dataset(folder: Path, count: int) -> None:

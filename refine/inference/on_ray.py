@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import pickle
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -27,6 +26,7 @@ from refine.inference.fuse_files import FileFusion, FusionInputs, FusionItem
 from refine.inference.image_job import Finished, ImageJob, JobSettings
 from refine.inference.measures import Measure
 from refine.inference.pipeline import Workers, run_pipeline
+from refine.inference.starts import Starts
 from refine.runtime import Processes, set_threads
 from refine.savers import find_savers
 from refine.storage import Location
@@ -94,7 +94,7 @@ class Cluster:
         if not rows:
             return
         blocks = min(math.ceil(len(rows) / block), MOST_BLOCKS)
-        starts = ray.remote(num_cpus=0)(_Starts).remote()
+        starts = ray.remote(num_cpus=0)(Starts).remote()
         outcomes = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
             _Actor,
             batch_size=None,
@@ -123,22 +123,6 @@ class Worker(Protocol):
     def give_up(self, item: Any, problem: str) -> Any:
         """Return the outcome of an item on which the process died `DEATHS` times."""
         ...
-
-
-class _Starts:
-    """Actor that counts the starts of blocks and items that have not ended."""
-
-    def __init__(self) -> None:
-        self._open: Counter[bytes] = Counter()
-
-    def start(self, key: bytes) -> int:
-        """Count a start, and return the number of earlier ones."""
-        self._open[key] += 1
-        return self._open[key] - 1
-
-    def end(self, *keys: bytes) -> None:
-        for key in keys:
-            self._open.pop(key, None)
 
 
 class _Actor:
