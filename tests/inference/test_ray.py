@@ -65,9 +65,9 @@ def folder(tmp_path_factory):
 
 
 def hashes(out):
-    return {
-        str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest() for p in out.rglob("*") if p.is_file()
-    }
+    """Return the hashes of all files but the hidden ones that a killed process was writing."""
+    files = (path for path in out.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def kill_an_actor(address, out, killed):
