@@ -157,6 +157,12 @@ def test_results_equal_those_in_a_folder(bucket, model, tmp_path, capsys, monkey
     assert content(bucket / "again") == expected
 
 
+def require_permission(after):
+    """Let the server accept this number of requests of unknown keys."""
+    address = f"{os.environ['AWS_ENDPOINT_URL']}/moto-api/reset-auth"
+    urllib.request.urlopen(urllib.request.Request(address, after, {"Content-Type": "text/plain"}, method="POST"))
+
+
 def test_a_bucket_without_permission(bucket, model, tmp_path, capsys):
     assert predict(model, "s3://none/images", tmp_path / "out") == 1
     error = capsys.readouterr().err
@@ -164,12 +170,11 @@ def test_a_bucket_without_permission(bucket, model, tmp_path, capsys):
     assert len(error.splitlines()) == 1
     Image.new("RGB", (60, 40)).save(tmp_path / "x.png")
 
-    address = os.environ["AWS_ENDPOINT_URL"]
-    urllib.request.urlopen(urllib.request.Request(f"{address}/moto-api/reset-auth", b"0", method="POST"))
+    require_permission(b"0")
     try:
         assert predict(model, tmp_path / "x.png", bucket / "denied") == 1
     finally:
-        urllib.request.urlopen(urllib.request.Request(f"{address}/moto-api/reset-auth", b"inf", method="POST"))
+        require_permission(b"inf")
     error = capsys.readouterr().err
     assert "s3://bucket/denied" in error
     assert "check address and permissions" in error

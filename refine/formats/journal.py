@@ -136,12 +136,19 @@ class StoredJournal(Journal):
     Args:
         url: folder of the files.
         settings, keep: as for `Journal`.
+
+    Raises:
+        RefineError: the lines to keep were written with other settings.
+        WriteError: the folder cannot be read or written.
     """
 
     def __init__(self, url: Url, settings: dict[str, Any], keep: bool = False) -> None:
         self._url, self._folder = url, tempfile.TemporaryDirectory()
         local = Path(self._folder.name) / url.name
-        stored = list(url.glob("*.jsonl"))
+        try:
+            stored = list(url.glob("*.jsonl"))
+        except RefineError as error:
+            raise WriteError(str(error)) from error
         if keep:
             with local.open("wb") as file:
                 for part in stored:
