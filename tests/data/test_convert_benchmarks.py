@@ -195,14 +195,14 @@ def rows(colored: bool = True) -> list[dict[str, Any]]:
         {"id": int(ids.max()), "category_id": 0, "iscrowd": 1, "area": 1, "bbox": [0, 0, 1, 1]},
         {"id": 9, "category_id": 4, "iscrowd": 0, "area": 1, "bbox": [0, 0, 1, 1]},
     ]
-    photo = encoded(np.random.default_rng(0).integers(0, 255, (*SIZE, 3), dtype=np.uint8), "JPEG")
+    photos = np.random.default_rng(0).integers(0, 255, (3, *SIZE, 3), dtype=np.uint8)
     return [
         {
-            "image": {"bytes": photo, "path": path},
+            "image": {"bytes": encoded(photo, "JPEG"), "path": path},
             "label": {"bytes": encoded(label, "PNG"), "path": None},
             "segments_info": segments,
         }
-        for path in ("x/street.jpg", None, "x/street.jpg")
+        for photo, path in zip(photos, ("x/street.jpg", None, "x/street.jpg"), strict=True)
     ]
 
 
@@ -224,11 +224,11 @@ def test_hugging_face(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: 
     found = convert(capsys, tmp_path / "out", folder, *split, "--stuff", "grass", "sky")
     assert found.categories == {"person": (1, 1), "grass": (2, 0), "sky": (3, 0)}
     assert list(found.maps) == ["street.jpg", "train_000001.jpg", "train_000002.jpg"]
-    for name in found.maps:
+    for row, name in enumerate(found.maps):
         assert same_objects(found.masks(name, "person"), [ONE, TWO])
         assert same_objects(found.masks(name, "grass"), [FIELD])
         assert sorted(s["iscrowd"] for s in found.segments(name)) == [0, 0, 1]
-        assert (tmp_path / "out/images" / name).read_bytes() == table["image"][0].as_py()["bytes"]
+        assert (tmp_path / "out/images" / name).read_bytes() == table["image"][row].as_py()["bytes"]
 
 
 @pytest.mark.parametrize(
