@@ -63,8 +63,8 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     from refine.inference.limits import IN_PREDICT
     from refine.runtime import set_threads
 
-    set_threads(options.threads)
     settings = _settings(options)
+    set_threads(options.threads)
     cluster = connect(options)
     predictor = (settings if cluster is None else replace(settings, device="cpu")).predictor()
     note_remarks(predictor.network)
@@ -119,7 +119,7 @@ def _here(
     from refine.inference.pipeline import Workers, run_pipeline
 
     workers = Workers.on(predictor.device.type, batch)
-    return run_pipeline(files, ImageJob(settings, predictor, writer), workers)
+    return run_pipeline(files, ImageJob(settings, predictor, writer, note), workers)
 
 
 def _on(
@@ -153,6 +153,26 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--method", help="fusion rule (default: the checkpoint's)")
     parser.add_argument(
         "--scale", type=positive, help="resize images by this factor (default: to the model's test size)"
+    )
+    parser.add_argument(
+        "--tile",
+        type=_tile,
+        default="auto",
+        metavar="N|auto|off",
+        help="predict images in tiles of N pixels and stitch them, at --scale 1 if none is given (default: auto, "
+        "1024 for images above eight times the model's test size)",
+    )
+    parser.add_argument(
+        "--overlap",
+        type=_overlap,
+        default="auto",
+        metavar="N|auto",
+        help="least overlap of tiles in pixels; larger objects are joined from parts (default: auto, a quarter)",
+    )
+    parser.add_argument(
+        "--mpp",
+        type=positive,
+        help="resize to this resolution, micrometres per pixel, from the one that the file states; in tiles",
     )
     parser.add_argument(
         "--max-detections", type=count_from(1), help="maximum number of objects per image (default: the model's)"
@@ -196,15 +216,32 @@ def _batch(text: str) -> int | None:
     return None if text == "auto" else count_from(1)(text)
 
 
+def _tile(text: str) -> int | str:
+    """Convert the value of `--tile`."""
+    return text if text in ("auto", "off") else count_from(1)(text)
+
+
+def _overlap(text: str) -> int | None:
+    """Convert the value of `--overlap`; None stands for "auto"."""
+    return None if text == "auto" else count_from(0)(text)
+
+
 def _settings(options: argparse.Namespace) -> JobSettings:
     from refine.inference.image_job import JobSettings
+    from refine.inference.tiling.plan import Tiling
 
+    if options.tile == "off" and (options.mpp or options.overlap):
+        raise RefineError("--tile off: --mpp and --overlap need tiles; leave them out, or give --tile 1024")
+    tile = options.tile if isinstance(options.tile, int) else Tiling.tile
+    tiling = None if options.tile == "off" else Tiling(tile, options.overlap, options.scale, options.mpp)
     return JobSettings(
         checkpoint=options.model,
         device=options.device,
         method=options.method,
         fusion=fusion_changes(options),
         scale=options.scale,
+        tiling=tiling,
+        always_tile=options.tile not in ("auto", "off") or options.mpp is not None,
         max_detections=options.max_detections,
         reading=image_options(options),
         listed_in=options.json,

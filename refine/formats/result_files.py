@@ -13,6 +13,7 @@ import numpy as np
 from refine.errors import RefineError
 from refine.files import name_problem, write_error
 from refine.formats.id_png import write_png
+from refine.formats.id_tiff import write_id_tiff
 from refine.formats.image_list import ImageFile
 from refine.formats.png import read_container
 from refine.formats.results.saver import Saver
@@ -21,7 +22,9 @@ from refine.formats.stream import Entry
 from refine.storage import Location, modified, write_bytes
 
 if TYPE_CHECKING:
-    from refine.structures import PanopticResult
+    from torch import Tensor
+
+    from refine.structures import PanopticResult, Segment
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,31 @@ class ResultFiles:
             raise
         return written
 
+    def write_bands(
+        self,
+        image_id: int | str,
+        file_name: str,
+        size: tuple[int, int],
+        segments: Sequence[Segment],
+        bands: Iterable[Tensor],
+        mpp: float | None = None,
+    ) -> Written:
+        """Write the map of a large image as a tiled TIFF of 32 bits, band by band; see `write_id_tiff`.
+
+        The TIFF lies where the PNG of other images does, with the suffix .tif. No other format is written.
+        """
+        if problem := name_problem(file_name):
+            raise RefineError(problem)
+        name = PurePath(file_name).with_suffix(".tif").as_posix()
+        path = self.out / "panoptic" / name
+        if not isinstance(path, Path):
+            raise RefineError(f"{path}: large maps are written to local folders only; give a local --out")
+        infos = [segment.to_json() for segment in segments]
+        annotation = {"image_id": image_id, "file_name": name, "segments_info": infos}
+        image = {"id": image_id, "file_name": file_name, "height": size[0], "width": size[1]}
+        write_id_tiff(path, bands, size, mpp)
+        return Written({"image": image, "annotation": annotation}, [path])
+
     def discard(self, written: Written) -> None:
         """Remove the files of a result."""
         for path in written.paths:
@@ -88,7 +116,9 @@ class ResultFiles:
         infos = entry["annotation"]["segments_info"]
         names = [name for saver in self.savers for name in saver.paths(image.name, infos)]
         try:
-            if isinstance(path, Path):  # an object store holds no incomplete files
+            if path.suffix == ".tif":  # of a large image, which has no other files
+                names = []
+            elif isinstance(path, Path):  # an object store holds no incomplete files
                 read_container(path, (entry["image"]["height"], entry["image"]["width"]))
             since = modified(image.path) if image.path.exists() else 0.0
             return all(modified(file) >= since for file in (path, *(self.out / name for name in names)))

@@ -18,7 +18,9 @@ from refine.formats.stream import Entry, stream_panoptic_json
 from refine.storage import Location, Url, local_copy, location
 
 if TYPE_CHECKING:
-    from refine.structures import Categories, PanopticResult
+    from torch import Tensor
+
+    from refine.structures import Categories, PanopticResult, Segment
 
 JOURNAL = "unfinished.jsonl"
 """Name of the journal in the folder of results."""
@@ -149,13 +151,31 @@ class PredictionWriter:
             WriteError: a file cannot be written. No file of this result remains, nor after an interruption.
             ValueError: areas of map and segments differ.
         """
+        self._check(image_id, file_name)
+        self.begin()
+        return self._files.write(image_id, file_name, result, files)
+
+    def _check(self, image_id: int | str, file_name: str) -> None:
+        """Raise RefineError if the name or the id of an image is used."""
         png = png_name(file_name)
         if png in self._lines:
             raise RefineError(f"{file_name}: two images would be written as {png}; rename one")
         if image_id in self._ids:
             raise RefineError(f"{file_name}: image id {image_id} is already used; give each image its own id")
+
+    def write_bands(
+        self,
+        image_id: int | str,
+        file_name: str,
+        size: tuple[int, int],
+        segments: Sequence[Segment],
+        bands: Iterable[Tensor],
+        mpp: float | None = None,
+    ) -> Written:
+        """Write the files of a large image; see `write` and `ResultFiles.write_bands`."""
+        self._check(image_id, file_name)
         self.begin()
-        return self._files.write(image_id, file_name, result, files)
+        return self._files.write_bands(image_id, file_name, size, segments, bands, mpp)
 
     def record(self, written: Written) -> None:
         """List a result in the journal, and later in the JSON.
@@ -221,7 +241,7 @@ class PredictionWriter:
         """Yield the recorded results in the order of the JSON."""
         if self._journal is None:
             return
-        names = sorted(self._lines, key=lambda png: self._rank.get(png, 0))
+        names = sorted(self._lines, key=lambda png: self._rank.get(png_name(png), 0))
         for png, entry in zip(names, self._journal.read(self._lines[png] for png in names), strict=True):
             if png in self._new_ids:
                 entry["image"]["id"] = entry["annotation"]["image_id"] = self._new_ids[png]

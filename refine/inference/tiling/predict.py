@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from refine.errors import RefineError
+from refine.files import MAX_PIXELS
 from refine.formats.windows import ImageWindows
 from refine.fusion.bands import FusedBands, PairScores, fuse_bands
 from refine.fusion.config import HEADS, OWN_MERGE, Head
@@ -32,6 +33,8 @@ NO_LIMIT = 2**31
 """Long side in pixels that no image reaches."""
 MEASURED, ROUNDS = 16, 2
 """Most windows on which statistics of normalisation are measured, and how often; see `SharedStatistics`."""
+LARGE = 8
+"""Multiple of the model's test size above which images are predicted in tiles."""
 PROBE = 64
 """Side in pixels of the image that shows whether a network normalises over images."""
 BAND = 256
@@ -97,6 +100,20 @@ def predict_tiles(
         occlusion=stitched.occlusion,
         ranking=stitched.ranking,
         config=predictor.fusion,
+    )
+
+
+def is_large(size: tuple[int, int], predictor: Predictor, tiling: Tiling) -> bool:
+    """Return whether an image of `size` (height, width) should be predicted in tiles.
+
+    Resized to the model's test size it would be less than an eighth as large, and lose what is smaller than tens of
+    pixels; or it has too many pixels to be decoded.
+    """
+    if size[0] * size[1] > MAX_PIXELS:
+        return True
+    test_size, scale = predictor.test_size, tiling.scale or 1.0
+    return test_size is not None and (
+        min(size) * scale > LARGE * test_size[0] or max(size) * scale > LARGE * test_size[1]
     )
 
 
