@@ -42,6 +42,7 @@ ALLOWED = {
     "data": GROUND | {"formats"},
     "checkpoint": GROUND | {"modeling", "fusion"},
     "networks": NETWORK | {"data", "checkpoint"},
+    "export": MIDDLE | {"inference"},
     "inference": MIDDLE,
     "training": MIDDLE | {"inference"},
     "experiments": MIDDLE | {"inference", "training"},

@@ -16,12 +16,15 @@ from refine.files import read_json, write_text
 CONVERSION = 1
 """Version of the output of `refine convert`; increase it when the output changes, to renew cached models."""
 
+ONNX = ".onnx"
+"""Suffix of exported models."""
+
 SHIPPED = Path(__file__).resolve().parents[1] / "weights"
 """Folder of the models included in the package, one subfolder each."""
 
 
 def find_model(source: str | Path) -> Path:
-    """Return the folder with config.json and weights of the model that `--checkpoint` specifies.
+    """Return the folder with config.json and weights of the model that `--checkpoint` specifies, or its ONNX file.
 
     Downloaded and converted weights are kept in `cache_folder`.
 
@@ -29,8 +32,8 @@ def find_model(source: str | Path) -> Path:
         source: folder with config.json and weights, of refine or of transformers; run folder, of which the best
             checkpoint is used, or the last if none was evaluated; name of a shipped model, or of public weights
             (`PUBLIC`), which are downloaded at first use; weight file that `refine convert` supports (detectron2,
-            torchvision), or its http(s) address; or "hf:OWNER/NAME" or "hf:OWNER/NAME@REVISION" for a model on
-            the Hugging Face Hub.
+            torchvision), or its http(s) address; ONNX file of `refine export`; or "hf:OWNER/NAME" or
+            "hf:OWNER/NAME@REVISION" for a model on the Hugging Face Hub.
 
     Raises:
         RefineError: the model does not exist, or cannot be downloaded or converted.
@@ -50,6 +53,8 @@ def find_model(source: str | Path) -> Path:
         return _public(name, PUBLIC[name])
     if Path(source).is_file():
         path = Path(source)
+        if path.suffix == ONNX:
+            return path
         return _converted(path, f"{path.stem}-{digest_of(path)[:16]}")
     for old in Path(source).parent.glob(f".*.{glob.escape(Path(source).name)}.old"):
         raise RefineError(f"{source}: a killed process did not finish replacing it; rename {old} to {source}")
@@ -95,6 +100,13 @@ def _converted(path: Path, name: str) -> Path:
 
         convert_file(path, folder)
     return folder
+
+
+def licence_of(name: str) -> str:
+    """Return the licence of the weights of a named model, or "unknown" for other weights."""
+    if name in shipped_models():
+        return "Apache-2.0"
+    return PUBLIC[name].licence if name in PUBLIC else "unknown"
 
 
 def shipped_models() -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refine.checkpoint.find import find_model
+from refine.checkpoint.find import ONNX, find_model
 from refine.config import from_mapping, to_mapping
 from refine.errors import RefineError
 from refine.files import exchange, read_json, write_error, write_json
@@ -110,6 +110,8 @@ def load_model(source: str | Path) -> SavedModel:
         RefineError: the model does not exist, a file is damaged, or the weights do not fit the config.
     """
     folder = find_model(source)
+    if folder.suffix == ONNX:
+        raise RefineError(f"{source}: an exported model has no weights that can be loaded; give the model folder")
     config, saved = _read_description(folder / "config.json")
     weights = _weights_file(folder)
     model = build_model(

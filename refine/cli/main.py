@@ -29,6 +29,7 @@ COMMANDS = {
     "models": "list the available models",
     "reproduce": "train and evaluate the rows of the paper's tables, on any data set",
     "synthesize": "generate a data set of scenes with known depth order",
+    "export": "write a model with its fusion as one ONNX file, or as a torch.export program",
     "convert": "import detectron2, torchvision and Caffe2 weights",
 }
 

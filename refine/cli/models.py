@@ -32,7 +32,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
 
 def _rows() -> list[tuple[str, ...]]:
     """Return the table cells of every named model, without loading a network."""
-    from refine.checkpoint.find import find_model, is_cached, shipped_models
+    from refine.checkpoint.find import find_model, is_cached, licence_of, shipped_models
     from refine.checkpoint.public import PUBLIC
     from refine.files import read_json
 
@@ -44,9 +44,9 @@ def _rows() -> list[tuple[str, ...]]:
         knows = f"{content['data']}: {things} things, {len(content['categories']) - things} stuff"
         quality = f"PQ {100 * content['metrics']['PQ']:.1f}" if "PQ" in content["metrics"] else ""
         size = sum(path.stat().st_size for path in folder.iterdir())
-        rows.append((name, knows, quality, f"{size / 1e6:.0f}", "Apache-2.0", "shipped"))
+        rows.append((name, knows, quality, f"{size / 1e6:.0f}", licence_of(name), "shipped"))
     for name, model in PUBLIC.items():
         where = "fetched" if is_cached(name) else "fetched at first use"
         quality = f"{model.published} (published)"
-        rows.append((name, model.knows, quality, str(model.megabytes), model.licence, where))
+        rows.append((name, model.knows, quality, str(model.megabytes), licence_of(name), where))
     return rows

@@ -81,6 +81,7 @@ class NanoDet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = Conv(3, 32, stride=2)
+        self.pool = nn.MaxPool2d(3, 2, 1)
         self.stages = nn.ModuleList([Stage(32, 1, 1), Stage(64, 2, 2), Stage(128, 2, 2), Stage(256, 3, 2)])
         self.laterals = nn.ModuleList(nn.Conv2d(channels, 128, 1) for channels in (128, 256, 512))
         self.towers = nn.ModuleList(Conv(128, 128) for _ in STRIDES)
@@ -88,7 +89,7 @@ class NanoDet(nn.Module):
 
     def forward(self, x: Tensor) -> NanoDetOutput:
         """Compute the class and side logits of each level, and the maps."""
-        x = F.max_pool2d(self.stem(x), 3, 2, 1)
+        x = self.pool(self.stem(x))
         maps = []
         for stage in self.stages:
             x = stage(x)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from refine.checkpoint.find import find_model, is_of_transformers
+from refine.checkpoint.find import ONNX, find_model, is_of_transformers
 from refine.checkpoint.folder import SavedModel, load_model
 from refine.errors import RefineError
 from refine.networks.choice import ModelChoice
@@ -48,6 +48,9 @@ def load_network(
     if isinstance(source, SavedModel):
         return NativeNetwork(source, device, precision, compiled)
     folder = find_model(source)
+    if folder.suffix == ONNX:
+        own = precision == "32" and not compiled and categories is None and class_map is None
+        return _exported(folder, device, own)
     if is_of_transformers(folder):
         from refine.networks.hub.load import load_hub_network
 
@@ -57,3 +60,11 @@ def load_network(
     saved = load_model(folder)
     saved.model.to(find_device(device))
     return NativeNetwork(saved, None, precision, compiled)
+
+
+def _exported(path: Path, device: str | torch.device | None, own: bool) -> Network:
+    from refine.networks.onnx import OnnxNetwork
+
+    if not own or (device is not None and torch.device(device).type != "cpu"):
+        raise RefineError(f"{path}: exported models run on the CPU in their own precision; omit the other options")
+    return OnnxNetwork(path)

@@ -199,7 +199,7 @@ def roi_flatten(
     batch, classes, height, width = canvas_size
     bins = masks.shape[-1]
     canvas = masks.new_zeros(batch * classes, height, width)
-    if len(masks) == 0:
+    if masks.shape[0] == 0:
         return canvas.view(canvas_size)
     boxes = rois[:, 1:].float()  # fp16 does not resolve single pixels of a large image
     rows = _bilinear_rows(boxes[:, 1], boxes[:, 3], height, bins, stride).to(masks.dtype)

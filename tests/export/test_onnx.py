@@ -1,0 +1,144 @@
+"""A shipped model as an ONNX file: written by the command, and used by all that takes a checkpoint."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.exported import CONFIGS, image_of, tiny_model
+from PIL import Image
+
+from refine.checkpoint.folder import load_model, save_model
+from refine.cli.main import main
+from refine.errors import RefineError
+from refine.inference.predictor import Predictor
+from refine.structures import PanopticResult
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "onnx"
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    """The photographs model as an ONNX file; it has a separate detector and Unknown Erasing."""
+    path = tmp_path_factory.mktemp("onnx") / "photographs.onnx"
+    assert main(["export", "photographs", "--out", str(path)]) == 0
+    return path
+
+
+def _same(one: PanopticResult, other: PanopticResult) -> bool:
+    equal = (one.segment_ids == other.segment_ids).float().mean().item()
+    same = [(s.category_id, s.isthing) for s in one.segments] == [
+        (s.category_id, s.isthing) for s in other.segments
+    ]
+    return same and equal >= 0.999
+
+
+def test_predictor_runs_exported_model(exported):
+    ours, theirs = Predictor("photographs"), Predictor(exported)
+    assert theirs.fusion == ours.fusion
+    assert theirs.categories == ours.categories
+    assert theirs.network.digest() == ours.network.digest()
+    image = image_of((150, 220))
+    assert _same(ours(image), theirs(image))
+    few = Predictor(exported, fusion={"stuff_area": 10_000, "unknown_erasing": False, "score_threshold": 0.2})
+    again = Predictor(
+        "photographs", fusion={"stuff_area": 10_000, "unknown_erasing": False, "score_threshold": 0.2}
+    )
+    assert _same(again(image), few(image))
+
+
+def test_file_describes_itself(exported):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(exported), providers=["CPUExecutionProvider"])
+    entries = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
+    saved = load_model("photographs")
+    assert entries["categories"] == saved.categories.to_json()
+    assert entries["licence"] == "Apache-2.0"
+    assert entries["test_size"] == list(saved.test_size)
+    image = image_of((90, 120)).numpy()
+    whole = session.run(["segment_ids", "segments_area"], {"image": image})
+    assert whole[0].dtype == np.int32
+    assert whole[0].shape == (90, 120)
+    assert [int((whole[0] == n + 1).sum()) for n in range(len(whole[1]))] == whole[1].tolist()
+    none = session.run(
+        ["segments_id"], {"image": image, "stuff_area": np.array(1e6), "score_threshold": np.array(1.0)}
+    )
+    assert len(none[0]) == 0
+
+
+def test_predict_command_takes_exported_model(exported, tmp_path, capsys):
+    Image.fromarray(image_of((80, 120)).permute(1, 2, 0).numpy()).save(tmp_path / "scene.png")
+    arguments = ["predict", str(tmp_path / "scene.png"), "--checkpoint", str(exported)]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "panoptic" / "scene.png").is_file()
+    assert main([*arguments, "--out", str(tmp_path / "out2"), "--scale", "2"]) == 1
+    assert main([*arguments, "--out", str(tmp_path / "out2"), "--device", "cuda"]) == 1
+    assert "CPU" in capsys.readouterr().err
+
+
+def test_other_files_are_refused(tmp_path, capsys):
+    import onnx
+
+    broken, foreign = tmp_path / "broken.onnx", tmp_path / "foreign.onnx"
+    broken.write_bytes(b"no model")
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [value], [])
+    graph.output.append(onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1]))
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, foreign)
+    for path, message in ((broken, "cannot be read"), (foreign, "refine export")):
+        with pytest.raises(RefineError, match=message):
+            Predictor(path)
+    assert main(["export", "photographs", "--out", str(tmp_path / "model.txt")]) == 1
+    assert main(["export", str(foreign), "--out", str(tmp_path / "model.onnx")]) == 1
+    assert not (tmp_path / "model.onnx").exists()
+    assert capsys.readouterr().err.count("refine: error:") == 2
+
+
+def test_javascript_example_draws_an_overlay(exported, tmp_path):
+    node = shutil.which("node")
+    found = node and subprocess.run([node, "-e", "require('onnxruntime-node'); require('pngjs')"], cwd=EXAMPLE)
+    if not found or found.returncode:
+        pytest.skip("needs Node.js with onnxruntime-node and pngjs (NODE_PATH, or npm install in examples/onnx)")
+    image = image_of((80, 120))
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "in.png")
+    command = [node, EXAMPLE / "overlay.js", exported, tmp_path / "in.png", tmp_path / "out.png"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
+    assert done.returncode == 0, done.stderr
+    result = Predictor("photographs")(image)
+    assert len(done.stdout.splitlines()) == len(result)
+    drawn = np.asarray(Image.open(tmp_path / "out.png").convert("RGB"))
+    changed = (drawn != image.permute(1, 2, 0).numpy()).any(2)
+    assert (changed == (result.segment_ids.numpy() > 0)).mean() > 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["nuclei", *CONFIGS])
+def test_every_kind_of_model_equals_pytorch(kind, tmp_path):
+    source = kind
+    if kind in CONFIGS:
+        source = str(tmp_path / "model")
+        save_model(source, tiny_model(kind))
+    images = []
+    for n, size in enumerate([(120, 160), (64, 256)]):
+        images.append(str(tmp_path / f"{n}.png"))
+        Image.fromarray(image_of(size).permute(1, 2, 0).numpy()).save(images[-1])
+    path = tmp_path / "model.onnx"
+    assert main(["export", source, "--out", str(path), "--images", *images]) == 0  # compares
+    for size in ((120, 160), (64, 256)):
+        assert _same(Predictor(source)(image_of(size)), Predictor(path)(image_of(size)))
+
+
+@pytest.mark.slow
+def test_torch_format_equals_pytorch(tmp_path):
+    save_model(tmp_path / "model", tiny_model("Panoptic-FPN"))
+    path = tmp_path / "model.pt2"
+    assert main(["export", str(tmp_path / "model"), "--out", str(path), "--format", "torch"]) == 0  # compares
+    assert torch.export.load(path).graph_signature.user_inputs
