@@ -30,6 +30,38 @@ if TYPE_CHECKING:
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
+    parser = _parser(prog, description)
+    options = parser.parse_args(arguments)
+    rule = [
+        options.method,
+        options.semantic,
+        options.categories,
+        options.class_map,
+        *(getattr(options, name) for name in FUSION),
+    ]
+    of_files = [options.gt, options.gt_dir, options.pred, options.pred_dir]
+    coco = [options.images, options.json, options.segments]
+    of_model = [options.checkpoint, *([options.cityscapes] if options.cityscapes else coco)]
+    paths = [*coco, options.remap, options.instances]
+    coco_only = [*paths, options.exif, options.page, options.channel, options.range]
+    from_files = all(of_files) and not any([*of_model, *coco_only]) and all(value is None for value in rule)
+    from_model = all(of_model) and not any(of_files) and not (options.cityscapes and any(coco_only))
+    if not (from_files or from_model):
+        parser.error(
+            "give --gt, --gt-dir, --pred and --pred-dir; or --checkpoint with --images, --json and --segments; "
+            "or --checkpoint with --cityscapes; --method, the thresholds and --semantic need --checkpoint"
+        )
+    require_paths([*of_files, *paths, options.cityscapes])
+    _check_out(options.out, [options.gt, options.pred, options.json, options.remap, options.instances])
+    if options.checkpoint:
+        check_model(options)
+    if from_files:
+        _files(options)
+    else:
+        _model(options)
+
+
+def _parser(prog: str, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog, description=description)
     files = parser.add_argument_group("result files")
     files.add_argument("--gt", help="panoptic JSON of the ground truth")
@@ -65,34 +97,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser.add_argument(
         "--worst", type=count_from(0), default=5, help="number of worst images to list or draw (default: 5)"
     )
-    options = parser.parse_args(arguments)
-    rule = [
-        options.method,
-        options.semantic,
-        options.categories,
-        options.class_map,
-        *(getattr(options, name) for name in FUSION),
-    ]
-    of_files = [options.gt, options.gt_dir, options.pred, options.pred_dir]
-    coco = [options.images, options.json, options.segments]
-    of_model = [options.checkpoint, *([options.cityscapes] if options.cityscapes else coco)]
-    paths = [*coco, options.remap, options.instances]
-    coco_only = [*paths, options.exif, options.page, options.channel, options.range]
-    from_files = all(of_files) and not any([*of_model, *coco_only]) and all(value is None for value in rule)
-    from_model = all(of_model) and not any(of_files) and not (options.cityscapes and any(coco_only))
-    if not (from_files or from_model):
-        parser.error(
-            "give --gt, --gt-dir, --pred and --pred-dir; or --checkpoint with --images, --json and --segments; "
-            "or --checkpoint with --cityscapes; --method, the thresholds and --semantic need --checkpoint"
-        )
-    require_paths([*of_files, *paths, options.cityscapes])
-    _check_out(options.out, [options.gt, options.pred, options.json, options.remap, options.instances])
-    if options.checkpoint:
-        check_model(options)
-    if from_files:
-        _files(options)
-    else:
-        _model(options)
+    return parser
 
 
 def _check_out(out: str, inputs: Sequence[str | None]) -> None:

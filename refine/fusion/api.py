@@ -57,16 +57,14 @@ def fuse(
 
     Args:
         instances: N instances on one device; masks come from `runs` or `masks`, else `roi_masks` pasted at 0.5.
-        sem_seg: Tensor or array [H, W] of integers, contiguous class or `VOID`, at `instances.image_size`; None
-            fuses only things, and pixels without an instance become void.
+        sem_seg: Tensor or array [H, W] of integers, contiguous class or `VOID`; None fuses only things.
         categories: categories of all labels.
         method: fusion rule; `refine.fusion` lists them.
-        sem_confidence: Tensor or array [H, W] of floats, 0-1, confidence of the class in `sem_seg`; required by
-            Unknown Erasing and used as the score of stuff segments.
-        sem_probabilities: Tensor or array [C, H, W] of floats, 0-1, probability of each of the C categories, or a
-            function that computes it; required by Unknown Erasing with `ue_region` "dilated".
-        occlusion: O of the given instances for the learned pairwise rules: Tensor or array [N, N] in 0-1, of
-            which only overlapping pairs are read, or a function that computes it (see `OcclusionFn`).
+        sem_confidence: Tensor or array [H, W] of floats, 0-1, confidence of `sem_seg`; required by Unknown Erasing.
+        sem_probabilities: Tensor or array [C, H, W] of floats, 0-1, probability of each category, or a function
+            that computes it; required by `ue_region` "dilated".
+        occlusion: O of the given instances for the learned pairwise rules: Tensor or array [N, N] in 0-1, or a
+            function that computes it (see `OcclusionFn`).
         ranking: score of each instance for "srm": Tensor or array [N], or a function that computes it.
         config: thresholds: all of them, or a mapping of those that differ from the defaults.
 
@@ -74,10 +72,8 @@ def fuse(
         Panoptic map on the device of `sem_seg`. Ids number instances by decreasing score, then stuff by class.
 
     Raises:
-        RefineError: the method is unknown; an input that the method or the configuration needs is missing;
-            labels are not in `categories`; masks, scores or occlusion have values out of range.
-        ValueError: shapes do not agree.
-        TypeError: an argument has the wrong type.
+        RefineError: the method is unknown, a required input is missing, or values are out of range.
+        ValueError, TypeError: shapes do not agree, or an argument has the wrong type.
     """
     check_known(method)
     config = config if isinstance(config, FusionConfig) else FusionConfig().changed(config or {})
@@ -88,8 +84,7 @@ def fuse(
     pairwise: Tensor | OcclusionFn | None = _select("occlusion", occlusion, (count, count), indices, duplicates)
     ranks: Tensor | RankingFn | None = _select("ranking", ranking, (count,), indices, duplicates)
     if config.unknown_erasing and config.ue_region == "dilated" and sem_seg is not None:
-        sem_seg = _erase_dilated(sem_seg, sem_probabilities, categories, config)
-        config = replace(config, unknown_erasing=False)
+        sem_seg, config = _erase_dilated(sem_seg, sem_probabilities, categories, config)
     cells, owner = assign(method, instances, runs, pairwise, ranks, config)
     owner = owner.to(cells.cell.device)[cells.cell]
     return assemble(instances, indices, cells.starts, owner, sem_seg, sem_confidence, categories, config)
@@ -100,7 +95,8 @@ def _erase_dilated(
     probabilities: ArrayLike | Callable[[], Tensor] | None,
     categories: Categories,
     config: FusionConfig,
-) -> Tensor:
+) -> tuple[Tensor, FusionConfig]:
+    """Return the semantic map after Unknown Erasing, and the configuration without it."""
     if probabilities is None:
         raise RefineError(
             "sem_probabilities: missing, but fusion.ue_region 'dilated' needs them; give them or use 'core'"
@@ -108,7 +104,8 @@ def _erase_dilated(
     given = probabilities() if callable(probabilities) else as_tensor("sem_probabilities", probabilities)
     given = check_shape("sem_probabilities", given.detach(), (len(categories), *sem_seg.shape))
     radius = config.radius_at((sem_seg.shape[0], sem_seg.shape[1]))
-    return erase_dilated(sem_seg, given, radius, config.ue_threshold, categories.num_things)
+    erased = erase_dilated(sem_seg, given, radius, config.ue_threshold, categories.num_things)
+    return erased, replace(config, unknown_erasing=False)
 
 
 def _soft_scores(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -112,38 +113,22 @@ def fuse_bands(
         raise RefineError("fusion.ue_region 'dilated' needs the whole image in memory; use 'core' with tiles")
     size, count = instances.image_size, len(instances)
     instances, runs, indices, _ = prepare(instances, config.score_threshold)
-    place = torch.full((count,), -1).index_copy(0, indices, torch.arange(len(indices)))
-    if occlusion is not None:
-        pairs = place[occlusion.pairs]
-        known = (pairs >= 0).all(1)
-        occlusion = PairScores(pairs[known], occlusion.values[known])
-    spans = _assign_groups(
-        instances, runs, method, occlusion, None if ranking is None else ranking[indices], config
-    )
-    tops = range(0, size[0], rows)
+    occlusion = None if occlusion is None else _select_pairs(occlusion, indices, count)
+    ranking = None if ranking is None else ranking[indices]
+    spans = _assign_groups(instances, runs, method, occlusion, ranking, config)
     radius = config.radius_at(size) if config.unknown_erasing else None
 
-    def parts() -> Iterator[tuple[int, Partition]]:
-        for top in tops:
-            bottom = min(top + rows, size[0])
-            sem_seg, confidence = read(top, bottom)
-            yield top, partition(*_span_rows(spans, top, bottom, size[1]), sem_seg, confidence, radius)
-
-    def gather(top: int, part: Partition) -> tuple[Rows, Tensor]:
-        assert radius is not None
-        assert part.confidence is not None
-        things = categories.num_things
-        return gather_rows(part.labels, part.confidence, part.starts, part.lengths, size, radius, things, top)
-
+    parts = partial(_parts, read, rows, size, spans, radius)
+    gather = partial(_gather_rows, size=size, radius=radius, things=categories.num_things)
     erased = torch.zeros(0, dtype=torch.int64)  # sorted keys of rows
     if radius is not None:
-        regions = join_rows([gather(top, part)[0] for top, part in parts()])
+        regions = join_rows([gather(part, top)[0] for top, part in parts()])
         erased = regions.key[unknown_rows(regions, size, radius, config.ue_threshold) != KEPT]
 
     def erased_parts() -> Iterator[tuple[int, Partition]]:
         for top, part in parts():
-            if radius is not None:
-                of_band, row = gather(top, part)
+            if len(erased):
+                of_band, row = gather(part, top)
                 gone = torch.isin(of_band.key, erased)
                 part.labels = torch.where((row >= 0) & gone[row], VOID, part.labels) if len(gone) else part.labels
             yield top, part
@@ -158,6 +143,33 @@ def fuse_bands(
             yield spread(ids[totals.values(part)], part.lengths, part.size)
 
     return FusedBands(size, totals.describe(ids, instances, indices), categories, bands)
+
+
+def _parts(
+    read: ReadBand, rows: int, size: tuple[int, int], spans: tuple[Tensor, Tensor], radius: int | None
+) -> Iterator[tuple[int, Partition]]:
+    """Read the bands from top to bottom; each comes with its first row."""
+    for top in range(0, size[0], rows):
+        bottom = min(top + rows, size[0])
+        sem_seg, confidence = read(top, bottom)
+        yield top, partition(*_span_rows(spans, top, bottom, size[1]), sem_seg, confidence, radius)
+
+
+def _gather_rows(
+    part: Partition, top: int, size: tuple[int, int], radius: int | None, things: int
+) -> tuple[Rows, Tensor]:
+    """Return the rows of a band for Unknown Erasing, as `gather_rows`; `top` is the first row of the band."""
+    assert part.confidence is not None
+    assert radius is not None
+    return gather_rows(part.labels, part.confidence, part.starts, part.lengths, size, radius, things, top)
+
+
+def _select_pairs(occlusion: PairScores, indices: Tensor, count: int) -> PairScores:
+    """Select the pairs of the kept ones of `count` instances, under their new numbers."""
+    number = torch.full((count,), -1).index_copy(0, indices, torch.arange(len(indices)))
+    pairs = number[occlusion.pairs]
+    known = (pairs >= 0).all(1)
+    return PairScores(pairs[known], occlusion.values[known])
 
 
 def _assign_groups(

@@ -223,8 +223,7 @@ class OcclusionConfig:
         cues: inputs for each instance: mask, features f_ins + f_sem, class.
         conv_channels, fc_channels: widths of the convolutions and the fully connected layers.
         pair_overlap: minimum overlap ρ of the training pairs, as a fraction of either mask.
-        false_pairs: whether overlapping pairs of a true and a false or duplicate detection are training pairs too,
-            with the true one in front. The sources train on pairs of two objects alone [C].
+        false_pairs: whether to train also on pairs of a true detection, in front, and a false or duplicate one [C].
     """
 
     cues: list[Literal["mask", "feature", "label"]] = field(default_factory=lambda: ["mask", "feature", "label"])
