@@ -6,7 +6,6 @@ import threading
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-import cv2
 import deflate
 import numpy as np
 
@@ -78,7 +77,7 @@ def _memory_lock(png: PngData) -> AbstractContextManager[object]:
 
 
 def _pixels(png: PngData, path: str | Path) -> np.ndarray:
-    import cv2  # evaluation of files that are all RGB does without
+    import cv2  # imported late: evaluation of files that are all RGB does without
 
     bgr = _decode(png, path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     # The bytes R, G, B, 255 are id + 255 · 2^24 in little-endian order: one conversion and one bit mask.
@@ -102,6 +101,8 @@ def write_png(path: str | Location, segment_ids: np.ndarray) -> None:
         ValueError: the ids are not a map of integers in 0..2^24-1.
         RefineError: the file cannot be written.
     """
+    import cv2
+
     if segment_ids.ndim != 2 or segment_ids.dtype.kind not in "iu" or not segment_ids.size:
         raise ValueError(f"write_png: expected integers [H, W], got {segment_ids.dtype} {segment_ids.shape}")
     if segment_ids.min() < 0 or segment_ids.max() >= 2**24:

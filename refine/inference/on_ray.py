@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import signal
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -66,6 +68,7 @@ class Cluster:
         except ImportError as error:
             raise missing_extra("--ray needs Ray Data", "ray") from error
         if not ray.is_initialized():
+            handler = signal.getsignal(signal.SIGTERM)
             try:
                 ray.init(address=self.address or None, log_to_driver=False, include_dashboard=False)
             except (ConnectionError, ValueError) as error:
@@ -73,6 +76,9 @@ class Cluster:
                 raise RefineError(
                     f"--ray {self.address}: no cluster there ({reason}); check the address"
                 ) from error
+            finally:
+                if threading.current_thread() is threading.main_thread():  # Ray replaces the handler there
+                    signal.signal(signal.SIGTERM, handler)
         ray.data.DataContext.get_current().enable_progress_bars = False
         gpus = ray.cluster_resources().get("GPU", 0) > 0
         return replace(self, device=self.device or ("cuda" if gpus else "cpu"))

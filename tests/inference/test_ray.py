@@ -40,7 +40,9 @@ def cluster():
         cluster = Cluster(initialize_head=True, head_node_args=node)
     del node["include_dashboard"]
     cluster.add_node(**node)
+    handler = signal.getsignal(signal.SIGTERM)
     ray.init(address=cluster.address, log_to_driver=False)
+    signal.signal(signal.SIGTERM, handler)
     yield cluster.address
     ray.shutdown()
     cluster.shutdown()
