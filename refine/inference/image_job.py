@@ -28,7 +28,7 @@ from refine.inference.limits import Limits
 from refine.inference.pipeline import Job
 from refine.inference.predictor import Predictor
 from refine.inference.tiling.plan import Tiling
-from refine.inference.tiling.predict import is_large, predict_tiles
+from refine.inference.tiling.predict import check_tiles, is_large, predict_tiles
 from refine.networks.choice import ModelChoice
 from refine.savers import SAVERS, encode
 from refine.storage import local_copy
@@ -79,6 +79,8 @@ class JobSettings:
     def predictor(self) -> Predictor:
         """Load the model."""
         predictor = Predictor(self.checkpoint, device=self.device, method=self.method, fusion=self.fusion)
+        if self.always_tile:
+            check_tiles(predictor.network, "--tile, --mpp")
         if self.max_detections:
             predictor.limit_detections(self.max_detections)
         return predictor
@@ -220,6 +222,7 @@ class ImageJob(Job[ReadImage, Prediction | TiledPrediction, Finished]):
     def _predict_tiles(self, name: str, image: ImageWindows) -> TiledPrediction:
         tiling, limits = self.settings.tiling, self.predictor.limits()
         assert tiling is not None
+        check_tiles(self.predictor.network, name)
         height, width = image.size
         scale = tiling.scale_for(image.mpp, name)
         self.tell(f"{name}: {width} × {height} pixels are predicted in tiles of {tiling.tile}, at scale {scale:g}")

@@ -25,7 +25,10 @@ from refine.inference.tiling.plan import Tiling, Window, plan
 from refine.inference.tiling.scratch import SemanticFile
 from refine.inference.tiling.stitch import Found, stitch
 from refine.modeling.norms import SharedStatistics
+from refine.networks.compose import Compose
+from refine.networks.hub.network import HubNetwork
 from refine.networks.network import Network
+from refine.networks.onnx import OnnxNetwork
 from refine.ops.masks import shared_areas
 from refine.structures import Instances, Prediction
 
@@ -68,9 +71,10 @@ def predict_tiles(
 
     Raises:
         RefineError: the image cannot be read, its resolution is needed but not known, or the model does not resize
-            images by a given factor.
+            images by a given factor; see also `check_tiles`.
         WriteError: the temporary files cannot be written.
     """
+    check_tiles(predictor.network, name)
     scale = tiling.scale_for(image.mpp, name)
     network = copy.copy(predictor.network)  # the same modules, but another test size
     if network.test_size is None and scale != 1:
@@ -103,12 +107,34 @@ def predict_tiles(
     )
 
 
+def check_tiles(network: Network, name: str) -> None:
+    """Raise RefineError if a network resizes every tile to a size of its own, so that objects change their scale.
+
+    Args:
+        network: network that is to predict tiles.
+        name: name of the image, or the option, for the message.
+    """
+    if isinstance(network, OnnxNetwork):
+        raise RefineError(f"{name}: an ONNX file resizes each tile itself; use the checkpoint it was exported from")
+    if _resizes_itself(network):
+        raise RefineError(f"{name}: this model resizes each tile itself; use one model of refine, or no tiles")
+
+
+def _resizes_itself(network: Network) -> bool:
+    """Return whether a network resizes images, and not by `test_size`."""
+    if isinstance(network, Compose):  # its networks keep their test sizes
+        return any(part.test_size is not None or _resizes_itself(part) for part in network.networks)
+    return isinstance(network, OnnxNetwork | HubNetwork) and network.test_size is None
+
+
 def is_large(size: tuple[int, int], predictor: Predictor, tiling: Tiling) -> bool:
     """Return whether an image of `size` (height, width) should be predicted in tiles.
 
     Resized to the model's test size it would be less than an eighth as large, and lose what is smaller than tens of
-    pixels; or it has too many pixels to be decoded.
+    pixels; or it has too many pixels to be decoded. No image is large for a network that refuses tiles.
     """
+    if _resizes_itself(predictor.network):
+        return False
     if size[0] * size[1] > MAX_PIXELS:
         return True
     test_size, scale = predictor.test_size, tiling.scale or 1.0

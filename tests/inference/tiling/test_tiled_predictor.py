@@ -16,6 +16,9 @@ from refine.inference.predictor import Predictor
 from refine.inference.tiling import predict
 from refine.inference.tiling.plan import Tiling, plan
 from refine.modeling.norms import SharedStatistics, conv_norm, valid_pixels
+from refine.networks.compose import Compose
+from refine.networks.hub.network import HubNetwork
+from refine.networks.onnx import OnnxNetwork
 from refine.structures import ImageBatch, Prediction
 from tests.helpers.painted import PaintedNetwork, painted
 
@@ -71,6 +74,28 @@ def test_bad_tiles():
         predict.predict_tiles(predictor, TensorWindows(painted(0, (9, 9), 1, 9)), Tiling(mpp=0.5), name="a.tif")
     with pytest.raises(RefineError, match=r"a\.tif: a scale of 0\.5 is not possible"):
         predict.predict_tiles(predictor, image, Tiling(mpp=0.5), name="a.tif")
+
+
+def test_networks_that_resize_tiles_are_refused():
+    def made(kind: type) -> PaintedNetwork:
+        """A painted network that counts as `kind`, without its files."""
+        return type("Made", (PaintedNetwork, kind), {"read": None})()
+
+    native = PaintedNetwork()
+    native.test_size = (64, 96)
+    image, huge = painted(3, (60, 75), 9, 30), (20_000, 20_000)
+    for network, message in (
+        (made(OnnxNetwork), "an ONNX file resizes each tile itself; use the checkpoint"),
+        (made(HubNetwork), "this model resizes each tile itself"),
+        (Compose([PaintedNetwork()], [native]), "this model resizes each tile itself"),
+        (Compose([made(OnnxNetwork)]), "this model resizes each tile itself"),
+    ):
+        with pytest.raises(RefineError, match=f"^the image: {message}"):
+            Predictor(network, tile=32)(image)
+        assert not predict.is_large(huge, Predictor(network), Tiling())
+    for network in (PaintedNetwork(), Compose([PaintedNetwork()])):  # take images at their size
+        assert Predictor(network, tile=32)(image).segment_ids.shape == (60, 75)
+        assert predict.is_large(huge, Predictor(network), Tiling())
 
 
 class NormalisingNetwork(PaintedNetwork):
