@@ -171,6 +171,30 @@ def test_round_trip_of_nuclei(
     assert found.counts["lost"] == found.counts["void"] == 0
 
 
+def test_resuming_notices_new_images_and_changed_annotations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    for name in "bcd":
+        draw_image(data / f"images/{name}.png")
+        save_labels(data / f"masks/{name}.png", VALUES.astype(np.uint8))
+    whole = (data / "masks/d.png").read_bytes()
+    (data / "masks/d.png").write_bytes(whole[: len(whole) // 2])
+    assert "d.png" in refused(capsys, out, data)
+    (data / "masks/d.png").write_bytes(whole)
+    draw_image(data / "images/a.png")
+    save_labels(data / "masks/a.png", VALUES.astype(np.uint8))
+    save_labels(data / "masks/b.png", np.where(VALUES == 7, 7, 0).astype(np.uint8))
+    kept = (out / "segments/c.png").stat().st_mtime_ns
+    found = convert(capsys, out, data, "--resume")
+    assert [(i["id"], i["file_name"]) for i in found.content["images"]] == [
+        (n, f"{name}.png") for n, name in enumerate("abcd", 1)
+    ]
+    assert found.content == convert(capsys, tmp_path / "whole", data).content
+    assert (out / "segments/c.png").stat().st_mtime_ns == kept
+    assert (out / "segments/b.png").read_bytes() == (tmp_path / "whole/segments/b.png").read_bytes()
+
+
 def test_resuming_gives_the_same_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "b"):
         draw_image(tmp_path / f"data/images/{name}.png")

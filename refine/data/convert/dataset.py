@@ -24,7 +24,7 @@ class DatasetWriter:
     """Writer of a data set in COCO panoptic format, one image after the other.
 
     The JSON is written last. Until then OUT/unfinished.jsonl lists the finished images, so that a stopped
-    conversion can be resumed.
+    conversion can be resumed. Images whose files have changed since then are converted again.
 
     Args:
         out: folder of the result; it must be empty or missing, unless `resume`.
@@ -76,10 +76,12 @@ class DatasetWriter:
         try:
             self._check_names(samples)
             for n, sample in enumerate(samples, 1):
-                entry = self._done.get(sample.name)
-                if entry is None:
-                    entry = self._convert(sample, n if numbered or sample.id is None else sample.id)
+                entry, stamps = self._done.get(sample.name), _stamps(sample)
+                if entry is None or entry.get("files") != stamps:
+                    entry = self._convert(sample) | {"files": stamps}
                     self._journal.append(entry)
+                image_id = n if numbered or sample.id is None else sample.id  # others may have come before it since
+                entry["image"]["id"] = entry["annotation"]["image_id"] = image_id
                 entries.append(entry)
                 total.add(Counts(**entry["counts"]))
                 if progress is not None:
@@ -114,7 +116,7 @@ class DatasetWriter:
                 )
             known[png] = sample
 
-    def _convert(self, sample: Sample, image_id: int | str) -> dict[str, Any]:
+    def _convert(self, sample: Sample) -> dict[str, Any]:
         annotation = sample.read()
         ids, infos, counts = self._painter.paint(annotation, str(sample.file))
         height, width = ids.shape
@@ -129,9 +131,9 @@ class DatasetWriter:
         png = _png_name(sample.name)
         write_png(self.out / "segments" / png, ids)
         self._place(image, self.out / "images" / sample.name)
-        return {
-            "image": {"id": image_id, "file_name": sample.name, "height": height, "width": width},
-            "annotation": {"image_id": image_id, "file_name": png, "segments_info": infos},
+        return {  # `write` sets the ids
+            "image": {"id": None, "file_name": sample.name, "height": height, "width": width},
+            "annotation": {"image_id": None, "file_name": png, "segments_info": infos},
             "counts": asdict(counts),
         }
 
@@ -154,3 +156,12 @@ class DatasetWriter:
 
 def _png_name(name: str) -> str:
     return PurePath(name).with_suffix(".png").as_posix()
+
+
+def _stamps(sample: Sample) -> list[list[int]]:
+    """Return modification time in ns and size in bytes of the image and of the annotation's files, if they exist."""
+    files = [sample.file, *sorted(sample.file.iterdir())] if sample.file.is_dir() else [sample.file]
+    if isinstance(sample.image, Path):
+        files.append(sample.image)
+    found = [file.stat() for file in files if file.exists()]
+    return [[stat.st_mtime_ns, stat.st_size] for stat in found]
