@@ -159,7 +159,7 @@ def _png_name(name: str) -> str:
 
 
 def _stamps(sample: Sample) -> list[list[int]]:
-    """Return modification time in ns and size in bytes of the image and of the annotation's files, if they exist."""
+    """Return modification time in ns and size in bytes of a sample's files, as far as they exist."""
     files = [sample.file, *sorted(sample.file.iterdir())] if sample.file.is_dir() else [sample.file]
     if isinstance(sample.image, Path):
         files.append(sample.image)
