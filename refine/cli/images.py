@@ -77,7 +77,6 @@ def for_each(
 
     Raises:
         WriteError: results cannot be written, so that the next image would fail too.
-        RefineError: all images failed.
         KeyboardInterrupt, SystemExit: interrupted, or terminated by SIGTERM or SIGHUP.
     """
     done = 0
@@ -100,6 +99,10 @@ def for_each(
         except (KeyboardInterrupt, SystemExit):
             note(f"stopped after {done} of {len(files)} images")
             raise
+
+
+def check_any(failures: Sequence[Failure], files: Sequence[ImageFile]) -> None:
+    """Raise RefineError if all images failed."""
     if files and len(failures) == len(files):
         raise RefineError(f"none of the {len(files)} images could be used")
 
@@ -136,6 +139,7 @@ def write_failures(path: Location, failures: Sequence[Failure]) -> None:
 
 def finish(failures: Sequence[Failure], files: Sequence[ImageFile], out: str, what: str, hint: str = "") -> None:
     """Print where the results are, and a hint; raise RefineError if some images failed."""
+    check_any(failures, files)
     if failures:
         raise RefineError(f"{len(failures)} of {len(files)} images failed; the {what} for the others are in {out}")
     print(f"{what} in {out}{hint}")

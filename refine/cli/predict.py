@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from refine.cli.images import (
     Failure,
     add_arguments,
+    check_any,
     find_images,
     finish,
     for_each,
@@ -53,6 +54,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     files = _listed(options) if options.json else find_images(options)
     names = result_names(files)
     if options.shard:
+        options.shard = options.shard.identify(files)
         files = options.shard.of(files)
     out = location(options.out)
     written = [f"panoptic/{n}.png" for n in names]
@@ -68,7 +70,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     cluster = connect(options)
     predictor = (settings if cluster is None else replace(settings, device="cpu")).predictor()
     note_remarks(predictor.network)
-    limits, failures = predictor.limits(), list[Failure]()
+    limits, failures, tried = predictor.limits(), list[Failure](), False
 
     def record(finished: Finished) -> str:
         writer.record(finished.written)
@@ -80,7 +82,13 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     try:
         info = settings.info(predictor)
         with PredictionWriter(
-            out, predictor.categories, info, journal=True, shard=options.shard, savers=savers
+            out,
+            predictor.categories,
+            info,
+            journal=True,
+            shard=options.shard,
+            savers=savers,
+            known=list(SAVERS.values()),
         ) as writer:
             finished = writer.resume(files) if options.resume else set()
             if finished:
@@ -90,9 +98,13 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
                 outcomes = _here(left, settings, predictor, writer, options.batch)
             else:
                 outcomes = _on(cluster, left, files, settings, writer, options.save)
+            tried = True
             for_each(left, outcomes, record, failures)
+            if not (finished or options.shard):  # those that fail are left out of the results
+                check_any(failures, files)
     finally:
-        write_failures(options.shard.failures(out) if options.shard else out / "failed.json", failures)
+        if tried:
+            write_failures(options.shard.failures(out) if options.shard else out / "failed.json", failures)
     for remark in limits.remarks(IN_PREDICT).values():
         note(remark)
     if SAVERS["overlay"] in savers and isinstance(out, Path) and options.shard is None:

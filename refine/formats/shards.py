@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from refine.errors import RefineError
 from refine.files import read_json
+from refine.formats.image_list import ImageFile
 from refine.formats.results.saver import Part, Saver
 from refine.formats.stream import Entry, stream_panoptic_json
 from refine.storage import Location, local_copy, replacing, write_json
@@ -26,10 +28,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Shard:
-    """Part of the images of a run: the `number`-th, from 1, of `count` parts of almost equal size, in order."""
+    """Part of the images of a run: the `number`-th, from 1, of `count` parts of almost equal size, in order.
+
+    Attributes:
+        number, count: see above.
+        images: digest of the list of all images, which must be the same for all shards; see `identify`.
+    """
 
     number: int
     count: int
+    images: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Shard:
@@ -41,6 +49,13 @@ class Shard:
 
     def __str__(self) -> str:
         return f"{self.number}-of-{self.count}"
+
+    def identify(self, images: Iterable[ImageFile]) -> Shard:
+        """Return this shard with the digest of all images of the run, in order, by name and id."""
+        digest = hashlib.blake2b(digest_size=8)
+        for image in images:
+            digest.update(json.dumps([image.name, image.id]).encode())
+        return replace(self, images=digest.hexdigest())
 
     def of(self, items: Sequence[T]) -> Sequence[T]:
         """Return this part of a list."""
@@ -57,11 +72,12 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardHead:
-    """First line of a shard's list: fields of the JSON, and the files that join all images."""
+    """First line of a shard's list: fields of the JSON, the files that join all images, and `Shard.images`."""
 
     info: dict[str, Any] | None
     categories: list[dict[str, Any]]
     joint: list[str]
+    images: str
 
 
 def write_shard(path: Location, head: ShardHead, entries: Iterable[Entry]) -> None:
@@ -124,13 +140,17 @@ def merge_shards(out: Location, savers: Sequence[Saver]) -> tuple[int, int]:
         Number of results, and number of images that failed.
 
     Raises:
-        RefineError: there is no shard, a shard is missing, or shards were written with other settings.
+        RefineError: there is no shard, a shard is missing, or shards have other settings or lists of images.
     """
     from refine.structures import Categories
 
     shards = _complete(out)
     heads = [read_shard(shard.path(out))[0] for shard in shards]
     for shard, head in zip(shards, heads, strict=True):
+        if head.images != heads[0].images:
+            raise RefineError(
+                f"{shard.path(out)}: was written for another list of images than {shards[0]}; run all shards again"
+            )
         if head != heads[0]:
             raise RefineError(f"{shard.path(out)}: was written with other settings than {shards[0]}; run it again")
     count = 0
@@ -165,7 +185,8 @@ def merge_shards(out: Location, savers: Sequence[Saver]) -> tuple[int, int]:
 def _complete(out: Location) -> list[Shard]:
     """Return all shards in order; raise RefineError unless each of them is finished."""
     names = [path.name.removesuffix(".jsonl") for path in (out / FOLDER).glob("*-of-*.jsonl")]
-    found = sorted((Shard(*map(int, name.split("-of-"))) for name in names), key=lambda shard: shard.number)
+    numbers = sorted(tuple(int(n) for n in name.split("-of-")) for name in names)
+    found = [Shard(number, count) for number, count in numbers]
     if not found:
         raise RefineError(f"{out}: holds no finished shard; run refine predict --shard 1/N … N/N first")
     count = found[0].count

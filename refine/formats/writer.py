@@ -49,6 +49,7 @@ class PredictionWriter:
             the JSON.
         savers: further formats. A result counts as complete if it has the files of all of them. Those that join
             all images in one file get it from the complete results, before the JSON is written.
+        known: formats whose files of earlier runs that join all images are removed, because they would differ.
     """
 
     def __init__(
@@ -60,11 +61,13 @@ class PredictionWriter:
         journal: bool = False,
         shard: Shard | None = None,
         savers: Sequence[Saver] = (),
+        known: Sequence[Saver] = (),
     ) -> None:
         self.out = location(out)
         self.json = self.out / "panoptic.json"
         self.categories = categories
         self.savers = savers
+        self._joint = {saver.joint for saver in [*savers, *known] if saver.joint}
         self._files = ResultFiles(self.out, savers)
         self._info = info
         self._keep_journal = journal
@@ -202,7 +205,8 @@ class PredictionWriter:
         if self._shard is not None:
             path = self._shard.path(self.out)
             joint = [saver.joint for saver in self.savers if saver.joint]
-            write_shard(path, ShardHead(self._info, self.categories.to_json(), joint), self._entries())
+            head = ShardHead(self._info, self.categories.to_json(), joint, self._shard.images)
+            write_shard(path, head, self._entries())
         else:
             path = self.json
             write_joint_files(self.out, self.savers, self._entries, self.categories)
@@ -232,7 +236,7 @@ class PredictionWriter:
                 return
             if self._journal is None:
                 self._journal = open_journal(self._journal_path, self._settings())
-            stale = [self.json, *(self.out / saver.joint for saver in self.savers if saver.joint)]
+            stale = [self.json, *(self.out / joint for joint in sorted(self._joint))]
             for path in stale if self._shard is None else [*stale, self._shard.path(self.out)]:
                 remove(path)
             self._begun = True
@@ -253,6 +257,10 @@ class PredictionWriter:
             head, entries = read_shard(path)
             if (head.info or {}) != self._settings():
                 raise other_settings(path, head.info, self._settings())
+            if head.images != self._shard.images:
+                raise RefineError(
+                    f"{path}: was written for another list of images; run all shards without --resume"
+                )
             return list(entries)
         if not self.json.is_file():
             return []
