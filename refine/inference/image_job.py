@@ -100,8 +100,14 @@ class JobSettings:
             "test_size": list(size) if self.scale is None and size else None,
             "scale": self.scale,
             "max_detections": predictor.network.max_detections,
-            **({"tiling": asdict(self.tiling)} if self.tiling and self.always_tile else {}),
+            "tiling": self._tiling_info(),
         } | {name: value for name, value in reading.items() if value is not None}
+
+    def _tiling_info(self) -> dict[str, Any] | None:
+        """Return how images are cut into tiles, and whether all are; None if none is."""
+        if self.tiling is None:
+            return None
+        return asdict(self.tiling) | {"overlap": self.tiling.least_overlap, "always": self.always_tile}
 
 
 @dataclass(frozen=True)

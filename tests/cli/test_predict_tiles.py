@@ -68,6 +68,18 @@ def test_large_maps_are_tiffs_and_runs_go_on(model, image, tmp_path, monkeypatch
     assert "1 of 1 images are finished already" in capsys.readouterr().err
 
 
+def test_runs_go_on_with_the_same_tiles_only(model, image, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert predict(model, image, out, "--overlap", "128") == 0  # --tile auto, and the image is not large
+    info = json.loads((out / "panoptic.json").read_text())["info"]
+    assert info["tiling"] == {"tile": 1024, "overlap": 128, "scale": None, "mpp": None, "always": False}
+    for words in ((), ("--overlap", "64"), ("--tile", "1024", "--overlap", "128"), ("--tile", "off")):
+        assert predict(model, image, out, *words, "--resume") == 1
+        assert "tiling" in capsys.readouterr().err
+    assert predict(model, image, out, "--overlap", "128", "--resume") == 0
+    assert "1 of 1 images are finished already" in capsys.readouterr().err
+
+
 def test_large_images_choose_tiles_themselves(model, image, tmp_path, capsys):
     assert predict(model, image, tmp_path / "out") == 0  # at most eight times 40 × 60
     assert "are predicted in tiles of 1024, at scale 1" not in capsys.readouterr().err
