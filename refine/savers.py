@@ -86,7 +86,7 @@ def find_savers(names: str | Sequence[str]) -> list[Saver]:
     Raises:
         RefineError: a format is unknown, or its package is not installed.
     """
-    words = names.split(",") if isinstance(names, str) else names
+    words = [word.strip() for word in names.split(",")] if isinstance(names, str) else names
     savers = []
     for word in dict.fromkeys(words):
         if word == COCO:

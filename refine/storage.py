@@ -68,9 +68,11 @@ Location = Path | Url
 
 
 def location(text: str | Path | Url) -> Location:
-    """Return the `Url` of a text with a scheme such as "s3://", or the `Path` of any other."""
+    """Return the `Url` of a text with a scheme such as "s3://", or the `Path` of any other, also of "file://"."""
     if isinstance(text, Url):
         return text
+    if isinstance(text, str):
+        text = text.removeprefix("file://")
     return Url(text.rstrip("/")) if isinstance(text, str) and "://" in text else Path(text)
 
 

@@ -74,6 +74,7 @@ def predict(model, source, out, *more):
 
 def test_paths_and_urls():
     assert location("a/b").name == "b"
+    assert location("file:///a/b") == Path("/a/b")
     assert location("s3://bucket/a/") == Url("s3://bucket/a")
     assert str(location("s3://bucket") / "x/y.png") == "s3://bucket/x/y.png"
 
