@@ -4,6 +4,7 @@ import os
 import sys
 import urllib.request
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest

@@ -265,7 +265,7 @@ def test_formats_that_draw_or_measure_need_an_image_of_the_same_size(name, item)
 def test_wrong_names_and_missing_packages_are_reported(monkeypatch):
     with pytest.raises(RefineError, match=r"--save: unknown format 'tiff'; choose from coco, overlay, labels"):
         find_savers("coco,tiff")
-    assert find_savers("coco,geojson,geojson") == [SAVERS["geojson"]]
+    assert find_savers("coco, geojson,geojson") == [SAVERS["geojson"]]
     monkeypatch.setattr("refine.savers.find_spec", lambda name: None)
     with pytest.raises(RefineError, match=r"--save csv needs skimage; install .*\[measure\]"):
         find_savers("csv")
