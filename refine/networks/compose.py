@@ -28,6 +28,7 @@ class Compose(Network):
     Classes are matched by name. Without `categories`, the result has the things of the first network for instances
     and the stuff of the first network for semantics; if their ids clash, the stuff gets new ones, which is noted.
     A thing that the semantic networks know, but not the ones for instances, becomes void where it is best.
+    So does their stuff that is a thing of the result, where no instance is found; this is noted.
 
     Args:
         instances: networks whose instances are used, on one device.
@@ -131,7 +132,7 @@ class Compose(Network):
             isthing: True for the classes of instances, of which stuff is irrelevant; False for semantic classes.
         """
         index = {c.name: n for n, c in enumerate(self.categories)}
-        classes, dropped = [], []
+        classes, dropped, stuff = [], [], []
         for category in network.categories:
             name = self._name(category)
             found = VOID if name is None else index.get(name, VOID)
@@ -144,11 +145,17 @@ class Compose(Network):
                         f"the result; add it to --categories, or map it in --class-map (null drops it)"
                     )
                 dropped.append(category.name)
+            elif not category.isthing and 0 <= found < self.categories.num_things:
+                stuff.append(category.name)
             classes.append(found)
         if dropped:
             kind = "instances of them are left out" if isthing else "where they are best, the semantic map is void"
-            names = ", ".join([*(shown(name) for name in dropped[:5]), *(["…"] if len(dropped) > 5 else [])])
-            self.remarks.append(f"{len(dropped)} classes have no category in the result ({names}): {kind}")
+            self.remarks.append(f"{len(dropped)} classes have no category in the result ({_some(dropped)}): {kind}")
+        if stuff:
+            self.remarks.append(
+                f"{len(stuff)} stuff classes of the semantic model are things of the result ({_some(stuff)}): "
+                f"where they are best and no instance is found, the result is void"
+            )
         return classes
 
     def _combined(self, predictions: Mapping[int, Prediction], min_score: float) -> Prediction:
@@ -212,6 +219,11 @@ class MeanProbabilities:
         for other in self.maps[1:]:
             total = total + other()
         return total / len(self.maps)
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return the first five names for a message."""
+    return ", ".join([*map(shown, names[:5]), *(["…"] if len(names) > 5 else [])])
 
 
 def _names(network: Network) -> list[str]:

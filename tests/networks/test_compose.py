@@ -82,6 +82,17 @@ def test_classes_are_matched_by_name():
     assert Predictor(network)(IMAGE).segments[0].category_id == 2
 
 
+def test_stuff_that_is_a_thing_of_the_result_is_told():
+    other = Fixed(categories(["dog"], ["cat", "sky"], 2), None, maps((0, 1), (1, 4), (4, 6)))
+    network = Compose([Fixed(THINGS.categories)], [other])
+    assert not Predictor(network)(IMAGE).segment_ids[:, :4].any()  # no instance of the cat is found
+    (remark,) = [remark for remark in network.remarks if "'cat'" in remark]
+    assert "stuff classes" in remark
+    assert "void" in remark
+    assert "'dog'" not in remark
+    assert not any("stuff classes" in remark for remark in Compose([THINGS], [STUFF]).remarks)
+
+
 def test_a_class_map_renames_and_drops():
     network = Compose([THINGS], [STUFF], class_map={"bed": "cat", "sky": None})
     assert [c.name for c in network.categories] == ["cat", "dog", "grass"]
