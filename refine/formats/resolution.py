@@ -13,6 +13,8 @@ from refine.formats.tiff import opened
 
 COARSEST = 20.0
 """Resolution in micrometres per pixel above which a TIFF's resolution is that of a print or a screen (1270 dpi)."""
+SQUARE = 0.01
+"""Largest relative difference between width and height of a pixel that counts as square."""
 MICROMETRES = {
     "nm": 1e-3,
     "µm": 1.0,
@@ -29,7 +31,7 @@ UNITS = {2: "inch", 3: "cm"}
 
 
 def stated_mpp(path: Path) -> float | None:
-    """Return the resolution of an image file in micrometres per pixel, or None if it states none.
+    """Return the resolution of an image file in micrometres per pixel, or None if it states none for square pixels.
 
     It is read from the OME metadata, from ImageJ's, or from the resolution tags, unless that is one of prints.
 
@@ -41,17 +43,40 @@ def stated_mpp(path: Path) -> float | None:
         if not head.read(4).startswith(TIFF_MAGIC):
             return None
     with opened(path) as file:
-        mpp = mpp_of(file, file.series[0])
-    return mpp if mpp is not None and 0 < mpp < math.inf else None
+        return mpp_of(file, file.series[0])
 
 
 def mpp_of(file: TiffFile, series: TiffPageSeries) -> float | None:
     """Return the resolution that an open TIFF file states for a series; see `stated_mpp`."""
-    if file.is_ome and (size := re.search(r'PhysicalSizeX="([\d.eE+-]+)"', file.ome_metadata or "")):
-        stated = re.search(r'PhysicalSizeXUnit="([^"]+)"', file.ome_metadata or "")
-        factor = MICROMETRES.get(stated[1] if stated else "µm")
-        return None if factor is None else float(size[1]) * factor
-    resolution = series.keyframe.tags.valueof("XResolution")
+    ome = (file.ome_metadata or "") if file.is_ome else ""
+    if (size := _ome_size(ome, "X")) is not None:
+        return square_mpp(size, _ome_size(ome, "Y"))
+    mpp = square_mpp(_tag_size(file, series, "X"), _tag_size(file, series, "Y"))
+    return mpp if mpp is not None and mpp <= COARSEST else None
+
+
+def square_mpp(x: float | None, y: float | None) -> float | None:
+    """Return the resolution of square pixels, or None if it is unknown or the pixels are not square.
+
+    Args:
+        x: width of a pixel in micrometres, if it is stated.
+        y: height of a pixel in micrometres; None stands for that of a square pixel.
+    """
+    if x is None or not 0 < x < math.inf:
+        return None
+    return x if y is None or math.isclose(x, y, rel_tol=SQUARE) else None
+
+
+def _ome_size(ome: str, axis: str) -> float | None:
+    """Return the size of a pixel along an axis in OME metadata, in micrometres; NaN if the unit is unknown."""
+    size = re.search(rf'PhysicalSize{axis}="([\d.eE+-]+)"', ome)
+    unit = re.search(rf'PhysicalSize{axis}Unit="([^"]+)"', ome)
+    return float(size[1]) * MICROMETRES.get(unit[1] if unit else "µm", math.nan) if size else None
+
+
+def _tag_size(file: TiffFile, series: TiffPageSeries, axis: str) -> float | None:
+    """Return the size of a pixel along an axis in the resolution tags, in micrometres, or None."""
+    resolution = series.keyframe.tags.valueof(f"{axis}Resolution")
     if not resolution or not all(resolution):
         return None
     unit = UNITS.get(int(series.keyframe.tags.valueof("ResolutionUnit", default=2)))
@@ -60,4 +85,4 @@ def mpp_of(file: TiffFile, series: TiffPageSeries) -> float | None:
     if unit not in MICROMETRES:
         return None
     mpp: float = MICROMETRES[unit] * resolution[1] / resolution[0]
-    return mpp if mpp <= COARSEST else None
+    return mpp

@@ -59,6 +59,8 @@ class SlideWindows:
     """
 
     def __init__(self, path: Path) -> None:
+        from refine.formats.resolution import square_mpp
+
         try:
             import openslide
         except ImportError as error:
@@ -72,8 +74,9 @@ class SlideWindows:
             ) from error
         width, height = self._slide.dimensions
         self.size = (height, width)
-        mpp = self._slide.properties.get("openslide.mpp-x")
-        self.mpp = None if mpp is None else float(mpp)
+        sizes = [self._slide.properties.get(f"openslide.mpp-{axis}") for axis in "xy"]
+        x, y = (None if size is None else float(size) for size in sizes)
+        self.mpp = square_mpp(x, y)
 
     def read(self, top: int, left: int, bottom: int, right: int) -> Tensor:
         try:

@@ -102,7 +102,13 @@ def test_resolution_and_bad_options(model, image, tmp_path, capsys):
         assert message in capsys.readouterr().err
     Image.new("RGB", (20, 20)).save(image.parent / "c.png")
     assert predict(model, image.parent / "c.png", tmp_path / "out", "--mpp", "1") == 1
-    assert "c.png: --mpp needs its resolution, which the file does not state" in capsys.readouterr().err
+    message = "--mpp needs its resolution, which the file does not state, or with different values for X and Y"
+    assert f"c.png: {message}" in capsys.readouterr().err
+    tifffile.imwrite(
+        image.parent / "e.tif", np.zeros((20, 20), np.uint8), resolution=(20000, 10000), resolutionunit="CENTIMETER"
+    )
+    assert predict(model, image.parent / "e.tif", tmp_path / "out", "--mpp", "1", "--tile", "64") == 1
+    assert f"e.tif: {message}" in capsys.readouterr().err
     (image.parent / "d.svs").write_bytes(b"nothing")
     assert predict(model, image.parent / "d.svs", tmp_path / "out") == 1
     assert "d.svs: cannot be read by OpenSlide" in capsys.readouterr().err

@@ -24,6 +24,12 @@ OME = {"PhysicalSizeX": 250.0, "PhysicalSizeXUnit": "nm", "axes": "YX"}
         ({"ome": True, "metadata": OME}, 0.25),
         ({"ome": True, "metadata": {"PhysicalSizeX": 0.5, "axes": "YX"}}, 0.5),
         ({"ome": True, "metadata": {"PhysicalSizeX": 0.0, "axes": "YX"}}, None),
+        # Pixels that are not square, in each of the places
+        ({"resolution": (20000, 10000), "resolutionunit": "CENTIMETER"}, None),
+        ({"resolution": (20000, 20100), "resolutionunit": "CENTIMETER"}, 0.5),  # rounded
+        ({"imagej": True, "resolution": (4, 5), "metadata": {"unit": "um"}}, None),
+        ({"ome": True, "metadata": OME | {"PhysicalSizeY": 500.0, "PhysicalSizeYUnit": "nm"}}, None),
+        ({"ome": True, "metadata": OME | {"PhysicalSizeY": 0.25, "PhysicalSizeYUnit": "µm"}}, 0.25),
     ],
 )
 def test_tiff(options, expected, tmp_path):

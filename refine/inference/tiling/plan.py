@@ -61,7 +61,10 @@ class Tiling:
         if self.mpp is None:
             return self.scale or 1.0
         if mpp is None:
-            raise RefineError(f"{name}: --mpp needs its resolution, which the file does not state; give --scale")
+            raise RefineError(
+                f"{name}: --mpp needs its resolution, which the file does not state, or with different "
+                f"values for X and Y; give --scale"
+            )
         return mpp / self.mpp
 
 
