@@ -27,7 +27,7 @@ from refine.fusion.bands import MOST_SEGMENTS, FusedBands
 from refine.inference.limits import Limits
 from refine.inference.pipeline import Job
 from refine.inference.predictor import Predictor
-from refine.inference.tiling.plan import Tiling
+from refine.inference.tiling.plan import Tiling, check_scale
 from refine.inference.tiling.predict import check_tiles, is_large, predict_tiles
 from refine.networks.choice import ModelChoice
 from refine.savers import SAVERS, encode
@@ -179,7 +179,7 @@ class ImageJob(Job[ReadImage, Prediction | TiledPrediction, Finished]):
         if isinstance(image, Tensor) and self._in_tiles(size):
             image = TensorWindows(image)
         if isinstance(image, Tensor):
-            return ReadImage(file.name, image, self._scaled(min(size)), notes)
+            return ReadImage(file.name, image, self._scaled(file.name, size), notes)
         return ReadImage(file.name, image, self.predictor, notes)
 
     def _open(self, file: ImageFile, notes: list[str]) -> Tensor | ImageWindows:
@@ -199,13 +199,14 @@ class ImageJob(Job[ReadImage, Prediction | TiledPrediction, Finished]):
         tiling = self.settings.tiling
         return tiling is not None and (self.settings.always_tile or is_large(size, self.predictor, tiling))
 
-    def _scaled(self, short: int) -> Predictor:
-        """Return the predictor for images with this short side: `--scale` gives each its own test size."""
+    def _scaled(self, name: str, size: tuple[int, int]) -> Predictor:
+        """Return the predictor for images of this (height, width): `--scale` gives each its own test size."""
         if self.settings.scale is None:
             return self.predictor
+        check_scale(self.settings.scale, size, name)
         predictor = copy.copy(self.predictor)
         predictor.network = copy.copy(predictor.network)  # shares the weights
-        predictor.test_size = (max(1, round(short * self.settings.scale)), NO_LIMIT)
+        predictor.test_size = (max(1, round(min(size) * self.settings.scale)), NO_LIMIT)
         return predictor
 
     def group(self, image: ReadImage) -> Hashable:

@@ -14,6 +14,7 @@ from refine.cli.main import main
 from refine.formats.id_png import read_png
 from refine.formats.id_tiff import write_id_tiff
 from refine.inference import image_job
+from refine.inference.tiling.plan import check_scale
 from refine.modeling.model import PanopticModel
 from tests.helpers.painted import painted
 from tests.helpers.scenes import CATEGORIES, THINGS
@@ -112,6 +113,17 @@ def test_resolution_and_bad_options(model, image, tmp_path, capsys):
     (image.parent / "d.svs").write_bytes(b"nothing")
     assert predict(model, image.parent / "d.svs", tmp_path / "out") == 1
     assert "d.svs: cannot be read by OpenSlide" in capsys.readouterr().err
+
+
+def test_scales_that_leave_nothing_are_refused(model, image, tmp_path, capsys):
+    message = r"a.tif: at scale 0.0001, 140 × 90 pixels become 0 × 0, expected at least 2 on a side"
+    for words in (("--scale", "0.0001"), ("--scale", "0.0001", "--tile", "64"), ("--mpp", "5000")):
+        assert predict(model, image, tmp_path / "out", *words) == 1
+        error = capsys.readouterr().err
+        assert message in error
+        assert "Traceback" not in error
+    check_scale(0.03, (90, 140), "a")  # 3 × 4 pixels
+    check_scale(1.0, (1, 9), "a")
 
 
 def test_ids_above_24_bits(tmp_path):

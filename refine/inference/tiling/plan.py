@@ -68,6 +68,22 @@ class Tiling:
         return mpp / self.mpp
 
 
+def check_scale(scale: float, size: tuple[int, int], name: str) -> None:
+    """Raise RefineError if an image would be resized to less than 2 pixels on a side, unless it has only one.
+
+    Args:
+        scale: factor by which the image is resized.
+        size: (height, width) of the image in pixels.
+        name: name of the image for the message.
+    """
+    short = round(min(size) * scale)
+    if short < min(2, *size):
+        raise RefineError(
+            f"{name}: at scale {scale:g}, {size[1]} × {size[0]} pixels become {round(size[1] * scale)} × "
+            f"{round(size[0] * scale)}, expected at least 2 on a side; give a larger --scale, or check --mpp"
+        )
+
+
 @dataclass(frozen=True)
 class Window:
     """Part of an image that is predicted at a time, in pixels of the image.

@@ -21,7 +21,7 @@ from refine.fusion.bands import FusedBands, PairScores, fuse_bands
 from refine.fusion.config import HEADS, OWN_MERGE, Head
 from refine.inference.limits import Limits
 from refine.inference.predictor import GPU_BATCH, Predictor
-from refine.inference.tiling.plan import Tiling, Window, plan
+from refine.inference.tiling.plan import Tiling, Window, check_scale, plan
 from refine.inference.tiling.scratch import SemanticFile
 from refine.inference.tiling.stitch import Found, stitch
 from refine.modeling.norms import SharedStatistics
@@ -70,12 +70,14 @@ def predict_tiles(
         advance: called after each batch of windows with the numbers of predicted windows and of all.
 
     Raises:
-        RefineError: the image cannot be read, its resolution is needed but not known, or the model does not resize
+        RefineError: the image cannot be read, its resolution is needed but not known, less than 2 pixels
+            on a side would remain of it, or the model does not resize
             images by a given factor; see also `check_tiles`.
         WriteError: the temporary files cannot be written.
     """
     check_tiles(predictor.network, name)
     scale = tiling.scale_for(image.mpp, name)
+    check_scale(scale, image.size, name)
     network = copy.copy(predictor.network)  # the same modules, but another test size
     if network.test_size is None and scale != 1:
         raise RefineError(f"{name}: a scale of {scale:g} is not possible; the model resizes images in its own way")
