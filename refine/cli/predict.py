@@ -171,8 +171,8 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
         type=_tile,
         default="auto",
         metavar="N|auto|off",
-        help="predict images in tiles of N pixels and stitch them, at --scale 1 if none is given (default: auto, "
-        "1024 for images above eight times the model's test size)",
+        help="predict images in tiles of N pixels, at least 64, and stitch them, at --scale 1 if none is given "
+        "(default: auto, 1024 for images above eight times the model's test size)",
     )
     parser.add_argument(
         "--overlap",
@@ -230,7 +230,7 @@ def _batch(text: str) -> int | None:
 
 def _tile(text: str) -> int | str:
     """Convert the value of `--tile`."""
-    return text if text in ("auto", "off") else count_from(1)(text)
+    return text if text in ("auto", "off") else count_from(64)(text)
 
 
 def _overlap(text: str) -> int | None:

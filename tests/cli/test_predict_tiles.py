@@ -126,6 +126,16 @@ def test_scales_that_leave_nothing_are_refused(model, image, tmp_path, capsys):
     check_scale(1.0, (1, 9), "a")
 
 
+def test_small_tiles_are_refused(model, image, tmp_path, capsys):
+    assert predict(model, image, tmp_path / "out", "--tile", "64", "--scale", "300") == 1
+    error = capsys.readouterr().err
+    assert "a.tif: --tile 64: at scale 300" in error
+    assert "Traceback" not in error
+    with pytest.raises(SystemExit):
+        predict(model, image, tmp_path / "out", "--tile", "63")
+    assert "--tile: '63': expected an integer from 64" in capsys.readouterr().err
+
+
 def test_ids_above_24_bits(tmp_path):
     ids = torch.arange(2**24 - 300, 2**24 - 300 + 300 * 700, dtype=torch.int32).view(300, 700)
     write_id_tiff(tmp_path / "a.tif", [ids[:256], ids[256:]], (300, 700), mpp=0.5)

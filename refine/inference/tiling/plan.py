@@ -112,7 +112,15 @@ def plan(size: tuple[int, int], tiling: Tiling, scale: float) -> list[Window]:
         size: (height, width) of the image in pixels.
         tiling: side and overlap of the tiles.
         scale: factor by which the image is resized for the network.
+
+    Raises:
+        RefineError: a tile is smaller than a pixel of the image.
     """
+    if tiling.tile < scale:
+        raise RefineError(
+            f"--tile {tiling.tile}: at scale {scale:g} it is smaller than a pixel of the image; "
+            "give a smaller --scale"
+        )
     rows, columns = (_divide(length, tiling, scale) for length in size)
     return [
         Window(top, left, bottom, right, (core_top, core_left, core_bottom, core_right))
@@ -127,8 +135,10 @@ def _divide(length: int, tiling: Tiling, scale: float) -> list[tuple[int, int, i
     step = step // ALIGN * ALIGN or step
     scaled = max(1, round(length * scale))
     count = 1 + max(0, -(-(scaled - tiling.tile) // step))
-    begins = [round(n * step / scale) for n in range(count)]
-    ends = [min(length, round((n * step + tiling.tile) / scale)) for n in range(count - 1)] + [length]
+    # At large scales both ends may be rounded to the same pixel; a window has at least one.
+    begins = [min(length - 1, round(n * step / scale)) for n in range(count)]
+    ends = [round((n * step + tiling.tile) / scale) for n in range(count - 1)]
+    ends = [min(length, max(end, begin + 1)) for end, begin in zip(ends, begins, strict=False)] + [length]
     middles = [(begin + end) // 2 for end, begin in zip(ends[:-1], begins[1:], strict=True)]
     cores = pairwise([0, *middles, length])
     return [(begin, end, *core) for begin, end, core in zip(begins, ends, cores, strict=True)]

@@ -51,6 +51,19 @@ def test_windows(size, tile, divisor, scale):
     assert area == size[0] * size[1]
 
 
+def test_no_window_is_empty_at_large_scales():
+    for tile, overlap, scale in ((64, None, 64), (64, None, 40), (64, 0, 5), (100, None, 99)):
+        for length in range(1, 60):
+            windows = plan((length, length), Tiling(tile, overlap), scale)
+            assert all(w.top < w.bottom and w.left < w.right for w in windows)
+            assert all(w.top <= w.core[0] <= w.core[2] <= w.bottom for w in windows)
+            areas = [(w.core[2] - w.core[0]) * (w.core[3] - w.core[1]) for w in windows]
+            assert min(areas) >= 0
+            assert sum(areas) == length**2
+    with pytest.raises(RefineError, match="--tile 64: at scale 300 it is smaller than a pixel of the image"):
+        plan((9, 9), Tiling(64), 300)
+
+
 def test_predictor_with_tiles():
     image = painted(3, (60, 75), 9, 30)
     whole = Predictor(PaintedNetwork())(image)
