@@ -33,6 +33,7 @@ def cluster():
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from ray.cluster_utils import Cluster
 
+    handler = signal.getsignal(signal.SIGTERM)  # Ray replaces it for the head node and on connecting
     node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
     try:
         cluster = Cluster(initialize_head=True, head_node_args=node)
@@ -40,12 +41,12 @@ def cluster():
         cluster = Cluster(initialize_head=True, head_node_args=node)
     del node["include_dashboard"]
     cluster.add_node(**node)
-    handler = signal.getsignal(signal.SIGTERM)
     ray.init(address=cluster.address, log_to_driver=False)
     signal.signal(signal.SIGTERM, handler)
     yield cluster.address
     ray.shutdown()
     cluster.shutdown()
+    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture(scope="module")
