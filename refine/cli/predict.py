@@ -34,9 +34,10 @@ from refine.formats.image_list import ImageFile, result_names
 from refine.formats.shards import Shard
 from refine.fusion.config import OWN_MERGE, FusionConfig, check_known
 from refine.savers import SAVERS, find_savers
-from refine.storage import location
+from refine.storage import Location, location
 
 if TYPE_CHECKING:
+    from refine.formats.results.saver import Saver
     from refine.formats.writer import PredictionWriter
     from refine.inference.image_job import Finished, JobSettings
     from refine.inference.on_ray import Cluster
@@ -45,21 +46,7 @@ if TYPE_CHECKING:
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
     options = _parser(prog, description).parse_args(arguments)
-    check_model(options)
-    image_options(options)
-    FusionConfig(**fusion_changes(options))
-    if options.method not in (None, OWN_MERGE):
-        check_known(options.method)
-    savers = find_savers(options.save)
-    files = _listed(options) if options.json else find_images(options)
-    names = result_names(files)
-    if options.shard:
-        options.shard = options.shard.identify(files)
-        files = options.shard.of(files)
-    out = location(options.out)
-    written = [f"panoptic/{n}.png" for n in names]
-    written += [path for file in files for saver in savers for path in saver.paths(file.name, ())]
-    refuse_overwriting("--out: its", (out / path for path in written), (file.path for file in files))
+    files, savers, out = _check(options)
 
     from refine.formats.writer import PredictionWriter
     from refine.inference.limits import IN_PREDICT
@@ -114,6 +101,26 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
             print(f"video of the overlays: {video}")
     hint = f"; to look at them, open {out / 'overlays'}" if SAVERS["overlay"] in savers else ""
     finish(failures, files, options.out, f"results of model {options.model}", hint)
+
+
+def _check(options: argparse.Namespace) -> tuple[Sequence[ImageFile], list[Saver], Location]:
+    """Check the options before torch is imported; return the images of this shard, the formats and the folder."""
+    check_model(options)
+    image_options(options)
+    FusionConfig(**fusion_changes(options))
+    if options.method not in (None, OWN_MERGE):
+        check_known(options.method)
+    savers = find_savers(options.save)
+    files: Sequence[ImageFile] = _listed(options) if options.json else find_images(options)
+    names = result_names(files)
+    if options.shard:
+        options.shard = options.shard.identify(files)
+        files = options.shard.of(files)
+    out = location(options.out)
+    written = [f"panoptic/{n}.png" for n in names]
+    written += [path for file in files for saver in savers for path in saver.paths(file.name, ())]
+    refuse_overwriting("--out: its", (out / path for path in written), (file.path for file in files))
+    return files, savers, out
 
 
 Outcomes = Iterator[tuple[ImageFile, "Finished | Exception"]]

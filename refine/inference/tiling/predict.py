@@ -57,8 +57,7 @@ def predict_tiles(
     """Predict an image window by window, and fuse the windows into one panoptic map.
 
     Layers that normalise over the whole image use one set of statistics for all windows, measured on the image or,
-    if it is large, on windows spread over it. So a window gives what the whole image would, but for what lies
-    beyond its border.
+    if it is large, on windows spread over it, so that only what lies beyond its border is missing to a window.
 
     Args:
         predictor: model, fusion rule and thresholds.
@@ -70,9 +69,7 @@ def predict_tiles(
         advance: called after each batch of windows with the numbers of predicted windows and of all.
 
     Raises:
-        RefineError: the image cannot be read, its resolution is needed but not known, less than 2 pixels
-            on a side would remain of it, or the model does not resize
-            images by a given factor; see also `check_tiles`.
+        RefineError: the image cannot be read, the scale is unknown or impossible; see also `check_tiles`.
         WriteError: the temporary files cannot be written.
     """
     check_tiles(predictor.network, name)
