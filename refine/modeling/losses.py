@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,16 +38,14 @@ def compute_losses(model: PanopticModel, images: ImageBatch, targets: Sequence[T
         `loss_rpn_*`, `loss_cls_t`, `loss_box_t`, `loss_mask_t`, `loss_sem_t`, `loss_occlusion` and
         `loss_ranking`, weighted scalars; only the last two if only the fusion heads are trained.
     """
-    if not any(p.requires_grad for n, p in model.named_parameters() if not n.startswith(FUSION_HEADS)):
-        with torch.no_grad():
-            seen = model.run_detector(images)
-            pyramid = model.pyramid(images, seen)
-            features = model.semantic_head.features(pyramid[:4])
-            return _fusion_losses(model, images, seen, pyramid, features, targets)
+    trained = any(p.requires_grad for n, p in model.named_parameters() if not n.startswith(FUSION_HEADS))
+    with nullcontext() if trained else torch.no_grad():
+        seen = model.run_detector(images)
+        pyramid = model.pyramid(images, seen)
+        features = model.semantic_head.features(pyramid[:4])
+    if not trained:
+        return _fusion_losses(model, images, seen, pyramid, features, targets)
     config = model.config
-    seen = model.run_detector(images)
-    pyramid = model.pyramid(images, seen)
-    features = model.semantic_head.features(pyramid[:4])
     sem_logits = model.semantic_head(features)
     fusion_losses = _fusion_losses(model, images, seen, pyramid, features, targets)
     sem_seg = semantic_targets(model, images, targets)
