@@ -65,6 +65,8 @@ class Url:
 
 
 Location = Path | Url
+Stamp = list[int | str]
+"""Values that change with the content of a file; see `stamp`."""
 
 
 def location(text: str | Path | Url) -> Location:
@@ -137,6 +139,27 @@ def modified(place: Location) -> float:
         return place.stat().st_mtime
     time: float = _ask(place, "modified").timestamp()
     return time
+
+
+def stamp(place: Location) -> Stamp | None:
+    """Return values that change with the content of a file; None if there is no file.
+
+    They are the size in bytes and the time of the last change in ns since 1970; in an object store, its entity tag
+    replaces the time if it has one.
+    """
+    if not isinstance(place, Url):
+        try:
+            status = place.stat()
+        except OSError:
+            return None
+        return [status.st_size, status.st_mtime_ns]
+    with _failures(place):
+        system, path = _open(place)
+        try:
+            found = system.info(path)
+        except FileNotFoundError:
+            return None
+        return [found["size"], found.get("ETag") or found.get("etag") or str(system.modified(path))]
 
 
 def list_folder(folder: Url, recursive: bool) -> list[Url]:

@@ -21,8 +21,8 @@ STDIN = "-"
 def local_sources(sources: Sequence[str]) -> list[str]:
     """Replace `-` and http(s) addresses by paths of temporary files, which are removed when the process exits.
 
-    A file of an address has the last part of its path as name, and counts as older than any result, so that
-    `--resume` does not predict it again.
+    A file of an address has the last part of its path as name. It has no modification time, so that `--resume`
+    predicts it again only if its size has changed.
 
     Raises:
         RefineError: standard input is empty or a terminal, or a file cannot be downloaded or is too large.

@@ -12,6 +12,7 @@ from typing import Any
 
 from refine.errors import RefineError, WriteError
 from refine.files import append_bytes, write_error
+from refine.formats.settings import other_settings
 from refine.storage import Location, Url, local_copy, write_bytes
 
 STORE_EVERY = 30.0
@@ -195,13 +196,3 @@ def open_journal(place: Location, settings: dict[str, Any], keep: bool = False) 
     if isinstance(place, Url):
         return StoredJournal(place, settings, keep)
     return Journal(place, settings, keep)
-
-
-def other_settings(path: Location, then: Any, now: dict[str, Any]) -> RefineError:
-    """Return the error for results that were written with other settings; it names the first difference."""
-    then = then if isinstance(then, dict) else {}
-    key = next(key for key in now | then if now.get(key) != then.get(key))
-    return RefineError(
-        f"{path}: was written with {key} {json.dumps(then.get(key))}, this run has {json.dumps(now.get(key))}; "
-        "give the same options, or run without --resume to start again"
-    )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from refine.formats.png import read_container
 from refine.formats.results.saver import Saver
 from refine.formats.runs import Runs
 from refine.formats.stream import Entry
-from refine.storage import Location, modified, write_bytes
+from refine.storage import Location, Stamp, modified, stamp, write_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +53,12 @@ class ResultFiles:
     savers: Sequence[Saver] = ()
 
     def write(
-        self, image_id: int | str, file_name: str, result: PanopticResult, files: Iterable[tuple[str, bytes]] = ()
+        self,
+        image_id: int | str,
+        file_name: str,
+        result: PanopticResult,
+        files: Iterable[tuple[str, bytes]] = (),
+        source: Stamp | None = None,
     ) -> Written:
         """Write the files of one result; see `PredictionWriter.write`."""
         if problem := name_problem(file_name):
@@ -61,10 +66,8 @@ class ResultFiles:
         segment_ids = result.segment_ids.cpu().numpy()
         _check_areas(result, segment_ids)
         png, (height, width) = png_name(file_name), segment_ids.shape
-        entry = {
-            "image": {"id": image_id, "file_name": file_name, "height": height, "width": width},
-            "annotation": result.to_coco(image_id, png),
-        }
+        image = {"id": image_id, "file_name": file_name, "height": height, "width": width}
+        entry = _entry(image, result.to_coco(image_id, png), source)
         png_path = self.out / "panoptic" / png
         written = Written(entry, [png_path])
         try:
@@ -87,6 +90,7 @@ class ResultFiles:
         segments: Sequence[Segment],
         bands: Iterable[Tensor],
         mpp: float | None = None,
+        source: Stamp | None = None,
     ) -> Written:
         """Write the map of a large image as a tiled TIFF of 32 bits, band by band; see `write_id_tiff`.
 
@@ -102,7 +106,7 @@ class ResultFiles:
         annotation = {"image_id": image_id, "file_name": name, "segments_info": infos}
         image = {"id": image_id, "file_name": file_name, "height": size[0], "width": size[1]}
         write_id_tiff(path, bands, size, mpp)
-        return Written({"image": image, "annotation": annotation}, [path])
+        return Written(_entry(image, annotation, source), [path])
 
     def discard(self, written: Written) -> None:
         """Remove the files of a result."""
@@ -111,7 +115,10 @@ class ResultFiles:
                 path.unlink()
 
     def are_complete(self, entry: Entry, image: ImageFile) -> bool:
-        """Return whether the files of a result are complete and not older than the image."""
+        """Return whether the files of a result are complete, of the same run, and those of the image as it is now.
+
+        An image that does not exist any more counts as unchanged.
+        """
         path = self.out / "panoptic" / entry["annotation"]["file_name"]
         infos = entry["annotation"]["segments_info"]
         names = [name for saver in self.savers for name in saver.paths(image.name, infos)]
@@ -120,10 +127,19 @@ class ResultFiles:
                 names = []
             elif isinstance(path, Path):  # an object store holds no incomplete files
                 read_container(path, (entry["image"]["height"], entry["image"]["width"]))
-            since = modified(image.path) if image.path.exists() else 0.0
-            return all(modified(file) >= since for file in (path, *(self.out / name for name in names)))
+            since = modified(path)
+            if any(modified(self.out / name) < since for name in names):  # they are written after the map
+                return False
+            now = stamp(image.path)
+            return now is None or now == entry.get("source")
         except (RefineError, OSError):
             return False
+
+
+def _entry(image: dict[str, Any], annotation: dict[str, Any], source: Stamp | None) -> Entry:
+    """Return the entry of a result, with the stamp of its image if it is known."""
+    entry = {"image": image, "annotation": annotation}
+    return entry if source is None else entry | {"source": source}
 
 
 def png_name(file_name: str) -> str:

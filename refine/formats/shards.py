@@ -14,7 +14,7 @@ from refine.errors import RefineError
 from refine.files import read_json
 from refine.formats.image_list import ImageFile
 from refine.formats.results.saver import Part, Saver
-from refine.formats.stream import Entry, stream_panoptic_json
+from refine.formats.stream import Entry, stream_panoptic_json, write_sources
 from refine.storage import Location, local_copy, replacing, write_json
 
 if TYPE_CHECKING:
@@ -166,6 +166,7 @@ def merge_shards(out: Location, savers: Sequence[Saver]) -> tuple[int, int]:
     head = heads[0]
     categories = Categories.from_json(head.categories, str(shards[0].path(out)))
     write_joint_files(out, [saver for saver in savers if saver.joint in head.joint], entries, categories)
+    write_sources(out, entries)
     stream_panoptic_json(out / "panoptic.json", entries, head.categories, head.info)
     failed = []
     for shard in shards:

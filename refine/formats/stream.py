@@ -6,10 +6,14 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from refine.storage import Location, replacing
+from refine.errors import RefineError
+from refine.storage import Location, Stamp, local_copy, replacing
 
-Entry = dict[str, dict[str, Any]]
-"""`image` and `annotation` of a result, entries of the JSON."""
+Entry = dict[str, Any]
+"""`image` and `annotation` of a result, entries of the JSON; `source`, if known, is the stamp of the image."""
+
+SOURCES = "sources.jsonl"
+"""Name of the file in the folder of results that lists the stamps of the images, one line [name, *stamp] each."""
 
 
 def stream_panoptic_json(
@@ -32,6 +36,32 @@ def stream_panoptic_json(
     with replacing(path) as file:
         for text in _texts(entries, categories, info):
             file.write(text.encode())
+
+
+def write_sources(out: Location, entries: Callable[[], Iterable[Entry]]) -> None:
+    """Write OUT/sources.jsonl atomically, unless no entry has a stamp."""
+    if not any(entry.get("source") for entry in entries()):
+        return
+    with replacing(out / SOURCES) as file:
+        for entry in entries():
+            if stamp := entry.get("source"):
+                file.write((_dump([entry["image"]["file_name"], *stamp]) + "\n").encode())
+
+
+def read_sources(out: Location) -> dict[str, Stamp]:
+    """Read OUT/sources.jsonl: the stamp of each image by its name. It is empty without the file.
+
+    Raises:
+        RefineError: the file is damaged.
+    """
+    path = out / SOURCES
+    if not path.is_file():
+        return {}
+    with local_copy(path) as copy, copy.open("rb") as file:
+        try:
+            return {name: stamp for name, *stamp in map(json.loads, file)}
+        except (ValueError, TypeError) as error:
+            raise RefineError(f"{path}: is damaged ({error}); run again without --resume") from error
 
 
 def _texts(

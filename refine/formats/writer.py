@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from refine.errors import RefineError
 from refine.files import read_json
 from refine.formats.image_list import ImageFile
-from refine.formats.journal import Journal, open_journal, other_settings
+from refine.formats.journal import Journal, open_journal
 from refine.formats.result_files import ResultFiles, Written, png_name, remove
 from refine.formats.results.saver import Saver
+from refine.formats.settings import other_settings
 from refine.formats.shards import Shard, ShardHead, read_shard, write_joint_files, write_shard
-from refine.formats.stream import Entry, stream_panoptic_json
-from refine.storage import Location, Url, local_copy, location
+from refine.formats.stream import SOURCES, Entry, read_sources, stream_panoptic_json, write_sources
+from refine.storage import Location, Stamp, Url, local_copy, location
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,7 +89,7 @@ class PredictionWriter:
     def resume(self, images: Sequence[ImageFile]) -> set[str]:
         """Reuse the complete results of an earlier run, from its journal or else from its JSON.
 
-        A result is reused if its PNG is complete, and no older than its image, as are the files of all savers.
+        A result is reused if its files are complete, and its image has the same stamp as then.
 
         Args:
             images: all images of this run, in the order in which the JSON will list them.
@@ -127,9 +128,10 @@ class PredictionWriter:
         file_name: str,
         result: PanopticResult,
         files: Iterable[tuple[str, bytes]] = (),
+        source: Stamp | None = None,
     ) -> Location:
         """Write and record one result, and return the path of its PNG; arguments and errors as in `write`."""
-        written = self.write(image_id, file_name, result, files)
+        written = self.write(image_id, file_name, result, files, source)
         self.record(written)
         return written.paths[0]
 
@@ -139,6 +141,7 @@ class PredictionWriter:
         file_name: str,
         result: PanopticResult,
         files: Iterable[tuple[str, bytes]] = (),
+        source: Stamp | None = None,
     ) -> Written:
         """Write the files of one result, in any thread; either `record` or `discard` has to follow.
 
@@ -147,6 +150,7 @@ class PredictionWriter:
             file_name: relative file name of the image, with any suffix.
             result: panoptic result.
             files: path below the folder and content of each file of `savers` (see `refine.savers.encode`).
+            source: stamp of the image (`refine.storage.stamp`), by which `resume` recognises it.
 
         Raises:
             RefineError: an image with the same id, or the same name up to the suffix, was already recorded, or the
@@ -156,7 +160,7 @@ class PredictionWriter:
         """
         self._check(image_id, file_name)
         self.begin()
-        return self._files.write(image_id, file_name, result, files)
+        return self._files.write(image_id, file_name, result, files, source)
 
     def _check(self, image_id: int | str, file_name: str) -> None:
         """Raise RefineError if the name or the id of an image is used."""
@@ -174,11 +178,12 @@ class PredictionWriter:
         segments: Sequence[Segment],
         bands: Iterable[Tensor],
         mpp: float | None = None,
+        source: Stamp | None = None,
     ) -> Written:
         """Write the files of a large image; see `write` and `ResultFiles.write_bands`."""
         self._check(image_id, file_name)
         self.begin()
-        return self._files.write_bands(image_id, file_name, size, segments, bands, mpp)
+        return self._files.write_bands(image_id, file_name, size, segments, bands, mpp, source)
 
     def record(self, written: Written) -> None:
         """List a result in the journal, and later in the JSON.
@@ -210,6 +215,7 @@ class PredictionWriter:
         else:
             path = self.json
             write_joint_files(self.out, self.savers, self._entries, self.categories)
+            write_sources(self.out, self._entries)
             stream_panoptic_json(path, self._entries, self.categories.to_json(), self._info)
         if self._journal is not None:
             self._journal.remove()
@@ -236,7 +242,7 @@ class PredictionWriter:
                 return
             if self._journal is None:
                 self._journal = open_journal(self._journal_path, self._settings())
-            stale = [self.json, *(self.out / joint for joint in sorted(self._joint))]
+            stale = [self.json, self.out / SOURCES, *(self.out / joint for joint in sorted(self._joint))]
             for path in stale if self._shard is None else [*stale, self._shard.path(self.out)]:
                 remove(path)
             self._begun = True
@@ -271,5 +277,10 @@ class PredictionWriter:
                 if info != self._settings():
                     raise other_settings(self.json, info, self._settings())
                 maps = {annotation["image_id"]: annotation for annotation in annotations}
-                return [{"image": i, "annotation": maps[i["id"]]} for i in images if i["id"] in maps]
+                stamps = read_sources(self.out)
+                return [
+                    {"image": i, "annotation": maps[i["id"]], "source": stamps.get(i["file_name"])}
+                    for i in images
+                    if i["id"] in maps
+                ]
         raise other_settings(self.json, {}, self._settings())

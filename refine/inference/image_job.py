@@ -31,7 +31,7 @@ from refine.inference.tiling.plan import Tiling, check_scale
 from refine.inference.tiling.predict import check_tiles, is_large, predict_tiles
 from refine.networks.choice import ModelChoice
 from refine.savers import SAVERS, encode
-from refine.storage import local_copy
+from refine.storage import Stamp, local_copy, stamp
 from refine.structures import PanopticResult, Prediction
 from refine.structures.images import padded_size
 
@@ -117,12 +117,14 @@ class ReadImage:
     Attributes:
         name: name of the image.
         image: Tensor[3, H, W] uint8 RGB, or windows of an image that is predicted in tiles.
+        source: stamp of the file before it was read; see `refine.storage.stamp`.
     """
 
     name: str
     image: Tensor | ImageWindows
     predictor: Predictor
     notes: list[str]
+    source: Stamp | None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -169,6 +171,7 @@ class ImageJob(Job[ReadImage, Prediction | TiledPrediction, Finished]):
 
     def read(self, file: ImageFile) -> ReadImage:
         notes: list[str] = []
+        source = stamp(file.path)  # before its content
         image = self._open(file, notes)
         size = (image.shape[1], image.shape[2]) if isinstance(image, Tensor) else image.size
         if file.size is not None and file.size != size:
@@ -179,8 +182,8 @@ class ImageJob(Job[ReadImage, Prediction | TiledPrediction, Finished]):
         if isinstance(image, Tensor) and self._in_tiles(size):
             image = TensorWindows(image)
         if isinstance(image, Tensor):
-            return ReadImage(file.name, image, self._scaled(file.name, size), notes)
-        return ReadImage(file.name, image, self.predictor, notes)
+            return ReadImage(file.name, image, self._scaled(file.name, size), notes, source)
+        return ReadImage(file.name, image, self.predictor, notes, source)
 
     def _open(self, file: ImageFile, notes: list[str]) -> Tensor | ImageWindows:
         """Read an image, or open a slide or a TIFF file that is predicted in tiles."""
@@ -257,18 +260,20 @@ class ImageJob(Job[ReadImage, Prediction | TiledPrediction, Finished]):
         summary = f"things: {things}, classes of stuff: {len(bands.segments) - things}"
         if height * width > MAX_PIXELS or len(bands.segments) >= MOST_SEGMENTS:
             mpp = image.image.mpp
-            written = self.writer.write_bands(file.id, file.name, bands.size, bands.segments, bands.bands(), mpp)
+            written = self.writer.write_bands(
+                file.id, file.name, bands.size, bands.segments, bands.bands(), mpp, image.source
+            )
             note = f"{file.name}: is too large for a PNG; its ids are in {written.paths[0]}, without other formats"
             return Finished(written, summary, [*image.notes, note], prediction.limits)
         pixels = image.image.read(0, 0, height, width)
-        written = self._write(file, bands.result(), pixels)
+        written = self._write(file, bands.result(), pixels, image.source)
         return Finished(written, summary, image.notes, prediction.limits)
 
-    def _write(self, file: ImageFile, result: PanopticResult, pixels: Tensor) -> Written:
+    def _write(self, file: ImageFile, result: PanopticResult, pixels: Tensor, stamped: Stamp | None) -> Written:
         reading, model = file.reading(self.settings.reading), str(self.settings.checkpoint)
         with self._source(file) as source:
             item = ImageResult(result, file.name, pixels, None, model, source, reading)
-            return self.writer.write(file.id, file.name, result, encode(self.writer.savers, item))
+            return self.writer.write(file.id, file.name, result, encode(self.writer.savers, item), stamped)
 
     def finish(self, file: ImageFile, image: ReadImage, prediction: Prediction | TiledPrediction) -> Finished:
         if isinstance(prediction, TiledPrediction):
@@ -277,7 +282,7 @@ class ImageJob(Job[ReadImage, Prediction | TiledPrediction, Finished]):
         predictor, limits = image.predictor, image.predictor.limits()
         limits.add(file.name, prediction, predictor.fusion.score_threshold)
         result = predictor.fuse(prediction)
-        written = self._write(file, result, image.image)
+        written = self._write(file, result, image.image, image.source)
         return Finished(written, result.summary(), image.notes, limits)
 
     def _source(self, file: ImageFile) -> AbstractContextManager[Path | None]:

@@ -20,6 +20,8 @@ from PIL import Image
 import refine.formats.result_files
 from refine.checkpoint.folder import SavedModel, save_model
 from refine.cli.main import main
+from refine.cli.options import FUSION
+from refine.formats.settings import OPTIONS
 from refine.formats.writer import JOURNAL, PredictionWriter
 from refine.fusion.config import FusionConfig
 from refine.inference.image_job import NO_LIMIT
@@ -82,6 +84,7 @@ def test_relative_paths_are_kept(whole, tmp_path):
     names = ["x/0", "x/1", "y/0", "y/deep/0"]
     assert set(whole) == {
         "panoptic.json",
+        "sources.jsonl",
         *(f"panoptic/{n}.png" for n in names),
         *(f"overlays/{n}.jpg" for n in names),
     }
@@ -190,6 +193,7 @@ def test_an_interruption_while_writing_leaves_no_unlisted_file(function, checkpo
     assert listed == (["x/0", "x/1"] if function == "record" else ["x/0"])
     assert set(files(out)) == {
         "panoptic.json",
+        "sources.jsonl",
         *(f"panoptic/{name}.png" for name in listed),
         *(f"overlays/{name}.jpg" for name in listed),
     }
@@ -249,10 +253,10 @@ def test_resume_recomputes_only_missing_or_outdated_results(checkpoint, images, 
     (out / "overlays/x/0.jpg").unlink()
     assert finished("--save", "coco") == 4
     assert finished() == 3
-    newer = (out / "panoptic/y/0.png").stat().st_mtime + 10
-    os.utime(images / "y/0.png", (newer, newer))
-    assert finished() == 3
     os.utime(images / "y/0.png", (0, 0))
+    assert finished() == 3
+    (out / "sources.jsonl").write_text(re.sub("y/0.png", "y/1.png", (out / "sources.jsonl").read_text()))
+    assert finished() == 3  # the image of this result is unknown
     (images / "x" / "00.png").write_bytes((images / "x" / "0.png").read_bytes())  # all later ids change
     assert finished() == 4
     result = content(out)
@@ -260,13 +264,36 @@ def test_resume_recomputes_only_missing_or_outdated_results(checkpoint, images, 
     assert [i["file_name"] for i in result["images"]][:2] == ["x/0.png", "x/00.png"]
 
 
+def test_resume_knows_images_of_the_same_name_and_older_ones(checkpoint, images, tmp_path, capsys):
+    out, others, copies = tmp_path / "out", tmp_path / "others", tmp_path / "copies"
+    assert run(checkpoint, images / "x", out) == 0
+    before = files(out)
+    others.mkdir()
+    for source, other in ((images / "x/0.png", "1.jpg"), (images / "x/1.jpg", "0.png")):
+        Image.open(source).rotate(180).save(others / other)
+        os.utime(others / other, (0, 0))
+    shutil.copytree(images / "x", copies)  # with the times of the originals
+    assert run(checkpoint, copies, out, "--resume") == 0
+    assert "2 of 2 images are finished already" in capsys.readouterr().err
+    assert files(out) == before
+    assert run(checkpoint, others, out, "--resume") == 0
+    assert "finished already" not in capsys.readouterr().err
+    assert run(checkpoint, others, tmp_path / "expected") == 0
+    assert files(out) == files(tmp_path / "expected") != before
+
+
 def test_resume_rejects_other_settings(checkpoint, images, tmp_path, capsys):
     assert run(checkpoint, images / "x", tmp_path / "out") == 0
     before = files(tmp_path / "out")
     assert run(checkpoint, images / "x", tmp_path / "out", "--resume", "--score-threshold", "0.2") == 1
-    assert "panoptic.json: was written with fusion" in capsys.readouterr().err
+    message = "panoptic.json: was written with other settings: --score-threshold 0.1, now 0.2. Give the same"
+    assert message in capsys.readouterr().err
     assert run(checkpoint, images / "x", tmp_path / "out", "--resume", "--channel", "2") == 1
-    assert "panoptic.json: was written with channel null, this run has 2" in capsys.readouterr().err
+    assert "settings: --channel none, now 2. Give" in capsys.readouterr().err
+    assert run(checkpoint, images / "x", tmp_path / "out", "--resume", "--scale", "0.5", "--tile", "off") == 1
+    expected = "settings: --scale none, now 0.5; --tile auto, now off; --overlap 256, now none. Give"
+    assert expected in capsys.readouterr().err
+    assert all(OPTIONS[f"fusion.{name}"] == f"--{name.replace('_', '-')}" for name in FUSION)
     assert run(checkpoint, images / "x", tmp_path / "two", "--range", "0", "9") == 0
     capsys.readouterr()
     assert run(checkpoint, images / "x", tmp_path / "two", "--resume", "--range", "0", "9") == 0
@@ -512,14 +539,13 @@ def other_files(checkpoint, images, tmp_path, capsys):
 def test_formats_are_chosen_by_name(checkpoint, images, whole, other_files, tmp_path, capsys):
     assert {name: other_files[name] for name in whole} == whole  # the default's files are the same
     assert {path.split("/")[0] for path in other_files} == {
-        "panoptic.json", "panoptic", "overlays", "labels", "classes", "objects.csv", "geojson", "cutouts", "parts",
-        "instances.json", "fiftyone.json", "labelme", "cvat.xml", "labelstudio.json",
+        "panoptic.json", "sources.jsonl", "panoptic", "overlays", "labels", "classes", "objects.csv", "geojson",
+        "cutouts", "parts", "instances.json", "fiftyone.json", "labelme", "cvat.xml", "labelstudio.json",
     }  # fmt: skip
     assert run(checkpoint, images, tmp_path / "some", "--recursive", "--save", "geojson") == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith(f"in {tmp_path / 'some'}")
-    expected = {
-        path: number for path, number in other_files.items() if path.split("/")[0] in ("panoptic", "geojson")
-    }
+    kept = ("panoptic", "geojson", "sources.jsonl")
+    expected = {path: number for path, number in other_files.items() if path.split("/")[0] in kept}
     assert files(tmp_path / "some") == expected | {"panoptic.json": whole["panoptic.json"]}
     assert run(checkpoint, images, tmp_path / "none", "--save", "coco,tiff") == 1
     assert "--save: unknown format 'tiff'; choose from coco, overlay" in capsys.readouterr().err
@@ -547,7 +573,7 @@ def test_resume_adds_missing_formats(checkpoint, images, other_files, tmp_path, 
     results = json.loads((out / "instances.json").read_text())
     assert {result["image_id"] for result in results} == set(ids.values())
     after = files(out)
-    joint = {saver.joint for saver in SAVERS.values()} | {"panoptic.json"}
+    joint = {saver.joint for saver in SAVERS.values()} | {"panoptic.json", "sources.jsonl"}
     assert {path: after[path] for path in other_files if path not in joint} == {
         path: number for path, number in other_files.items() if path not in joint
     }

@@ -74,9 +74,14 @@ def test_runs_go_on_with_the_same_tiles_only(model, image, tmp_path, capsys):
     assert predict(model, image, out, "--overlap", "128") == 0  # --tile auto, and the image is not large
     info = json.loads((out / "panoptic.json").read_text())["info"]
     assert info["tiling"] == {"tile": 1024, "overlap": 128, "scale": None, "mpp": None, "always": False}
-    for words in ((), ("--overlap", "64"), ("--tile", "1024", "--overlap", "128"), ("--tile", "off")):
+    for words, named in (
+        ((), "--overlap 128, now 256"),
+        (("--overlap", "64"), "--overlap 128, now 64"),
+        (("--tile", "1024", "--overlap", "128"), "--tile auto, now 1024"),
+        (("--tile", "off"), "--tile auto, now off; --overlap 128, now none"),
+    ):
         assert predict(model, image, out, *words, "--resume") == 1
-        assert "tiling" in capsys.readouterr().err
+        assert f"was written with other settings: {named}. Give" in capsys.readouterr().err
     assert predict(model, image, out, "--overlap", "128", "--resume") == 0
     assert "1 of 1 images are finished already" in capsys.readouterr().err
 

@@ -13,6 +13,7 @@ from refine.formats.image_list import ImageFile
 from refine.formats.results.saver import ImageResult
 from refine.formats.writer import JOURNAL, PredictionWriter
 from refine.savers import SAVERS, encode, find_savers
+from refine.storage import stamp
 
 PIXELS = np.random.default_rng(2).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
 
@@ -36,7 +37,7 @@ def test_a_killed_run_has_whole_results_or_none(tmp_path):
             for image in images:
                 if image.name not in finished:
                     item = ImageResult(result, image.name, pixels, 0.5)
-                    writer.add(image.id, image.name, result, encode(savers, item))
+                    writer.add(image.id, image.name, result, encode(savers, item), stamp(image.path))
         return finished
 
     work(tmp_path / "whole")

@@ -17,6 +17,7 @@ from refine.formats.id_png import write_png
 from refine.formats.image_size import image_size
 from refine.formats.journal import Journal
 from refine.formats.writer import JOURNAL
+from refine.storage import Stamp, stamp
 from refine.structures import Categories
 
 
@@ -158,10 +159,9 @@ def _png_name(name: str) -> str:
     return PurePath(name).with_suffix(".png").as_posix()
 
 
-def _stamps(sample: Sample) -> list[list[int]]:
-    """Return modification time in ns and size in bytes of a sample's files, as far as they exist."""
+def _stamps(sample: Sample) -> list[Stamp]:
+    """Return the stamps of a sample's files, as far as they exist."""
     files = [sample.file, *sorted(sample.file.iterdir())] if sample.file.is_dir() else [sample.file]
     if isinstance(sample.image, Path):
         files.append(sample.image)
-    found = [file.stat() for file in files if file.exists()]
-    return [[stat.st_mtime_ns, stat.st_size] for stat in found]
+    return [found for found in map(stamp, files) if found is not None]
