@@ -16,6 +16,7 @@ from torch import Tensor
 
 from refine.data.loader import PanopticDataset
 from refine.errors import RefineError
+from refine.experiments.calibration import Calibration
 from refine.experiments.checkpoints import add_results
 from refine.experiments.tables import Row, Table
 from refine.fusion import FusionConfig, fuse
@@ -64,7 +65,8 @@ def measure_order(
         device: "cpu", "cuda" or "auto".
 
     Returns:
-        The table, its results for `write_table`, and Markdown lines with the number of pairs.
+        The table, its results for `write_table`, and Markdown lines with the number of pairs and the calibration of
+        the occlusion head, if there is one.
 
     Raises:
         RefineError: a checkpoint does not exist, its categories are not those of the data set, or the checkpoints
@@ -72,6 +74,7 @@ def measure_order(
     """
     results: dict[str, list[dict[str, Any]]] = {}
     notes: list[str] = []
+    calibration = Calibration()
     for seed, checkpoint in enumerate(checkpoints):
         predictor = Predictor(checkpoint, device=None if device == "auto" else device)
         predictor.categories.check_equal(dataset.categories, "the model", "the data set")
@@ -79,7 +82,7 @@ def measure_order(
         if results and set(results) != {row.name for row in table.rows}:
             raise RefineError(f"{checkpoint}: has other heads than {checkpoints[0]}; give runs of one config")
         count = min(max_images or len(dataset), len(dataset))
-        evaluations = _evaluate(predictor, dataset, table, count)
+        evaluations = _evaluate(predictor, dataset, table, count, calibration)
         order = evaluations[TRUE][OrderAccuracy]
         notes.append(
             f"- {checkpoint}: {order.totals[1]} overlapping pairs of two true detections, "
@@ -87,21 +90,25 @@ def measure_order(
         )
         measured = {name: (e.metrics, e.counts) for name, e in evaluations.items()}
         add_results(results, measured, out / "order", seed, checkpoint, predictor.device)
-    return table, results, notes
+    return table, results, notes + (calibration.describe() if calibration.true else [])
 
 
 @torch.inference_mode()
-def _evaluate(predictor: Predictor, dataset: PanopticDataset, table: Table, count: int) -> dict[str, Evaluation]:
-    """Evaluate each row on the first `count` images."""
+def _evaluate(
+    predictor: Predictor, dataset: PanopticDataset, table: Table, count: int, calibration: Calibration
+) -> dict[str, Evaluation]:
+    """Evaluate each row on the first `count` images, and add their pairs to the calibration."""
     measures = {row.name: (Quality(), OrderAccuracy()) for row in table.rows}
     for measure in (m for both in measures.values() for m in both):
         measure.reset(dataset.categories)
-    config = predictor.fusion
+    config, head = predictor.fusion, predictor.fusion_heads().get("occlusion")
     for n in range(count):
         image, truth = dataset[n]
         prediction = predictor.predict_raw([image], config.score_threshold)[0]
         named = truth.named(len(dataset.categories))
         example = Example(n, image, named, *dataset.name(n), dataset.categories, prediction)
+        if head is not None:
+            calibration.add(prediction, example.targets, config, head)
         for name, both in measures.items():
             if name in RULES:
                 result = predictor.fuse(prediction, RULES[name], config)

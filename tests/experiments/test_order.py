@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers.tiny_run import tiny_model, tiny_run, write_dataset
+from helpers.two_objects import BACK, CATEGORIES, FRONT, SIZE, Painted, make_prediction
 
 from refine.checkpoint.folder import SavedModel, save_model
 from refine.cli.main import main
@@ -15,28 +16,6 @@ from refine.fusion import FusionConfig
 from refine.inference.measures import Example, Fused, OrderAccuracy
 from refine.modeling.config import OcclusionConfig
 from refine.modeling.model import PanopticModel
-from refine.structures import Categories, Category, Instances, Prediction, Targets
-
-SIZE = (40, 40)
-CATEGORIES = Categories([Category(n, name, isthing=n < 3) for n, name in ((1, "a"), (2, "b"), (3, "ground"))])
-
-
-class Painted:
-    """Truth of two objects, the second in front of the first, on ground."""
-
-    labels = torch.tensor([0, 1, 2])
-    index = torch.full(SIZE, 2, dtype=torch.int32)
-    index[:24, :24], index[12:36, 12:36] = 0, 1
-
-    def targets(self, num_things, *_):
-        return Targets.from_panoptic(self.index, self.labels, torch.zeros(3, dtype=torch.bool), num_things)
-
-
-def make_prediction(boxes, labels, scores) -> Prediction:
-    boxes = torch.tensor(boxes, dtype=torch.float32)
-    masks = torch.ones(len(boxes), 28, 28)
-    instances = Instances(SIZE, boxes, torch.tensor(scores), torch.tensor(labels), roi_masks=masks)
-    return Prediction(instances, torch.full(SIZE, 2), torch.ones(SIZE))
 
 
 def shared_owner(false_pairs, *detections):
@@ -51,9 +30,6 @@ def shared_owner(false_pairs, *detections):
     )
     owners = {segment.id: segment.instance for segment in result.segments}
     return owners[int(result.segment_ids[13, 13])], measure.totals, measure.false_totals
-
-
-BACK, FRONT = ([0.0, 0, 24, 24], 0), ([12.0, 12, 36, 36], 1)
 
 
 @pytest.mark.parametrize("scores", [(0.9, 0.6), (0.6, 0.9)])
@@ -87,7 +63,9 @@ def test_table_of_a_checkpoint(tmp_path, capsys):
     true = ["true order", "true order, false detections behind"]
     assert list(content["rows"]) == ["heuristic", "SHR", "strong baseline", "SOE", *true]
     assert content["rows"]["SOE"][0]["images"] == 3
-    assert "of a true and a false one" in (tmp_path / "out/order_base.md").read_text()
+    text = (tmp_path / "out/order_base.md").read_text()
+    assert "of a true and a false one" in text
+    assert "Calibration of O on pairs of two true detections" in text
     assert "written to" in capsys.readouterr().out
     both = [str(tmp_path / "plain"), str(tmp_path / "head")]
     with pytest.raises(RefineError, match=r"head: has other heads than .*plain"):
