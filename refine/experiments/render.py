@@ -1,26 +1,27 @@
-"""Results of a table as Markdown, JSON and a bar chart with error bars."""
+"""Results of a table as Markdown, JSON, a bar chart with error bars, and learning curves."""
 
 from __future__ import annotations
 
-import io
 import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from refine.drawing.curves import Log, draw_curves, to_png
 from refine.errors import printable
 from refine.evaluation.interval import paired_interval, read_counts
 from refine.experiments.machine import name_machine
 from refine.experiments.tables import Table
 from refine.files import write_bytes, write_json, write_text
+from refine.training.logs import read_log
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 """By row, one result per seed."""
 
 
 def write_table(table: Table, results: Results, path: Path, command: str, notes: Sequence[str] = ()) -> str:
-    """Write PATH.md, PATH.json and PATH.png.
+    """Write PATH.md, PATH.json, PATH.png and, for models that were trained for the table, PATH_curves.png.
 
     Args:
         table: title, columns and rows.
@@ -42,7 +43,23 @@ def write_table(table: Table, results: Results, path: Path, command: str, notes:
     content = {"title": table.title, "command": command, "rows": rows}
     write_json(path.with_suffix(".json"), content, indent=1)
     _plot(table, results, path.with_suffix(".png"))
+    logs = _logs(results)
+    if logs:
+        write_bytes(path.with_name(f"{path.name}_curves.png"), to_png(draw_curves(logs)))
     return text
+
+
+def _logs(results: Results) -> dict[str, list[Log]]:
+    """Return the training logs behind the results, by the first row that uses the model."""
+    logs: dict[str, list[Log]] = {}
+    seen = set()
+    for name, runs in results.items():
+        paths = [Path(run["counts"]).parents[1] / "log.jsonl" for run in runs if "counts" in run]
+        paths = [path for path in paths if path.is_file()]
+        if paths and not seen.issuperset(paths):
+            logs[name] = [read_log(path) for path in paths]
+        seen.update(paths)
+    return logs
 
 
 def to_markdown(table: Table, results: Results, command: str) -> str:
@@ -114,12 +131,10 @@ def _mean(values: Sequence[float]) -> str:
 
 def _plot(table: Table, results: Results, path: Path) -> None:
     """Plot bars of the first metric with the standard deviation, and a dot per seed."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     metric = table.metrics[0]
     figure = Figure(figsize=(7, 0.5 * len(table.rows) + 1.2), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for n, row in enumerate(table.rows):
         values = [100 * r["metrics"][metric] for r in results[row.name] if metric in r["metrics"]]
@@ -134,6 +149,4 @@ def _plot(table: Table, results: Results, path: Path) -> None:
         axes.set_xlim(max(min(every) - 5, 0), max(every) + 2)
     axes.set_xlabel(f"{metric} (%); the axis does not start at 0")
     axes.set_title(table.title)
-    content = io.BytesIO()
-    figure.savefig(content, dpi=120, format="png")
-    write_bytes(path, content.getbuffer())
+    write_bytes(path, to_png(figure, dpi=120))

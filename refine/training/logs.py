@@ -1,4 +1,4 @@
-"""Logs of a run: lines of JSON, TensorBoard, and a progress bar."""
+"""Logs of a run: lines of JSON, learning curves, TensorBoard, and a progress bar."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from refine.drawing.curves import draw_curves, to_png
 from refine.errors import RefineError
-from refine.files import append_bytes, write_error, write_text
+from refine.files import append_bytes, write_bytes, write_error, write_text
 from refine.training.config import LogConfig
 from refine.training.services import SERVICES, Service
 
@@ -26,6 +27,8 @@ WIDTH = 80
 
 class RunLog:
     """Context manager that writes OUT/log.jsonl and OUT/tensorboard, logs to services and shows a progress bar.
+
+    At the end of a run that did not fail it draws OUT/curves.png.
 
     Args:
         out: folder of the run.
@@ -91,6 +94,8 @@ class RunLog:
             if self.board is not None:
                 with self._told_of():
                     self.board.close()
+            if kind is None:
+                write_bytes(self.path.with_name("curves.png"), to_png(draw_curves({"": [read_log(self.path)]})))
 
     def advance(self, step: int) -> None:
         """Advance the progress bar."""

@@ -27,7 +27,14 @@ def test_files_of_a_run(config: RunConfig) -> None:
     config.log.tensorboard = True
     last = train(config)
     out = Path(config.out)
-    assert sorted(p.name for p in out.iterdir()) == [".lock", "checkpoints", "last", "log.jsonl", "tensorboard"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        ".lock",
+        "checkpoints",
+        "curves.png",
+        "last",
+        "log.jsonl",
+        "tensorboard",
+    ]
     assert sorted(p.name for p in last.parent.iterdir()) == ["step_000003", "step_000004"]
     assert sorted(p.name for p in last.iterdir()) == [
         "config.json",
