@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def check(wheel: Path, folder: Path, extras: list[str]) -> None:
-    """Install the wheel with extras into a new environment, predict one image, and print the installed size."""
+    """Install the wheel with extras into a new environment, predict an image, read a config, and print the size."""
     run(UV, "venv", "-q", "--python", sys.executable, str(folder), cwd=ROOT)
     python = folder / "bin/python"
     wanted = f"{wheel}[{','.join(extras)}]" if extras else str(wheel)
@@ -52,6 +52,7 @@ def check(wheel: Path, folder: Path, extras: list[str]) -> None:
     run(str(folder / "bin/refine"), "predict", "cell.png", "-o", "out", "--checkpoint", "nuclei", cwd=folder)
     result = json.loads((folder / "out/panoptic.json").read_text(encoding="utf-8"))
     assert [image["file_name"] for image in result["images"]] == ["cell.png"]
+    run(str(folder / "bin/refine"), "train", "--config", "nuclei", "--print_config", cwd=folder)
     (packages,) = folder.glob("lib/python*/site-packages")
     size = sum(path.lstat().st_size for path in packages.rglob("*") if path.is_file() and not path.is_symlink())
     print(f"installed with {', '.join(extras) or 'no extra'}: {size / 1e9:.2f} GB, predicts")

@@ -29,7 +29,8 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser.add_argument(
         "--data",
         required=True,
-        help="NAME of configs/NAME.yaml or, for table1 and table2, of the folder configs/NAME; or a path",
+        help="YAML file, or name of one of refine's own configs (nuclei, scenes, coco/refine_r50, …); for table1 "
+        "and table2 a folder of configs, or coco or cityscapes",
     )
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="run only these rows and the rows they start from")
     parser.add_argument(
@@ -50,20 +51,11 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: auto)")
     parser.add_argument("--out", default="runs/tables", help="folder of runs and tables (default: runs/tables)")
     options, overrides = parser.parse_known_args(arguments)
+
+    from refine.training.config_files import find_config
+
     make = make_tables if OF_CHECKPOINTS.isdisjoint(options.table) else evaluate_checkpoints
-    make(find_config(options.data), options, overrides, command=f"{prog} {shlex.join(arguments)}")
-
-
-def find_config(name: str) -> Path:
-    """Return configs/NAME.yaml, the folder configs/NAME, or the path NAME, whichever exists first.
-
-    Raises:
-        RefineError: none of them exists.
-    """
-    for path in (Path("configs") / f"{name}.yaml", Path("configs") / name, Path(name)):
-        if path.exists():
-            return path
-    raise RefineError(f"{name}: no such config; give a path, or run from the folder that holds configs/")
+    make(find_config(options.data, folder=True), options, overrides, command=f"{prog} {shlex.join(arguments)}")
 
 
 def make_tables(base: Path, options: argparse.Namespace, overrides: Sequence[str], command: str) -> None:

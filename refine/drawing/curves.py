@@ -30,8 +30,8 @@ def draw_curves(runs: Mapping[str, Sequence[Log]]) -> Figure:
     """Draw the training losses and the validation PQ of runs over their updates.
 
     One panel per kind of loss and one for PQ; kinds without values are left out. Of losses that are numbered by
-    stage or iteration, the last one is drawn. The two losses of the proposals are added. A line is the mean over the
-    logs of a run, and the band around it their range.
+    stage or iteration, the last one is drawn. The two losses of the proposals are added. A line is the mean over
+    the logs of a run, and the band around it their range.
 
     Args:
         runs: logs by the name of the run, one log per seed. Several names get a legend.

@@ -1,7 +1,7 @@
 """Reproduction of the paper's tables on any data: training and evaluation of the rows.
 
     table = load_table("table4")
-    run_table(table, "configs/scenes.yaml", "runs/tables", seeds=3)
+    run_table(table, "scenes", "runs/tables", seeds=3)
 
 A table is a small YAML file in refine/experiments. Rows that need the same model share it, across all tables of an
 output folder. Existing models and results are reused, and stopped runs are resumed.

@@ -1,6 +1,6 @@
 """Configuration of a training run, read from YAML with dotted overrides.
 
-    config = parse_run(["--config", "configs/nuclei.yaml", "--optim.lr", "0.01"])
+    config = parse_run(["--config", "nuclei", "--optim.lr", "0.01"])
 
 Errors name unknown fields and fields of the wrong type.
 """
@@ -11,17 +11,17 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 
 from refine.bounds import bounded, check_bounds
-from refine.config import check_structure, one_line, read_yaml
+from refine.config import check_structure, one_line
 from refine.data.config import SMALLEST, AugmentConfig, DatasetConfig, check_dataset_fields
 from refine.errors import RefineError
 from refine.fusion.config import FusionConfig, Method
 from refine.modeling.config import ModelConfig
+from refine.training.config_files import ConfigFile, find_config
 
 
 @dataclass
@@ -161,50 +161,13 @@ class RunConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
-class ConfigFile(ActionConfigFile):
-    """Argument action that applies the `base` files of a config in order, then the config itself."""
-
-    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        for content in with_bases(values):
-            self.apply_config(parser, cfg, self.dest, content)
-
-
-def with_bases(path: str | Path, seen: tuple[Path, ...] = ()) -> list[str]:
-    """Resolve the `base` of a config.
-
-    Args:
-        path: YAML file. Its optional field `base` is one path or a list of paths, relative to the file's folder;
-            the file overrides its bases.
-        seen: files whose bases led to this one.
-
-    Returns:
-        Paths and YAML texts, in the order in which to apply them.
-
-    Raises:
-        RefineError: a base is not a path, does not exist, or leads back to itself; or see `read_yaml`.
-    """
-    path = Path(path)
-    if path.resolve() in seen:
-        raise RefineError(f"{path}: base: the file is its own base; remove the cycle")
-    values = read_yaml(path)
-    if not isinstance(values, dict) or "base" not in values:
-        return [str(path)]
-    names = values.pop("base")
-    names = [names] if isinstance(names, str) else names
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise RefineError(f"{path}: base: expected a path or a list of paths, got {names!r}")
-    contents = []
-    for name in names:
-        if not (path.parent / name).is_file():
-            raise RefineError(f"{path}: base: no such file {path.parent / name}; paths are relative to the config")
-        contents += with_bases(path.parent / name, (*seen, path.resolve()))
-    return [*contents, yaml.safe_dump(values, sort_keys=False)]
-
-
 def add_run_arguments(parser: ArgumentParser) -> None:
     """Add `--config FILE` and one option per field of `RunConfig`, such as `--optim.lr`, to a parser."""
     parser.add_argument(
-        "--config", action=ConfigFile, help="YAML of RunConfig fields; `base: FILE` extends another file"
+        "--config",
+        action=ConfigFile,
+        help="YAML of RunConfig fields, or the name of one of refine's own, such as nuclei; `base: FILE` extends "
+        "another file",
     )
     parser.add_class_arguments(RunConfig)
 
@@ -229,9 +192,16 @@ def parse_run(arguments: Sequence[str]) -> RunConfig:
 
 
 def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a YAML file and apply overrides such as "--optim.lr=0.01"; raises the errors of `parse_run`."""
-    if not Path(path).is_file():
-        raise RefineError(f"{path}: no such config file; check the path")
+    """Read a config and apply overrides such as "--optim.lr=0.01".
+
+    Args:
+        path: YAML file, or the name of a config; see `find_config`.
+        overrides: options that override fields.
+
+    Raises:
+        RefineError: see `find_config` and `parse_run`.
+    """
+    path = find_config(path)
     try:
         return parse_run(["--config", str(path), *overrides])
     except RefineError as error:

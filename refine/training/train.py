@@ -1,7 +1,7 @@
 """Training run, from its config to a folder of checkpoints, on one process or many.
 
-refine train --config configs/nuclei.yaml
-torchrun --nproc_per_node 8 --nnodes 2 … -m refine.cli.main train --config configs/nuclei.yaml
+refine train --config nuclei
+torchrun --nproc_per_node 8 --nnodes 2 … -m refine.cli.main train --config nuclei
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def train(
 
     SIGTERM and Ctrl-C end the run after the current update, with a checkpoint.
 
-        refine.train("configs/nuclei.yaml", overrides=["--data.train.images=images", …, "--out=runs/mine"])
+        refine.train("nuclei", overrides=["--data.train.images=images", …, "--out=runs/mine"])
 
     Args:
         config: config of the run, or its YAML file.

@@ -91,11 +91,10 @@ def run_page(page: str) -> dict:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Empty folder to run a page in, with the configs of the repository and a micrograph."""
+    """Empty folder to run a page in, with a micrograph."""
     mahotas = pytest.importorskip("mahotas")
     whole = Image.open(Path(mahotas.__file__).parent / "demos" / "data" / "nuclear.png")
     whole.crop((0, 0, 640, 480)).save(tmp_path / "cells.png")
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # later tests keep theirs
     return tmp_path

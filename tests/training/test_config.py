@@ -11,6 +11,7 @@ from refine.config import from_mapping, to_mapping
 from refine.errors import RefineError
 from refine.modeling.config import ModelConfig, OcclusionConfig
 from refine.training.config import OptimConfig, RunConfig, check_run, load_run, parse_run
+from refine.training.config_files import find_config
 
 DATA = [f"--data.train.{name}=x" for name in ("images", "json", "segments")]
 
@@ -98,8 +99,30 @@ def test_bases_are_applied_in_order_before_the_config(tmp_path: Path) -> None:
     assert config.optim.gamma == 0.3
 
 
+def test_own_configs_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of the working directory comes first; a base is looked for beside the file that names it."""
+    monkeypatch.chdir(tmp_path)
+    own = find_config("nuclei")
+    assert own.parts[-2:] == ("configs", "nuclei.yaml")
+    assert find_config("coco/refine_r50") == find_config("coco/refine_r50.yaml")
+    assert find_config("coco/refine_r50") == own.parent / "coco/refine_r50.yaml"
+    assert find_config("coco", folder=True) == own.parent / "coco"
+    Path("mine.yaml").write_text("base: scenes\noptim: {max_steps: 7}\n")
+    config = load_run("mine.yaml", ["--out=here"])
+    assert config.optim.max_steps == 7
+    assert config.model == load_run("scenes").model != RunConfig().model
+    Path("nuclei").mkdir()
+    assert find_config("nuclei") == own
+    Path("nuclei.yaml").write_text("optim: {max_steps: 8}\n")
+    assert find_config("nuclei.yaml") == Path("nuclei.yaml")
+    assert find_config("nuclei") == own
+    with pytest.raises(RefineError, match=r"^coco: no such config file; .* dsb2018, nuclei"):
+        find_config("coco")
+
+
 @pytest.mark.parametrize(
-    ("base", "message"), [("3", "expected a path"), ("gone.yaml", "no such file"), ("run.yaml", "its own base")]
+    ("base", "message"),
+    [("3", "expected a path"), ("gone.yaml", "no such config file"), ("run.yaml", "its own base")],
 )
 def test_invalid_bases_are_reported(tmp_path: Path, base: str, message: str) -> None:
     (tmp_path / "run.yaml").write_text(f"base: {base}\n")
