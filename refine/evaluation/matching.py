@@ -86,15 +86,15 @@ class Side:
         """Return the error for a contradiction that `_count` found."""
         if kind == UNKNOWN_ID:
             return RefineError(
-                f"{self.where}: the PNG has id {id_or_row}, which is not in segments_info; add it or paint 0 (void)"
+                f"{self.where}: the map has id {id_or_row}, which is not in segments_info; add it or paint 0 (void)"
             )
         number, _, _, area = self.table[id_or_row]
         if not pixels:
             return RefineError(
-                f"{self.where}: segment {number} has no pixel in the PNG; drop it from segments_info"
+                f"{self.where}: segment {number} has no pixel in the map; drop it from segments_info"
             )
         return RefineError(
-            f"{self.where}: segment {number}: area is {area} in the JSON but {pixels} pixels in the PNG; correct "
+            f"{self.where}: segment {number}: area is {area} in the JSON but {pixels} pixels in the map; correct "
             f"the JSON"
         )
 

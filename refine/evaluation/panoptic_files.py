@@ -18,7 +18,9 @@ from refine.evaluation.matching import Side
 from refine.evaluation.pq import PanopticQuality
 from refine.evaluation.report import PQReport
 from refine.formats.id_png import read_runs
+from refine.formats.id_tiff import is_id_tiff, read_tiff_runs
 from refine.formats.panoptic_json import Annotation, ImageEntry, PanopticJson, differing_names
+from refine.formats.runs import Runs
 from refine.formats.segments_info import CLASS, ID
 from refine.structures import Categories
 
@@ -41,7 +43,7 @@ def evaluate_files(
         gt_json, pred_json: COCO panoptic JSON of ground truth and predictions. Categories are those of the ground
             truth. If the predictions list `images` or `categories` with other ids, both are matched by name, and
             the report notes it.
-        gt_dir, pred_dir: folders of the id-PNGs.
+        gt_dir, pred_dir: folders of the id-PNGs, or of TIFF files as `refine predict` writes them for large images.
         workers: number of threads; one per core if None.
         progress: called from the calling thread with the number of finished images and of all images.
 
@@ -49,8 +51,8 @@ def evaluate_files(
         RefineError: a file is missing, damaged or contradicts another; the first such image in the order of
             the ground truth is reported.
     """
-    gt = PanopticJson(gt_json, needs=("annotations", "categories"))
-    pred = PanopticJson(pred_json, needs=("annotations",), categories=gt.categories)
+    gt = PanopticJson(gt_json, needs=("annotations", "categories"), large=True)
+    pred = PanopticJson(pred_json, needs=("annotations",), categories=gt.categories, large=True)
     quality = PanopticQuality(gt.categories)
     classes, remapped = _pred_classes(gt, pred)
     pairs, joined = _pairs(gt, pred, Path(gt_dir), Path(pred_dir), classes)
@@ -69,9 +71,9 @@ def evaluate_files(
 
 @dataclass(frozen=True)
 class _Side:
-    """Ground truth or prediction of one image: its PNG, the prefix of messages and its segments, [S, 4] int64."""
+    """Ground truth or prediction of one image: its map, the prefix of messages and its segments, [S, 4] int64."""
 
-    png: Path
+    map: Path
     where: str
     rows: np.ndarray
 
@@ -90,12 +92,16 @@ class _Pair:
 def _evaluate(categories: Categories, pairs: Sequence[_Pair]) -> PanopticQuality:
     quality = PanopticQuality(categories)
     for pair in pairs:
-        gt = read_runs(pair.gt.png, pair.size)
-        pred = read_runs(pair.pred.png, gt.shape)
+        gt = _read(pair.gt.map, pair.size)
+        pred = _read(pair.pred.map, gt.shape)
         gt_side = Side.of(gt, pair.gt.rows, pair.gt.where)
         pred_side = Side.of(pred, pair.pred.rows, pair.pred.where)
         quality.add(gt_side, pred_side, pair.image_id, pair.file_name)
     return quality
+
+
+def _read(path: Path, size: tuple[int, int] | None) -> Runs:
+    return read_tiff_runs(path, size) if is_id_tiff(path) else read_runs(path, size)
 
 
 def _pairs(

@@ -11,11 +11,15 @@ import numpy as np
 
 from refine.errors import RefineError, shown
 from refine.files import MAX_PIXELS, name_problem, read_json
-from refine.formats.segments_info import segment_rows
+from refine.formats.id_tiff import TIFF_IDS, is_id_tiff
+from refine.formats.segments_info import ID_LIMIT, segment_rows
 from refine.structures import Categories
 
 LISTS = ("images", "annotations", "categories")
 """Lists of a data set; results may contain only `annotations`."""
+
+MOST_PIXELS = 2**48
+"""Most pixels of an image whose map is stored as TIFF."""
 
 OnError = Callable[[str, str], None]
 """Called with the kind of the invalid entry ("category", "image", "annotation", "segment") and the message."""
@@ -53,6 +57,7 @@ class PanopticJson:
             entry a file name, a height and a width. Annotations are read only if needed.
         categories: categories to use if the file contains none.
         on_error: called for each invalid entry, which is then skipped. None raises.
+        large: whether images may be larger than PNGs can be read, and ids of maps stored as TIFF have 32 bits.
 
     Attributes:
         content: parsed file.
@@ -72,17 +77,20 @@ class PanopticJson:
         needs: Sequence[str] = LISTS,
         categories: Categories | None = None,
         on_error: OnError | None = None,
+        large: bool = False,
     ) -> None:
         self.path = Path(path)
         self._fault = on_error or self._raise
-        self._needs = needs
+        self._needs, self._large = needs, large
         self.content = self._read_lists()
         if categories is None or "categories" in self.content:
             categories = Categories.from_json(
                 self.content.get("categories", []), str(path), partial(self._fault, "category")
             )
         self.categories = categories
-        self.images = image_entries(self.content.get("images", []), self._fault, needed="images" in needs)
+        most = MOST_PIXELS if large else MAX_PIXELS
+        entries = self.content.get("images", [])
+        self.images = image_entries(entries, self._fault, needed="images" in needs, most=most)
         self.annotations: list[Annotation] = []
         self.table = np.empty((0, 4), np.int64)
         if "annotations" in needs:
@@ -133,7 +141,8 @@ class PanopticJson:
                 self._fault("annotation", f"{where}: segments_info is {shown(infos)}; expected a list")
             elif isinstance(name, str) and not problem:
                 begin = len(rows)
-                rows += segment_rows(infos, classes, partial(self._segment_fault, where))
+                limit = TIFF_IDS if self._large and is_id_tiff(name) else ID_LIMIT
+                rows += segment_rows(infos, classes, partial(self._segment_fault, where), limit)
                 self.annotations.append(Annotation(image_id, name, n, slice(begin, len(rows))))
         if not entries:
             self._fault("annotation", "annotations: the list is empty; annotate at least one image")
@@ -152,13 +161,16 @@ class PanopticJson:
         return infos
 
 
-def image_entries(entries: Sequence[Any], fault: OnError, *, needed: bool = True) -> dict[int | str, ImageEntry]:
+def image_entries(
+    entries: Sequence[Any], fault: OnError, *, needed: bool = True, most: int = MAX_PIXELS
+) -> dict[int | str, ImageEntry]:
     """Read the list `images` of a COCO JSON of any kind.
 
     Args:
         entries: content of the list.
         fault: called for each invalid entry.
         needed: whether every entry needs a file name, a height and a width.
+        most: maximum number of pixels of an image.
 
     Returns:
         Image id -> entry; entries without a valid id are skipped.
@@ -175,12 +187,12 @@ def image_entries(entries: Sequence[Any], fault: OnError, *, needed: bool = True
             fault("image", f"{where}: id {image_id} is used twice; make ids unique")
             continue
         height, width = entry.get("height"), entry.get("width")
-        size = valid_size(height, width)
+        size = valid_size(height, width, most)
         if size is None and (needed or height is not None or width is not None):
             fault(
                 "image",
                 f"{where}: height and width are {shown(height)} and {shown(width)}; expected pixels, at most "
-                f"{MAX_PIXELS:,} in all",
+                f"{most:,} in all",
             )
         name = entry.get("file_name")
         problem = name_problem(name) if needed or name is not None else None
@@ -197,9 +209,9 @@ def is_id(value: Any) -> TypeGuard[int | str]:
     return type(value) is int or isinstance(value, str)
 
 
-def valid_size(height: Any, width: Any) -> tuple[int, int] | None:
-    """Return (height, width) if they are integers and the size of an image that can be read, else None."""
-    valid = type(height) is int and type(width) is int and min(height, width) > 0 and height * width <= MAX_PIXELS
+def valid_size(height: Any, width: Any, most: int = MAX_PIXELS) -> tuple[int, int] | None:
+    """Return (height, width) if they are positive integers, and their product is at most `most`; else None."""
+    valid = type(height) is int and type(width) is int and min(height, width) > 0 and height * width <= most
     return (height, width) if valid else None
 
 

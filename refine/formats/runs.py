@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,14 @@ class Runs:
         np.not_equal(ids[:, 1:], ids[:, :-1], out=begins[:, 1:])
         starts = np.flatnonzero(begins)
         return cls(starts, ids.reshape(-1)[starts].astype(np.int64), (ids.shape[0], ids.shape[1]))
+
+    @classmethod
+    def stacked(cls, bands: Sequence[Runs]) -> Runs:
+        """Join maps of the same width, from the top."""
+        heights, width = [band.shape[0] for band in bands], bands[0].shape[1]
+        tops = np.cumsum([0, *heights])
+        starts = np.concatenate([band.starts + top * width for band, top in zip(bands, tops[:-1], strict=True)])
+        return cls(starts, np.concatenate([band.ids for band in bands]), (int(tops[-1]), width))
 
     def to_map(self) -> np.ndarray:
         """Convert to a map, [H, W] int32."""

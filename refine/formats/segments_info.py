@@ -20,7 +20,7 @@ ID_LIMIT = 2**24
 
 
 def segment_rows(
-    infos: Iterable[Any], classes: Mapping[int, int], on_error: Callable[[str], None]
+    infos: Iterable[Any], classes: Mapping[int, int], on_error: Callable[[str], None], limit: int = ID_LIMIT
 ) -> list[tuple[int, int, int, int]]:
     """Validate the segments of one image.
 
@@ -29,6 +29,7 @@ def segment_rows(
         classes: category id -> contiguous class.
         on_error: called with the message of each invalid entry; if it returns, the segment is skipped, or an
             invalid `iscrowd` or `area` is treated as missing.
+        limit: exclusive upper limit of ids.
 
     Returns:
         (ID, CLASS, CROWD, AREA) of each valid segment, in input order.
@@ -38,8 +39,8 @@ def segment_rows(
     for k, info in enumerate(infos):
         info = info if isinstance(info, dict) else {}
         number, category = info.get("id"), info.get("category_id")
-        if not _is_int(number) or not 0 < number < ID_LIMIT:
-            on_error(f"segments_info[{k}]: id is {shown(number)}; expected an integer from 1 to {ID_LIMIT - 1}")
+        if not _is_int(number) or not 0 < number < limit:
+            on_error(f"segments_info[{k}]: id is {shown(number)}; expected an integer from 1 to {limit - 1}")
             continue
         if number in index:
             on_error(

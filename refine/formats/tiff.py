@@ -194,7 +194,7 @@ def _check_kind(page: TiffPage, path: Path) -> None:
         )
 
 
-def _check_expansion(page: TiffPage | TiffFrame, key: TiffPage) -> None:
+def check_expansion(page: TiffPage | TiffFrame, key: TiffPage) -> None:
     """Raise ValueError if a strip or tile decompresses to far more than the header states.
 
     One megabyte can contain a compressed gigabyte. Some writers pad strips, so up to twice the size is accepted.
@@ -217,7 +217,7 @@ def _decode(page: TiffPage | TiffFrame | None, key: TiffPage, path: Path) -> tup
     """Decode a page with header `key`; return its pixels and their remaining EXIF orientation."""
     if page is None:
         raise RefineError(f"{path}: the page is stored in another file; export all pages into one file")
-    _check_expansion(page, key)
+    check_expansion(page, key)
     try:
         return page.asarray(), orientation_of(key)
     except ValueError as error:

@@ -7,9 +7,10 @@ import zlib
 
 import numpy as np
 import pytest
+import tifffile
 
 from refine.cli.main import main
-from refine.formats.id_png import write_png
+from refine.formats.id_png import read_png, write_png
 
 CATEGORIES = [{"id": 4, "name": "cat", "isthing": 1}, {"id": 9, "name": "sky", "isthing": 0}]
 MAP = np.array([[1, 1, 2, 2], [1, 1, 2, 2]])
@@ -59,6 +60,42 @@ def test_table_and_json(files, capsys):
     assert result["per_class"]["9"] | {"pq": 1, "sq": 1, "rq": 1} == result["per_class"]["9"]
 
 
+def test_maps_of_large_images_are_tiffs(files, capsys):
+    """As `predict` writes them: of any size, with ids of 32 bits."""
+    write_png(files / "pred/2.png", np.where(MAP == 1, 0, MAP))
+    edit(files / "pred.json", lambda c: c["annotations"][1]["segments_info"].pop(0))
+    assert evaluate(files) == 0
+    expected = json.loads((files / "result.json").read_text())
+    for side in ("gt", "pred"):
+        for n in (1, 2):
+            ids = read_png(files / side / f"{n}.png").astype(np.uint32)
+            tifffile.imwrite(files / side / f"{n}.tif", np.where(ids == 2, 2**32 - 1, ids), compression="zlib")
+            (files / side / f"{n}.png").unlink()
+
+        def rename(content):
+            content["images"][0] |= {"height": 200_000, "width": 300_000}  # its map is wrong, not the size
+            for n, annotation in enumerate(content["annotations"], 1):
+                annotation["file_name"] = f"{n}.tif"
+                annotation["segments_info"][-1]["id"] = 2**32 - 1
+
+        edit(files / f"{side}.json", rename)
+    capsys.readouterr()
+    assert evaluate(files) == 1
+    message = f"{files}/gt/1.tif: expected 300000 × 200000 pixels, got 4 × 2"
+    assert capsys.readouterr().err.startswith(f"refine: error: {message}")
+    for side in ("gt", "pred"):
+        edit(files / f"{side}.json", lambda c: c["images"][0].update(height=2, width=4))
+    assert evaluate(files) == 0
+    assert json.loads((files / "result.json").read_text()) == expected
+    content = (files / "pred/2.tif").read_bytes()
+    (files / "pred/2.tif").write_bytes(content[:-20])
+    assert evaluate(files) == 1
+    assert f"{files}/pred/2.tif: " in capsys.readouterr().err
+    tifffile.imwrite(files / "pred/2.tif", np.zeros((2, 4), np.float32))
+    assert evaluate(files) == 1
+    assert "pred/2.tif: expected a grey TIFF of unsigned integers" in capsys.readouterr().err
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[:-20])
 
@@ -102,7 +139,7 @@ def of_segment(**fields):
             lambda f: edit(f / "pred.json", of_segment(id=2)),
             ["pred.json", "image 2: segment 2: ", "both use"],
         ),
-        (lambda f: edit(f / "pred.json", of_segment(id=7)), ["pred.json: image 2", "the PNG has id 1"]),
+        (lambda f: edit(f / "pred.json", of_segment(id=7)), ["pred.json: image 2", "the map has id 1"]),
         (
             lambda f: edit(f / "pred.json", of_segment(category_id=5)),
             ["pred.json", "image 2: segment 1", "category_id 5"],

@@ -12,7 +12,8 @@ from PIL import Image
 from refine.checkpoint.folder import SavedModel, save_model
 from refine.cli.main import main
 from refine.formats.id_png import read_png
-from refine.formats.id_tiff import write_id_tiff
+from refine.formats.id_tiff import read_tiff_runs, write_id_tiff
+from refine.formats.runs import Runs
 from refine.inference import image_job
 from refine.inference.tiling.plan import check_scale
 from refine.modeling.model import PanopticModel
@@ -65,6 +66,11 @@ def test_large_maps_are_tiffs_and_runs_go_on(model, image, tmp_path, monkeypatch
     assert content["annotations"][0]["file_name"] == "a.tif"
     areas = {s["id"]: s["area"] for s in content["annotations"][0]["segments_info"]}
     assert areas == {int(i): int((ids == i).sum()) for i in np.unique(ids) if i}
+    words = ["--gt", str(tmp_path / "png/panoptic.json"), "--gt-dir", str(tmp_path / "png/panoptic")]
+    words += ["--pred", str(out / "panoptic.json"), "--pred-dir", str(out / "panoptic")]
+    assert main(["evaluate", *words, "--out", str(tmp_path / "pq.json")]) == 0
+    assert json.loads((tmp_path / "pq.json").read_text())["All"]["pq"] == 1
+    capsys.readouterr()
     assert predict(model, image, out, "--tile", "64", "--resume") == 0
     assert "1 of 1 images are finished already" in capsys.readouterr().err
 
@@ -145,6 +151,10 @@ def test_ids_above_24_bits(tmp_path):
     ids = torch.arange(2**24 - 300, 2**24 - 300 + 300 * 700, dtype=torch.int32).view(300, 700)
     write_id_tiff(tmp_path / "a.tif", [ids[:256], ids[256:]], (300, 700), mpp=0.5)
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "a.tif"), ids.numpy())
+    runs, expected = read_tiff_runs(tmp_path / "a.tif"), Runs.from_map(ids.numpy())
+    assert runs.shape == expected.shape
+    np.testing.assert_array_equal(runs.starts, expected.starts)
+    np.testing.assert_array_equal(runs.ids, expected.ids)
     from refine.formats.resolution import stated_mpp
 
     assert stated_mpp(tmp_path / "a.tif") == pytest.approx(0.5)
