@@ -40,6 +40,9 @@ from refine.tensors import (
 FORMAT = 1
 """Version of config.json; newer versions are rejected."""
 
+OCCLUSION_KIND = "occlusion head"
+"""Value of `kind` in the config.json of an occlusion head, which is not a model."""
+
 MAX_SIDE = 16384
 """Maximum side in pixels of `test_size`."""
 
@@ -131,6 +134,8 @@ def _read_description(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
     description: Any = read_json(path)
     if isinstance(description, dict) and "model_type" in description and "format" not in description:
         raise RefineError(f"{path}: is a model of transformers; this command needs one of refine's own")
+    if isinstance(description, dict) and description.get("kind") == OCCLUSION_KIND:
+        raise RefineError(f"{path}: is an occlusion head, not a model; give it as --occlusion, beside a model")
     if not isinstance(description, dict) or not isinstance(description.get("format"), int):
         raise RefineError(f"{path}: has no `format`; give the folder of a model written by refine")
     if description["format"] > FORMAT:

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from refine.cli.datasets import add_dataset, dataset_config, dataset_paths
 from refine.cli.networks import add_model, check_model, note_remarks
 from refine.cli.options import (
     FUSION,
@@ -18,15 +18,11 @@ from refine.cli.options import (
     connect,
     count_from,
     fusion_changes,
-    image_options,
     print_tables,
     refuse_overwriting,
     require_paths,
     tell,
 )
-
-if TYPE_CHECKING:
-    from refine.data.config import DatasetConfig
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
@@ -37,19 +33,20 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         options.semantic,
         options.categories,
         options.class_map,
+        options.occlusion,
         *(getattr(options, name) for name in FUSION),
     ]
     of_files = [options.gt, options.gt_dir, options.pred, options.pred_dir]
     coco = [options.images, options.json, options.segments]
     of_model = [options.checkpoint, *([options.cityscapes] if options.cityscapes else coco)]
-    paths = [*coco, options.remap, options.instances]
+    paths = dataset_paths(options)
     coco_only = [*paths, options.exif, options.page, options.channel, options.range]
     from_files = all(of_files) and not any([*of_model, *coco_only]) and all(value is None for value in rule)
     from_model = all(of_model) and not any(of_files) and not (options.cityscapes and any(coco_only))
     if not (from_files or from_model):
         parser.error(
             "give --gt, --gt-dir, --pred and --pred-dir; or --checkpoint with --images, --json and --segments; "
-            "or --checkpoint with --cityscapes; --method, the thresholds and --semantic need --checkpoint"
+            "or --checkpoint with --cityscapes; --method, the thresholds, --semantic, --occlusion need --checkpoint"
         )
     require_paths([*of_files, *paths, options.cityscapes])
     _check_out(options.out, [options.gt, options.pred, options.json, options.remap, options.instances])
@@ -71,15 +68,7 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
     files.add_argument("--workers", type=count_from(1, 1024), help="threads (default: one per core)")
     model = parser.add_argument_group("a model on a data set")
     add_model(model, instances=False)
-    model.add_argument("--images", help="folder of images")
-    model.add_argument("--json", help="panoptic JSON")
-    model.add_argument("--segments", help="folder of the panoptic PNGs")
-    model.add_argument("--remap", help="JSON that maps categories to others or to void")
-    model.add_argument("--instances", help="instances JSON with masks that may overlap, for AP")
-    model.add_argument("--exif", choices=["shown", "stored"], help="how images with an EXIF rotation are annotated")
-    model.add_argument(
-        "--cityscapes", metavar="ROOT", help="folder with leftImg8bit/ and gtFine/, instead of COCO panoptic data"
-    )
+    add_dataset(model, "for AP")
     model.add_argument("--split", default="val", help="Cityscapes split (default: val)")
     model.add_argument("--device", help="cpu, cuda, … (default: the GPU if there is one)")
     add_threads(model)
@@ -133,7 +122,7 @@ def _model(options: argparse.Namespace) -> None:
     from refine.inference.on_ray import evaluate_on
     from refine.runtime import processes, set_threads
 
-    data = _dataset(options)
+    data = dataset_config(options)
     dataset = build_dataset(data)
     set_threads(options.threads)
     cluster = connect(options)
@@ -161,25 +150,3 @@ def _model(options: argparse.Namespace) -> None:
     for remark in evaluation[Missable].limits.remarks(ELSEWHERE).values():
         tell("note", remark)
     print(f"written to {options.out}")
-
-
-def _dataset(options: argparse.Namespace) -> DatasetConfig:
-    from refine.data.config import DatasetConfig
-    from refine.errors import RefineError
-
-    images = image_options(options)
-    if images.range == "full":
-        raise RefineError("--range full: expected two numbers, such as 0 65535")
-    if options.cityscapes:
-        return DatasetConfig(kind="cityscapes", root=options.cityscapes, split=options.split)
-    return DatasetConfig(
-        images=options.images,
-        json=options.json,
-        segments=options.segments,
-        remap=options.remap,
-        instances=options.instances,
-        exif=options.exif,
-        page=images.page,
-        channel=images.channel,
-        range=images.range,
-    )

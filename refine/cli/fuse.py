@@ -34,7 +34,8 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     )
     parser.add_argument(
         "--checkpoint",
-        help="model with the ranking or occlusion head of a learned rule (an occlusion head without features)",
+        help="for a learned rule: model with a ranking head or an occlusion head without features, or an occlusion "
+        "head of refine train-occlusion",
     )
     add_fusion(parser, FusionConfig())
     add_ray(parser)

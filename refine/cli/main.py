@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": "compute PQ (and AP) of a model on a data set, or PQ of result files",
     "fuse": "fuse instances and semantic maps of any model into panoptic results",
     "train": "train a model on COCO panoptic or Cityscapes data, or resume a run",
+    "train-occlusion": "train an occlusion head for any model on its own detections, for predict --method soe",
     "import": "convert label images, masks and annotations of other tools to COCO panoptic data",
     "check-data": "report every error of a data set before training",
     "benchmark": "measure parameters, GFLOPs, seconds per stage and memory of models",

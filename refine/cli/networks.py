@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from refine.networks.network import Network
 
 
-def add_model(parser: Any, instances: bool = True) -> None:
+def add_model(parser: Any, instances: bool = True, occlusion: bool = True) -> None:
     """Add the options for the model to a parser or argument group.
 
     Args:
         parser: parser or argument group.
         instances: whether to add `--instances`, which `refine evaluate` has for something else.
+        occlusion: whether to add `--occlusion`.
     """
     parser.add_argument(
         "--checkpoint", metavar="NAME", help="model: a name of `refine models`, hf:OWNER/NAME, a folder or a file"
@@ -38,6 +39,12 @@ def add_model(parser: Any, instances: bool = True) -> None:
     parser.add_argument(
         "--class-map", metavar="FILE", help="JSON with the category name of classes of a model (null drops one)"
     )
+    if occlusion:
+        parser.add_argument(
+            "--occlusion",
+            metavar="HEAD",
+            help="occlusion head of refine train-occlusion, instead of the model's own; makes soe the default rule",
+        )
 
 
 def check_model(options: argparse.Namespace) -> None:
@@ -58,7 +65,13 @@ def check_model(options: argparse.Namespace) -> None:
             f"--checkpoint: choose a model: {models}, hf:OWNER/NAME, or a folder that `refine train` wrote"
         )
     require_paths([options.categories, options.class_map])
-    options.model = ModelChoice(tuple(names), tuple(options.semantic or ()), options.categories, options.class_map)
+    options.model = ModelChoice(
+        tuple(names),
+        tuple(options.semantic or ()),
+        options.categories,
+        options.class_map,
+        getattr(options, "occlusion", None),
+    )
     options.model.find()
 
 

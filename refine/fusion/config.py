@@ -50,9 +50,10 @@ def check_method(method: str, heads: Collection[str]) -> None:
     """Raise RefineError if a fusion rule is unknown, or the model does not have the head that it needs."""
     check_known(method)
     if method not in methods_with(heads):
+        other = " or `refine train-occlusion`" if HEADS[method] == "occlusion" else ""
         raise RefineError(
             f"method {method!r}: the model has no {HEADS[method]} head; train one "
-            f"(`optim.train_only`), or use heuristic or shr"
+            f"(`optim.train_only`{other}), or use heuristic or shr"
         )
 
 

@@ -7,11 +7,12 @@ from typing import Any
 
 from refine.checkpoint.folder import load_model
 from refine.errors import RefineError
-from refine.formats.adapters import add_roi_masks, from_coco
+from refine.formats.adapters import from_coco
 from refine.formats.fusion_inputs import read_confidence, read_semantic
 from refine.fusion import FusionConfig, Method, fuse
 from refine.fusion.config import HEADS
 from refine.networks.native import NativeNetwork
+from refine.networks.occlusion import attach_occlusion
 from refine.structures import Categories, PanopticResult
 
 
@@ -24,7 +25,7 @@ class FusionInputs:
         semantic, confidence: folders of the PNGs.
         categories: categories of the results.
         method: fusion rule.
-        checkpoint: model with the head of a learned rule; None for other rules.
+        checkpoint: model with the head of a learned rule, or occlusion head; None for other rules.
         config: fusion thresholds.
     """
 
@@ -81,21 +82,13 @@ def _learned(method: str, checkpoint: str | None, categories: Categories) -> dic
             raise RefineError(f"--checkpoint: method {method!r} is not learned; omit the option")
         return {}
     if not checkpoint:
-        cues = "" if name == "ranking" else " on the cues mask and label (--model.occlusion.cues '[mask, label]')"
-        raise RefineError(f"--method {method}: needs --checkpoint, a model whose {name} head is trained{cues}")
-
+        kind = " without features, such as those of `refine train-occlusion`" if name == "occlusion" else ""
+        raise RefineError(f"--method {method}: needs --checkpoint with a trained {name} head{kind}")
+    if name == "occlusion":
+        return {name: attach_occlusion(checkpoint, categories, "--categories")}
     saved = load_model(checkpoint)
-    head = getattr(saved.model, name)
-    if head is None:
-        raise RefineError(f"--checkpoint {checkpoint}: has no {name} head; train one (`optim.train_only`)")
-    if name == "occlusion" and "feature" in head.config.cues:
-        raise RefineError(
-            f"--checkpoint {checkpoint}: its occlusion head needs {', '.join(head.config.cues)}, and files hold no "
-            "features; train one with --model.occlusion.cues '[mask, label]'"
-        )
+    if saved.model.ranking is None:
+        raise RefineError(f"--checkpoint {checkpoint}: has no ranking head; train one (`optim.train_only`)")
     if [c for c in saved.categories if c.isthing] != [c for c in categories if c.isthing]:
         raise RefineError(f"--checkpoint {checkpoint}: its things differ from those of --categories; use its own")
-    predict = NativeNetwork(saved).fusion_heads()[name]
-    if name == "ranking":
-        return {name: predict}
-    return {name: lambda instances, pairs: predict(add_roi_masks(instances), pairs)}
+    return {name: NativeNetwork(saved).fusion_heads()[name]}

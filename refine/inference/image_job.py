@@ -101,6 +101,7 @@ class JobSettings:
             "scale": self.scale,
             "max_detections": predictor.network.max_detections,
             "tiling": self._tiling_info(),
+            **({"occlusion": predictor.occlusion.digest()} if predictor.occlusion else {}),
         } | {name: value for name, value in reading.items() if value is not None}
 
     def _tiling_info(self) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from refine.checkpoint.folder import SavedModel
+from refine.checkpoint.occlusion import SavedOcclusion
 from refine.errors import RefineError
 from refine.formats.image_like import ImageLike, to_tensor
 from refine.formats.windows import open_image
@@ -23,6 +24,7 @@ from refine.networks.choice import ModelChoice
 from refine.networks.load import load_network
 from refine.networks.native import NativeNetwork, Precision
 from refine.networks.network import Network
+from refine.networks.occlusion import AttachedOcclusion, attach_occlusion
 from refine.structures import Categories, PanopticResult, Prediction
 
 T = TypeVar("T")
@@ -54,6 +56,8 @@ class Predictor:
         compiled: whether to compile the network (ours: backbone and FPN) with torch.compile, once per image size.
         tile: predict images in tiles of this side, or as a `Tiling` says; see `refine.inference.tiling`. Images are
             then not resized to the test size, but by the factor of the `Tiling`, 1 by default.
+        occlusion: occlusion head of `refine train-occlusion`, or its folder, used instead of the network's own; the
+            rule is then "soe" if `method` is None. None stands for that of a `ModelChoice`, if it has one.
 
     Raises:
         RefineError: the checkpoint or device does not exist or is broken, the model has no head for the method,
@@ -70,12 +74,18 @@ class Predictor:
         precision: Precision = "32",
         compiled: bool = False,
         tile: int | Tiling | None = None,
+        occlusion: str | Path | SavedOcclusion | None = None,
     ) -> None:
         self.tiling = Tiling(tile) if isinstance(tile, int) else tile
         self.network = load_network(checkpoint, device=device, precision=precision, compiled=compiled)
         self.device: torch.device = self.network.device
         self.categories: Categories = self.network.categories
-        self.method: AnyMethod = method or self.network.method
+        if occlusion is None and isinstance(checkpoint, ModelChoice):
+            occlusion = checkpoint.occlusion
+        self.occlusion: AttachedOcclusion | None = None
+        if occlusion is not None:
+            self.occlusion = attach_occlusion(occlusion, self.categories, "the model", self.device)
+        self.method: AnyMethod = method or (self.network.method if occlusion is None else "soe")
         self.fusion = fusion if isinstance(fusion, FusionConfig) else self.network.fusion.changed(fusion or {})
         self.check_method(self.method)
         self._warned: set[str] = set()
@@ -100,7 +110,7 @@ class Predictor:
 
     @property
     def methods(self) -> list[AnyMethod]:
-        """Fusion rules whose heads the network has, and "model" if it can merge its outputs by itself."""
+        """Fusion rules whose heads exist, and "model" if the network can merge its outputs by itself."""
         return [*methods_with(self.fusion_heads()), *([OWN_MERGE] if self.network.method == OWN_MERGE else [])]
 
     def check_method(self, method: str) -> None:
@@ -200,9 +210,14 @@ class Predictor:
             **self.fusion_heads(),
         )
 
-    def fusion_heads(self) -> dict[Head, Any]:
-        """Return the arguments `occlusion` and `ranking` of `refine.fuse` that the network has heads for."""
-        return self.network.fusion_heads()
+    def fusion_heads(self, network: Network | None = None) -> dict[Head, Any]:
+        """Return the arguments `occlusion` and `ranking` of `refine.fuse` for which there are heads.
+
+        Args:
+            network: copy of the network with another test size; None stands for the network itself.
+        """
+        heads = (network or self.network).fusion_heads()
+        return heads if self.occlusion is None else {**heads, "occlusion": self.occlusion}
 
     @torch.inference_mode()
     def predict_raw(self, images: Sequence[Tensor], min_score: float = 0.0) -> list[Prediction]:

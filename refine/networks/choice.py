@@ -23,20 +23,23 @@ class ModelChoice:
         semantic: models for the semantic map; empty stands for those for the instances.
         categories: JSON with the categories of the result, or None.
         class_map: JSON with other names of the models' classes, or None.
+        occlusion: folder of an occlusion head for the instances, or None; `load` leaves it to the `Predictor`.
     """
 
     instances: tuple[str, ...]
     semantic: tuple[str, ...] = ()
     categories: str | None = None
     class_map: str | None = None
+    occlusion: str | None = None
 
     def __str__(self) -> str:
         semantic = f", semantic {' + '.join(self.semantic)}" if self.semantic else ""
-        return " + ".join(self.instances) + semantic
+        occlusion = f", occlusion {self.occlusion}" if self.occlusion else ""
+        return " + ".join(self.instances) + semantic + occlusion
 
     def find(self) -> None:
         """Find all models, and download what is missing; RefineError if one does not exist."""
-        for name in (*self.instances, *self.semantic):
+        for name in (*self.instances, *self.semantic, *([self.occlusion] if self.occlusion else [])):
             find_model(name)
 
     def load(

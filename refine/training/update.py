@@ -14,15 +14,16 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from refine.errors import RefineError
 from refine.modeling.model import PanopticModel
+from refine.modeling.occlusion import OcclusionHead, occlusion_loss
 from refine.runtime import Processes
-from refine.structures import Targets
+from refine.structures import Instances, Targets
 from refine.training.config import RunConfig
 from refine.training.ema import build_ema
 from refine.training.optim import build_optimizer, freeze_except, set_learning_rate
 from refine.training.state import Learner, Progress
 
-Batch = tuple[Sequence[Tensor], Sequence[Targets]]
-"""Images, each Tensor[3, H, W] uint8, and their targets."""
+Batch = tuple[Sequence[Tensor], Sequence[Targets]] | tuple[Sequence[Instances], Sequence[Tensor]]
+"""Images, each Tensor[3, H, W] uint8, and their targets; or instances and their (front, back) pairs."""
 
 AUTOCAST = {"32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -38,23 +39,34 @@ class _Losses(nn.Module):
         return self.model.loss(self.model.image_batch(images), targets)
 
 
+class _PairLosses(nn.Module):
+    """Module whose `forward` computes the loss of an occlusion head alone."""
+
+    def __init__(self, head: OcclusionHead) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, instances: Sequence[Instances], pairs: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {"loss_occlusion": occlusion_loss(self.head, instances, pairs)}
+
+
 class TrainingModule:
     """Learner with its update step.
 
     Args:
-        model: network on the device of this process.
+        model: network, or an occlusion head alone, on the device of this process.
         config: config of the run.
         group: processes that share the batch.
     """
 
-    def __init__(self, model: PanopticModel, config: RunConfig, group: Processes) -> None:
+    def __init__(self, model: PanopticModel | OcclusionHead, config: RunConfig, group: Processes) -> None:
         freeze_except(model, config.optim.train_only)
         train_mode(model)
         self.config, self.group = config, group
         scaler = torch.amp.GradScaler(group.device.type, enabled=config.optim.precision == "fp16")
         ema = build_ema(model, config.optim.ema) if config.optim.ema else None
         self.learner = Learner(model, build_optimizer(model, config.optim), ema, scaler, Progress())
-        self.losses: nn.Module = _Losses(model)
+        self.losses: nn.Module = _PairLosses(model) if isinstance(model, OcclusionHead) else _Losses(model)
         if group.count > 1:
             self.losses = DistributedDataParallel(
                 self.losses, device_ids=[group.device] if group.device.type == "cuda" else None
@@ -80,10 +92,10 @@ class TrainingModule:
         rate = set_learning_rate(optimizer, step, config)
         optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
-        for number, (images, targets) in enumerate(parts):
+        for number, (inputs, targets) in enumerate(parts):
             torch.manual_seed(derive_seed(self.config.seed, step, number, self.group.rank))
             with self._unsynchronised(number < len(parts) - 1):
-                losses = self._forward(images, targets)
+                losses = self._forward(inputs, targets)
                 losses["loss"] = torch.stack(list(losses.values())).sum()
                 self._check_losses(losses, targets)
                 scaler.scale(losses["loss"] / len(parts)).backward()
@@ -98,12 +110,14 @@ class TrainingModule:
         sums["lr"] = torch.tensor(rate, device=self.group.device)
         return sums
 
-    def _forward(self, images: Sequence[Tensor], targets: Sequence[Targets]) -> dict[str, Tensor]:
+    def _forward(
+        self, inputs: Sequence[Tensor | Instances], targets: Sequence[Targets | Tensor]
+    ) -> dict[str, Tensor]:
         device = self.group.device
         dtype = AUTOCAST[self.config.optim.precision]
         moved = [t.to(device, non_blocking=True) for t in targets]
         with torch.autocast(device.type, dtype) if dtype else nullcontext():
-            return {k: v.float() for k, v in self.losses(images, moved).items()}
+            return {k: v.float() for k, v in self.losses(inputs, moved).items()}
 
     def _unsynchronised(self, skip: bool) -> AbstractContextManager:
         """Return a context without gradient synchronisation if `skip`; only the last part synchronises."""
@@ -125,7 +139,7 @@ class TrainingModule:
             clip_grads_with_norm_(parameters, config.clip_norm, norm)
         return norm
 
-    def _check_losses(self, losses: dict[str, Tensor], targets: Sequence[Targets]) -> None:
+    def _check_losses(self, losses: dict[str, Tensor], targets: Sequence[Targets | Tensor]) -> None:
         """Raise RefineError in all processes if the loss of one is not finite; the others would hang otherwise."""
         finite = math.isfinite(losses["loss"].item())
         (broken,) = self.group.any(not finite)
@@ -135,10 +149,9 @@ class TrainingModule:
         if finite:
             raise RefineError(f"step {step}: the loss of another process is not finite; see its message")
         terms = ", ".join(f"{k} = {v.item():.4g}" for k, v in losses.items() if k != "loss")
-        images = ", ".join(t.file_name or str(t.image_id) for t in targets)
-        raise RefineError(
-            f"step {step}: the loss is not finite ({terms}) on the images {images}; {_fix(self.config)}"
-        )
+        images = ", ".join(t.file_name or str(t.image_id) for t in targets if isinstance(t, Targets))
+        where = f" on the images {images}" if images else ""
+        raise RefineError(f"step {step}: the loss is not finite ({terms}){where}; {_fix(self.config)}")
 
 
 def train_mode(model: nn.Module) -> None:

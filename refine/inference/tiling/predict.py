@@ -90,7 +90,9 @@ def predict_tiles(
             for n, prediction in zip(numbers, _predict(network, pixels, scale, threshold), strict=True):
                 if limits is not None and name not in limits.full:
                     limits.add(name, replace(prediction, scale=1.0), threshold)  # the scale is what was asked for
-                found.append(_found(prediction, n, windows[n], image.size, network.fusion_heads(), predictor))
+                found.append(
+                    _found(prediction, n, windows[n], image.size, predictor.fusion_heads(network), predictor)
+                )
                 _write_core(semantic, prediction, windows[n])
             advance(len(found), len(windows))
     stitched = stitch(found, windows, image.size)
