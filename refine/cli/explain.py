@@ -80,10 +80,11 @@ def _left_out(methods: Sequence[Method]) -> str:
     left_out = ", ".join(method for method in get_args(Method) if method not in methods)
     parts = dict.fromkeys(HEADS[method] for method in get_args(Method) if method not in methods)
     heads = {"ranking": "--model.ranking true", "occlusion": "--model.occlusion '{}'"}
+    any_model = "; refine train-occlusion trains an occlusion head for any model" if "occlusion" in parts else ""
     return (
         f"left out: {left_out}, because the model has no {' and no '.join(parts)} head; to train it, run refine "
         f"train with the model's config and data and --init MODEL {' '.join(heads[part] for part in parts)} "
-        f"--optim.train_only '[{', '.join(parts)}]'"
+        f"--optim.train_only '[{', '.join(parts)}]'{any_model}"
     )
 
 

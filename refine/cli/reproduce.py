@@ -47,6 +47,9 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         metavar="RUN",
         help="runs of several seeds, for routes and order; models to compare, for figure2",
     )
+    parser.add_argument(
+        "--occlusion", nargs="+", metavar="HEAD", default=[], help="occlusion head of each checkpoint, for order"
+    )
     parser.add_argument("--budget", type=float, help="minutes after which to stop; the same command resumes")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: auto)")
     parser.add_argument("--out", default="runs/tables", help="folder of runs and tables (default: runs/tables)")
@@ -103,6 +106,8 @@ def evaluate_checkpoints(base: Path, options: argparse.Namespace, overrides: Seq
     name = next(table for table in options.table if table in OF_CHECKPOINTS)
     if len(options.table) > 1 or not options.checkpoint:
         raise RefineError(f"{name}: expected no other table, and --checkpoint RUN [RUN …]")
+    if options.occlusion and name != "order":
+        raise RefineError(f"{name}: --occlusion is for the table order; omit it")
     config = load_run(base, overrides)
     if config.data.val is None:
         raise RefineError(f"{base}: data.val is missing; {name} is evaluated on it")
@@ -113,8 +118,11 @@ def evaluate_checkpoints(base: Path, options: argparse.Namespace, overrides: Seq
         paths = draw_figure(options.checkpoint, dataset, path, config.eval.max_images, options.device)
         print(f"written: {len(paths)} sheets in {path}")
         return
-    measure = measure_routes if name == "routes" else measure_order
-    table, results, notes = measure(options.checkpoint, dataset, out, config.eval.max_images, options.device)
+    arguments = options.checkpoint, dataset, out, config.eval.max_images, options.device
+    if name == "order":
+        table, results, notes = measure_order(*arguments, options.occlusion)
+    else:
+        table, results, notes = measure_routes(*arguments)
     text = write_table(table, results, path, command, notes=notes)
     print_tables(Markdown(text), width=160)
     print(f"written to {path}.md, .json and .png")

@@ -54,6 +54,7 @@ def measure_order(
     out: Path,
     max_images: int | None = None,
     device: str = "auto",
+    occlusion: Sequence[str] = (),
 ) -> tuple[Table, dict[str, list[dict[str, Any]]], list[str]]:
     """Evaluate models of one config that were trained with several seeds, under each rule and the true order.
 
@@ -63,20 +64,26 @@ def measure_order(
         out: folder for the PQ counts of each image.
         max_images: maximum number of images; the first ones are used.
         device: "cpu", "cuda" or "auto".
+        occlusion: an occlusion head for each model, or empty for their own; see `load_occlusion`.
 
     Returns:
         The table, its results for `write_table`, and Markdown lines with the number of pairs and the calibration of
         the occlusion head, if there is one.
 
     Raises:
-        RefineError: a checkpoint does not exist, its categories are not those of the data set, or the checkpoints
-            differ in their heads.
+        RefineError: a checkpoint does not exist, its categories are not those of the data set, the checkpoints
+            differ in their heads, or there are more or fewer occlusion heads than checkpoints.
     """
+    if occlusion and len(occlusion) != len(checkpoints):
+        raise RefineError(
+            f"--occlusion: expected {len(checkpoints)} heads, one per checkpoint, got {len(occlusion)}"
+        )
     results: dict[str, list[dict[str, Any]]] = {}
     notes: list[str] = []
     calibration = Calibration()
     for seed, checkpoint in enumerate(checkpoints):
-        predictor = Predictor(checkpoint, device=None if device == "auto" else device)
+        head = occlusion[seed] if occlusion else None
+        predictor = Predictor(checkpoint, device=None if device == "auto" else device, occlusion=head)
         predictor.categories.check_equal(dataset.categories, "the model", "the data set")
         table = order_table(predictor)
         if results and set(results) != {row.name for row in table.rows}:

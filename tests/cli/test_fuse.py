@@ -112,9 +112,10 @@ def test_learned_rules_use_the_heads_of_the_checkpoint(files, checkpoint, method
 
 
 def test_things_of_another_data_set_are_rejected(files, checkpoint, capsys):
-    edit(files / "set.json", lambda s: s["categories"][1].update(id=19))
-    edit(files / "results.json", lambda r: r[1].update(category_id=19))
+    edit(files / "set.json", lambda s: s["categories"][1].update(name="cat"))
     assert main(words(files, "--method", "soe", "--checkpoint", checkpoint)) == 1
+    assert "has 'dog' as thing class 2, but --categories has 'cat'" in capsys.readouterr().err
+    assert main(words(files, "--method", "srm", "--checkpoint", checkpoint)) == 1
     assert "its things differ from those of --categories" in capsys.readouterr().err
 
 
@@ -154,7 +155,7 @@ def edit(path, change):
         (lambda f: Image.new("L", (32, 24), 7).save(f / "semantic/a.png"), [], "a.png: has category id 7"),
         (lambda f: None, ["--unknown-erasing"], "--unknown-erasing: needs --confidence"),
         (lambda f: None, ["--method", "soe"], "--method soe: needs --checkpoint"),
-        (lambda f: None, ["--method", "srm"], "--method srm: needs --checkpoint, a model whose ranking"),
+        (lambda f: None, ["--method", "srm"], "--method srm: needs --checkpoint with a trained ranking head"),
         (lambda f: None, ["--checkpoint", "nuclei"], "method 'heuristic' is not learned"),
         (lambda f: None, ["--method", "soe", "--checkpoint", "nuclei"], "has no occlusion head"),
         (lambda f: None, ["--score-threshold", "2"], "fusion.score_threshold is 2"),
