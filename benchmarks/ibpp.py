@@ -48,9 +48,9 @@ class FixedBoxes(nn.Module):
         super().__init__()
         self.heads, self.detections = heads, detections
 
-    def predict(self, *arguments: Any) -> list[Instances]:
-        self.heads.predict(*arguments)
-        return [self.detections]
+    def predict(self, *arguments: Any) -> tuple[list[Instances], torch.Tensor]:
+        _, finite = self.heads.predict(*arguments)
+        return [self.detections], finite
 
 
 def resnet50(iterations: int, shared: bool = False) -> RunConfig:
