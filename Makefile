@@ -6,8 +6,8 @@ EXTRAS := --extra demo --extra pretrained --extra build --extra serve --extra tr
 	--extra parquet --extra slides --extra video --extra heif --extra wandb --extra mlflow --extra measure \
 	--extra supervision --extra docs --extra test
 LOCK := --universal --generate-hashes --no-emit-index-url --no-header
-# One thread per process: the tests' tensors are small, and threads that wait for each other cost more.
-TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# A process per core, at most four, and one thread per process: the tests' tensors are small. A file stays in one process.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 .PHONY: help demo docs test test-slow lock clean
 

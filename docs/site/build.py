@@ -38,6 +38,7 @@ NAV = {
         "formats",
         "errors",
         "install",
+        "glossary",
     ],
     "Method": ["paper", "method", "decisions"],
 }

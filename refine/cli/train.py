@@ -13,21 +13,24 @@ if TYPE_CHECKING:  # slow to import, which would delay every --help
     from refine.training.config import RunConfig
 
 RESUMING = (
-    "--resume continues from the last checkpoint in --out, with the config stored there unless --config is "
-    "given; other options override it. Ctrl-C and SIGTERM end a run after the current update, write a checkpoint, "
-    "and exit with 130 and 143."
+    "continue from the last checkpoint in --out, with the config stored there unless --config is given; other "
+    "options override it"
 )
+STOPPING = "Ctrl-C and SIGTERM end a run after the current update, write a checkpoint, and exit with 130 and 143."
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
     words = [word for word in arguments if word != "--resume"]
     resume = len(words) < len(arguments)
-    if {"--help", "-h", "--print_config"} & {word.split("=")[0] for word in words}:
+    names = {word.split("=")[0] for word in words}
+    if {"--help", "-h", "--print_config"} & names:
         from jsonargparse import ArgumentParser
 
         from refine.training.config import add_run_arguments
 
-        parser = ArgumentParser(prog, description=f"{description}. {RESUMING}")
+        parser = ArgumentParser(prog, description=f"{description}. {STOPPING}")
+        if "--print_config" not in names:  # it would print "resume" too
+            parser.add_argument("--resume", action="store_true", help=RESUMING)
         add_run_arguments(parser)
         parser.parse_args(words)
         return
