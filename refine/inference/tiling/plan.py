@@ -130,14 +130,19 @@ def plan(size: tuple[int, int], tiling: Tiling, scale: float) -> list[Window]:
 
 
 def _divide(length: int, tiling: Tiling, scale: float) -> list[tuple[int, int, int, int]]:
-    """Return (begin, end, begin of the core, end of the core) of the windows along one axis, in pixels."""
+    """Return (begin, end, begin of the core, end of the core) of the windows along one axis, in pixels.
+
+    As many windows as the overlap requires are spread evenly, so that none is small and all overlap as much as
+    they can.
+    """
     step = tiling.tile - tiling.least_overlap
-    step = step // ALIGN * ALIGN or step
-    scaled = max(1, round(length * scale))
-    count = 1 + max(0, -(-(scaled - tiling.tile) // step))
+    unit = ALIGN if step >= ALIGN else 1
+    beyond = max(0, max(1, round(length * scale)) - tiling.tile)  # begin of the last window
+    count = 1 + -(-beyond // (step // unit * unit))
+    starts = [unit * -(-n * beyond // (unit * max(1, count - 1))) for n in range(count)]
     # At large scales both ends may be rounded to the same pixel; a window has at least one.
-    begins = [min(length - 1, round(n * step / scale)) for n in range(count)]
-    ends = [round((n * step + tiling.tile) / scale) for n in range(count - 1)]
+    begins = [min(length - 1, round(start / scale)) for start in starts]
+    ends = [round((start + tiling.tile) / scale) for start in starts[:-1]]
     ends = [min(length, max(end, begin + 1)) for end, begin in zip(ends, begins, strict=False)] + [length]
     middles = [(begin + end) // 2 for end, begin in zip(ends[:-1], begins[1:], strict=True)]
     cores = pairwise([0, *middles, length])

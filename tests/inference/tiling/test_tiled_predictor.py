@@ -14,7 +14,7 @@ from refine.errors import RefineError
 from refine.formats.windows import TensorWindows
 from refine.inference.predictor import Predictor
 from refine.inference.tiling import predict
-from refine.inference.tiling.plan import Tiling, plan
+from refine.inference.tiling.plan import ALIGN, Tiling, plan
 from refine.modeling.norms import SharedStatistics, conv_norm, valid_pixels
 from refine.networks.compose import Compose
 from refine.networks.hub.network import HubNetwork
@@ -40,6 +40,10 @@ def test_windows(size, tile, divisor, scale):
         assert 0 <= w.left <= left < right <= w.right <= size[1]
         area += (bottom - top) * (right - left)
         assert max(w.size) * scale <= tile + scale + 1
+        if tile - overlap >= ALIGN:  # no window shows much less than the others
+            assert all(
+                n * scale > min(tile - ALIGN, end * scale) - scale - 1 for n, end in zip(w.size, size, strict=True)
+            )
         # A core is half an overlap away from every border that is not one of the image.
         for border, edge, end in (
             (w.top, top, 0),
