@@ -28,7 +28,11 @@ def add_model(parser: Any, instances: bool = True, occlusion: bool = True) -> No
     )
     if instances:
         parser.add_argument(
-            "--instances", nargs="+", metavar="NAME", help="models for the instances, instead of --checkpoint"
+            "--instances",
+            dest="instance_models",
+            nargs="+",
+            metavar="NAME",
+            help="models for the instances, instead of --checkpoint",
         )
     parser.add_argument(
         "--semantic", nargs="+", metavar="NAME", help="models for the semantic map (default: those for instances)"
@@ -54,7 +58,7 @@ def check_model(options: argparse.Namespace) -> None:
         RefineError: no model is given (no single default suits both micrographs and photographs), or too many, or
             one does not exist.
     """
-    several = options.instances if hasattr(options, "source") else None  # in evaluate, a file of ground truth
+    several = getattr(options, "instance_models", None)
     if options.checkpoint and several:
         raise RefineError("--checkpoint, --instances: give one of them")
     names = several or ([options.checkpoint] if options.checkpoint else [])
@@ -73,6 +77,15 @@ def check_model(options: argparse.Namespace) -> None:
         getattr(options, "occlusion", None),
     )
     options.model.find()
+
+
+def check_optional_model(options: argparse.Namespace) -> None:
+    """Do the same as `check_model`, but without any of its options set `options.model` to None."""
+    names = ("checkpoint", "instance_models", "semantic", "categories", "class_map", "occlusion")
+    if any(getattr(options, name) for name in names):
+        check_model(options)
+    else:
+        options.model = None
 
 
 def note_remarks(network: Network) -> None:

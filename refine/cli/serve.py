@@ -6,13 +6,13 @@ import argparse
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from refine.checkpoint.find import find_model
+from refine.cli.networks import add_model, check_optional_model, note_remarks
 from refine.cli.options import add_threads
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser = argparse.ArgumentParser(prog, description=description)
-    parser.add_argument("--checkpoint", help="model selected at start: a name or model folder (default: none)")
+    add_model(parser.add_argument_group("model selected at start (default: none)"))
     parser.add_argument("--device", help="cpu, cuda, … (default: the GPU if there is one)")
     add_threads(parser)
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 allows other computers (default: 127.0.0.1)")
@@ -25,8 +25,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     user, _, password = (options.auth or "").partition(":")
     if options.auth is not None and not (user and password):
         raise RefineError("--auth: expected USER:PASSWORD")
-    if options.checkpoint:
-        find_model(options.checkpoint)
+    check_optional_model(options)
     if find_spec("gradio") is None:
         raise missing_extra("the page needs Gradio", "serve")
 
@@ -36,4 +35,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
 
     set_threads(options.threads)
     auth = (user, password) if options.auth else None
-    serve(Models(options.checkpoint, options.device), options.host, options.port, auth)
+    models = Models(options.model, options.device)
+    if models.first:
+        note_remarks(models.predictor(models.first).network)
+    serve(models, options.host, options.port, auth)

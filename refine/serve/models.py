@@ -20,6 +20,7 @@ from refine.formats.images import read_image
 from refine.fusion.config import AnyMethod, FusionConfig
 from refine.inference.limits import ELSEWHERE
 from refine.inference.predictor import Predictor
+from refine.networks.choice import ModelChoice
 from refine.runtime import find_device
 from refine.structures import PanopticResult, Prediction
 
@@ -78,26 +79,28 @@ class Models:
     One image at a time runs through the network; fusion and drawing of several sessions run in parallel.
 
     Args:
-        checkpoint: model selected at start: name of a model, or model folder; None selects none.
+        checkpoint: model selected at start: name of a model, model folder, or several by name; None selects none.
         device: "cpu", "cuda", …; None stands for the GPU if there is one.
 
     Attributes:
         first: model selected at start, or None.
-        names: `checkpoint`, then the shipped models.
+        names: names of `checkpoint` and of the shipped models.
 
     Raises:
         RefineError: the checkpoint or device does not exist, or the checkpoint is broken.
     """
 
-    def __init__(self, checkpoint: str | None = None, device: str | None = None) -> None:
-        self.first = checkpoint
-        self.names = list(dict.fromkeys([*([checkpoint] if checkpoint else []), *shipped_models()]))
+    def __init__(self, checkpoint: str | ModelChoice | None = None, device: str | None = None) -> None:
+        first = {str(checkpoint): checkpoint} if checkpoint else {}
+        self.first = next(iter(first), None)
+        self._sources: dict[str, str | ModelChoice] = first | {name: name for name in shipped_models()} | first
+        self.names = list(self._sources)
         self.device = device
         self._predictors: dict[str, Predictor] = {}
         self._loading, self._network = Lock(), Lock()
         find_device(device)
-        if checkpoint:
-            self.predictor(checkpoint)
+        if self.first:
+            self.predictor(self.first)
 
     def predictor(self, name: str) -> Predictor:
         """Return the predictor of a model, with the model's fusion rule and thresholds."""
@@ -105,7 +108,7 @@ class Models:
             raise RefineError(f"model {name!r}: expected one of {', '.join(self.names)}")
         with self._loading:
             if name not in self._predictors:
-                self._predictors[name] = Predictor(name, device=self.device)
+                self._predictors[name] = Predictor(self._sources[name], device=self.device)
             return self._predictors[name]
 
     def predict(self, path: str | Path, name: str) -> Upload:

@@ -12,6 +12,7 @@ from helpers.hub_models import saved
 from refine.cli.main import main
 from refine.data.coco_panoptic import CocoPanoptic
 from refine.experiments.order import measure_order
+from refine.inference.predictor import Predictor
 from refine.networks.choice import ModelChoice
 from refine.networks.load import load_network
 
@@ -94,3 +95,24 @@ def test_the_page_offers_and_applies_the_own_merge(tmp_path):
     result = models.fuse(upload, "model", predictor.fusion)
     assert torch.equal(result.segment_ids, predictor(tmp_path / "a.png").segment_ids)
     assert upload.nbytes > 0
+
+
+def test_the_page_takes_the_options_of_predict(data, model, semantic, monkeypatch, capsys):
+    pytest.importorskip("gradio")
+    from refine.serve import page
+
+    served = []
+    monkeypatch.setattr(page, "serve", lambda models, host, port, auth: served.append(models))
+    run("serve", "--instances", model, "--semantic", semantic, "--categories", data.json, "--device", "cpu")
+    (models,) = served
+    assert models.names[0] == models.first == f"{model}, semantic {semantic}"
+    path = next(data.images.iterdir())
+    upload = models.predict(path, models.first)
+    predictor = models.predictor(models.first)
+    choice = ModelChoice((str(model),), (str(semantic),), str(data.json))
+    expected = Predictor(choice, device="cpu")(path)
+    assert torch.equal(models.fuse(upload, "heuristic", predictor.fusion).segment_ids, expected.segment_ids)
+    run("serve", "--device", "cpu")
+    assert served[1].first is None
+    assert main(["serve", "--semantic", str(semantic)]) == 1
+    assert "--checkpoint: choose a model" in capsys.readouterr().err
