@@ -250,3 +250,90 @@ def test_invalid_hugging_face(
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "hf/train.parquet")
     (tmp_path / "id2label.json").write_text(json.dumps({"0": "person", "4": "grass"}))
     assert message in refused(capsys, tmp_path / "out", "huggingface", tmp_path / "hf")
+
+
+def ade_challenge(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Two persons (class 13, thing 4) and a bed without an instance (class 8) on grass (class 10)."""
+    semantic = np.select([ONE | TWO, THREE, FIELD], [13, 8, 10]).astype(np.uint8)
+    instances = np.zeros((*SIZE, 3), np.uint8)
+    instances[ONE], instances[TWO] = (4, 1, 90), (4, 2, 90)
+    instances[51:53, :10] = (1, 3, 0)  # a bed in front of grass
+    for split in ("training", "validation"):
+        draw_image(folder / f"images/{split}/ADE_{split}_1.jpg")
+        save(folder / f"annotations/{split}/ADE_{split}_1.png", semantic)
+        save(folder / f"annotations_instance/{split}/ADE_{split}_1.png", instances)
+    (folder / "objectInfo150.txt").write_text("Idx\tRatio\tTrain\tVal\tName\n")
+    return semantic, instances
+
+
+def test_ade_challenge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, instances = ade_challenge(tmp_path / "ade")
+    found = convert(capsys, tmp_path / "out", tmp_path / "ade", "--split", "training")
+    assert len(found.categories) == 150
+    assert sum(isthing for _, isthing in found.categories.values()) == 100
+    assert [found.categories[name] for name in ("wall", "person", "flag")] == [(1, 0), (13, 1), (150, 1)]
+    name = "ADE_training_1.jpg"
+    bed = instances[..., 1] == 3
+    assert same_objects(found.masks(name, "person"), [ONE, TWO])
+    assert same_objects(found.masks(name, "bed"), [bed])
+    assert same_objects(found.masks(name, "grass"), [FIELD & ~bed])
+    assert ((found.maps[name] == 0) == ~(ONE | TWO | FIELD)).all()
+
+
+@pytest.mark.parametrize(
+    ("colour", "message"),
+    [((5, 1, 0), "instance 1 has two classes"), ((101, 9, 0), "red is 101 for instance 9; expected 1 to 100")],
+)
+def test_invalid_ade_challenge(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], colour: tuple[int, int, int], message: str
+) -> None:
+    _, instances = ade_challenge(tmp_path / "ade")
+    instances[0, 0] = colour
+    file = save(tmp_path / "ade/annotations_instance/training/ADE_training_1.png", instances)
+    assert f"{file}: {message}" in refused(capsys, tmp_path / "out", tmp_path / "ade", "--split", "training")
+    (tmp_path / "ade/annotations/validation/ADE_validation_1.png").unlink()
+    assert "no such file, but" in refused(capsys, tmp_path / "x", tmp_path / "ade", "--split", "validation")
+    (tmp_path / "ade/annotations").rename(tmp_path / "ade/elsewhere")
+    assert "ADEChallengeData2016 needs it" in refused(capsys, tmp_path / "x", tmp_path / "ade")
+
+
+def image_folder(folder: Path, change: Callable[[dict], object] = lambda entry: None) -> None:
+    (folder / "train/label").mkdir(parents=True)
+    lines = []
+    for n, row in enumerate(rows()):
+        for field, name in (("image", f"{n}.jpg"), ("label", f"label/{n}.png")):
+            (folder / "train" / name).write_bytes(row[field]["bytes"])
+        lines.append({"file_name": f"{n}.jpg", "label_file_name": f"label/{n}.png"})
+        lines[-1]["segments_info"] = json.loads(json.dumps(row["segments_info"]))
+    change(lines[1])
+    (folder / "train/metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (folder / "id2label.json").write_text(json.dumps({"0": "person", "4": "grass"}))
+
+
+def test_image_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image_folder(tmp_path / "hf")
+    found = convert(capsys, tmp_path / "out", tmp_path / "hf", "--stuff", "grass")
+    assert found.categories == {"person": (1, 1), "grass": (2, 0)}
+    assert list(found.maps) == ["0.jpg", "1.jpg", "2.jpg"]
+    for name in found.maps:
+        assert same_objects(found.masks(name, "person"), [ONE, TWO])
+        assert same_objects(found.masks(name, "grass"), [FIELD])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda e: e.pop("label_file_name"), "expected one of label_file_name, annotation_file_name"),
+        (lambda e: e.update(label_file_name="../../x.png"), "leads out of"),
+        (lambda e: e.update(file_name="none.jpg"), "none.jpg is missing"),
+        (lambda e: e.update(segments_info=[{"id": 7}]), "segments_info is [{"),
+        (lambda e: e["segments_info"][0].update(category_id=3), "category_id 3 is not in id2label.json"),
+    ],
+)
+def test_invalid_image_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Callable[[dict], object], message: str
+) -> None:
+    image_folder(tmp_path / "hf", change)
+    error = refused(capsys, tmp_path / "out", "imagefolder", tmp_path / "hf")
+    assert f"{tmp_path / 'hf/train/metadata.jsonl'}:2" in error
+    assert message in error

@@ -17,8 +17,9 @@ from PIL import Image
 from refine.checkpoint.find import find_model
 from refine.checkpoint.folder import load_model
 from refine.cli.main import main
+from refine.data.ade20k import ADE20K
 from refine.errors import RefineError
-from refine.networks.hub.categories import ADE20K, find_categories
+from refine.networks.hub.categories import find_categories
 from refine.networks.load import load_network
 from refine.structures import VOID
 

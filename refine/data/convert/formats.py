@@ -44,6 +44,12 @@ FORMATS = {
     "supervisely": Format("supervisely", "folder with meta.json of a Supervisely project", ("split",)),
     "mapillary": Format("mapillary", "folder of Mapillary Vistas with its config.json", ("split",)),
     "ade20k": Format("ade20k", "folder of ADE20K's images with their _seg.png and .json", ("split",)),
+    "adechallenge": Format(
+        "ade_challenge", "folder of ADEChallengeData2016 (scene parsing, 150 classes)", ("split",)
+    ),
+    "imagefolder": Format(
+        "image_folder", "folder with metadata.jsonl of file_name, label_file_name and segments_info", ("split",)
+    ),
     "huggingface": Format("hugging_face", "folder of parquet or arrow files with segments_info", ("split",)),
 }
 

@@ -37,7 +37,7 @@ def read(path: Path, options: ReadOptions) -> Source:
     if not files:
         raise RefineError(f"{path}: contains no .parquet or .arrow; give a folder of such files")
     split = choose_split(str(path), sorted(files), options.split)
-    names = _names(path)
+    names = read_names(path)
     things: dict[int, bool] = {}
     samples: list[Sample] = []
     taken: set[str] = set()
@@ -52,7 +52,9 @@ def read(path: Path, options: ReadOptions) -> Source:
             samples.append(
                 Sample(name, partial(rows.cell, row, "image"), file, partial(_read, rows, row, infos, names))
             )
-    classes = [SourceClass(_name(names, n, str(path)), n, things.get(n, True)) for n in sorted(names or things)]
+    classes = [
+        SourceClass(class_name(names, n, str(path)), n, things.get(n, True)) for n in sorted(names or things)
+    ]
     return Source(classes, samples)
 
 
@@ -112,7 +114,7 @@ class _Rows:
                 (table["image"].combine_chunks().field("path").to_pylist()) if self._named else [None] * len(table)
             )
             for infos, name in zip(table["segments_info"].to_pylist(), names, strict=True):
-                if not isinstance(infos, list) or not all(_is_segment(info) for info in infos):
+                if not isinstance(infos, list) or not all(is_segment(info) for info in infos):
                     raise RefineError(
                         f"{self.path}: row {row}: segments_info is {shown(infos)}; expected id and category_id"
                     )
@@ -138,7 +140,8 @@ class _Rows:
         return data
 
 
-def _is_segment(info: Any) -> bool:
+def is_segment(info: Any) -> bool:
+    """Return whether an entry of `segments_info` has `id` and `category_id`."""
     return isinstance(info, dict) and all(type(info.get(field)) is int for field in ("id", "category_id"))
 
 
@@ -152,7 +155,7 @@ def _files(path: Path) -> dict[str, list[Path]]:
     return files
 
 
-def _names(path: Path) -> dict[int, str]:
+def read_names(path: Path) -> dict[int, str]:
     """Return category id -> name of id2label.json, or nothing if there is no such file."""
     folder = path if path.is_dir() else path.parent
     file = next((f / "id2label.json" for f in (folder, folder.parent) if (f / "id2label.json").is_file()), None)
@@ -164,13 +167,21 @@ def _names(path: Path) -> dict[int, str]:
 
 def _read(rows: _Rows, row: int, infos: list[dict[str, Any]], names: dict[int, str]) -> LabelMap:
     where = f"{rows.path}: row {row}"
-    labels: dict[int, tuple[str | None, bool]] = {}
-    for info in infos:
-        labels[info["id"]] = (_name(names, info["category_id"], where), bool(info.get("iscrowd", 0)))
-    return LabelMap(_decode_ids(rows.cell(row, rows.label), f"{where}: {rows.label}"), labels)
+    ids = decode_ids(rows.cell(row, rows.label), f"{where}: {rows.label}")
+    return LabelMap(ids, segment_labels(infos, names, where))
 
 
-def _name(names: dict[int, str], number: int, where: str) -> str:
+def segment_labels(
+    infos: list[dict[str, Any]], names: dict[int, str], where: str
+) -> dict[int, tuple[str | None, bool]]:
+    """Return `LabelMap.labels` of `segments_info`."""
+    return {
+        info["id"]: (class_name(names, info["category_id"], where), bool(info.get("iscrowd", 0))) for info in infos
+    }
+
+
+def class_name(names: dict[int, str], number: int, where: str) -> str:
+    """Return the name of a class; RefineError if there are names, but not for it."""
     if not names:
         return f"class {number}"
     if number not in names:
@@ -178,7 +189,7 @@ def _name(names: dict[int, str], number: int, where: str) -> str:
     return names[number]
 
 
-def _decode_ids(data: bytes, where: str) -> np.ndarray:
+def decode_ids(data: bytes, where: str) -> np.ndarray:
     """Decode an id image, [H, W] int64: grey values, or R + 256 G + 65536 B.
 
     Raises:

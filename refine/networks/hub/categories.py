@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from refine.checkpoint.convert.convert import COCO
+from refine.data.ade20k import ADE20K
 from refine.data.cityscapes import CATEGORIES as CITYSCAPES
 from refine.errors import RefineError, shown
 from refine.files import read_json
 from refine.structures import VOID, Categories, Category
-
-ADE20K = Path(__file__).with_name("ade20k_categories.json")
-"""The 150 classes of ADE20K panoptic; `alias` is the name that semantic models use."""
 
 ClassMap = Mapping[str, str | None]
 """Name of a model's class → name of a category, or None to drop the class."""
