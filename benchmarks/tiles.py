@@ -72,11 +72,12 @@ def mosaics(data: Path, kind: str | None, side: int, size: tuple[int, int] | Non
     content = PanopticJson(data / "panoptic_val.json")
     kinds = {image["id"]: image.get("kind") for image in content.content["images"]}
     chosen = [a for a in content.annotations if kind is None or kinds[a.image_id] == kind]
-    sizes = {a: content.images[a.image_id].size or (0, 0) for a in chosen}
+    sizes = {a.image_id: content.images[a.image_id].size or (0, 0) for a in chosen}
     if size is None:
         ((size, _),) = Counter(sizes.values()).most_common(1)
-        chosen = [a for a in chosen if sizes[a] == size]
-    chosen = [a for a in chosen if sizes[a][0] >= size[0] and sizes[a][1] >= size[1]]
+        chosen = [a for a in chosen if sizes[a.image_id] == size]
+    height, width = size
+    chosen = [a for a in chosen if sizes[a.image_id][0] >= height and sizes[a.image_id][1] >= width]
     for n in range(0, len(chosen) - side * side + 1, side * side):
         yield _join(data, content, chosen[n : n + side * side], side, size)
 
