@@ -43,8 +43,8 @@ FORMAT = 1
 OCCLUSION_KIND = "occlusion head"
 """Value of `kind` in the config.json of an occlusion head, which is not a model."""
 
-MAX_SIDE = 16384
-"""Maximum side in pixels of `test_size`."""
+MIN_SIDE, MAX_SIDE = 2, 16384
+"""Minimum and maximum side in pixels of `test_size`; PyTorch cannot resize an image to a single pixel."""
 
 
 @dataclass
@@ -150,9 +150,10 @@ def _read_description(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
             raise RefineError(f"{path}: {name} is {description[name]!r:.40}, expected {expected}; correct it")
     size = description["test_size"]
     sides = size if isinstance(size, list) else []
-    if len(sides) != 2 or not all(type(side) is int and 0 < side <= MAX_SIDE for side in sides):
+    if len(sides) != 2 or not all(type(side) is int and MIN_SIDE <= side <= MAX_SIDE for side in sides):
         raise RefineError(
-            f"{path}: test_size is {size!r:.60}, expected [short, long] in pixels, 1 to {MAX_SIDE}; correct it"
+            f"{path}: test_size is {size!r:.60}, expected [short, long] in pixels, {MIN_SIDE} to {MAX_SIDE}; "
+            "correct it"
         )
     try:
         config = from_mapping(ModelConfig, description["model"], f"{path}: model")

@@ -210,7 +210,7 @@ class ImageJob(Job[ReadImage, Prediction | TiledPrediction, Finished]):
         check_scale(self.settings.scale, size, name)
         predictor = copy.copy(self.predictor)
         predictor.network = copy.copy(predictor.network)  # shares the weights
-        predictor.test_size = (max(1, round(min(size) * self.settings.scale)), NO_LIMIT)
+        predictor.test_size = (max(2, round(min(size) * self.settings.scale)), NO_LIMIT)
         return predictor
 
     def group(self, image: ReadImage) -> Hashable:

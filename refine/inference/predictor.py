@@ -106,6 +106,8 @@ class Predictor:
     def test_size(self, size: tuple[int, int]) -> None:
         if self.network.test_size is None:
             raise RefineError("test_size: cannot be changed; the model resizes images in its own way")
+        if min(size) < 2:  # which PyTorch cannot resize to
+            raise RefineError(f"test_size is {size}; give at least 2 pixels for both sides")
         self.network.test_size = size
 
     @property

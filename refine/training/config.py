@@ -101,8 +101,8 @@ class EvalConfig:
     """
 
     every: int = bounded(5000, least=0)
-    short: int = bounded(800, least=1, most=65536)
-    long: int = bounded(1333, least=1, most=65536)
+    short: int = bounded(800, least=2, most=65536)
+    long: int = bounded(1333, least=2, most=65536)
     max_images: int | None = bounded(None, least=1)
     pictures: int = bounded(4, least=0)
     method: Method = "heuristic"

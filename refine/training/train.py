@@ -50,7 +50,7 @@ from refine.training.run_folder import (
 )
 from refine.training.state import restore_state, save_state
 from refine.training.stop import Stop, stop_signals
-from refine.training.update import TrainingModule
+from refine.training.update import TrainingModule, too_large
 
 
 def train(
@@ -101,11 +101,7 @@ def train(
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise RefineError(
-                f"not enough memory for an update; increase optim.accumulate (now {config.optim.accumulate}), "
-                f"the number of parts of a batch, or lower optim.batch_size (now {config.optim.batch_size}), "
-                f"augment.short or augment.long, or set optim.precision to bf16"
-            ) from error
+            raise too_large(config, group.count) from error
         except WriteError as error:
             kept = last_checkpoint(config.out)
             if kept is None:
@@ -211,8 +207,13 @@ class _Run:
         folder = self._save()  # first, so that nothing is lost if the evaluation fails
         try:
             result = self._evaluate(self.validation)
-        except (RefineError, MemoryError, torch.OutOfMemoryError) as error:
-            reason = str(error) or type(error).__name__
+        except (RefineError, MemoryError, RuntimeError) as error:
+            reason = str(error)
+            if is_out_of_memory(error):
+                short, long = self.config.eval.short, self.config.eval.long
+                reason = f"not enough memory; lower eval.short (now {short}) and eval.long (now {long})"
+            elif not isinstance(error, RefineError):
+                raise
             raise RefineError(
                 f"evaluation at step {step} failed: {reason}; checkpoint {folder} is kept; "
                 f"{_resume_hint(self.config.out)}"

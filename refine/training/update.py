@@ -174,3 +174,20 @@ def _fix(config: RunConfig) -> str:
         f"optim.clip_norm ({optim.clip_norm}) or use optim.precision 32 (now {optim.precision}), then "
         f"--resume from the last checkpoint in {config.out}"
     )
+
+
+def too_large(config: RunConfig, processes: int) -> RefineError:
+    """Return the error for an update that does not fit into memory; it names the fields to change."""
+    optim, augment = config.optim, config.augment
+    images = optim.batch_size // (processes * optim.accumulate)
+    ways = []
+    if images > 1:
+        ways.append(f"increase optim.accumulate (now {optim.accumulate}), the number of parts of a batch")
+        ways.append(f"lower optim.batch_size (now {optim.batch_size})")
+    if augment.crop is None:
+        ways.append(f"lower augment.short (now {augment.short}) and augment.long (now {augment.long})")
+    else:
+        ways.append(f"lower augment.crop (now {list(augment.crop)})")
+    if optim.precision == "32":
+        ways.append("set optim.precision to bf16")
+    return RefineError(f"not enough memory for an update, with images at a time: {images}; {', or '.join(ways)}")

@@ -147,6 +147,13 @@ def test_a_list_equals_single_images() -> None:
         predictor([RGB, None])
 
 
+def test_images_cannot_be_resized_to_one_pixel() -> None:
+    predictor = Predictor(saved_model())
+    with pytest.raises(RefineError, match=r"test_size is \(1, 9\); give at least 2 pixels for both sides"):
+        predictor.test_size = (1, 9)
+    predictor.test_size = (2, 9)
+
+
 def test_a_loaded_model_keeps_its_mode_and_device() -> None:
     saved = saved_model()
     saved.model.train()

@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 
 from refine.checkpoint.folder import load_model, save_model
 from refine.errors import RefineError
+from refine.modeling.model import PanopticModel
 from refine.training.config import RunConfig
 from refine.training.logs import read_log
 from refine.training.train import train
-from refine.training.update import TrainingModule
 
 
 @pytest.fixture
@@ -183,12 +183,47 @@ def test_reduced_precision(config: RunConfig) -> None:
     assert lines[-1]["loss"] > 0
 
 
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")])
-def test_too_little_memory_is_reported_with_what_to_lower(error, tmp_path, monkeypatch):
-    def fail(module, parts):
+FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of")
+
+
+@pytest.mark.parametrize(
+    ("error", "changes", "expected"),
+    [
+        (
+            FULL,
+            {},
+            r"at a time: 4; increase optim\.accumulate \(now 1\), the number of parts of a batch, or lower "
+            r"optim\.batch_size \(now 4\), or lower augment\.short \(now \[64\]\) and augment\.long \(now 96\), or "
+            r"set optim\.precision to bf16$",
+        ),
+        (
+            MemoryError(),
+            {"optim.accumulate": 4, "augment.crop": (64, 96), "optim.precision": "bf16"},
+            r"at a time: 1; lower augment\.crop \(now \[64, 96\]\)$",
+        ),
+    ],
+)
+def test_too_little_memory_is_reported_with_what_to_lower(error, changes, expected, tmp_path, monkeypatch):
+    def fail(model, images, targets):
         raise error
 
-    monkeypatch.setattr(TrainingModule, "update", fail)
+    monkeypatch.setattr(PanopticModel, "loss", fail)
     config = tiny_run(write_dataset(tmp_path / "data"), tmp_path / "out")
-    with pytest.raises(RefineError, match=r"increase optim.accumulate \(now 1\).*lower optim.batch_size"):
+    for name, value in changes.items():
+        part, field = name.split(".")
+        setattr(getattr(config, part), field, value)
+    with pytest.raises(RefineError, match=f"^not enough memory for an update, with images {expected}"):
+        train(config)
+
+
+def test_an_evaluation_that_does_not_fit_into_memory_names_its_size(config, monkeypatch):
+    def fail(*arguments, **options):
+        raise FULL
+
+    monkeypatch.setattr("refine.training.train.evaluate", fail)
+    config.data.val, config.optim.max_steps = config.data.train, 1
+    message = (
+        r"^evaluation at step 1 failed: not enough memory; lower eval\.short \(now 64\) and eval\.long \(now 96\);"
+    )
+    with pytest.raises(RefineError, match=message):
         train(config)
