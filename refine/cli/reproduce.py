@@ -23,8 +23,8 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser.add_argument(
         "table",
         nargs="+",
-        help="table1 … table6, rules, ibpp, exchange, settings, routes, order, figure2, or YAML files; "
-        "run one by one",
+        help="table1 … table6, rules, ibpp, exchange, exchange_heads, settings, routes, order, figure2, or YAML "
+        "files; run one by one",
     )
     parser.add_argument(
         "--data",

@@ -229,7 +229,9 @@ def test_every_table_can_be_read_and_every_row_configured(name, base):
         load_run(base if row.config is None else CONFIGS / "coco" / f"{row.config}.yaml", row.overrides())
 
 
-@pytest.mark.parametrize("name", ["exchange", "ibpp", "rules", "settings", "table3", "table4", "table5", "table6"])
+@pytest.mark.parametrize(
+    "name", ["exchange", "exchange_heads", "ibpp", "rules", "settings", "table3", "table4", "table5", "table6"]
+)
 def test_unknown_erasing_is_on_only_in_rows_that_set_it(name, tmp_path):
     base = CONFIGS / "coco/refine_r50_gn.yaml"  # which has it on
     plan = _configs(load_table(name), base, tmp_path, 0, [])
@@ -293,7 +295,7 @@ def test_selected_rows_include_the_rows_they_need():
 
 
 def test_unknown_tables_and_missing_validation_data(base, tmp_path):
-    known = "exchange, ibpp, rules, settings, table1, table2"
+    known = "exchange, exchange_heads, ibpp, rules, settings, table1, table2"
     with pytest.raises(RefineError, match=f"no such table; give a file, or one of {known}"):
         load_table("table9")
     with pytest.raises(RefineError, match=r"data\.val is missing"):
