@@ -91,7 +91,7 @@ def to_markdown(table: Table, results: Results, command: str) -> str:
             f"{some['images']} validation images; {name_machine(machine)}; torch {machine['torch']}, commit "
             f"{machine['commit']}, {machine['date']}. In percent, mean ± standard deviation over the seeds; "
             f"Δ is the mean paired difference to {escape(repr(reference))} over the seeds, with its 95% bootstrap "
-            f"interval (resampled images and seeds). Minutes are those of one training run.",
+            f"interval ({_resampled(results)}). Minutes are those of one training run.",
         ]
     return "\n".join(lines) + "\n"
 
@@ -99,6 +99,14 @@ def to_markdown(table: Table, results: Results, command: str) -> str:
 def escape(text: str) -> str:
     """Escape text, such as the name of a category, so that Markdown shows it as it is."""
     return re.sub(r"[\\`*|<>\[\]&~]|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])", r"\\\g<0>", printable(text))
+
+
+def _resampled(results: Results) -> str:
+    """Return what the intervals cover: with one training per row, chance in the training is not part of them."""
+    every = [run for runs in results.values() for run in runs]
+    if len({run["seed"] for run in every}) == 1 and any(run["training_minutes"] for run in every):
+        return "resampled images; with one seed it excludes chance in the training, which can be as large"
+    return "resampled images and seeds"
 
 
 def _paired(runs: Sequence[Mapping], reference: Sequence[Mapping], metric: str) -> list[float | None]:

@@ -204,6 +204,11 @@ def test_markdown_by_hand(tmp_path):
     assert "| two | 46.0 ± 1.4 | 80.0 ± 0.0 | +4.0 ± 1.4 | – | 2 | 3 |" in lines
     assert "| three | – | – | – | – | 0 | – |" in lines
     assert "`refine reproduce x`" in lines
+    assert "(resampled images and seeds)" in lines[-1]
+    one = {"one": [run_of(0, 0.40)], "two": [run_of(0, 0.45)], "three": []}
+    assert "with one seed it excludes chance in the training" in to_markdown(table, one, "refine reproduce x")
+    untrained = {"one": [run_of(0, 0.40) | {"training_minutes": 0.0}], "two": [], "three": []}
+    assert "(resampled images and seeds)" in to_markdown(table, untrained, "refine reproduce x")
     write_table(table, results, tmp_path / "t", "refine reproduce x")
     assert (tmp_path / "t.md").read_text().splitlines() == lines
     assert json.loads((tmp_path / "t.json").read_text())["rows"]["one"][1]["metrics"]["PQ"] == 0.44
