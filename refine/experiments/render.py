@@ -52,7 +52,7 @@ def write_table(table: Table, results: Results, path: Path, command: str, notes:
 def _logs(results: Results) -> dict[str, list[Log]]:
     """Return the training logs behind the results, by the first row that uses the model."""
     logs: dict[str, list[Log]] = {}
-    seen = set()
+    seen: set[Path] = set()
     for name, runs in results.items():
         paths = [Path(run["counts"]).parents[1] / "log.jsonl" for run in runs if "counts" in run]
         paths = [path for path in paths if path.is_file()]
