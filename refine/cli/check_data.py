@@ -24,7 +24,6 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     coco.add_argument("--segments", help="folder of the panoptic PNGs")
     coco.add_argument("--remap", help="JSON that maps categories to others or to void")
     coco.add_argument("--instances", help="instances JSON with masks that may overlap")
-    coco.add_argument("--exif", choices=["shown", "stored"], help="how images with an EXIF rotation are annotated")
     add_image_options(parser)
     cityscapes = parser.add_argument_group("Cityscapes as downloaded")
     cityscapes.add_argument("--cityscapes", metavar="ROOT", help="folder with leftImg8bit/ and gtFine/")

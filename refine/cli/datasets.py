@@ -25,9 +25,6 @@ def add_dataset(parser: Any, instances: str) -> None:
     parser.add_argument("--remap", help="JSON that maps categories to others or to void")
     parser.add_argument("--instances", help=f"instances JSON with masks that may overlap, {instances}")
     parser.add_argument(
-        "--exif", choices=["shown", "stored"], help="how images with an EXIF rotation are annotated"
-    )
-    parser.add_argument(
         "--cityscapes", metavar="ROOT", help="folder with leftImg8bit/ and gtFine/, instead of COCO panoptic data"
     )
 

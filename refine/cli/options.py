@@ -149,19 +149,25 @@ def fusion_changes(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_image_options(parser: argparse.ArgumentParser, *, all_pages: bool = False) -> None:
-    """Add the options for image stacks, multichannel images and images of more than 8 bits.
+    """Add the options for image stacks, multichannel images, images of more than 8 bits and rotated images.
 
     Args:
         parser: parser to add the options to.
         all_pages: whether `--page all` is possible.
     """
-    group = parser.add_argument_group("images with several pages or channels, or with more than 8 bits")
+    group = parser.add_argument_group("images with several pages or channels, more than 8 bits or an EXIF rotation")
     group.add_argument(
         "--page",
         type=_page if all_pages else count_from(1),
         metavar="N|all" if all_pages else "N",
         help="page of a stack or frame of an animation or video, from 1"
         + (", or `all` (the default for videos)" if all_pages else ""),
+    )
+    group.add_argument(
+        "--exif",
+        choices=["shown", "stored"],
+        help="how images with an EXIF rotation are annotated and read: rotated as viewers show them, or as stored "
+        "(default: as fits the sizes of the annotation, else shown)",
     )
     group.add_argument("--channel", type=count_from(1), help="channel to read as greyscale, from 1")
     group.add_argument(
@@ -187,14 +193,14 @@ def image_options(options: argparse.Namespace) -> ImageOptions:
 
     words, page = options.range, None if options.page == "all" else options.page
     if words is None or words == ["full"]:
-        return ImageOptions(page, options.channel, words and "full")
+        return ImageOptions(page, options.channel, words and "full", options.exif)
     try:
         low, high = (float(word) for word in words)
     except ValueError:
         low = high = 0.0
     if not low < high < math.inf or low == -math.inf:
         raise RefineError(f"--range {' '.join(words)}: expected two increasing numbers or `full`, after all images")
-    return ImageOptions(page, options.channel, (low, high))
+    return ImageOptions(page, options.channel, (low, high), options.exif)
 
 
 def add_ray(parser: Any) -> None:

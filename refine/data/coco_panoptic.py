@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,10 @@ from refine.data.remap import read_remap
 from refine.data.segments import InstanceMasks, SegmentMap, match_segments
 from refine.errors import RefineError
 from refine.formats.id_png import read_runs
-from refine.formats.images import Exif, read_image
+from refine.formats.images import read_image
 from refine.formats.instances_json import InstanceFile
 from refine.formats.panoptic_json import PanopticJson
-from refine.formats.raw import ImageOptions
+from refine.formats.raw import Exif, ImageOptions
 from refine.formats.runs import Runs
 from refine.formats.segments_info import CLASS, CROWD, ID
 from refine.structures import VOID
@@ -62,7 +62,7 @@ class CocoPanoptic:
             taken from its masks, which may overlap; the semantic map and `Targets.owner` still come from the
             panoptic map, and instances are matched to segments by `match_segments`. Instances of things that
             the remap turns into stuff are skipped.
-        exif: how images with EXIF rotation were annotated, see `read_image`.
+        exif: how images with EXIF rotation were annotated, see `ImageOptions`.
         options: page, channel and range of values of the images, see `read_image`.
 
     Raises:
@@ -80,7 +80,7 @@ class CocoPanoptic:
         exif: Exif | None = None,
         options: ImageOptions | None = None,
     ) -> None:
-        self._exif, self._options = exif, options
+        self._options = replace(options or ImageOptions(), exif=exif)
         self.images, self.json, self.segments = Path(images), Path(json), Path(segments)
         content = PanopticJson(json)
         source = self.categories = content.categories
@@ -151,7 +151,7 @@ class CocoPanoptic:
         """
         record = self.record(index)
         runs = read_runs(record.segments, record.size)
-        image = read_image(record.image, record.size, self._options, exif=self._exif)
+        image = read_image(record.image, record.size, self._options)
         if tuple(image.shape[1:]) != record.size:
             raise RefineError(
                 f"{record.image}: expected {_pixels(record.size)} as in {record.segments}, got "

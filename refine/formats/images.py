@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -17,10 +16,8 @@ from refine.errors import RefineError
 from refine.files import MAX_PIXELS
 from refine.formats.containers import TIFF_MAGIC, count_frames, pillow_formats, read_head
 from refine.formats.image_list import VIDEOS
-from refine.formats.raw import TILE_IT, ImageOptions, RawImage, check_channel, check_page
+from refine.formats.raw import TILE_IT, Exif, ImageOptions, RawImage, check_channel, check_page
 
-Exif = Literal["shown", "stored"]
-"""How images with EXIF rotation were annotated: rotated upright, or as stored in the file."""
 BAND = 32
 """Number of rows converted at a time, so that they stay in the cache."""
 
@@ -30,7 +27,6 @@ def read_image(
     size: tuple[int, int] | None = None,
     options: ImageOptions | None = None,
     *,
-    exif: Exif | None = None,
     max_pixels: int = MAX_PIXELS,
     notify: Callable[[str], None] | None = None,
 ) -> Tensor:
@@ -44,9 +40,7 @@ def read_image(
         path: regular file in a format of `containers.FORMATS`, AVIF or HEIC; or a video, with a suffix of `VIDEOS`.
         size: (height, width) of its annotation in pixels, or None if there is none. An image that has this
             size only as stored is not rotated.
-        options: page, channel and range of values; the defaults if None.
-        exif: how images with EXIF rotation were annotated: "shown" (rotated upright) or "stored"; None decides
-            by `size`.
+        options: page, channel, range of values and EXIF rotation; the defaults if None.
         max_pixels: limit on height × width, checked before decoding.
         notify: called with a one-line note if the range of values was estimated.
 
@@ -55,11 +49,12 @@ def read_image(
 
     Raises:
         RefineError: the file is missing, not a regular file, not an image, truncated or too large; it has several
-            pages or channels and none is selected; or it fits `size` with and without rotation and `exif` is None.
+            pages or channels and none is selected; or it fits `size` with and without rotation and
+            `options.exif` is None.
     """
-    path = Path(path)
-    with _explained(path, max_pixels), _open(path, options or ImageOptions(), max_pixels, notify) as image:
-        return _to_tensor(_as_annotated(path, image, size, exif))
+    path, options = Path(path), options or ImageOptions()
+    with _explained(path, max_pixels), _open(path, options, max_pixels, notify) as image:
+        return _to_tensor(_as_annotated(path, image, size, options.exif))
 
 
 def stored_size(path: str | Path, options: ImageOptions | None = None) -> tuple[int, int]:
@@ -255,7 +250,9 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _as_annotated(path: Path, image: Image.Image, size: tuple[int, int] | None, exif: Exif | None) -> Image.Image:
-    """Rotate an image by its EXIF tag, unless it was annotated as stored."""
+    """Rotate an image by its EXIF tag, unless it was annotated or is wanted as stored."""
+    if exif == "stored":
+        return image
     upright = _upright(image)
     if size is None or upright is image or exif == "shown":
         return upright
@@ -263,9 +260,9 @@ def _as_annotated(path: Path, image: Image.Image, size: tuple[int, int] | None, 
     if exif is None and stored_fits and upright_fits:
         raise RefineError(
             f"{path}: has EXIF orientation {_orientation(image)}, and its size does not show how it was annotated; "
-            f"set exif of the data set to shown (rotated, as in viewers) or stored (as in the file)"
+            f"set exif of the data set, or --exif, to shown (rotated, as in viewers) or stored (as in the file)"
         )
-    return image if exif == "stored" or (stored_fits and not upright_fits) else upright
+    return image if stored_fits and not upright_fits else upright
 
 
 def _to_tensor(image: Image.Image) -> Tensor:

@@ -22,6 +22,10 @@ SAMPLE = 1 << 20
 """Approximate number of pixels from which the percentiles are estimated."""
 
 
+Exif = Literal["shown", "stored"]
+"""How an image with an EXIF rotation is used."""
+
+
 @dataclass(frozen=True)
 class ImageOptions:
     """Selection of one 8-bit image from a file with pages, channels or more than 8 bits.
@@ -31,11 +35,14 @@ class ImageOptions:
         channel: number, from 1, of the channel to read as grey; None reads grey and RGB and rejects other files.
         range: values of images of more than 8 bits that are mapped to 0 and 255: a pair, "full" for the whole
             range of the data type, or None for the default of `to_bytes`.
+        exif: how an image with an EXIF rotation is used: "shown" (rotated upright) or "stored" (as in the file);
+            None rotates it unless only the stored image has the size of its annotation.
     """
 
     page: int | None = None
     channel: int | None = None
     range: Range | Literal["full"] | None = None
+    exif: Exif | None = None
 
 
 @dataclass(frozen=True)

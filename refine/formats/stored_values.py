@@ -17,7 +17,7 @@ def stored_values(image: ImageLike, options: ImageOptions | None, size: tuple[in
 
     Args:
         image: a path or an array; other kinds of images are of 8 bits here.
-        options: page and channel to read.
+        options: page and channel to read, and whether as stored.
         size: (height, width) of the image as it was read, which tells whether it was rotated.
 
     Returns:
@@ -28,12 +28,14 @@ def stored_values(image: ImageLike, options: ImageOptions | None, size: tuple[in
     """
     if isinstance(image, np.ndarray):
         return _fitting(np.atleast_3d(image)[..., :3], 1, size)
+    options = options or ImageOptions()
     if not isinstance(image, str | Path) or Path(image).suffix.lower() in SLIDES:
         return None
-    found, channel = decode(Path(image), options or ImageOptions())
+    found, channel = decode(Path(image), options)
     if not isinstance(found, RawImage):
         return None
-    return _fitting(found.channels(image, channel), found.orientation, size)
+    orientation = 1 if options.exif == "stored" else found.orientation
+    return _fitting(found.channels(image, channel), orientation, size)
 
 
 def _fitting(values: np.ndarray, orientation: int, size: tuple[int, int]) -> np.ndarray | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from refine.errors import RefineError, missing_extra
 from refine.files import MAX_PIXELS
 from refine.formats.images import from_pil
-from refine.formats.raw import ImageOptions, Range, RawImage, check_channel, percentiles
+from refine.formats.raw import Exif, ImageOptions, Range, RawImage, check_channel, percentiles
 from refine.formats.resolution import mpp_of
 from refine.formats.tiff import GREY, axes_of, find_page, has_alpha, opened, orientation_of, stated_range
 
@@ -50,7 +50,7 @@ class TiffWindows:
         self._channel = options.channel
         if "C" in axes:
             position["C"], self._channel = check_channel(path, options.channel, series.shape[axes.index("C")]), None
-        self._check(series)
+        self._check(series, options.exif)
         self._index = [position.get(axis, slice(None)) for axis in axes]
         self._axes, self._left = axes, "".join(axis for axis in axes if axis in "YXS")
         # Pages of a stack without headers of their own lie in the file as one array.
@@ -104,7 +104,7 @@ class TiffWindows:
             return stated
         return percentiles(values)
 
-    def _check(self, series: TiffPageSeries) -> None:
+    def _check(self, series: TiffPageSeries, exif: Exif | None) -> None:
         """Raise RefineError for pages that cannot be read in parts."""
         key = series.keyframe
         known = key.photometric in (*GREY, PHOTOMETRIC.RGB) or (
@@ -113,7 +113,7 @@ class TiffWindows:
         if key.dtype is None or not known:
             kind = getattr(key.photometric, "name", key.photometric)
             raise RefineError(f"{self._path}: is a TIFF of kind {kind}, which is not supported; convert it to RGB")
-        if orientation_of(key) != 1:
-            raise RefineError(f"{self._path}: is stored rotated; save it upright")
+        if orientation_of(key) != 1 and exif != "stored":
+            raise RefineError(f"{self._path}: is stored rotated; save it upright, or give --exif stored")
         if series.dataoffset is None and math.prod(key.chunks) > 8 * MAX_PIXELS // 64:
             raise RefineError(f"{self._path}: is stored in pieces of {key.chunks} values; save it as a tiled TIFF")

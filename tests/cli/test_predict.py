@@ -115,6 +115,18 @@ def test_ids_and_names_come_from_the_data_set(checkpoint, images, tmp_path, caps
     assert "--json: give one folder" in capsys.readouterr().err
 
 
+def test_rotated_images_are_used_as_shown_or_as_stored(checkpoint, images, tmp_path, capsys):
+    exif = Image.Exif()
+    exif[0x112] = 6
+    path = tmp_path / "turned.png"
+    Image.open(images / "x/0.png").save(path, exif=exif)
+    for words, size in (([], (40, 60)), (["--exif", "shown"], (40, 60)), (["--exif", "stored"], (60, 40))):
+        assert run(checkpoint, path, tmp_path / "out", *words) == 0
+        with Image.open(tmp_path / "out/panoptic/turned.png") as result:
+            assert result.size == size
+    assert json.loads((tmp_path / "out/panoptic.json").read_text())["info"]["exif"] == "stored"
+
+
 def test_every_output_names_the_model(checkpoint, images, tmp_path, capsys):
     out = tmp_path / "out"
     assert run(checkpoint, images / "x" / "0.png", out) == 0

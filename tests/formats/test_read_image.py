@@ -22,6 +22,7 @@ from refine.formats.id_png import read_gray, read_runs
 from refine.formats.image_list import list_images
 from refine.formats.images import from_pil, read_image, stored_size
 from refine.formats.png import png_size
+from refine.formats.raw import ImageOptions
 
 
 def _pixels(image: torch.Tensor) -> list:
@@ -107,6 +108,9 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
     if orientation >= 5:  # annotated as stored
         assert _pixels(read_image(path, (4, 5))) == stored.tolist()
     assert _pixels(read_image(path, (9, 9))) == upright.tolist()
+    for size in (None, (4, 5), (5, 4)):
+        assert _pixels(read_image(path, size, ImageOptions(exif="shown"))) == upright.tolist()
+        assert _pixels(read_image(path, size, ImageOptions(exif="stored"))) == stored.tolist()
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

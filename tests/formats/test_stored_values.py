@@ -5,6 +5,7 @@ import pytest
 import tifffile
 from PIL import ExifTags, Image, ImageOps
 
+from refine.formats.raw import ImageOptions
 from refine.formats.stored_values import stored_values
 
 VALUES = np.arange(24, dtype=np.uint16).reshape(4, 6) * 1000
@@ -21,6 +22,8 @@ def test_files_of_16_bits(orientation, tmp_path):
     assert np.array_equal(found[..., 0], expected)
     as_stored = stored_values(tmp_path / "x.tif", None, VALUES.shape)
     assert np.array_equal(as_stored[..., 0], expected if expected.shape == VALUES.shape else VALUES)
+    as_stored = stored_values(tmp_path / "x.tif", ImageOptions(exif="stored"), VALUES.shape)
+    assert np.array_equal(as_stored[..., 0], VALUES)
 
 
 def test_images_of_8_bits_have_no_other_values(tmp_path):

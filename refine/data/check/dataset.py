@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -17,10 +18,9 @@ from refine.data.cityscapes import CATEGORIES, list_frames, unannotated
 from refine.data.remap import Remap, read_remap
 from refine.errors import RefineError
 from refine.formats.image_list import SUFFIXES
-from refine.formats.images import Exif
 from refine.formats.instances_json import InstanceFile
 from refine.formats.panoptic_json import PanopticJson
-from refine.formats.raw import ImageOptions
+from refine.formats.raw import Exif, ImageOptions
 from refine.structures import Categories, Category
 
 T = TypeVar("T")
@@ -65,7 +65,9 @@ def check_dataset(
     names = (image.file_name for image in content.images.values())
     _unlisted(report, image_folder, (image_folder / name for name in names if name is not None), SUFFIXES)
     _unlisted(report, pngs, (entry.png for entry in found), {".png"})
-    context = Context(isthing, {number: number for number in isthing}, exif=exif, options=options)
+    context = Context(
+        isthing, {number: number for number in isthing}, options=replace(options or ImageOptions(), exif=exif)
+    )
     categories = content.categories
     if remap is not None and (changes := _open_remap(report, remap, categories)) is not None:
         context.target, categories = changes.target, changes.categories

@@ -17,7 +17,7 @@ from refine.data.config import AugmentConfig
 from refine.data.segments import SegmentMap, match_segments
 from refine.errors import RefineError, shown
 from refine.formats.id_png import read_gray, read_runs
-from refine.formats.images import Exif, read_image
+from refine.formats.images import read_image
 from refine.formats.instances_json import InstanceFile
 from refine.formats.raw import ImageOptions
 from refine.formats.runs import Regions, Runs
@@ -80,14 +80,12 @@ class Context:
         isthing: category id -> whether it is a thing.
         target: category id -> category id after a remap; None or "stuff" if it is not counted.
         instances: instance masks to compare with, or None.
-        exif: how images with EXIF rotation were annotated, see `read_image`.
-        options: page, channel and range of values of the images, see `read_image`.
+        options: page, channel, range of values and EXIF rotation of the images, see `read_image`.
     """
 
     isthing: Mapping[int, bool]
     target: Mapping[int, int | str | None]
     instances: ReferenceMasks | None = None
-    exif: Exif | None = None
     options: ImageOptions | None = None
 
 
@@ -107,7 +105,7 @@ def check_frame(entry: Entry, context: Context) -> Frame:
             f"correct `height` and `width`, or the PNG",
         )
     if entry.image is not None:
-        _check_image(frame, entry.image, entry.size if runs is None else runs.shape, context.options, context.exif)
+        _check_image(frame, entry.image, entry.size if runs is None else runs.shape, context.options)
     if runs is not None:
         regions = Regions.of(runs)
         _compare(frame, entry, regions, context)
@@ -145,10 +143,9 @@ def _check_image(
     path: Path,
     size: tuple[int, int] | None,
     options: ImageOptions | None = None,
-    exif: Exif | None = None,
 ) -> None:
     try:
-        image = read_image(path, size, options, exif=exif, notify=frame.note_range)
+        image = read_image(path, size, options, notify=frame.note_range)
     except RefineError as error:
         frame.failed("image file", path, error)
         return
