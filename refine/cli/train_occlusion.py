@@ -16,6 +16,7 @@ from refine.cli.options import (
     positive,
     refuse_overwriting,
     require_paths,
+    tell,
 )
 
 
@@ -51,6 +52,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     set_threads(options.threads)
     predictor = Predictor(options.model, device=options.device)
     note_remarks(predictor.network)
+    tell("note", f"collecting pairs in {min(options.max_images or len(dataset), len(dataset))} images")
     provenance = {"model": str(options.model), "data": options.json or f"{options.cityscapes} ({options.split})"}
     saved = train_occlusion(predictor, dataset, training, provenance, options.max_images, _Progress(options.steps))
     save_occlusion(options.out, saved)
