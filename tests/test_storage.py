@@ -172,6 +172,38 @@ def test_results_equal_those_in_a_folder(bucket, model, tmp_path, capsys, monkey
     assert content(bucket / "again") == expected
 
 
+def test_google_cloud_storage(model, tmp_path, monkeypatch, capsys):
+    """Runs where `pip install gcsfs gcp-storage-emulator` was run, which the other tests do not need."""
+    pytest.importorskip("gcsfs")
+    emulator = pytest.importorskip("gcp_storage_emulator.server")
+    google = emulator.create_server("127.0.0.1", 0, in_memory=True, default_bucket="bucket")
+    google.start()
+    try:
+        host, port = google._api._httpd.socket.getsockname()
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://{host}:{port}")
+        folder = Url("gs://bucket")
+        for n in range(3):
+            path = tmp_path / f"images/{n % 2}/{n}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (60, 40), (80 * n, 9, 9)).save(path)
+            write_bytes(folder / f"images/{n % 2}/{n}.png", path.read_bytes())
+        assert predict(model, tmp_path / "images", tmp_path / "out") == 0
+        expected = content(tmp_path / "out")
+        assert predict(model, folder / "images", folder / "out") == 0
+        assert content(folder / "out") == expected
+        capsys.readouterr()
+        assert predict(model, folder / "images", folder / "out", "--resume") == 0
+        assert "3 of 3 images are finished already" in capsys.readouterr().err
+        for shard in ("1/2", "2/2"):
+            assert predict(model, folder / "images", folder / "sharded", "--shard", shard) == 0
+        assert main(["merge", str(folder / "sharded")]) == 0
+        assert content(folder / "sharded") == expected
+        with pytest.raises(WriteError, match="gs://other/x: cannot be written"):
+            write_bytes(Url("gs://other/x"), b"1")
+    finally:
+        google.stop()
+
+
 def require_permission(after):
     """Let the server accept this number of requests of unknown keys."""
     address = f"{os.environ['AWS_ENDPOINT_URL']}/moto-api/reset-auth"
