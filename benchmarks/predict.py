@@ -5,7 +5,8 @@ python benchmarks/predict.py --checkpoint photographs --device cuda --batch 8 --
 
 "network" runs `Predictor.predict_raw` on images that are decoded already, in batches as large as those of the
 pipeline; "pipeline" does the whole work of the command: reading, network, fusion, drawing and writing. "one by one"
-is the same work without threads. At 0.900 the pipeline reaches 90% of the speed of the network alone.
+is the same work without threads. At 0.900 the pipeline reaches 90% of the speed of the network alone. "reading",
+"fusion" and "finishing" (which includes fusion) are parts of it. CPU times can be compared on a busy machine too.
 """
 
 from __future__ import annotations
@@ -47,19 +48,29 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         writer = PredictionWriter(folder, predictor.categories, savers=find_savers(options.save))
         job = ImageJob(settings, predictor, writer)
-        batches = list(_batches([job.read(file) for file in files], job, workers.batch))
+        images = [job.read(file) for file in files]
+        batches = list(_batches(images, job, workers.batch))
+        predictions = [job.predict([image])[0] for image in images]
         times = take_turns(
             {
                 "network": lambda: [job.predict(batch) for batch in batches],
                 "one by one": lambda: [_whole(job, file) for file in files],
                 "pipeline": _pipeline(files, job, workers),
+                "reading": lambda: [job.read(file) for file in files],
+                "fusion": lambda: [predictor.fuse(prediction) for prediction in predictions],
+                "finishing": lambda: [
+                    job.discard(job.finish(*parts)) for parts in zip(files, images, predictions, strict=True)
+                ],
             },
             options.rounds,
             predictor.device,
         )
     for name, numbers in times.items():
-        speed = len(files) / numbers["wall_s"]
-        print(f"{name:12} {speed:7.2f} images/s, {1 / numbers['ratio_wall']:.3f} of the network's speed")
+        speed, cpu = len(files) / numbers["wall_s"], numbers["cpu_s"] / len(files)
+        print(
+            f"{name:12} {speed:7.2f} images/s, {1 / numbers['ratio_wall']:.3f} of the network's speed; "
+            f"{cpu:.3f} CPU s per image, {numbers['ratio_cpu']:.3f} of the network's"
+        )
     machine = describe_machine(predictor.device) | {"images": len(files), "workers": vars(workers)}
     print(json.dumps({"arguments": vars(options), "machine": machine, "times": times}))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.object_store import content, s3_bucket
 from helpers.tiny_network import tiny_config
 from PIL import Image
 
@@ -24,26 +25,11 @@ from refine.modeling.model import PanopticModel
 from refine.storage import Url, list_folder, local_copy, location, modified, replacing, write_bytes
 from refine.structures import Categories, Category
 
-server = pytest.importorskip("moto.server")
-s3fs = pytest.importorskip("s3fs")
-
 
 @pytest.fixture(scope="module")
 def bucket():
-    """URL of an empty bucket."""
-    s3 = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    s3.start()
-    host, port = s3.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().mkdir("bucket")
-        yield Url("s3://bucket")
-        s3fs.S3FileSystem.clear_instance_cache()
-    s3.stop()
+    with s3_bucket() as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -55,23 +41,6 @@ def model(tmp_path_factory):
     fusion = FusionConfig(stuff_area=16, score_threshold=0.1)
     save_model(path, SavedModel(network, categories, (64, 96), fusion=fusion))
     return str(path)
-
-
-def content(folder):
-    """Return the content of all files below a path or URL but the stamps of the images, by relative path."""
-    found = all_files(folder)
-    found.pop("sources.jsonl", None)
-    return found
-
-
-def all_files(folder):
-    if isinstance(folder, Url):
-        found = {}
-        for url in list_folder(folder, recursive=True):
-            with local_copy(url) as copy:
-                found[str(url).removeprefix(f"{folder}/")] = copy.read_bytes()
-        return found
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def predict(model, source, out, *more):

@@ -1,44 +1,52 @@
-"""Prediction and evaluation on a Ray cluster of two nodes, with processes that are killed."""
+"""Prediction, evaluation and fusion on a Ray cluster of two nodes, with processes that die.
 
-import hashlib
+Every start of a worker costs seconds, so that few runs show much.
+"""
+
 import json
 import os
-import re
+import shutil
 import signal
 import sys
-import threading
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.object_store import content, s3_bucket
 from helpers.tiny_run import tiny_model, write_dataset
 from PIL import Image
 
 from refine.checkpoint.folder import SavedModel, save_model
 from refine.cli.main import main
 from refine.data.coco_panoptic import CocoPanoptic
+from refine.formats.writer import PredictionWriter
 from refine.fusion.config import FusionConfig
+from refine.inference.on_ray import PredictWorker
 from refine.modeling.model import PanopticModel
+from refine.storage import local_copy, write_bytes
 
 ray = pytest.importorskip("ray")
-IMAGES = 24
+IMAGES = 20
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    """Address of a cluster of two nodes with one CPU each."""
+def bucket():
+    with s3_bucket() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def cluster(bucket):
+    """Address of a cluster of two nodes with one CPU each, whose workers know the object store."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_raylet_start_wait_time_s"] = "120"  # noqa: SIM112 - a busy machine needs more than 10 s
+    os.environ["RAY_agent_register_timeout_ms"] = "120000"  # noqa: SIM112
     from ray.cluster_utils import Cluster
 
     handler = signal.getsignal(signal.SIGTERM)  # Ray replaces it for the head node and on connecting
     node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-    try:
-        cluster = Cluster(initialize_head=True, head_node_args=node)
-    except Exception:  # a busy machine may need more than the 30 seconds that Ray waits
-        cluster = Cluster(initialize_head=True, head_node_args=node)
+    cluster = Cluster(initialize_head=True, head_node_args=node)
     del node["include_dashboard"]
     cluster.add_node(**node)
     ray.init(address=cluster.address, log_to_driver=False)
@@ -67,40 +75,61 @@ def folder(tmp_path_factory):
     return folder
 
 
-def hashes(out):
-    """Return the hashes of all files but the hidden ones that a killed process was writing."""
-    files = (path for path in out.rglob("*") if path.is_file() and not path.name.startswith("."))
-    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+class Deadly(PredictWorker):
+    """Worker that dies on the image z.png."""
+
+    def work(self, items):
+        for item in items:
+            if item.name == "z.png":
+                os._exit(1)
+            yield from PredictWorker.work(self, [item])
 
 
-def kill_an_actor(address, out, killed):
-    """Kill one of the processes that predict, as soon as the first results are written."""
-    until = time.monotonic() + 120
-    while time.monotonic() < until and len(list(out.glob("panoptic/*.png"))) < 3:
-        time.sleep(0.02)
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            parent = re.search(r"PPid:\s(\d+)", (process / "status").read_text())[1]
-            of_cluster = address in Path(f"/proc/{parent}/cmdline").read_text()
-            if of_cluster and "_Actor" in (process / "cmdline").read_text():
-                os.kill(int(process.name), signal.SIGKILL)
-                killed.append(process.name)
-                return
-
-
-def test_prediction_does_not_depend_on_workers_and_their_death(cluster, folder, capsys):
+def test_prediction_does_not_depend_on_workers_interruptions_and_deaths(
+    cluster, bucket, folder, monkeypatch, capsys
+):
+    """In an object store: stopped by Ctrl-C, and resumed with workers that die three times on one image."""
     (folder / "images" / "broken.png").write_bytes(b"no image")
-    words = ["predict", str(folder / "images"), "--checkpoint", str(folder / "model"), "--device", "cpu"]
-    assert main([*words, "--threads", "1", "-o", str(folder / "one")]) == 1
-    killed = []
-    killer = threading.Thread(target=kill_an_actor, args=(cluster, folder / "many", killed))
-    killer.start()
-    assert main([*words, "-o", str(folder / "many"), "--ray", cluster]) == 1
-    killer.join()
-    assert killed
-    assert "1 of 25 images failed" in capsys.readouterr().err
-    assert hashes(folder / "many") == hashes(folder / "one")
-    assert len(hashes(folder / "many")) == 2 * IMAGES + 2
+    words = ["--checkpoint", str(folder / "model"), "--device", "cpu", "--recursive"]
+    assert main(["predict", str(folder / "images"), *words, "--threads", "1", "-o", str(folder / "one")]) == 1
+    expected = content(folder / "one")
+    shutil.copy(folder / "images" / "0.png", folder / "images" / "z.png")
+    for path in (folder / "images").iterdir():
+        write_bytes(bucket / "images" / path.name, path.read_bytes())
+    out = bucket / "out"
+    words = ["predict", str(bucket / "images"), *words, "--ray", cluster, "-o", str(out)]
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr("refine.inference.on_ray.PredictWorker", Deadly)
+
+    record, recorded = PredictionWriter.record, []
+
+    def stop(writer, written):
+        record(writer, written)
+        recorded.append(written.entry["image"]["file_name"])
+        if len(recorded) == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PredictionWriter, "record", stop)
+        assert main(words) == 130
+    assert [image["file_name"] for image in listed(out)["images"]] == sorted(recorded)
+
+    capsys.readouterr()
+    assert main([*words, "--resume"]) == 1
+    error = capsys.readouterr().err
+    assert f"3 of {IMAGES + 2} images are finished already" in error
+    assert f"{bucket}/images/z.png: the process died 3 times on it" in error
+    assert f"2 of {IMAGES + 2} images failed" in error
+    found = content(out)
+    failed = {entry["file_name"] for entry in json.loads(found.pop("failed.json"))}
+    assert failed == {"broken.png", "z.png"}
+    expected.pop("failed.json")
+    assert found == expected
+
+
+def listed(out):
+    with local_copy(out / "panoptic.json") as path:
+        return json.loads(path.read_text())
 
 
 def test_evaluation_is_that_of_one_process(cluster, folder, capsys):
@@ -118,40 +147,18 @@ def test_evaluation_is_that_of_one_process(cluster, folder, capsys):
 def test_fusion_is_that_of_one_process(cluster, folder, monkeypatch):
     monkeypatch.chdir(folder)  # so that paths are relative
     categories = [{"id": 1, "name": "person", "isthing": 1}, {"id": 130, "name": "sky", "isthing": 0}]
-    images = [{"id": 7 * n, "file_name": f"{n}.jpg", "height": 24, "width": 32} for n in range(20)]
+    images = [{"id": 7 * n, "file_name": f"{n}.jpg", "height": 24, "width": 32} for n in range(12)]
     results = [
         {"image_id": 7 * n, "category_id": 1, "score": 0.9, "segmentation": [[2, 2, n + 8, 2, n + 8, 14, 2, 14]]}
-        for n in range(20)
+        for n in range(12)
     ]
     Path("set.json").write_text(json.dumps({"images": images, "annotations": [], "categories": categories}))
     Path("results.json").write_text(json.dumps(results))
     Path("semantic").mkdir()
-    for n in range(20):
+    for n in range(12):
         Image.fromarray(np.full((24, 32), 130, np.uint8)).save(f"semantic/{n}.png")
     words = ["fuse", "--instances", "results.json", "--semantic", "semantic", "--categories", "set.json"]
     assert main([*words, "--stuff-area", "10", "-o", "fused"]) == 0
     assert main([*words, "--stuff-area", "10", "-o", "fused_many", "--ray", cluster]) == 0
-    assert hashes(Path("fused_many")) == hashes(Path("fused"))
-    assert len(hashes(Path("fused"))) == 21
-
-
-class Deadly:
-    """Worker that dies on the item 5."""
-
-    def work(self, items):
-        for item in items:
-            if item == 5:
-                os._exit(1)
-            yield item, None
-
-    def give_up(self, item, problem):
-        return item, problem
-
-
-def test_an_item_that_kills_its_process_is_given_up(cluster):
-    from refine.inference.on_ray import Cluster
-
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    outcomes = dict(Cluster(cluster).connect().map(range(12), Deadly, {}, block=4))
-    assert outcomes.pop(5).startswith("the process died 3 times on it")
-    assert outcomes == {n: None for n in range(12) if n != 5}
+    assert content(Path("fused_many")) == content(Path("fused"))
+    assert len(content(Path("fused"))) == 13
