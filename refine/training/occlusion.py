@@ -91,7 +91,7 @@ def train_occlusion(
     pairs = PairSet.joined([detected, annotated])
     if not len(pairs.pairs):
         raise RefineError(
-            f"no pairs: in {len(found.trained)} images, no two masks that match different objects overlap by "
+            f"no pairs: in {found.images} images, no two masks that match different objects overlap by "
             f"{options.pair_overlap}; give more images, or a network or annotations whose masks overlap"
         )
     head = _fit(pairs, predictor.categories.num_things, options, predictor.device, advance)
@@ -99,7 +99,7 @@ def train_occlusion(
     training = provenance | {
         "version": __version__,
         "weights": predictor.network.digest(),
-        "images": len(found.trained) + len(found.held_out),
+        "images": found.images,
         "pairs": len(detected.pairs),
         "annotated_pairs": len(annotated.pairs),
         "held_out_pairs": len(held_out.pairs),

@@ -59,13 +59,12 @@ class PairSet:
 
     @classmethod
     def joined(cls, parts: Sequence[PairSet]) -> PairSet:
-        """Join sets; those without pairs are left out."""
-        some = [part for part in parts if len(part.pairs)]
-        if not some:
+        """Join sets."""
+        if not parts:
             return cls()
-        first = torch.tensor([0, *(len(part.labels) for part in some[:-1])]).cumsum(0)
-        pairs = [part.pairs + start for part, start in zip(some, first, strict=True)]
-        masks, labels, scores = (torch.cat([getattr(part, name) for part in some]) for name in MASK_FIELDS)
+        first = torch.tensor([0, *(len(part.labels) for part in parts[:-1])]).cumsum(0)
+        pairs = [part.pairs + start for part, start in zip(parts, first, strict=True)]
+        masks, labels, scores = (torch.cat([getattr(part, name) for part in parts]) for name in MASK_FIELDS)
         return cls(masks, labels, scores, torch.cat(pairs))
 
     def batch(self, chosen: Tensor, flipped: Tensor, device: torch.device) -> tuple[Instances, Tensor]:
@@ -98,6 +97,7 @@ class ContestedPairs(Measure):
     Attributes:
         trained, annotated, held_out: pairs of detections and of annotations to train on, and of the detections in
             every tenth image.
+        images: number of images.
     """
 
     before_fusion: ClassVar[bool] = True
@@ -107,20 +107,23 @@ class ContestedPairs(Measure):
 
     def reset(self, categories: Categories) -> None:
         self.trained, self.annotated, self.held_out = list[PairSet](), list[PairSet](), list[PairSet]()
+        self.images = 0
 
     def update(self, example: Example, fused: Fused) -> None:
         found, targets = example.prediction.instances, example.targets
         found = found[found.scores >= self.min_score]
         pairs = self._pairs(found, targets.to(found.boxes.device), example.number)
+        self.images += 1
         if example.number % HELD_OUT == HELD_OUT - 1:
-            self.held_out.append(pairs)
+            self.held_out += pairs
             return
-        self.trained.append(pairs)
+        self.trained += pairs
         scores = torch.ones_like(targets.boxes[:, 0])
         true = Instances(targets.size, targets.boxes, scores, targets.labels, masks=targets.masks)
-        self.annotated.append(self._pairs(true[~targets.iscrowd], targets, example.number))
+        self.annotated += self._pairs(true[~targets.iscrowd], targets, example.number)
 
-    def _pairs(self, instances: Instances, targets: Targets, number: int) -> PairSet:
+    def _pairs(self, instances: Instances, targets: Targets, number: int) -> list[PairSet]:
+        """Return the pairs of an image as one set, or none."""
         masks = instances.mask_runs().dense().flatten(1)
         pairs, false = detection_pairs(masks, instances.labels, targets, self.pair_overlap)
         if self.false_pairs:
@@ -128,12 +131,13 @@ class ContestedPairs(Measure):
         if len(pairs) > MOST:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, number))
             pairs = pairs[torch.randperm(len(pairs), generator=generator)[:MOST].to(pairs.device)]
-        return PairSet.of(instances, pairs) if len(pairs) else PairSet()
+        return [PairSet.of(instances, pairs)] if len(pairs) else []
 
     def merge(self, other: ContestedPairs) -> None:
         self.trained += other.trained
         self.annotated += other.annotated
         self.held_out += other.held_out
+        self.images += other.images
 
     def compute(self) -> dict[str, float]:
         """Return no numbers."""
