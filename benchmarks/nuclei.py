@@ -1,15 +1,20 @@
-"""REFINE against a U-Net with watershed and torchvision's Mask R-CNN on cell nuclei, with equal training budgets.
+"""REFINE against other methods for cell nuclei, with equal training budgets.
 
     python benchmarks/nuclei.py --minutes 20 --methods refine unet maskrcnn --seed 0 --out runs/nuclei_baselines
+    pip install stardist tensorflow-cpu 'cellpose<4'  # in an environment of its own, with refine
+    python benchmarks/nuclei.py --minutes 20 --methods stardist cellpose --seed 0 --out runs/nuclei_programs
 
-All methods are trained by the same code with the images, augmentation, batches, ImageNet backbone, optimizer and
-EMA of configs/dsb2018.yaml until `--minutes` are used up: CPU time of the process over all threads on a CPU, wall
-time on a GPU. Reading and augmentation count, evaluation does not. The learning rate follows the fraction of the
-budget that is used, so that each method makes as many updates as it can and its schedule is completed.
+REFINE, the U-Net with watershed and torchvision's Mask R-CNN are trained by the same code with the images,
+augmentation, batches, ImageNet backbone, optimizer and EMA of configs/dsb2018.yaml until `--minutes` are used up:
+CPU time of the process over all threads on a CPU, wall time on a GPU. Reading and augmentation count, evaluation
+does not. The learning rate follows the fraction of the budget that is used, so that each method makes as many
+updates as it can and its schedule is completed. StarDist and Cellpose are trained from random weights by their own
+code (`by_stardist.py`, `by_cellpose.py`), on the same images for the same CPU time. `shipped` measures the shipped
+nuclei model, which was trained for longer, and on the held-out images too.
 
-A few originals of the training split (every 16th) are held out from all methods to choose the thresholds of the
-watershed; the other methods use those of the config. All methods are evaluated on the whole validation split at the
-same test size.
+A few originals of the training split (every 16th) are held out from training to choose the thresholds of the
+watershed, StarDist and Cellpose; the other methods use those of the config. All methods are evaluated on the whole
+validation split; REFINE, the U-Net and Mask R-CNN at the same test size, the others at their own.
 
 A method is not trained again if OUT/METHOD.json exists. OUT/nuclei.md contains the table.
 """
@@ -23,10 +28,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
+from cells import F1, Fitted
 from maskrcnn import MaskRCNN
 from torch import Tensor, nn
 from unet import UNet, Watershed, to_panoptic, tune
@@ -53,7 +61,17 @@ from refine.training.batches import training_parts
 from refine.training.config import RunConfig, load_run
 from refine.training.update import TrainingModule
 
-METHODS = {"refine": "REFINE", "unet": "U-Net, watershed", "maskrcnn": "Mask R-CNN (torchvision)"}
+METHODS = {
+    "refine": "REFINE",
+    "unet": "U-Net, watershed",
+    "maskrcnn": "Mask R-CNN (torchvision)",
+    "stardist": "StarDist",
+    "cellpose": "Cellpose",
+    "shipped": "REFINE, shipped model",
+}
+PROGRAMS = {"stardist": "stardist tensorflow-cpu", "cellpose": "'cellpose<4'"}
+"""Packages to install for each program that is trained by its own code, in `by_NAME.py`."""
+
 HELD_OUT = 16
 """One in this many originals of the training split is not used for training."""
 
@@ -161,14 +179,49 @@ def by_watershed(
     return to_panoptic(watershed(model.probabilities(image, size)), image.shape[1:], categories)
 
 
-def measure(predict: Predict, dataset: PanopticDataset, limit: int | None) -> tuple[Evaluation, dict[str, Tensor]]:
-    """Evaluate PQ on the first `limit` images (None: all); return it, and drawings of a few images by file name."""
+def fit(name: str, config: RunConfig, options: argparse.Namespace) -> Fitted:
+    """Train a method, or load the shipped model."""
+    if name == "shipped":
+        shipped = Predictor("nuclei", device=options.device)
+        return Fitted(shipped, parameters(shipped.model))
+    trained, held_out = split(config)
+    print(f"{METHODS[name]}: {len(trained)} images", flush=True)
+    if name in PROGRAMS:
+        return program(name).fit(trained, held_out, options.minutes, options.seed, options.out)
+    model = build(name, config, trained.categories)
+    print(f"  {parameters(model) / 1e6:.1f} M parameters", flush=True)
+    model, spent = train(model, config, trained, options.minutes)
+    predict, tuned = predictor(name, model, config, held_out)
+    return Fitted(predict, parameters(model), chosen=tuned, **spent)
+
+
+def program(name: str) -> ModuleType:
+    """Import the adapter of a program of `PROGRAMS`."""
+    try:
+        return import_module(f"by_{name}")
+    except ModuleNotFoundError as error:
+        raise RefineError(f"--methods {name}: {error}; pip install {PROGRAMS[name]}") from error
+
+
+def measure(
+    predict: Predict, dataset: PanopticDataset, limit: int | None
+) -> tuple[Evaluation, dict[str, float], dict[str, Tensor]]:
+    """Evaluate a method on the first `limit` images (None: all).
+
+    Returns:
+        PQ; F1 of nuclei by "F1 at T" for IoU T, and "seconds" of CPU time per image; drawings of a few images by
+        file name.
+    """
     categories, count = dataset.categories, min(limit or len(dataset), len(dataset))
-    measured, drawn = Quality(), {}
+    measured, f1, seconds, drawn = Quality(), F1(), 0.0, {}
     measured.reset(categories)
     for n in range(count):
         image, segments = dataset[n]
-        truth, result = to_result(segments, categories), predict(image)
+        began = time.process_time()
+        result = predict(image)
+        seconds += time.process_time() - began
+        truth = to_result(segments, categories)
+        f1.update(truth, result)
         image_id, name = dataset.name(n)
         before = measured.quality.state()
         measured.quality.update(
@@ -182,7 +235,7 @@ def measure(predict: Predict, dataset: PanopticDataset, limit: int | None) -> tu
         measured.counts.append(measured.quality.state() - before)
         if n % -(-count // DRAWN) == 0:
             drawn[name] = side_by_side(image, truth, result)
-    return Evaluation([measured]), drawn
+    return Evaluation([measured]), {**f1.compute(), "seconds": seconds / count}, drawn
 
 
 def run(name: str, options: argparse.Namespace, settings: dict[str, Any]) -> None:
@@ -190,24 +243,18 @@ def run(name: str, options: argparse.Namespace, settings: dict[str, Any]) -> Non
     config = load_run(options.config, [f"--seed={options.seed}", f"--device={options.device}"])
     # CPU time of workers would not be counted.
     config.workers = 0 if torch.device(options.device).type == "cpu" else 4
-    trained, held_out = split(config)
     assert config.data.val is not None
     validation = build_dataset(config.data.val)
-    model = build(name, config, trained.categories)
-    print(f"{METHODS[name]}: {parameters(model) / 1e6:.1f} M parameters, {len(trained)} images", flush=True)
-    model, spent = train(model, config, trained, options.minutes)
-    predict, tuned = predictor(name, model, config, held_out)
-    evaluation, drawn = measure(predict, validation, options.max_images)
+    fitted = fit(name, config, options)
+    evaluation, more, drawn = measure(fitted.predict, validation, options.max_images)
     write_counts(options.out / f"{name}.npz", evaluation.counts)
     sheet = contact_sheet(list(drawn.values()), list(drawn), columns=1, width=1200)
     write_image(options.out / f"{name}.png", sheet)
     result = {
         "settings": settings,
-        "metrics": evaluation.metrics,
+        "metrics": evaluation.metrics | more,
         "images": len(evaluation.report.images),
-        "parameters": parameters(model),
-        **spent,
-        "chosen": tuned,
+        **{key: value for key, value in vars(fitted).items() if key != "predict"},
         "machine": describe_machine(torch.device(options.device)),
         "command": shlex.join(["python", *sys.argv]),
     }
@@ -221,13 +268,14 @@ def parameters(model: nn.Module) -> int:
 def table(folder: Path) -> str:
     """Return a Markdown table of all finished methods."""
     results = {name: read_json(folder / f"{name}.json") for name in METHODS if (folder / f"{name}.json").is_file()}
-    columns = ["PQ", "SQ", "RQ", "PQ_things", "SQ_things", "RQ_things", "PQ_stuff"]
-    heads = ["", *columns[:3], "PQ nucleus", "SQ", "RQ", "PQ background", "updates", "minutes", "M parameters"]
-    heads += ["REFINE − it: PQ", "PQ nucleus"]
+    columns = ["PQ", "PQ_things", "SQ_things", "RQ_things", "PQ_stuff", *F1().compute()]
+    heads = ["", "PQ", "PQ nucleus", "SQ", "RQ", "PQ background", *columns[5:], "CPU s per image"]
+    heads += ["updates", "minutes", "M parameters", "REFINE − it: PQ", "PQ nucleus"]
     lines = [heads, ["-"] * len(heads)]
     for name, result in results.items():
         row = [METHODS[name], *(f"{100 * result['metrics'][c]:.1f}" for c in columns)]
-        row += [str(result["updates"]), f"{result['minutes']:.1f}", f"{result['parameters'] / 1e6:.1f}"]
+        row += [f"{result['metrics']['seconds']:.2f}", str(result["updates"]), f"{result['minutes']:.1f}"]
+        row.append(f"{result['parameters'] / 1e6:.1f}")
         base = results.get("refine") if name != "refine" else None
         lines.append([*row, *("" if base is None else difference(folder, name, m) for m in ("PQ", "PQ_things"))])
     machines = sorted({name_machine(result["machine"]) for result in results.values()})
@@ -247,7 +295,13 @@ def difference(folder: Path, name: str, metric: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/dsb2018.yaml", help="(default: configs/dsb2018.yaml)")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="(default: all)")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=list(METHODS),
+        default=["refine", "unet", "maskrcnn"],
+        help="(default: %(default)s)",
+    )
     parser.add_argument("--minutes", type=float, default=20, help="training budget per method (default: 20)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     parser.add_argument("--device", default="cpu", help="(default: cpu)")
@@ -257,6 +311,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--out", type=Path, default=Path("runs/nuclei_baselines"), help="(default: runs/nuclei_baselines)"
     )
     options = parser.parse_args(arguments)
+    if options.device != "cpu" and not PROGRAMS.keys().isdisjoint(options.methods):
+        raise RefineError(f"--device {options.device}: {' and '.join(PROGRAMS)} are measured on the CPU only")
     torch.set_num_threads(options.threads)
     settings = {k: getattr(options, k) for k in ("config", "minutes", "seed", "device", "threads", "max_images")}
     for name in METHODS:
