@@ -61,7 +61,8 @@ def by_image(x: Tensor, op: Callable[[Tensor], Tensor]) -> Tensor:
         return op(x)
     parts = [op(x[n : n + 1, :, :h, :w]) for n, (h, w) in enumerate(valid)]
     scale = parts[0].shape[2] // valid[0][0]
-    return torch.cat([F.pad(p, (0, scale * columns - p.shape[3], 0, scale * rows - p.shape[2])) for p in parts])
+    padded = [F.pad(p, (0, scale * columns - p.shape[3], 0, scale * rows - p.shape[2])) for p in parts]
+    return torch.cat(padded) if len(padded) > 1 else padded[0]  # of one image it would be a copy
 
 
 class SharedStatistics:

@@ -13,27 +13,30 @@ from refine.data.synthetic.scenes import make_scene
 from refine.export.panoptic import THRESHOLDS, ExportPanoptic
 from refine.export.verify import Arrays
 from refine.fusion import FusionConfig
-from refine.modeling.config import ModelConfig, OcclusionConfig
+from refine.modeling.config import ModelConfig, OcclusionConfig, RPNConfig
 from refine.modeling.model import PanopticModel
 from refine.structures import Categories, Category
 
 CATEGORIES = Categories([Category(10 + n, f"c{n}", n < 3, (n, n, n)) for n in range(6)])
-BOXES = {"score_threshold": 0.35, "max_detections": 40}
+BOXES = {"score_threshold": 0.25, "max_detections": 40}
+# Few proposals: of thousands of random boxes, some pair would be so close to the threshold of NMS that rounding
+# decides about it.
+PROPOSALS = RPNConfig(pre_nms_top_n=(200, 150), post_nms_top_n=(200, 150))
 
 
 def _panoptic_fpn() -> ModelConfig:
-    config = tiny_config(0, BOXES)
+    config = tiny_config(0, BOXES, rpn=PROPOSALS)
     return replace(config, semantic_head=replace(config.semantic_head, classes="stuff"))
 
 
 def _cascade() -> ModelConfig:
-    config = tiny_config(3, BOXES | {"ious": [0.5, 0.6, 0.7], "class_agnostic": True})
+    config = tiny_config(3, BOXES | {"ious": [0.5, 0.6, 0.7], "class_agnostic": True}, rpn=PROPOSALS)
     backbone = replace(config.backbone, name="resnet50", deform_stages=[3, 4, 5])
     return replace(config, backbone=backbone, occlusion=OcclusionConfig(conv_channels=16, fc_channels=16))
 
 
 def _residual() -> ModelConfig:
-    config = tiny_config(2, BOXES)
+    config = tiny_config(2, BOXES, rpn=PROPOSALS)
     backbone = replace(config.backbone, norm="frozen_bn", deform_stages=[5], modulated=True)
     ibpp = replace(config.ibpp, exchange="balanced", residual=True, shared=True)
     occlusion = OcclusionConfig(cues=["mask", "label"], conv_channels=16, fc_channels=16)
@@ -51,7 +54,7 @@ def tiny_model(kind: str) -> SavedModel:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if ".offset." in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.01)
             elif "classifier" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.15)
             elif any(part in name for part in ("predictor", "objectness", "deltas")):
@@ -62,7 +65,7 @@ def tiny_model(kind: str) -> SavedModel:
             elif not parameter.any() and parameter.ndim > 1:  # inputs that a balanced exchange adds later
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
     method = "soe" if model.occlusion is not None else "heuristic"
-    fusion = FusionConfig(score_threshold=0.35, stuff_area=20, unknown_erasing=True, ue_threshold=0.4)
+    fusion = FusionConfig(score_threshold=0.25, stuff_area=20, unknown_erasing=True, ue_threshold=0.4)
     return SavedModel(model, CATEGORIES, (160, 320), method, fusion)
 
 
