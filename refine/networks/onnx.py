@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class OnnxSession:
             raise RefineError(
                 f"{source}: cannot be read by ONNX Runtime ({reason}); export the model again"
             ) from error
-        self.metadata = _metadata(self.session.get_modelmeta().custom_metadata_map, source)
+        self.metadata = read_metadata(self.session.get_modelmeta().custom_metadata_map, source)
         self.outputs = [output.name for output in self.session.get_outputs()]
         self._run_options = onnxruntime.RunOptions()
         self._run_options.only_execute_path_to_fetches = True
@@ -76,11 +77,20 @@ class OnnxSession:
         return dict(zip(names, self.session.run(names, feeds, self._run_options), strict=True))
 
 
-def _metadata(entries: Mapping[str, str], source: str) -> dict[str, Any]:
-    try:
-        values = {name: json.loads(value) for name, value in entries.items()}
-    except ValueError:
-        values = {}
+def read_metadata(entries: Mapping[str, str], source: str) -> dict[str, Any]:
+    """Return the entries that `refine export` wrote, from all strings in the metadata of a file.
+
+    Args:
+        entries: metadata of the file.
+        source: name of the file, for error messages.
+
+    Raises:
+        RefineError: the file is not from `refine export`, or from a newer version.
+    """
+    values: dict[str, Any] = {}
+    for name, value in entries.items():
+        with suppress(ValueError):  # tools that change a file add entries of their own
+            values[name] = json.loads(value)
     if not isinstance(values.get("format"), int):
         raise RefineError(f"{source}: was not written by `refine export`; give a file that was")
     if values["format"] > FORMAT:

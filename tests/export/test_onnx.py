@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,10 @@ from PIL import Image
 from refine.checkpoint.folder import load_model, save_model
 from refine.cli.main import main
 from refine.errors import RefineError
+from refine.export.panoptic import OUTPUTS, THRESHOLDS
+from refine.export.verify import compare, require
 from refine.inference.predictor import Predictor
+from refine.networks.onnx import OnnxSession, read_metadata
 from refine.structures import PanopticResult
 
 pytest.importorskip("onnxruntime")
@@ -73,6 +78,11 @@ def test_file_describes_itself(exported):
     assert len(none[0]) == 0
 
 
+def test_entries_of_other_tools_are_ignored():
+    entries = read_metadata({"format": "1", "method": '"soe"', "onnx.infer": "onnxruntime.quant"}, "model.onnx")
+    assert entries == {"format": 1, "method": "soe"}
+
+
 def test_predict_command_takes_exported_model(exported, tmp_path, capsys):
     Image.fromarray(image_of((80, 120)).permute(1, 2, 0).numpy()).save(tmp_path / "scene.png")
     arguments = ["predict", str(tmp_path / "scene.png"), "--checkpoint", str(exported)]
@@ -81,6 +91,20 @@ def test_predict_command_takes_exported_model(exported, tmp_path, capsys):
     assert main([*arguments, "--out", str(tmp_path / "out2"), "--scale", "2"]) == 1
     assert main([*arguments, "--out", str(tmp_path / "out2"), "--device", "cuda"]) == 1
     assert "CPU" in capsys.readouterr().err
+
+
+def test_page_runs_exported_model(exported, tmp_path):
+    pytest.importorskip("gradio")
+    from refine.serve.models import Models
+
+    image, name = image_of((80, 120)), str(exported)
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "scene.png")
+    models = Models(name)
+    upload = models.predict(tmp_path / "scene.png", name)
+    predictor = models.predictor(name)
+    assert _same(models.fuse(upload, predictor.method, predictor.fusion), Predictor("photographs")(image))
+    with pytest.raises(RefineError, match="soe"):  # exported with the heuristic alone
+        models.fuse(upload, "soe", predictor.fusion)
 
 
 def test_other_files_are_refused(tmp_path, capsys):
@@ -119,26 +143,65 @@ def test_javascript_example_draws_an_overlay(exported, tmp_path):
     assert (changed == (result.segment_ids.numpy() > 0)).mean() > 0.99
 
 
+def _dots(count: int) -> torch.Tensor:
+    """Draw count × count bright discs on black, Tensor[3, H, W] uint8."""
+    y, x = torch.meshgrid(torch.arange(32 * count), torch.arange(32 * count), indexing="ij")
+    row, column = y // 32, x // 32
+    apart = torch.hypot(y % 32 - 16.0 + (row * 7 + column * 3) % 5, x % 32 - 16.0 + (row * 5 + column * 11) % 7)
+    light = 180 * torch.sigmoid(8.0 + (row + 2 * column) % 4 - apart) + 20 * torch.rand(
+        y.shape, generator=torch.Generator().manual_seed(0)
+    )
+    return light.byte().expand(3, -1, -1).contiguous()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["nuclei", *CONFIGS])
 def test_every_kind_of_model_equals_pytorch(kind, tmp_path):
-    source = kind
+    """On images of ratio 4:3 and 1:4, of 200 objects, and without objects."""
+    source, path = kind, tmp_path / "model.onnx"
+    drawn = {"scene": image_of((120, 160)), "wide": image_of((64, 256))}
     if kind in CONFIGS:
         source = str(tmp_path / "model")
         save_model(source, tiny_model(kind))
-    images = []
-    for n, size in enumerate([(120, 160), (64, 256)]):
-        images.append(str(tmp_path / f"{n}.png"))
-        Image.fromarray(image_of(size).permute(1, 2, 0).numpy()).save(images[-1])
-    path = tmp_path / "model.onnx"
+    else:
+        drawn["crowd"] = _dots(15)
+    for name, image in drawn.items():
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{name}.png")
+    images = [str(tmp_path / f"{name}.png") for name in drawn]
     assert main(["export", source, "--out", str(path), "--images", *images]) == 0  # compares
-    for size in ((120, 160), (64, 256)):
-        assert _same(Predictor(source)(image_of(size)), Predictor(path)(image_of(size)))
+    ours, theirs = Predictor(source), Predictor(path)
+    for name, image in drawn.items():
+        result = ours(image)
+        assert _same(result, theirs(image)), name
+        assert len(result) > (200 if name == "crowd" else 3)
+    session = OnnxSession(path, str(path))
+    none = Predictor(source, fusion={"score_threshold": 1.0})
+    run = partial(session.run, score_threshold=1.0)
+    require(compare(none, run, [*drawn.items(), ("black", torch.zeros(3, 90, 70, dtype=torch.uint8))]))
+    assert not run(drawn["scene"])["segments_isthing"].any()
+
+
+LOAD = """
+import sys, torch, torchvision
+program = torch.export.load(sys.argv[1]).module()
+thresholds = [torch.tensor(float(x), dtype=torch.float64) for x in sys.argv[3:]]
+torch.save(program(torch.load(sys.argv[2]), *thresholds), sys.argv[2])
+assert "refine" not in sys.modules
+"""
 
 
 @pytest.mark.slow
 def test_torch_format_equals_pytorch(tmp_path):
-    save_model(tmp_path / "model", tiny_model("Panoptic-FPN"))
-    path = tmp_path / "model.pt2"
+    """`refine export` compares the file with PyTorch; another process without refine gets the same from it."""
+    saved = tiny_model("Panoptic-FPN")
+    save_model(tmp_path / "model", saved)
+    path, image = tmp_path / "model.pt2", image_of((90, 120))
     assert main(["export", str(tmp_path / "model"), "--out", str(path), "--format", "torch"]) == 0  # compares
-    assert torch.export.load(path).graph_signature.user_inputs
+    torch.save(image, tmp_path / "x.pt")
+    thresholds = [str(float(getattr(saved.fusion, name))) for name in THRESHOLDS]
+    subprocess.run([sys.executable, "-c", LOAD, path, tmp_path / "x.pt", *thresholds], check=True, cwd=tmp_path)
+    found = torch.load(tmp_path / "x.pt")
+    assert list(found) == [name for name in OUTPUTS if name != "occlusion"]
+    agreements = compare(Predictor(saved), lambda _: {k: v.numpy() for k, v in found.items()}, [("x", image)])
+    require(agreements)
+    assert agreements[0].segments[0] > 3
