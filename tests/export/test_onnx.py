@@ -93,20 +93,6 @@ def test_predict_command_takes_exported_model(exported, tmp_path, capsys):
     assert "CPU" in capsys.readouterr().err
 
 
-def test_page_runs_exported_model(exported, tmp_path):
-    pytest.importorskip("gradio")
-    from refine.serve.models import Models
-
-    image, name = image_of((80, 120)), str(exported)
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "scene.png")
-    models = Models(name)
-    upload = models.predict(tmp_path / "scene.png", name)
-    predictor = models.predictor(name)
-    assert _same(models.fuse(upload, predictor.method, predictor.fusion), Predictor("photographs")(image))
-    with pytest.raises(RefineError, match="soe"):  # exported with the heuristic alone
-        models.fuse(upload, "soe", predictor.fusion)
-
-
 def test_other_files_are_refused(tmp_path, capsys):
     import onnx
 
