@@ -5,7 +5,6 @@ Every start of a worker costs seconds, so that few runs show much.
 
 import json
 import os
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -93,14 +92,10 @@ def test_prediction_does_not_depend_on_workers_interruptions_and_deaths(
     words = ["--checkpoint", str(folder / "model"), "--device", "cpu", "--recursive"]
     assert main(["predict", str(folder / "images"), *words, "--threads", "1", "-o", str(folder / "one")]) == 1
     expected = content(folder / "one")
-    shutil.copy(folder / "images" / "0.png", folder / "images" / "z.png")
     for path in (folder / "images").iterdir():
         write_bytes(bucket / "images" / path.name, path.read_bytes())
     out = bucket / "out"
     words = ["predict", str(bucket / "images"), *words, "--ray", cluster, "-o", str(out)]
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    monkeypatch.setattr("refine.inference.on_ray.PredictWorker", Deadly)
-
     record, recorded = PredictionWriter.record, []
 
     def stop(writer, written):
@@ -114,6 +109,9 @@ def test_prediction_does_not_depend_on_workers_interruptions_and_deaths(
         assert main(words) == 130
     assert [image["file_name"] for image in listed(out)["images"]] == sorted(recorded)
 
+    write_bytes(bucket / "images/z.png", (folder / "images/0.png").read_bytes())
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr("refine.inference.on_ray.PredictWorker", Deadly)
     capsys.readouterr()
     assert main([*words, "--resume"]) == 1
     error = capsys.readouterr().err
