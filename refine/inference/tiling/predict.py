@@ -84,15 +84,13 @@ def predict_tiles(
     statistics, semantic, found = SharedStatistics(), SemanticFile(image.size, folder), list[Found]()
     if len(windows) > 1:
         _measure(statistics, network, image, windows, scale)
-    at_once = GPU_BATCH if predictor.device.type == "cuda" else 1
     with statistics.applied():
-        for numbers, pixels in _read_ahead(image, windows, at_once):
+        for numbers, pixels in _read_ahead(image, windows, GPU_BATCH if predictor.device.type == "cuda" else 1):
             for n, prediction in zip(numbers, _predict(network, pixels, scale, threshold), strict=True):
                 if limits is not None and name not in limits.full:
                     limits.add(name, replace(prediction, scale=1.0), threshold)  # the scale is what was asked for
-                found.append(
-                    _found(prediction, n, windows[n], image.size, predictor.fusion_heads(network), predictor)
-                )
+                heads = predictor.fusion_heads(network)
+                found.append(_found(prediction, n, windows[n], image.size, heads, predictor))
                 _write_core(semantic, prediction, windows[n])
             advance(len(found), len(windows))
     stitched = stitch(found, windows, image.size)
