@@ -70,6 +70,12 @@ def make_tables(base: Path, options: argparse.Namespace, overrides: Sequence[str
     from refine.experiments.tables import load_table, only, paper_schedule
     from refine.runtime import is_first
 
+    given = [f"--{name}" for name in ("checkpoint", "occlusion") if getattr(options, name)]
+    if given:
+        raise RefineError(
+            f"{given[0]}: {options.table[0]} trains its models; for the fusion rules of existing ones, give the "
+            "table order"
+        )
     out = Path(options.out)
     tables = [load_table(name) for name in options.table]
     if options.rows is not None:
@@ -106,6 +112,8 @@ def evaluate_checkpoints(base: Path, options: argparse.Namespace, overrides: Seq
     name = next(table for table in options.table if table in OF_CHECKPOINTS)
     if len(options.table) > 1 or not options.checkpoint:
         raise RefineError(f"{name}: expected no other table, and --checkpoint RUN [RUN …]")
+    if options.rows is not None or options.paper_schedule or options.budget is not None:
+        raise RefineError(f"{name}: trains nothing; omit --rows, --paper-schedule and --budget")
     if options.occlusion and name != "order":
         raise RefineError(f"{name}: --occlusion is for the table order; omit it")
     config = load_run(base, overrides)

@@ -1,5 +1,7 @@
 """The value of the order: fusion with the true order, and the table of a checkpoint."""
 
+import re
+
 import pytest
 import torch
 from helpers.tiny_run import tiny_model, tiny_run, write_dataset
@@ -70,3 +72,19 @@ def test_table_of_a_checkpoint(tmp_path, capsys):
     both = [str(tmp_path / "plain"), str(tmp_path / "head")]
     with pytest.raises(RefineError, match=r"head: has other heads than .*plain"):
         measure_order(both, dataset, tmp_path / "out", max_images=1, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("rules --checkpoint nuclei", "--checkpoint: rules trains its models; .* the table order"),
+        ("table5 --occlusion head", "--occlusion: table5 trains"),
+        ("order", "expected no other table, and --checkpoint"),
+        ("order --checkpoint nuclei --rows SOE", "order: trains nothing; omit --rows"),
+        ("routes --checkpoint nuclei --budget 1", "routes: trains nothing"),
+        ("routes --checkpoint nuclei --occlusion head", "routes: --occlusion is for the table order"),
+    ],
+)
+def test_options_of_the_other_kind_of_table_are_refused(words, message, capsys):
+    assert main(["reproduce", *words.split(), "--data", "scenes"]) == 1
+    assert re.search(message, capsys.readouterr().err)
