@@ -152,7 +152,7 @@ def _read_description(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
     sides = size if isinstance(size, list) else []
     if len(sides) != 2 or not all(type(side) is int and MIN_SIDE <= side <= MAX_SIDE for side in sides):
         raise RefineError(
-            f"{path}: test_size is {size!r:.60}, expected [short, long], {MIN_SIDE} to {MAX_SIDE} px; correct it"
+            f"{path}: test_size is {size!r:.60}, expected [short, long] px, {MIN_SIDE} to {MAX_SIDE}; correct it"
         )
     try:
         config = from_mapping(ModelConfig, description["model"], f"{path}: model")

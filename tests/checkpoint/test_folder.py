@@ -103,7 +103,7 @@ def test_unexpected_weights_raise(saved: SavedModel, tmp_path: Path) -> None:
         ({"test_size": [0, 5]}, r"test_size is \[0, 5\]"),
         ({"fusion": "wide"}, "fusion is 'wide', expected a mapping"),
         ({"test_size": [64, 10**9]}, "2 to 16384"),
-        ({"test_size": [1, 64]}, r"test_size is \[1, 64\], expected \[short, long\] in pixels, 2 to 16384"),
+        ({"test_size": [1, 64]}, r"test_size is \[1, 64\], expected \[short, long\] px, 2 to 16384"),
         ({"test_size": [True, 5]}, "test_size"),
         ({"model": {"rpn": 3}}, r"config\.json: model\.rpn: expected a mapping, got 3"),
         ({"model": {"rpn": {"num_convs": None}}}, r"model\.rpn\.num_convs: expected a value, got null"),

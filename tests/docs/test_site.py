@@ -96,7 +96,7 @@ def test_every_public_name_and_command_has_its_reference(site):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_names_of_the_code_exist(page):
     for name in NAME.findall(page.read_text(encoding="utf-8")):
-        if not name.endswith((".yaml", ".py", ".safetensors")):
+        if not name.endswith((".yaml", ".py", ".safetensors", ".json")):
             locate(name)
 
 

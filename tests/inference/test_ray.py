@@ -104,9 +104,11 @@ def test_prediction_does_not_depend_on_workers_interruptions_and_deaths(
         if len(recorded) == 3:
             signal.raise_signal(signal.SIGINT)
 
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist ignores the signal
     with monkeypatch.context() as patch:
         patch.setattr(PredictionWriter, "record", stop)
         assert main(words) == 130
+    signal.signal(signal.SIGINT, handler)
     assert [image["file_name"] for image in listed(out)["images"]] == sorted(recorded)
 
     write_bytes(bucket / "images/z.png", (folder / "images/0.png").read_bytes())

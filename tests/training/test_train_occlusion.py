@@ -109,7 +109,7 @@ def native(tmp_path_factory):
     """Folders of a network with an occlusion head, of the same without it, and of the head alone."""
     folder = tmp_path_factory.mktemp("models")
     whole = tiny_model("residual balanced REFINE")
-    whole.fusion = replace(whole.fusion, score_threshold=0.35, stuff_area=0, pair_overlap=0.05)
+    whole.fusion = replace(whole.fusion, score_threshold=0.25, stuff_area=0, pair_overlap=0.05)
     _spread(whole)
     part = PanopticModel(replace(whole.model.config, occlusion=None), 3, 6).eval()
     part.load_state_dict(whole.model.state_dict(), strict=False)
