@@ -16,6 +16,7 @@ process is reported too, because its ratio hardly depends on other load.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from turns import take_turns
 
 from refine.checkpoint.folder import SavedModel
@@ -99,6 +101,13 @@ def with_all_masks(predictor: Predictor, image: torch.Tensor) -> None:
     predictor.fuse(predictor.predict_raw([image])[0])
 
 
+def count_gflop(run: Callable[[], None]) -> float:
+    """Return the 10⁹ operations of convolutions and matrix products, two per multiply-add."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops() / 1e9
+
+
 def count_pairs(predictor: Predictor, image: torch.Tensor) -> int:
     """Return the number of pairs that the occlusion head evaluates for an image."""
     head, counts = predictor.model.occlusion, [0]
@@ -139,11 +148,12 @@ def main() -> None:
     predict = with_all_masks if options.all else Predictor.__call__
     runs = {name: partial(predict, model, image.to(device)) for name, model in models.items()}
     numbers = take_turns(runs, options.rounds, device)
-    table = Table("network", "wall s", "CPU s", "ratio wall", "ratio CPU", "pairs")
+    table = Table("network", "wall s", "CPU s", "ratio wall", "ratio CPU", "GFLOP", "pairs")
     for name, row in numbers.items():
         row["pairs"] = count_pairs(models[name], image.to(device))
         figures = (f"{row[k]:.2f}" for k in ("wall_s", "cpu_s", "ratio_wall", "ratio_cpu"))
-        table.add_row(name, *figures, f"{row['pairs']}")
+        row["gflop"] = count_gflop(runs[name])
+        table.add_row(name, *figures, f"{row['gflop']:.0f}", f"{row['pairs']}")
     Console().print(table)
     if options.out:
         write_json(options.out, {"machine": describe_machine(device), "networks": numbers}, indent=1)
