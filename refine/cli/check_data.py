@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from refine.cli.datasets import dataset_paths, names_dataset
 from refine.cli.options import (
     add_image_options,
     count_from,
@@ -33,15 +34,13 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         "--threads", type=count_from(1, 1024), help="reading threads (default: one per core, at most 8)"
     )
     options = parser.parse_args(arguments)
-    coco_options = (options.images, options.json, options.segments)
     if options.cityscapes:
-        readings = (options.exif, options.page, options.channel, options.range)
-        if not options.split or any((*coco_options, options.remap, options.instances, *readings)):
+        if not options.split or not names_dataset(options):
             parser.error("--cityscapes needs --split, and excludes the options for COCO panoptic format")
-    elif options.split or not all(coco_options):
+    elif options.split or not names_dataset(options):
         parser.error("give --images, --json and --segments, or --cityscapes and --split")
 
-    require_paths([*coco_options, options.remap, options.instances, options.cityscapes])
+    require_paths([*dataset_paths(options), options.cityscapes])
 
     from refine.data.check.dataset import check_cityscapes, check_dataset
     from refine.errors import RefineError
@@ -53,7 +52,9 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         report = check_cityscapes(options.cityscapes, options.split, threads=options.threads, progress=progress)
     else:
         report = check_dataset(
-            *coco_options,
+            options.images,
+            options.json,
+            options.segments,
             options.remap,
             options.instances,
             exif=options.exif,

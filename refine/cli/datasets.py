@@ -34,6 +34,18 @@ def dataset_paths(options: argparse.Namespace) -> list[str | None]:
     return [options.images, options.json, options.segments, options.remap, options.instances]
 
 
+def coco_options(options: argparse.Namespace) -> list[Any]:
+    """Return the values of all options that are for COCO panoptic data alone."""
+    return [*dataset_paths(options), options.exif, options.page, options.channel, options.range]
+
+
+def names_dataset(options: argparse.Namespace) -> bool:
+    """Return whether the options name one data set: COCO panoptic data completely, or Cityscapes alone."""
+    if options.cityscapes:
+        return not any(coco_options(options))
+    return all((options.images, options.json, options.segments))
+
+
 def dataset_config(options: argparse.Namespace) -> DatasetConfig:
     """Return the data set that the options name; `options.split` is the split of Cityscapes.
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from refine.cli.datasets import add_dataset, dataset_config, dataset_paths
+from refine.cli.datasets import add_dataset, coco_options, dataset_config, dataset_paths, names_dataset
 from refine.cli.networks import add_model, check_model, note_remarks
 from refine.cli.options import (
     FUSION,
@@ -37,18 +37,15 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         *(getattr(options, name) for name in FUSION),
     ]
     of_files = [options.gt, options.gt_dir, options.pred, options.pred_dir]
-    coco = [options.images, options.json, options.segments]
-    of_model = [options.checkpoint, *([options.cityscapes] if options.cityscapes else coco)]
-    paths = dataset_paths(options)
-    coco_only = [*paths, options.exif, options.page, options.channel, options.range]
-    from_files = all(of_files) and not any([*of_model, *coco_only]) and all(value is None for value in rule)
-    from_model = all(of_model) and not any(of_files) and not (options.cityscapes and any(coco_only))
+    of_model = [options.checkpoint, options.cityscapes, *coco_options(options)]
+    from_files = all(of_files) and not any(of_model) and all(value is None for value in rule)
+    from_model = options.checkpoint and names_dataset(options) and not any(of_files)
     if not (from_files or from_model):
         parser.error(
             "give --gt, --gt-dir, --pred and --pred-dir; or --checkpoint with --images, --json and --segments; "
             "or --checkpoint with --cityscapes; --method, the thresholds, --semantic, --occlusion need --checkpoint"
         )
-    require_paths([*of_files, *paths, options.cityscapes])
+    require_paths([*of_files, *dataset_paths(options), options.cityscapes])
     _check_out(options.out, [options.gt, options.pred, options.json, options.remap, options.instances])
     if options.checkpoint:
         check_model(options)

@@ -6,8 +6,9 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 
-from refine.cli.datasets import add_dataset, dataset_config, dataset_paths
+from refine.cli.datasets import add_dataset, dataset_config, dataset_paths, names_dataset
 from refine.cli.networks import add_model, check_model, note_remarks
 from refine.cli.options import (
     add_image_options,
@@ -23,9 +24,7 @@ from refine.cli.options import (
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser = _parser(prog, description)
     options = parser.parse_args(arguments)
-    coco = [options.images, options.json, options.segments]
-    coco_only = [*dataset_paths(options), options.exif, options.page, options.channel, options.range]
-    if any(coco_only) if options.cityscapes else not all(coco):
+    if not names_dataset(options):
         parser.error("give --images, --json and --segments, or --cityscapes without the options of the others")
     require_paths([*dataset_paths(options), options.cityscapes])
     check_model(options)
@@ -38,16 +37,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     from refine.runtime import set_threads
     from refine.training.occlusion import OcclusionTraining, train_occlusion
 
-    training = OcclusionTraining(
-        min_score=options.min_score,
-        pair_overlap=options.pair_overlap,
-        false_pairs=options.false_pairs,
-        width=options.width,
-        steps=options.steps,
-        batch=options.batch,
-        lr=options.lr,
-        seed=options.seed,
-    )
+    training = OcclusionTraining(**{f.name: getattr(options, f.name) for f in fields(OcclusionTraining)})
     dataset = build_dataset(dataset_config(options))
     set_threads(options.threads)
     predictor = Predictor(options.model, device=options.device)
