@@ -57,7 +57,6 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
             options.segments,
             options.remap,
             options.instances,
-            exif=options.exif,
             options=image_options(options),
             threads=options.threads,
             progress=progress,

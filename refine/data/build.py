@@ -29,6 +29,5 @@ def build_dataset(config: DatasetConfig, where: str = "data") -> PanopticDataset
         str(config.segments),
         remap=config.remap,
         instances=config.instances,
-        exif=config.exif,
-        options=ImageOptions(config.page, config.channel, config.range),
+        options=ImageOptions(config.page, config.channel, config.range, exif=config.exif),
     )

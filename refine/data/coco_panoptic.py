@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from refine.formats.id_png import read_runs
 from refine.formats.images import read_image
 from refine.formats.instances_json import InstanceFile
 from refine.formats.panoptic_json import PanopticJson
-from refine.formats.raw import Exif, ImageOptions
+from refine.formats.raw import ImageOptions
 from refine.formats.runs import Runs
 from refine.formats.segments_info import CLASS, CROWD, ID
 from refine.structures import VOID
@@ -62,8 +62,7 @@ class CocoPanoptic:
             taken from its masks, which may overlap; the semantic map and `Targets.owner` still come from the
             panoptic map, and instances are matched to segments by `match_segments`. Instances of things that
             the remap turns into stuff are skipped.
-        exif: how images with EXIF rotation were annotated, see `ImageOptions`.
-        options: page, channel and range of values of the images, see `read_image`.
+        options: page, channel, range of values and EXIF rotation of the images, see `ImageOptions`.
 
     Raises:
         RefineError: a field of a JSON is missing, a category or image is unknown, or an id is used twice.
@@ -77,10 +76,9 @@ class CocoPanoptic:
         *,
         remap: str | Path | None = None,
         instances: str | Path | None = None,
-        exif: Exif | None = None,
         options: ImageOptions | None = None,
     ) -> None:
-        self._options = replace(options or ImageOptions(), exif=exif)
+        self._options = options or ImageOptions()
         self.images, self.json, self.segments = Path(images), Path(json), Path(segments)
         content = PanopticJson(json)
         source = self.categories = content.categories
@@ -144,7 +142,7 @@ class CocoPanoptic:
     def __getitem__(self, index: int) -> tuple[Tensor, SegmentMap]:
         """Return the image, Tensor[3, H, W] uint8 RGB, and its segment map.
 
-        An image with EXIF rotation is rotated according to `exif`, see `read_image`.
+        An image with EXIF rotation is rotated according to `options.exif`, see `read_image`.
 
         Raises:
             RefineError: a file is missing or damaged, sizes differ, or ids of PNG and JSON differ.

@@ -107,7 +107,7 @@ def test_images_are_rotated_as_annotated(tmp_path: Path, orientation: int, annot
         stored = drawn.transpose(undo.get(orientation) or Image.Transpose[turns[orientation]])
     stored.save(path, exif=exif)
     expected = np.asarray(drawn)
-    image, _ = load(files, exif=annotated)[0]
+    image, _ = load(files, options=ImageOptions(exif=annotated))[0]
     np.testing.assert_array_equal(image.permute(1, 2, 0), expected)
     if orientation >= 5:  # the size determines the orientation
         image, _ = load(files)[0]
@@ -118,7 +118,7 @@ def test_images_are_rotated_as_annotated(tmp_path: Path, orientation: int, annot
         load(files)[0]
     (error,) = check_dataset(files.images, files.json, files.segments).errors
     assert "set exif of the data set" in error.message
-    assert check_dataset(files.images, files.json, files.segments, exif="stored").ok
+    assert check_dataset(files.images, files.json, files.segments, options=ImageOptions(exif="stored")).ok
 
 
 def _remap(tmp_path: Path, target: dict[str, int | str | None]) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -20,7 +19,7 @@ from refine.errors import RefineError
 from refine.formats.image_list import SUFFIXES
 from refine.formats.instances_json import InstanceFile
 from refine.formats.panoptic_json import PanopticJson
-from refine.formats.raw import Exif, ImageOptions
+from refine.formats.raw import ImageOptions
 from refine.structures import Categories, Category
 
 T = TypeVar("T")
@@ -35,7 +34,6 @@ def check_dataset(
     remap: str | Path | None = None,
     instances: str | Path | None = None,
     *,
-    exif: Exif | None = None,
     options: ImageOptions | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -45,7 +43,7 @@ def check_dataset(
     Apart from the content of the JSON, memory holds only a few images per thread.
 
     Args:
-        images, json, segments, remap, instances, exif, options: as in `CocoPanoptic`.
+        images, json, segments, remap, instances, options: as in `CocoPanoptic`.
         threads: number of threads that read images; if None, one per core, at most 8.
         progress: called after every few images.
 
@@ -65,9 +63,7 @@ def check_dataset(
     names = (image.file_name for image in content.images.values())
     _unlisted(report, image_folder, (image_folder / name for name in names if name is not None), SUFFIXES)
     _unlisted(report, pngs, (entry.png for entry in found), {".png"})
-    context = Context(
-        isthing, {number: number for number in isthing}, options=replace(options or ImageOptions(), exif=exif)
-    )
+    context = Context(isthing, {number: number for number in isthing}, options=options)
     categories = content.categories
     if remap is not None and (changes := _open_remap(report, remap, categories)) is not None:
         context.target, categories = changes.target, changes.categories
