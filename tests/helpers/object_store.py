@@ -1,5 +1,6 @@
 """S3 server on the loopback address: moto, as real software in front of a store in memory."""
 
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +12,15 @@ from refine.storage import Url, list_folder, local_copy
 
 @contextmanager
 def s3_bucket() -> Iterator[Url]:
-    """Start a server, and provide the URL of an empty bucket; the environment points to the server meanwhile."""
+    """Start a server, and provide the URL of an empty bucket; the environment points to the server meanwhile.
+
+    moto's store belongs to the process, not to a server: what the tests of another file left is removed first.
+    """
     server, s3fs = pytest.importorskip("moto.server"), pytest.importorskip("s3fs")
     s3 = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     s3.start()
     host, port = s3.get_host_and_port()
+    urllib.request.urlopen(f"http://{host}:{port}/moto-api/reset", b"").close()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
         patch.setenv("AWS_ACCESS_KEY_ID", "key")
