@@ -2,6 +2,7 @@
 
     bash benchmarks/gpu.sh --out gpu
     bash benchmarks/gpu.sh --device cpu --size small --out rehearsal
+    bash benchmarks/gpu.sh --networks refine_r50 --modes fp32 bf16 --batch 8 --rounds 5 --out gpu   # in two minutes
 
 - networks: images per second of the configs of the paper's tables with random weights, from the image to the
   panoptic map, in fp32, bf16 and compiled bf16; one image at a time, and with the batch that is fastest.
@@ -19,6 +20,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -163,12 +166,12 @@ def build(name: str, scale: Scale) -> tuple[RunConfig, SavedModel]:
     )
 
 
-def networks(report: Report, scale: Scale, device: str) -> None:
-    """Measure every network in every mode, with one image and with the fastest batch."""
+def networks(report: Report, scale: Scale, device: str, modes: list[str]) -> None:
+    """Measure every network in these modes, with one image and with the fastest batch."""
     for name in scale.configs:
         _, saved = build(name, scale)
         saved.model.to(device)
-        for mode, settings in MODES.items():
+        for mode in modes:
             costs: dict[int, Cost] = {}
             while not costs or (max(costs) < scale.max_batch and _grows(costs)):
                 batch = 2 * max(costs, default=0) or 1
@@ -177,7 +180,7 @@ def networks(report: Report, scale: Scale, device: str) -> None:
                     if device != "cpu":
                         torch.cuda.reset_peak_memory_stats()
                     costs[batch] = measure_cost(
-                        saved, size=scale.image, batch=batch, device=device, rounds=scale.rounds, **settings
+                        saved, size=scale.image, batch=batch, device=device, rounds=scale.rounds, **MODES[mode]
                     )
                 if len(report.failed) > before:
                     break
@@ -283,6 +286,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", help="(default: cuda)")
     parser.add_argument("--size", choices=SCALES, default="full", help="(default: full)")
+    parser.add_argument("--networks", nargs="+", choices=SCALES["full"].configs, help="(default: those of --size)")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="(default: all)")
+    parser.add_argument("--batch", type=int, help="largest batch to try (default: that of --size)")
+    parser.add_argument("--rounds", type=int, help="timed runs of each figure (default: those of --size)")
     parser.add_argument("--train", type=Path, help="training config whose data exist (default: drawn scenes)")
     parser.add_argument("--onnx", type=Path, help="file of `refine export` to run as well")
     parser.add_argument(
@@ -290,9 +297,15 @@ def main() -> int:
     )
     options = parser.parse_args()
     scale, report = SCALES[options.size], Report()
+    scale = replace(
+        scale,
+        configs=tuple(options.networks or scale.configs),
+        max_batch=options.batch or scale.max_batch,
+        rounds=options.rounds or scale.rounds,
+    )
     machine = describe_machine(torch.device(options.device))
     with report.attempt("networks"):
-        networks(report, scale, options.device)
+        networks(report, scale, options.device, options.modes)
     with report.attempt("fusion"):
         fuse_on_device(report, scale, options.device)
     with report.attempt("training"):
@@ -301,7 +314,7 @@ def main() -> int:
         with report.attempt("exported model"):
             exported(report, scale, options.onnx)
     options.out.mkdir(parents=True, exist_ok=True)
-    command = f"bash benchmarks/gpu.sh --device {options.device} --size {options.size}"
+    command = f"bash benchmarks/gpu.sh {shlex.join(sys.argv[1:])}"
     write_bytes(options.out / "gpu.md", report.markdown(machine, command).encode())
     everything = {"machine": machine, "size": options.size, "parts": report.parts, "failed": report.failed}
     write_json(options.out / "gpu.json", everything, indent=1)
