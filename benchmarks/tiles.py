@@ -36,9 +36,8 @@ from refine.experiments.machine import describe_machine, name_machine
 from refine.formats.id_png import read_png
 from refine.formats.images import read_image
 from refine.formats.panoptic_json import Annotation, PanopticJson
-from refine.inference.image_job import NO_LIMIT
 from refine.inference.predictor import Predictor
-from refine.inference.tiling.plan import Tiling
+from refine.inference.tiling.plan import NO_LIMIT, Tiling
 from refine.structures import Categories, PanopticResult
 
 

@@ -27,16 +27,13 @@ from refine.fusion.bands import MOST_SEGMENTS, FusedBands
 from refine.inference.limits import Limits
 from refine.inference.pipeline import Job
 from refine.inference.predictor import Predictor
-from refine.inference.tiling.plan import Tiling, check_scale
+from refine.inference.tiling.plan import NO_LIMIT, Tiling, check_scale
 from refine.inference.tiling.predict import check_tiles, is_large, predict_tiles
 from refine.networks.choice import ModelChoice
 from refine.savers import SAVERS, encode
 from refine.storage import Stamp, local_copy, stamp
 from refine.structures import PanopticResult, Prediction
 from refine.structures.images import padded_size
-
-NO_LIMIT = 2**31
-"""Long side in pixels that no image reaches."""
 
 TIFFS = (".tif", ".tiff")
 """Suffixes of files of which parts can be read."""

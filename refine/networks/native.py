@@ -18,13 +18,28 @@ from refine.fusion.config import Head
 from refine.modeling.model import PanopticModel
 from refine.modeling.output import NetworkOutput
 from refine.networks.network import Network
-from refine.ops.semantic import semantic_map, semantic_probabilities
+from refine.ops.semantic import Grid, semantic_map, semantic_probabilities
 from refine.runtime import find_device
 from refine.structures import Instances, Prediction
 from refine.structures.images import padded_size
 from refine.tensors import digest
 
 Precision = Literal["32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Image, or part of one, that is resized for the network.
+
+    Attributes:
+        pixels: resized pixels, Tensor[3, h, w] uint8 RGB.
+        size: (height, width) in pixels of the image.
+        grid: place of the resized pixels in the part; None stands for pixels that fill it.
+    """
+
+    pixels: Tensor
+    size: tuple[int, int]
+    grid: Grid | None = None
 
 
 class NativeNetwork(Network):
@@ -63,24 +78,31 @@ class NativeNetwork(Network):
     def predict(self, images: Sequence[Tensor], min_score: float = 0.0) -> list[Prediction]:
         """Predict images; those that are padded to the same size share a batch. See `Network.predict`."""
         assert self.test_size is not None
+        sizes = [(image.shape[1], image.shape[2]) for image in images]
         resized = [resize_for_test(image.to(self.device), *self.test_size) for image in images]
+        predictions = self.predict_parts([Part(*part) for part in zip(resized, sizes, strict=True)], min_score)
+        scales = [fit_scale(size, *self.test_size) for size in sizes]
+        return [replace(p, scale=scale) for p, scale in zip(predictions, scales, strict=True)]
+
+    def predict_parts(self, parts: Sequence[Part], min_score: float = 0.0) -> list[Prediction]:
+        """Predict images that are resized already; otherwise as `predict`.
+
+        Returns:
+            One prediction per part, at its size and with scale 1.
+        """
         batches: dict[tuple[int, int], list[int]] = {}
-        for n, image in enumerate(resized):
-            frame = padded_size((image.shape[1], image.shape[2]), self.model.config.divisor)
+        for n, part in enumerate(parts):
+            frame = padded_size((part.pixels.shape[1], part.pixels.shape[2]), self.model.config.divisor)
             batches.setdefault(frame, []).append(n)
         outputs: dict[int, NetworkOutput] = {}
         for indices in batches.values():
-            batch = self.model.image_batch([resized[n] for n in indices])
+            batch = self.model.image_batch([parts[n].pixels for n in indices])
             with _evaluation_mode(self.model), self._precision():
                 outputs |= zip(indices, self.model.predict(batch, min_score), strict=True)
         for n, output in outputs.items():
-            output.check_finite(f"image {n + 1} of {len(images)}")
-        predictions = []
-        for n, image in enumerate(images):
-            size = (image.shape[1], image.shape[2])
-            prediction = rescale(outputs[n], size, self.model.semantic_classes)
-            predictions.append(replace(prediction, scale=fit_scale(size, *self.test_size)))
-        return predictions
+            output.check_finite(f"image {n + 1} of {len(parts)}")
+        classes = self.model.semantic_classes
+        return [rescale(outputs[n], part.size, classes, part.grid) for n, part in enumerate(parts)]
 
     def digest(self) -> str:
         """Return a digest of the weights and their names."""
@@ -154,31 +176,37 @@ class ClassProbabilities:
         image_size: (height, width) of the resized image in pixels.
         output_size: (height, width) of the original image in pixels.
         classes: Tensor[L] int64, class of each channel, or below 0 for none.
+        grid: place of the resized image in the output; None stands for one that fills it.
     """
 
     logits: Tensor
     image_size: tuple[int, int]
     output_size: tuple[int, int]
     classes: Tensor
+    grid: Grid | None = None
 
     def __call__(self) -> Tensor:
-        of_channels = semantic_probabilities(self.logits, self.image_size, self.output_size)
+        of_channels = semantic_probabilities(self.logits, self.image_size, self.output_size, grid=self.grid)
         known = self.classes >= 0
         of_classes = of_channels.new_zeros(int(self.classes.max()) + 1, *self.output_size)
         return of_classes.index_copy(0, self.classes[known], of_channels[known])
 
 
-def rescale(prediction: NetworkOutput, size: tuple[int, int], semantic_classes: Tensor) -> Prediction:
+def rescale(
+    prediction: NetworkOutput, size: tuple[int, int], semantic_classes: Tensor, grid: Grid | None = None
+) -> Prediction:
     """Rescale a prediction from the resized image to the original image.
 
     Args:
         prediction: output of the network for the resized image.
         size: (height, width) of the original image in pixels.
         semantic_classes: Tensor[L] int64, class of each semantic channel.
+        grid: place of the resized image in the original; None stands for one that fills it.
     """
-    channels, confidence = semantic_map(prediction.sem_logits, prediction.image_size, size)
+    channels, confidence = semantic_map(prediction.sem_logits, prediction.image_size, size, grid=grid)
     (height, width), instances = prediction.image_size, prediction.instances
-    scale = instances.boxes.new_tensor([size[1] / width, size[0] / height] * 2)
-    instances = replace(instances, image_size=size, boxes=instances.boxes * scale)
-    probabilities = ClassProbabilities(prediction.sem_logits, prediction.image_size, size, semantic_classes)
+    (down, right), origin = (grid.step, grid.origin) if grid else ((size[0] / height, size[1] / width), (0, 0))
+    scale, begin = (instances.boxes.new_tensor(pair * 2) for pair in ((right, down), origin[::-1]))
+    instances = replace(instances, image_size=size, boxes=instances.boxes * scale + begin)
+    probabilities = ClassProbabilities(prediction.sem_logits, prediction.image_size, size, semantic_classes, grid)
     return Prediction(instances, semantic_classes[channels.long()], confidence, probabilities)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,25 @@ BLOCK = 64
 """Output columns computed at a time; small enough for interpolation by a dense matrix product."""
 
 
+@dataclass(frozen=True)
+class Grid:
+    """Place of the pixels of a network's input in the output, which may be a part of a larger image.
+
+    Attributes:
+        step: (y, x) distance of neighbouring input pixels in pixels of the output.
+        origin: (y, x) corner of the first input pixel in pixels of the output.
+    """
+
+    step: tuple[float, float]
+    origin: tuple[float, float] = (0.0, 0.0)
+
+
 def semantic_map(
-    logits: Tensor, image_size: tuple[int, int], output_size: tuple[int, int], stride: int = 4
+    logits: Tensor,
+    image_size: tuple[int, int],
+    output_size: tuple[int, int],
+    stride: int = 4,
+    grid: Grid | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Upsample logits and return the best class and its softmax probability.
 
@@ -31,16 +49,16 @@ def semantic_map(
         image_size: (height, width) of the unpadded network input in pixels.
         output_size: (height, width) of the result in pixels.
         stride: input pixels per logit.
+        grid: place of the input in the output; None stands for an input that fills the output.
 
     Returns:
         labels: Tensor[output_size] int64, 0..L-1, the lowest index in case of a tie.
         confidence: Tensor[output_size] float32, 0-1.
     """
     logits = logits.detach().float()
-    if stride == 4 and tuple(image_size) == tuple(output_size) and logits.device.type == "cpu":
+    if stride == 4 and grid is None and tuple(image_size) == tuple(output_size) and logits.device.type == "cpu":
         return labels_and_confidence_x4(logits, image_size)
-    vertical = _weights(logits, 1, image_size[0], output_size[0], stride)
-    horizontal = _weights(logits, 2, image_size[1], output_size[1], stride)
+    vertical, horizontal = _weights(logits, image_size, output_size, stride, grid)
     return _best(logits, vertical, horizontal, lambda best, part: 1 / part.sub_(best).exp_().sum(0))
 
 
@@ -97,22 +115,44 @@ def _best(
 
 
 def semantic_probabilities(
-    logits: Tensor, image_size: tuple[int, int], output_size: tuple[int, int], stride: int = 4
+    logits: Tensor,
+    image_size: tuple[int, int],
+    output_size: tuple[int, int],
+    stride: int = 4,
+    grid: Grid | None = None,
 ) -> Tensor:
     """Return the probability of each class: Tensor[L, *output_size] float32; arguments as in `semantic_map`."""
     logits = logits.detach().float()
-    vertical = _weights(logits, 1, image_size[0], output_size[0], stride)
-    horizontal = _weights(logits, 2, image_size[1], output_size[1], stride)
+    vertical, horizontal = _weights(logits, image_size, output_size, stride, grid)
     return (vertical.T @ logits @ horizontal).softmax(0)
 
 
-def _weights(logits: Tensor, axis: int, image: int, output: int, stride: int) -> Tensor:
-    """Return both interpolations along one axis as one matrix: Tensor[logits.shape[axis], output]."""
-    samples = torch.eye(logits.shape[axis], device=logits.device)[None]
-    full = F.interpolate(samples, scale_factor=stride, mode="linear", align_corners=False)[..., :image]
-    if image != output:
-        full = F.interpolate(full, size=output, mode="linear", align_corners=False)
-    return full[0]
+def _weights(
+    logits: Tensor, image_size: tuple[int, int], output_size: tuple[int, int], stride: int, grid: Grid | None
+) -> list[Tensor]:
+    """Return both interpolations along y and along x as one matrix each, Tensor[logits, output]."""
+    matrices = []
+    for axis, (image, output) in enumerate(zip(image_size, output_size, strict=True)):
+        samples = torch.eye(logits.shape[axis + 1], device=logits.device)[None]
+        full = F.interpolate(samples, scale_factor=stride, mode="linear", align_corners=False)[..., :image]
+        if grid is not None:
+            full = _interpolate(full, output, grid.step[axis], grid.origin[axis])
+        elif image != output:
+            full = F.interpolate(full, size=output, mode="linear", align_corners=False)
+        matrices.append(full[0])
+    return matrices
+
+
+def _interpolate(rows: Tensor, count: int, step: float, origin: float) -> Tensor:
+    """Interpolate Tensor[..., n] linearly at `count` places, those of a `Grid` along one axis.
+
+    For rows that fill the places this is `F.interpolate` with align_corners=False.
+    """
+    places = (torch.arange(count, dtype=torch.float64) + 0.5 - origin) / step - 0.5
+    places = places.clamp(0, rows.shape[-1] - 1).to(rows)
+    low = places.long()
+    part, high = places - low, (low + 1).clamp(max=rows.shape[-1] - 1)
+    return rows[..., low] * (1 - part) + rows[..., high] * part
 
 
 def _resizing(maps: Tensor, axis: int, output: int) -> Tensor:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from refine.ops.semantic import semantic_map, semantic_probabilities
+from refine.ops.semantic import Grid, semantic_map, semantic_probabilities
 
 
 def reference(logits: Tensor, image_size: tuple[int, int], output_size: tuple[int, int], stride: int = 4) -> Tensor:
@@ -61,6 +61,24 @@ def test_padding_is_cropped(padding):
 )
 def test_other_sizes_and_strides(output, stride):
     check(torch.randn(6, 16, 24) * 3, (min(60, 16 * stride), min(90, 24 * stride)), output, stride)
+
+
+@pytest.mark.parametrize("output", [(97, 139), (40, 61)])
+def test_a_part_on_its_grid_equals_the_part_of_the_whole(output):
+    logits, resized, begin = torch.randn(5, 16, 24) * 3, (61, 94), 16
+    step = output[0] / resized[0], output[1] / resized[1]
+    first = [int(begin * factor) for factor in step]  # pixel of the output in which the part begins
+    size = (output[0] - first[0], output[1] - first[1])
+    grid = Grid(step, (begin * step[0] - first[0], begin * step[1] - first[1]))
+    part, image_size = logits[:, begin // 4 :, begin // 4 :], (resized[0] - begin, resized[1] - begin)
+    expected = semantic_probabilities(logits, resized, output)[:, first[0] :, first[1] :]
+    inner = slice(4, None), slice(4, None)  # beside its border the part lacks the logits before it
+    probabilities = semantic_probabilities(part, image_size, size, grid=grid)
+    torch.testing.assert_close(probabilities[:, *inner], expected[:, *inner], atol=3e-5, rtol=0)
+    labels, confidence = semantic_map(part, image_size, size, grid=grid)
+    torch.testing.assert_close(confidence, probabilities.amax(0), atol=3e-5, rtol=0)
+    chosen = probabilities.gather(0, labels[None])[0]
+    torch.testing.assert_close(chosen, probabilities.amax(0), atol=3e-5, rtol=0)
 
 
 @pytest.mark.parametrize("size", [(33, 41), (64, 70)])

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
+from refine.data.transforms import network_size
 from refine.errors import RefineError
 
+NO_LIMIT = 2**31
+"""Long side in pixels that no image reaches."""
 ALIGN = 64
 """Windows begin at multiples of this number of pixels of the network's input, so that the grids of all levels of
 the pyramid, and of anchors, lie as they would in the whole image."""
 OVERLAP = 4
 """Tile divided by this is the default overlap."""
+
+Range = tuple[int, int]
+"""(begin, end), exclusive."""
+Rectangle = tuple[int, int, int, int]
+"""(top, left, bottom, right); bottom and right are exclusive."""
 
 
 @dataclass(frozen=True)
@@ -86,23 +94,32 @@ def check_scale(scale: float, size: tuple[int, int], name: str) -> None:
 
 @dataclass(frozen=True)
 class Window:
-    """Part of an image that is predicted at a time, in pixels of the image.
+    """Part of an image that is predicted at a time.
 
     Attributes:
-        top, left, bottom, right: its border; bottom and right are exclusive.
+        place: its border in pixels of the image.
         core: the same for the pixels that no other window answers for.
+        resized: pixels of the resized image that the network sees of it.
     """
 
-    top: int
-    left: int
-    bottom: int
-    right: int
-    core: tuple[int, int, int, int]
+    place: Rectangle
+    core: Rectangle
+    resized: Rectangle
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width)"""
-        return self.bottom - self.top, self.right - self.left
+        """(height, width) in pixels of the image."""
+        return _size(self.place)
+
+    @property
+    def resized_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the resized image."""
+        return _size(self.resized)
+
+
+def resized_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Return (height, width) of an image of `size` when it is resized by `scale`, as a whole image would be."""
+    return network_size(size, max(1, round(min(size) * scale)), NO_LIMIT)
 
 
 def plan(size: tuple[int, int], tiling: Tiling, scale: float) -> list[Window]:
@@ -121,29 +138,36 @@ def plan(size: tuple[int, int], tiling: Tiling, scale: float) -> list[Window]:
             f"--tile {tiling.tile}: at scale {scale:g} it is smaller than a pixel of the image; "
             "give a smaller --scale"
         )
-    rows, columns = (_divide(length, tiling, scale) for length in size)
-    return [
-        Window(top, left, bottom, right, (core_top, core_left, core_bottom, core_right))
-        for top, bottom, core_top, core_bottom in rows
-        for left, right, core_left, core_right in columns
-    ]
+    sides = zip(size, resized_size(size, scale), strict=True)
+    rows, columns = (_divide(length, resized, tiling) for length, resized in sides)
+    return [Window(*map(_rectangle, *pair)) for pair in product(rows, columns)]
 
 
-def _divide(length: int, tiling: Tiling, scale: float) -> list[tuple[int, int, int, int]]:
-    """Return (begin, end, begin of the core, end of the core) of the windows along one axis, in pixels.
+def _divide(length: int, resized: int, tiling: Tiling) -> list[tuple[Range, Range, Range]]:
+    """Return range, core and resized range of the windows along one axis; see `Window`.
 
     As many windows as the overlap requires are spread evenly, so that none is small and all overlap as much as
-    they can.
+    they can. A window contains all pixels of the image of which its resized pixels show a part.
+
+    Args:
+        length, resized: length of the axis in pixels of the image, and of the resized image.
+        tiling: side and overlap of the tiles.
     """
     step = tiling.tile - tiling.least_overlap
     unit = ALIGN if step >= ALIGN else 1
-    beyond = max(0, max(1, round(length * scale)) - tiling.tile)  # begin of the last window
+    beyond = max(0, resized - tiling.tile)  # begin of the last window
     count = 1 + -(-beyond // (step // unit * unit))
-    starts = [unit * -(-n * beyond // (unit * max(1, count - 1))) for n in range(count)]
-    # At large scales both ends may be rounded to the same pixel; a window has at least one.
-    begins = [min(length - 1, round(start / scale)) for start in starts]
-    ends = [round((start + tiling.tile) / scale) for start in starts[:-1]]
-    ends = [min(length, max(end, begin + 1)) for end, begin in zip(ends, begins, strict=False)] + [length]
-    middles = [(begin + end) // 2 for end, begin in zip(ends[:-1], begins[1:], strict=True)]
-    cores = pairwise([0, *middles, length])
-    return [(begin, end, *core) for begin, end, core in zip(begins, ends, cores, strict=True)]
+    begins = [unit * -(-n * beyond // (unit * max(1, count - 1))) for n in range(count)]
+    shown = [(begin, begin + tiling.tile) for begin in begins[:-1]] + [(begins[-1], resized)]
+    windows = [(begin * length // resized, -(-end * length // resized)) for begin, end in shown]
+    middles = [(end + begin) // 2 for (_, end), (begin, _) in pairwise(windows)]
+    return list(zip(windows, pairwise([0, *middles, length]), shown, strict=True))
+
+
+def _size(rectangle: Rectangle) -> tuple[int, int]:
+    top, left, bottom, right = rectangle
+    return bottom - top, right - left
+
+
+def _rectangle(rows: Range, columns: Range) -> Rectangle:
+    return rows[0], columns[0], rows[1], columns[1]

@@ -6,13 +6,13 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from refine.errors import RefineError
 from refine.files import MAX_PIXELS
@@ -21,19 +21,19 @@ from refine.fusion.bands import FusedBands, PairScores, fuse_bands
 from refine.fusion.config import HEADS, OWN_MERGE, Head
 from refine.inference.limits import Limits
 from refine.inference.predictor import GPU_BATCH, Predictor
-from refine.inference.tiling.plan import Tiling, Window, check_scale, plan
+from refine.inference.tiling.plan import NO_LIMIT, Tiling, Window, check_scale, plan, resized_size
+from refine.inference.tiling.resample import read_part
 from refine.inference.tiling.scratch import SemanticFile
 from refine.inference.tiling.stitch import Found, stitch
 from refine.modeling.norms import SharedStatistics
 from refine.networks.compose import Compose
 from refine.networks.hub.network import HubNetwork
+from refine.networks.native import NativeNetwork, Part
 from refine.networks.network import Network
 from refine.networks.onnx import OnnxNetwork
 from refine.ops.masks import shared_areas
 from refine.structures import Instances, Prediction
 
-NO_LIMIT = 2**31
-"""Long side in pixels that no image reaches."""
 MEASURED, ROUNDS = 16, 2
 """Most windows on which statistics of normalisation are measured, and how often; see `SharedStatistics`."""
 LARGE = 8
@@ -42,6 +42,9 @@ PROBE = 64
 """Side in pixels of the image that shows whether a network normalises over images."""
 BAND = 256
 """Rows of a band of the fused map."""
+
+ReadPart = Callable[[Window], Part]
+"""Reads a window of the image."""
 
 
 def predict_tiles(
@@ -82,11 +85,14 @@ def predict_tiles(
         raise RefineError(f"{name}: method {OWN_MERGE!r} merges whole images only; give another method with tiles")
     windows, threshold = plan(image.size, tiling, scale), predictor.fusion.score_threshold
     statistics, semantic, found = SharedStatistics(), SemanticFile(image.size, folder), list[Found]()
+    # Networks that are not ours resize windows themselves.
+    resized = resized_size(image.size, scale) if isinstance(network, NativeNetwork) else image.size
+    read = partial(read_part, image, resized=resized)
     if len(windows) > 1:
-        _measure(statistics, network, image, windows, scale)
+        _measure(statistics, network, read, windows, scale)
     with statistics.applied():
-        for numbers, pixels in _read_ahead(image, windows, GPU_BATCH if predictor.device.type == "cuda" else 1):
-            for n, prediction in zip(numbers, _predict(network, pixels, scale, threshold), strict=True):
+        for numbers, parts in _read_ahead(read, windows, GPU_BATCH if predictor.device.type == "cuda" else 1):
+            for n, prediction in zip(numbers, _predict(network, parts, scale, threshold), strict=True):
                 if limits is not None and name not in limits.full:
                     limits.add(name, replace(prediction, scale=1.0), threshold)  # the scale is what was asked for
                 heads = predictor.fusion_heads(network)
@@ -143,22 +149,25 @@ def is_large(size: tuple[int, int], predictor: Predictor, tiling: Tiling) -> boo
 
 
 @torch.inference_mode()
-def _predict(network: Network, images: Sequence[Tensor], scale: float, min_score: float) -> list[Prediction]:
-    """Predict images of one size, each Tensor[3, H, W] uint8, resized by `scale`."""
-    if network.test_size is not None:
-        network.test_size = (max(1, round(min(images[0].shape[1:]) * scale)), NO_LIMIT)
-    return network.predict(images, min_score)
+def _predict(network: Network, parts: Sequence[Part], scale: float, min_score: float) -> list[Prediction]:
+    """Predict parts of one size at `scale`."""
+    if network.test_size is not None:  # of a `NativeNetwork` only the ranking head needs it
+        network.test_size = (max(1, round(min(parts[0].size) * scale)), NO_LIMIT)
+    if isinstance(network, NativeNetwork):
+        return network.predict_parts(parts, min_score)
+    return network.predict([part.pixels for part in parts], min_score)
 
 
 def _measure(
-    statistics: SharedStatistics, network: Network, image: ImageWindows, windows: Sequence[Window], scale: float
+    statistics: SharedStatistics, network: Network, read: ReadPart, windows: Sequence[Window], scale: float
 ) -> None:
     """Measure the statistics of layers that normalise over the whole image, if the network has some.
 
     What counts of a window is its core, so if all windows are measured, each pixel of the image counts once.
     """
     with statistics.measured():
-        _predict(network, [torch.zeros(3, PROBE, PROBE, dtype=torch.uint8)], 1.0, 1.0)
+        blank = torch.zeros(3, PROBE, PROBE, dtype=torch.uint8)
+        _predict(network, [Part(blank, (PROBE, PROBE))], 1.0, 1.0)
     if not statistics:
         return
     chosen = np.random.default_rng(0).permutation(len(windows))[:MEASURED]
@@ -166,30 +175,27 @@ def _measure(
     for _ in range(ROUNDS):
         with statistics.measured():
             for w in (windows[n] for n in sorted(chosen)):
-                origin, side = np.array([w.top, w.left] * 2), np.array(w.size * 2)
-                statistics.counted = tuple((np.array(w.core) - origin) / side)
-                _predict(network, [image.read(w.top, w.left, w.bottom, w.right)], scale, 1.0)
+                statistics.counted = tuple((np.array(w.core) - w.place[:2] * 2) / (w.size * 2))
+                _predict(network, [read(w)], scale, 1.0)
 
 
-def _read_ahead(
-    image: ImageWindows, windows: Sequence[Window], most: int
-) -> Iterator[tuple[list[int], list[Tensor]]]:
-    """Yield the indices and the pixels of batches of windows of one size, while a thread reads the next batch."""
+def _read_ahead(read: ReadPart, windows: Sequence[Window], most: int) -> Iterator[tuple[list[int], list[Part]]]:
+    """Yield the indices and the parts of batches of windows of one size, while a thread reads the next batch."""
     batches = []
-    for _, group in groupby(range(len(windows)), key=lambda n: windows[n].size):
+    for _, group in groupby(range(len(windows)), key=lambda n: windows[n].resized_size):
         numbers = list(group)
         batches += [numbers[n : n + most] for n in range(0, len(numbers), most)]
 
-    def read(numbers: list[int]) -> list[Tensor]:
-        return [image.read(w.top, w.left, w.bottom, w.right) for w in (windows[n] for n in numbers)]
+    def read_batch(numbers: list[int]) -> list[Part]:
+        return [read(windows[n]) for n in numbers]
 
     with ThreadPoolExecutor(1) as reader:
-        following = reader.submit(read, batches[0])
+        following = reader.submit(read_batch, batches[0])
         for numbers, after in zip(batches, [*batches[1:], None], strict=True):
-            pixels = following.result()
+            parts = following.result()
             if after is not None:
-                following = reader.submit(read, after)
-            yield numbers, pixels
+                following = reader.submit(read_batch, after)
+            yield numbers, parts
 
 
 def _found(
@@ -213,17 +219,19 @@ def _found(
         occlusion = PairScores(pairs.cpu(), torch.stack([matrix[one, other], matrix[other, one]], 1).cpu())
     elif HEADS.get(predictor.method) == "ranking":
         ranking = heads["ranking"](instances).cpu()
+    top, left, _, _ = window.place
     moved = Instances(
         size,
-        boxes=instances.boxes.cpu() + torch.tensor([window.left, window.top] * 2),
+        boxes=instances.boxes.cpu() + torch.tensor([left, top] * 2),
         scores=instances.scores.cpu(),
         labels=instances.labels.cpu(),
-        runs=runs.to("cpu").placed(window.top, window.left, size),
+        runs=runs.to("cpu").placed(top, left, size),
     )
     return Found(number, moved, occlusion, ranking)
 
 
 def _write_core(semantic: SemanticFile, prediction: Prediction, window: Window) -> None:
     top, left, bottom, right = window.core
-    rows, columns = slice(top - window.top, bottom - window.top), slice(left - window.left, right - window.left)
+    first_row, first_column, _, _ = window.place
+    rows, columns = slice(top - first_row, bottom - first_row), slice(left - first_column, right - first_column)
     semantic.write(top, left, prediction.sem_seg[rows, columns], prediction.sem_confidence[rows, columns])

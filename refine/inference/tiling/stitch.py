@@ -119,7 +119,7 @@ class _Candidates:
         index = group[central, None].expand(-1, 2)
         begin = boxes[:, :2].clone().scatter_reduce_(0, index, boxes[central, :2], "amin", include_self=False)
         end = boxes[:, 2:].clone().scatter_reduce_(0, index, boxes[central, 2:], "amax", include_self=False)
-        first, last = _corners([(w.top, w.left, w.bottom, w.right) for w in windows])[:, self.window]
+        first, last = _corners([w.place for w in windows])[:, self.window]
         return ((begin[group] >= first) & (end[group] <= last)).all(1)
 
     def best_of(self, group: Tensor, whole: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ def _same_objects(candidates: _Candidates, windows: Sequence[Window]) -> Tensor:
     like = (window[one] != window[other]) & (labels[one] == labels[other])
     pairs, shared = pairs[like], shared[like]
     one, other = pairs.unbind(1)
-    borders = torch.tensor([(w.top, w.left, w.bottom, w.right) for w in windows])
+    borders = torch.tensor([w.place for w in windows])
     both = _areas_within(runs, one, borders[window[other]]) + _areas_within(runs, other, borders[window[one]])
     iou = shared / (both - shared)
     alike = iou > SAME

@@ -14,7 +14,7 @@ from refine.errors import RefineError
 from refine.formats.windows import TensorWindows
 from refine.inference.predictor import Predictor
 from refine.inference.tiling import predict
-from refine.inference.tiling.plan import ALIGN, Tiling, plan
+from refine.inference.tiling.plan import ALIGN, Tiling, plan, resized_size
 from refine.modeling.norms import SharedStatistics, conv_norm, valid_pixels
 from refine.networks.compose import Compose
 from refine.networks.hub.network import HubNetwork
@@ -32,35 +32,35 @@ from tests.helpers.painted import PaintedNetwork, painted
 )
 def test_windows(size, tile, divisor, scale):
     overlap = tile // divisor
-    windows = plan(size, Tiling(tile, overlap), scale)
+    windows, resized = plan(size, Tiling(tile, overlap), scale), resized_size(size, scale)
     area = 0
     for w in windows:
         top, left, bottom, right = w.core
-        assert 0 <= w.top <= top < bottom <= w.bottom <= size[0]
-        assert 0 <= w.left <= left < right <= w.right <= size[1]
+        assert 0 <= w.place[0] <= top < bottom <= w.place[2] <= size[0]
+        assert 0 <= w.place[1] <= left < right <= w.place[3] <= size[1]
         area += (bottom - top) * (right - left)
-        assert max(w.size) * scale <= tile + scale + 1
-        if tile - overlap >= ALIGN:  # no window shows much less than the others
-            assert all(
-                n * scale > min(tile - ALIGN, end * scale) - scale - 1 for n, end in zip(w.size, size, strict=True)
-            )
-        # A core is half an overlap away from every border that is not one of the image.
-        for border, edge, end in (
-            (w.top, top, 0),
-            (w.left, left, 0),
-            (w.bottom, bottom, size[0]),
-            (w.right, right, size[1]),
-        ):
-            assert border == end or abs(border - edge) * scale >= overlap / 2 - 2 * scale - 1
+        assert max(w.resized_size) <= tile
+        for n, (length, end) in enumerate(zip(size, resized, strict=True)):
+            # The window shows the pixels of the image that its resized pixels touch, and no others.
+            begin_shown, end_shown = (w.resized[n + m] * length / end for m in (0, 2))
+            assert begin_shown - 1 < w.place[n] <= begin_shown + 1e-9
+            assert end_shown - 1e-9 <= w.place[n + 2] < end_shown + 1
+            if tile - overlap >= ALIGN:
+                assert w.resized[n] % ALIGN == 0
+                assert w.resized_size[n] > min(tile - ALIGN, end - 1)  # none shows much less than the others
+            # A core is half an overlap away from every border that is not one of the image.
+            for m, image_border in ((n, 0), (n + 2, length)):
+                inwards = abs(w.place[m] - w.core[m]) * end / length
+                assert w.place[m] == image_border or inwards >= overlap / 2 - 2 * end / length
     assert area == size[0] * size[1]
 
 
 def test_no_window_is_empty_at_large_scales():
     for tile, overlap, scale in ((64, None, 64), (64, None, 40), (64, 0, 5), (100, None, 99)):
-        for length in range(1, 60):
+        for length in (*range(1, 8), 19, 40, 59):
             windows = plan((length, length), Tiling(tile, overlap), scale)
-            assert all(w.top < w.bottom and w.left < w.right for w in windows)
-            assert all(w.top <= w.core[0] <= w.core[2] <= w.bottom for w in windows)
+            assert all(min(w.size) > 0 for w in windows)
+            assert all(w.place[0] <= w.core[0] <= w.core[2] <= w.place[2] for w in windows)
             areas = [(w.core[2] - w.core[0]) * (w.core[3] - w.core[1]) for w in windows]
             assert min(areas) >= 0
             assert sum(areas) == length**2
