@@ -5,7 +5,6 @@ from __future__ import annotations
 import resource
 import statistics
 import time
-from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -79,7 +78,8 @@ def measure_cost(
         device: "cpu", "cuda", …
         precision: "bf16" or "fp16" runs the network under autocast.
         compiled: whether to compile the backbone and the FPN with torch.compile.
-        rounds: number of timed runs, after one run to count FLOPs and one to warm up.
+        rounds: number of timed runs, after one run to count FLOPs and one to warm up. On a GPU one more run gives
+            the stages, because there the profiler, which times them, multiplies the time of a run.
     """
     generator = torch.Generator().manual_seed(0)
     images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for _ in range(batch)]
@@ -87,22 +87,15 @@ def measure_cost(
     with count_stages() as counted:
         _run(Predictor(saved, device=device), images)
     predictor = Predictor(saved, device=device, precision=precision, compiled=compiled)
-    times: dict[str, list[float]] = defaultdict(list)
-    for number in range(rounds + 1):
-        with time_stages() as stages:
-            network, whole, detections = _run(predictor, images)
-        if not number:  # warm-up
-            continue
-        for name, seconds in stages.items():
-            times[name].append(seconds / batch)
-        heads = sum(seconds for name, seconds in stages.items() if name in get_args(Head))
-        of_stages = sum(stages.values()) - heads
-        times["other"].append((network - of_stages) / batch)
-        times["fusion"].append((whole - network - heads) / batch)
-        times["all"].append(whole / batch)
     on_gpu = predictor.device.type == "cuda"
-    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
-    seconds = medians.pop("all")
+    profiled = [_profiled_run(predictor, images) for _ in range(2 if on_gpu else rounds + 1)][1:]
+    runs = [_run(predictor, images) for _ in range(rounds)] if on_gpu else [run for run, _ in profiled]
+    network, seconds = (statistics.median(run[n] for run in runs) / batch for n in (0, 1))
+    names = profiled[0][1]
+    medians = {name: statistics.median(stages[name] for _, stages in profiled) / batch for name in names}
+    heads = sum(medians.get(name, 0.0) for name in get_args(Head))
+    medians["other"] = max(network - (sum(medians.values()) - heads), 0.0)
+    medians["fusion"] = max(seconds - network - heads, 0.0)
     parameters = list(predictor.model.parameters())
     return Cost(
         parameters=sum(p.numel() for p in parameters),
@@ -114,7 +107,7 @@ def measure_cost(
             if on_gpu
             else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         ),
-        detections=detections / batch,
+        detections=runs[0][2] / batch,
         machine=describe_machine(predictor.device),
     )
 
@@ -135,6 +128,15 @@ def random_model(config: ModelConfig, num_things: int, num_classes: int) -> Pano
             if isinstance(block, Bottleneck):
                 block.bn3.weight.fill_(0.2)
     return model
+
+
+def _profiled_run(
+    predictor: Predictor, images: list[torch.Tensor]
+) -> tuple[tuple[float, float, int], dict[str, float]]:
+    """Predict images; return the result of `_run` and the seconds of each stage."""
+    with time_stages() as stages:
+        run = _run(predictor, images)
+    return run, stages
 
 
 def _run(predictor: Predictor, images: list[torch.Tensor]) -> tuple[float, float, int]:
