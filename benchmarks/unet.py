@@ -18,8 +18,8 @@ from skimage.segmentation import watershed
 from torch import Tensor, nn
 
 from refine.data.loader import PanopticDataset
+from refine.data.resize import resize_for_test, resize_map
 from refine.data.segments import SegmentMap
-from refine.data.transforms import resize_for_test, resize_map
 from refine.evaluation.pq import PanopticQuality
 from refine.inference.drawings import to_result
 from refine.modeling.backbones import build_backbone

@@ -34,6 +34,7 @@ from refine.tensors import (
     load_weights,
     read_shapes,
     read_weights,
+    shapes_only,
     write_weights,
 )
 
@@ -204,7 +205,7 @@ def build_model(
             f"that model"
         )
     try:
-        with torch.device("meta"):
+        with shapes_only():
             planned = PanopticModel(config, things, classes)
     except RefineError as error:
         raise RefineError(f"{source}: {error}") from error

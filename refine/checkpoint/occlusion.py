@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from refine.checkpoint.find import find_model
 from refine.checkpoint.folder import OCCLUSION_KIND, atomic_folder, load_model
 from refine.config import from_mapping, to_mapping
@@ -16,7 +14,7 @@ from refine.files import read_json, write_json
 from refine.modeling.config import OcclusionConfig
 from refine.modeling.occlusion import OcclusionHead
 from refine.structures import Categories
-from refine.tensors import check_shapes, load_weights, read_shapes, write_weights
+from refine.tensors import check_shapes, load_weights, read_shapes, shapes_only, write_weights
 
 FORMAT = 1
 """Version of config.json; newer versions are rejected."""
@@ -116,7 +114,7 @@ def _load(folder: Path, description: dict[str, Any]) -> SavedOcclusion:
     training = description.get("training", {})
     config = from_mapping(OcclusionConfig, description.get("occlusion", {}), f"{path}: occlusion")
     _check_cues(config, str(path))
-    with torch.device("meta"):  # sizes are compared with the file before memory is allocated
+    with shapes_only():  # sizes are compared with the file before memory is allocated
         planned = OcclusionHead(config, 0, len(things), size)
     shapes = {name: tuple(value.shape) for name, value in planned.state_dict().items()}
     check_shapes(shapes, read_shapes(weights), weights)

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import torch
 import torchvision.transforms.v2 as T
-import torchvision.transforms.v2.functional as F
 from torch import Tensor
 
 from refine.data.config import AugmentConfig
+from refine.data.resize import fit_scale, resize, resize_map
 from refine.data.segments import InstanceMasks, SegmentMap
 
 Sample = tuple[Tensor, SegmentMap]
@@ -122,32 +122,6 @@ def _paste_instances(segments: SegmentMap, donor: SegmentMap, selected: Tensor, 
         torch.cat([old.iscrowd, new.iscrowd]),
         torch.cat([old.segment, new.segment + len(segments.labels)]),
     )
-
-
-def fit_scale(size: tuple[int, int], short: int, long: int) -> float:
-    """Return the factor that makes the short side `short` pixels long, but the long side at most `long`."""
-    return min(short / min(size), long / max(size))
-
-
-def network_size(size: tuple[int, int], short: int, long: int) -> tuple[int, int]:
-    """Return (height, width) in pixels of the network input at test time for an image of `size`."""
-    scale = fit_scale(size, short, long)
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-
-
-def resize_for_test(image: Tensor, short: int, long: int) -> Tensor:
-    """Resize an image, Tensor[3, H, W] uint8, for the network at test time; see `fit_scale`."""
-    return resize(image, network_size((image.shape[1], image.shape[2]), short, long))
-
-
-def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize an image bilinearly with antialiasing: Tensor[3, H, W] uint8 -> Tensor[3, *size] uint8."""
-    return F.resize(image, list(size), antialias=True)
-
-
-def resize_map(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize maps to the nearest pixel centre: Tensor[N, H, W] integer below 2^24 -> Tensor[N, *size]."""
-    return F.resize(maps, list(size), interpolation=T.InterpolationMode.NEAREST_EXACT)
 
 
 def _chance(probability: float) -> bool:

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
-from torchvision.models.resnet import Bottleneck
 
 from refine.checkpoint.folder import SavedModel
 from refine.experiments.machine import describe_machine
 from refine.experiments.stages import count_stages, time_stages
 from refine.fusion.config import Head
 from refine.inference.predictor import Predictor
+from refine.modeling.blocks import Bottleneck
 from refine.modeling.box_head import BoxHead
 from refine.modeling.config import ModelConfig
 from refine.modeling.model import PanopticModel

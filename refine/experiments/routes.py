@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from refine.data.loader import PanopticDataset
-from refine.data.transforms import resize_for_test, resize_map
+from refine.data.resize import resize_for_test, resize_map
 from refine.errors import RefineError
 from refine.evaluation.interval import Counts, metric
 from refine.evaluation.pq import PanopticQuality

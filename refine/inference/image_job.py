@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from refine import __version__
-from refine.data.transforms import network_size
+from refine.data.resize import network_size
 from refine.errors import RefineError
 from refine.files import MAX_PIXELS
 from refine.formats.image_list import SLIDES, ImageFile

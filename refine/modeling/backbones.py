@@ -9,12 +9,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from refine.bounds import check_bounds
 from refine.errors import RefineError
+from refine.modeling.blocks import BasicBlock, Bottleneck
 from refine.modeling.config import BackboneConfig
 from refine.modeling.deform import DeformableConv
+from refine.modeling.efficientnet import EPSILON, LITES, EfficientNetLite
 from refine.modeling.norms import make_norm
 
 # Block type, number of blocks in res2..res5, groups of the 3×3 convolutions, channels per group in res2.
@@ -91,7 +92,7 @@ class ResNet(Backbone):
                 if i == 0 and (stride > 1 or in_channels != self.channels[n]):
                     conv = Shortcut(in_channels, self.channels[n], 1, stride, bias=False)
                     shortcut = nn.Sequential(conv, norm(self.channels[n]))
-                blocks.append(block(in_channels, planes[n], stride, shortcut, groups, base_width, norm_layer=norm))
+                blocks.append(block(in_channels, planes[n], stride, shortcut, groups, base_width, norm))
                 in_channels = self.channels[n]
             self.add_module(f"layer{n + 1}", nn.Sequential(*blocks))
         for module in self.modules():
@@ -142,6 +143,29 @@ def _make_deformable(stage: nn.Module, modulated: bool) -> None:
         block.conv2 = DeformableConv(conv.in_channels, conv.out_channels, conv.stride[0], conv.groups, modulated)
 
 
+class LiteBackbone(Backbone):
+    """EfficientNet-Lite; the norms "frozen_bn" and "sync_bn" apply, others stand for BatchNorm, as in timm models.
+
+    Args:
+        config: config with a name `timm/NAME`, NAME being one of `LITES`; widths and `deform_stages` do not apply.
+
+    Raises:
+        RefineError: the config has options of a ResNet.
+    """
+
+    def __init__(self, config: BackboneConfig) -> None:
+        _check_options(config)
+        norm = config.norm if config.norm in ("frozen_bn", "sync_bn") else "bn"
+        body = EfficientNetLite(config.name.removeprefix("timm/"), partial(make_norm, norm, eps=EPSILON))
+        super().__init__(body.channels)
+        self.body = body
+        self.freeze([f"body.{name}" for name in body.modules_until(config.frozen_stages)])
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features: list[Tensor] = self.body(x)
+        return features
+
+
 class TimmBackbone(Backbone):
     """Convolutional timm model with `features_only`.
 
@@ -161,10 +185,7 @@ class TimmBackbone(Backbone):
         name = config.name.removeprefix("timm/")
         if not timm.is_model(name):
             raise RefineError(f"backbone.name: timm has no model {name!r}; see timm.list_models()")
-        if config.deform_stages or config.stride_in_1x1:
-            raise RefineError(
-                f"backbone.deform_stages, backbone.stride_in_1x1: not supported by {config.name}; omit them"
-            )
+        _check_options(config)
         try:
             body: Any = timm.create_model(name, features_only=True)
         except (RuntimeError, AttributeError) as error:
@@ -223,6 +244,14 @@ def _modules_until(network: nn.Module, end: str) -> list[str]:
     return [n for n in whole if n.rpartition(".")[0] not in whole]
 
 
+def _check_options(config: BackboneConfig) -> None:
+    """Raise RefineError if a timm model has options of a ResNet."""
+    if config.deform_stages or config.stride_in_1x1:
+        raise RefineError(
+            f"backbone.deform_stages, backbone.stride_in_1x1: not supported by {config.name}; omit them"
+        )
+
+
 def build_backbone(config: BackboneConfig) -> Backbone:
     """Build a backbone with random weights (to load others, see `pretrained.load_pretrained`).
 
@@ -233,6 +262,8 @@ def build_backbone(config: BackboneConfig) -> Backbone:
     if config.name in RESNETS:
         return ResNet(config)
     if config.name.startswith("timm/"):
+        if config.name.removeprefix("timm/") in LITES:
+            return LiteBackbone(config)
         return TimmBackbone(config)
     raise RefineError(
         f"backbone.name: {config.name!r} is unknown; choose {', '.join(RESNETS)}, or timm/NAME (a timm model)"

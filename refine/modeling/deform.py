@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import DeformConv2d
 
 from refine.ops.deform import deform_conv
 
 
-class DeformableConv(DeformConv2d):
+class DeformableConv(nn.Conv2d):
     """3×3 deformable convolution that predicts its own offsets (Dai et al. 2017), without a bias.
 
     The weight has the same name as in a plain convolution, so that ImageNet weights load unchanged. Offsets start

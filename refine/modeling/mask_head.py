@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
 from refine.modeling.config import MaskHeadConfig
 from refine.modeling.norms import conv_norm, make_norm
 from refine.ops.distributed import mean_over_processes
+from refine.ops.vision import roi_align
 
 # Shape suffixes: N boxes, C feature channels, L semantic classes, K thing classes, S bins (14), M = 2S.
 
@@ -117,7 +117,7 @@ def mask_targets(masks: Sequence[Tensor], boxes: Sequence[Tensor], matched: Sequ
         Tensor[N, M, M] float, 0 or 1: ROI-Aligned and thresholded at .5, as detectron2 crops bit masks.
     """
     crops = [
-        roi_align(m[:, None].float(), torch.cat([i[:, None].to(b), b], 1), size, 1.0, 0, aligned=True)[:, 0]
+        roi_align(m[:, None].float(), torch.cat([i[:, None].to(b), b], 1), size, 1.0, 0, True)[:, 0]
         for m, b, i in zip(masks, boxes, matched, strict=True)
     ]
     return (torch.cat(crops) >= 0.5).float()

@@ -12,7 +12,6 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
 
 from refine.modeling.config import Norm
 from refine.structures import ImageBatch
@@ -161,12 +160,38 @@ class ImageGroupNorm(nn.GroupNorm):
         return by_image(x, lambda part: F.batch_norm(part, mean, variance, self.weight, self.bias, eps=self.eps))
 
 
-class FrozenBatchNorm(FrozenBatchNorm2d):
-    """torchvision's FrozenBatchNorm2d, with one pass over the map instead of two if no gradient is needed."""
+class FrozenBatchNorm(nn.Module):
+    """BatchNorm with fixed statistics and affine parameters, as torchvision's FrozenBatchNorm2d.
+
+    Args:
+        channels: number of channels.
+        eps: value added to the variance.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+            self.register_buffer(name, torch.full((channels,), value))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        state_dict.pop(f"{prefix}num_batches_tracked", None)  # of a trained BatchNorm
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.weight)}, eps={self.eps}"
 
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad:
-            return super().forward(x)
+            scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+            offset = self.bias - self.running_mean * scale
+            return x * scale[:, None, None] + offset[:, None, None]
+        # without a gradient, one pass over the map instead of two
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 

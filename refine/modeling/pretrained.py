@@ -8,10 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from torch import Tensor
-from torchvision.models import get_model_weights
 
 from refine.errors import RefineError, missing_extra
-from refine.modeling.backbones import RESNETS, Backbone, TimmBackbone
+from refine.modeling.backbones import RESNETS, Backbone, ResNet
 from refine.modeling.config import BackboneConfig
 from refine.tensors import first_line, fit_weights, read_weights
 
@@ -62,6 +61,8 @@ def _imagenet_resnet(config: BackboneConfig) -> dict[str, Tensor]:
             f"backbone.stride_in_1x1: ImageNet weights of {config.name} have the stride in the 3×3; set it to false"
         )
     if config.norm in ("bn", "sync_bn", "frozen_bn"):
+        from torchvision.models import get_model_weights  # slow to import
+
         weights = get_model_weights(config.name)["IMAGENET1K_V1"]
         try:
             state = weights.get_state_dict(progress=False, check_hash=True)
@@ -114,7 +115,7 @@ def _from_file(path: Path, backbone: Backbone) -> dict[str, Tensor]:
     state = read_weights(path)
     if "_conv_stem.weight" in state:
         state = lite_to_timm(state)
-    if isinstance(backbone, TimmBackbone):
+    if not isinstance(backbone, ResNet):
         state = _prefixed(state)
     own = backbone.state_dict()
     return {k: v for k, v in state.items() if k in own or not k.removeprefix("body.").startswith(_HEADS)}

@@ -170,11 +170,12 @@ class RegionProposals(nn.Module):
 
 def _cell_anchors(config: RPNConfig) -> Tensor:
     """Return boxes centred at 0 with area size² and aspect ratios (height over width), Tensor[L, A, 4]."""
-    size = torch.tensor(config.anchor_sizes)[:, None]
-    ratio = torch.tensor(config.aspect_ratios).sqrt()
+    # On the device "meta", torch.stack would import torch._dynamo, for seconds.
+    size = torch.tensor(config.anchor_sizes, device="cpu")[:, None]
+    ratio = torch.tensor(config.aspect_ratios, device="cpu").sqrt()
     half = torch.stack([size / ratio, size * ratio], -1) / 2  # L×A×2 as (x, y)
     anchors = torch.cat([-half, half], -1)
-    return anchors.round() if config.torchvision_anchors else anchors
+    return (anchors.round() if config.torchvision_anchors else anchors).to(torch.get_default_device())
 
 
 def _place(cell: Tensor, height: int, width: int, down: int, across: int) -> Tensor:

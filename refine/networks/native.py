@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from refine.checkpoint.folder import SavedModel
-from refine.data.transforms import fit_scale, network_size, resize_for_test
+from refine.data.resize import fit_scale, network_size, resize_for_test
 from refine.fusion.config import Head
 from refine.modeling.model import PanopticModel
 from refine.modeling.output import NetworkOutput

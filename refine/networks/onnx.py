@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from refine.config import from_mapping
-from refine.data.transforms import fit_scale
+from refine.data.resize import fit_scale
 from refine.errors import RefineError, missing_extra
 from refine.fusion.config import HEADS, FusionConfig, Head
 from refine.networks.network import Network

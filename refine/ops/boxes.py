@@ -6,7 +6,8 @@ import math
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
+
+from refine.ops import vision
 
 SCALE_CLAMP = math.log(1000.0 / 16)
 """Upper limit of dw and dh: a box is at most 62.5 times as large as its reference."""
@@ -111,5 +112,13 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou: float) -> Tensor:
     Returns:
         Tensor[K] int64, indices of the kept boxes by decreasing score, equal scores in input order.
     """
-    keep = batched_nms(boxes, scores, groups, iou).sort().values
+    if not len(boxes):
+        return groups.new_zeros(0)
+    if boxes.numel() > (4000 if boxes.device.type == "cpu" else 100_000):  # as torchvision's batched_nms
+        members = [torch.nonzero(groups == group).squeeze(1) for group in torch.unique(groups)]
+        keep = torch.cat([m[vision.nms(boxes[m], scores[m], iou)] for m in members])
+    else:
+        offset = groups.to(boxes) * (boxes.max() + 1)  # boxes of different groups then do not overlap
+        keep = vision.nms(boxes + offset[:, None], scores, iou)
+    keep = keep.sort().values
     return keep[scores[keep].argsort(descending=True, stable=True)]

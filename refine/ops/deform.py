@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.ops import deform_conv2d
 
 from refine.ops.pixels import weighted_pixels
 
@@ -28,6 +27,8 @@ def deform_conv(
     """
     if x.device.type == "cpu" and x.dtype.itemsize >= 4:
         return _whole_pixels(x, offset.to(x.dtype), weight, stride, padding, mask)
+    from torchvision.ops import deform_conv2d  # slow to import
+
     return deform_conv2d(x, offset, weight, stride=stride, padding=padding, mask=mask)
 
 

@@ -8,9 +8,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torchvision.ops import roi_align
 
 from refine.ops.pixels import weighted_pixels
+from refine.ops.vision import roi_align
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,8 @@ def align(feature: Tensor, rois: Tensor, output_size: int, sampling: Sampling, s
     channels_last = feature.is_contiguous(memory_format=torch.channels_last)
     if channels_last and feature.device.type == "cpu" and sampling.ratio > 0:
         return _align_whole_pixels(feature, rois, output_size, sampling.ratio, stride, sampling.aligned)
-    return roi_align(
-        feature, rois.to(feature.dtype), output_size, 1.0 / stride, sampling.ratio, aligned=sampling.aligned
-    )
+    rois = rois.to(feature.dtype)
+    return roi_align(feature, rois, output_size, 1.0 / stride, sampling.ratio, sampling.aligned)
 
 
 def _align_whole_pixels(

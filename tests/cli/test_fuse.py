@@ -12,7 +12,7 @@ from PIL import Image
 from refine import fuse
 from refine.checkpoint.folder import SavedModel, load_model, save_model
 from refine.cli.main import main
-from refine.data.transforms import network_size
+from refine.data.resize import network_size
 from refine.formats.adapters import add_roi_masks, from_coco
 from refine.fusion import FusionConfig
 from refine.modeling.config import OcclusionConfig

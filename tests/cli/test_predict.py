@@ -237,6 +237,25 @@ main(sys.argv[2:])
 """
 
 
+FRESH = """
+import sys
+from refine.cli.main import main
+main(sys.argv[1:])
+slow = {"torch._dynamo", "torchvision", "timm", "sympy", "torch.onnx", "pandas", "scipy", "matplotlib", "lightning"}
+print(sorted(slow & sys.modules.keys()))
+"""
+
+
+def test_a_prediction_imports_nothing_slow(tmp_path):
+    """torchvision and timm import torch._dynamo, which takes longer than all the rest."""
+    Image.new("RGB", (64, 48), (200, 120, 160)).save(tmp_path / "a.png")
+    words = ["predict", str(tmp_path / "a.png"), "-o", str(tmp_path / "out"), "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, *words, "--checkpoint", "nuclei"], capture_output=True, text=True
+    )
+    assert done.stdout.endswith("\n[]\n"), done.stdout + done.stderr
+
+
 def test_a_killed_run_is_resumed(checkpoint, images, whole, tmp_path, capsys):
     out = tmp_path / "out"
     words = ["predict", str(images), "-o", str(out), "--checkpoint", checkpoint, "--device", "cpu", "--recursive"]

@@ -3,20 +3,18 @@
 import numpy as np
 import pytest
 import torch
+import torchvision.transforms.v2.functional as torchvision_functional
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from refine.data.config import AugmentConfig
+from refine.data.resize import fit_scale, resize, resize_for_test, resize_map
 from refine.data.segments import InstanceMasks, SegmentMap
 from refine.data.transforms import (
     Augment,
     Sample,
     copy_paste,
-    fit_scale,
-    resize,
-    resize_for_test,
-    resize_map,
 )
 from refine.structures import VOID
 
@@ -176,6 +174,22 @@ def test_maps_are_resized_to_nearest_pixel_centres() -> None:
     large = torch.tensor([[[(1 << 24) - 1, 1]]], dtype=torch.int32)
     assert resize_map(large, (1, 4)).tolist() == [[[(1 << 24) - 1] * 2 + [1] * 2]]
     assert resize_map(torch.zeros(0, 4, 4, dtype=torch.uint8), (2, 2)).shape == (0, 2, 2)
+
+
+@pytest.mark.parametrize("size", [(20, 31), (80, 55), (47, 31), (9, 70)])
+@pytest.mark.parametrize("layout", ["planes", "pixels"])
+def test_resizing_equals_torchvision(size: tuple[int, int], layout: str) -> None:
+    image = torch.randint(256, (3, 47, 31), dtype=torch.uint8)
+    if layout == "pixels":  # as decoders return it
+        image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    resized, expected = resize(image, size), torchvision_functional.resize(image, list(size), antialias=True)
+    assert torch.equal(resized, expected)
+    assert resized.stride() == expected.stride()
+    maps = image.int() * 1000
+    expected = torchvision_functional.resize(
+        maps, list(size), interpolation=torchvision_functional.InterpolationMode.NEAREST_EXACT
+    )
+    assert torch.equal(resize_map(maps, size), expected)
 
 
 @pytest.mark.parametrize("length", [33, 13])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from refine.data.transforms import resize
+from refine.data.resize import resize
 from refine.export.resize import apply_weights, resize_weights
 
 SIZES = [

@@ -10,7 +10,7 @@ from helpers.tiny_run import CATEGORIES, tiny_model
 from PIL import Image
 
 from refine.checkpoint.folder import SavedModel
-from refine.data.transforms import network_size
+from refine.data.resize import network_size
 from refine.errors import RefineError
 from refine.formats.image_like import to_tensor
 from refine.fusion import FusionConfig

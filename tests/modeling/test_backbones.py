@@ -1,10 +1,14 @@
 """Backbones and FPN against torchvision's and timm's networks, and by hand."""
 
+from functools import partial
+
 import pytest
+import timm
 import torch
 import torchvision
 from torch import Tensor, nn
-from torchvision.ops import DeformConv2d
+from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from refine.errors import RefineError
 from refine.modeling.backbones import build_backbone
@@ -81,8 +85,15 @@ def test_frozen_norm_is_the_same_with_and_without_gradient(eps: float) -> None:
     norm = FrozenBatchNorm(5, eps)
     for values in norm.buffers():
         values.uniform_(0.5, 2)
+    expected = FrozenBatchNorm2d(5, eps)
+    expected.load_state_dict(norm.state_dict())
     x = torch.randn(2, 5, 3, 4)
-    torch.testing.assert_close(norm(x), norm(x.clone().requires_grad_()).detach())
+    torch.testing.assert_close(norm(x), expected(x))
+    assert torch.equal(norm(x.clone().requires_grad_()), expected(x))
+
+
+def test_weights_of_a_trained_norm_fit_a_frozen_one() -> None:
+    FrozenBatchNorm(3).load_state_dict(nn.BatchNorm2d(3).state_dict())
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(256, 32), (48, 24), (16, 16), (40, 20), (7, 7), (37, 1)])
@@ -151,7 +162,7 @@ def test_deformable_convolution_starts_as_a_plain_one(groups: int) -> None:
 
 def test_deformable_stages() -> None:
     backbone = build_backbone(small(deform_stages=[4, 5], modulated=True))
-    deformable = [name for name, m in backbone.named_modules() if isinstance(m, DeformConv2d)]
+    deformable = [name for name, m in backbone.named_modules() if isinstance(m, DeformableConv)]
     assert deformable == [f"layer3.{n}.conv2" for n in range(6)] + [f"layer4.{n}.conv2" for n in range(3)]
     assert backbone.get_parameter("layer4.0.conv2.offset.weight").shape[0] == 27
     assert [f.shape[-2:] for f in backbone(torch.randn(1, 3, 64, 64))][-1] == (2, 2)
@@ -168,6 +179,26 @@ def test_timm(name: str, channels: list[int]) -> None:
     assert [tuple(f.shape[2:]) for f in features] == [(16, 24), (8, 12), (4, 6), (2, 3)]
     assert not features[0].requires_grad  # everything before it is frozen
     assert features[1].requires_grad
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "tf_efficientnet_lite2"])
+def test_efficientnet_lite_equals_timm(name: str) -> None:
+    """Weights from the same seed, features and running statistics of odd sizes in both modes."""
+    torch.manual_seed(0)
+    backbone = build_backbone(BackboneConfig(f"timm/{name}", weights=None, frozen_stages=0))
+    after = torch.get_rng_state()
+    torch.manual_seed(0)
+    expected = timm.create_model(name, features_only=True)
+    assert torch.equal(after, torch.get_rng_state())
+    assert backbone.channels == expected.feature_info.channels()[1:]
+    x = torch.randn(1, 3, 70, 101)
+    for mode in (True, False):
+        features = backbone.train(mode)(x)
+        assert all(map(torch.equal, features, expected.train(mode)(x)[1:]))
+    assert len(features) == 4
+    state, others = backbone.state_dict(), expected.state_dict()
+    assert state.keys() == {f"body.{key}" for key in others}
+    assert all(torch.equal(state[f"body.{key}"], value) for key, value in others.items())
 
 
 def test_timm_frozen_batchnorm() -> None:
@@ -198,6 +229,23 @@ def test_timm_frozen_batchnorm() -> None:
 def test_unsupported_options_are_reported(config: BackboneConfig, message: str) -> None:
     with pytest.raises(RefineError, match=message):
         build_backbone(config)
+
+
+@pytest.mark.parametrize("norm", ["gn", "none"])
+def test_fpn_equals_torchvision(norm) -> None:
+    torch.manual_seed(0)
+    fpn = FPN([8, 16, 24, 32], 64, norm)
+    torch.manual_seed(0)
+    layer = None if norm == "none" else partial(make_norm, norm)
+    expected = FeaturePyramidNetwork([8, 16, 24, 32], 64, LastLevelMaxPool(), layer)
+    state = fpn.levels.state_dict()
+    assert state.keys() == expected.state_dict().keys()
+    assert all(torch.equal(state[key], value) for key, value in expected.state_dict().items())
+    sizes = [(13, 21), (7, 11), (4, 6), (2, 3)]
+    maps = [torch.randn(2, c, *size) for c, size in zip([8, 16, 24, 32], sizes, strict=True)]
+    levels = expected({str(n): feature for n, feature in enumerate(maps)})
+    assert all(map(torch.equal, fpn(maps), levels.values()))
+    assert len(levels) == 5
 
 
 @pytest.mark.parametrize("norm", ["gn", "none"])

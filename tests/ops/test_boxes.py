@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.models.detection._utils import BoxCoder
+from torchvision.ops import batched_nms, clip_boxes_to_image
 from torchvision.ops import box_iou as torchvision_iou
-from torchvision.ops import clip_boxes_to_image
 
 from refine.ops.boxes import (
     SCALE_CLAMP,
@@ -126,6 +126,14 @@ def test_nms_equals_slow_reference(n, seed, iou):
     groups = torch.randint(0, 3, (n,), generator=g)
     expected = nms_slowly(boxes, scores.tolist(), groups, iou)
     assert nms(boxes, scores, groups, iou).tolist() == expected
+
+
+@pytest.mark.parametrize("count", [0, 50, 2000])
+def test_nms_equals_torchvision(count):
+    corner = torch.rand(count, 2) * 100
+    boxes = torch.cat([corner, corner + 5 + torch.rand(count, 2) * 40], 1)
+    scores, groups = torch.rand(count), torch.arange(count) % 5
+    assert torch.equal(nms(boxes, scores, groups, 0.5), batched_nms(boxes, scores, groups, 0.5))
 
 
 def test_nms_of_many_boxes_keeps_ties_in_order():
