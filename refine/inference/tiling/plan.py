@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise, product
 
-from refine.data.transforms import network_size
+from refine.data.resize import network_size
 from refine.errors import RefineError
 
 NO_LIMIT = 2**31
