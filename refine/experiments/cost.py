@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
+from torch import nn
 
 from refine.checkpoint.folder import SavedModel
 from refine.experiments.machine import describe_machine
@@ -126,7 +127,7 @@ def random_model(config: ModelConfig, num_things: int, num_classes: int) -> Pano
             stage.classifier.weight.normal_(std=0.1)
         for block in model.backbone.modules():
             if isinstance(block, Bottleneck):
-                block.bn3.weight.fill_(0.2)
+                nn.init.constant_(block.bn3.weight, 0.2)  # type: ignore[arg-type]
     return model
 
 

@@ -31,8 +31,8 @@ class DeformableConv(nn.Conv2d):
         assert self.offset.bias is not None
         nn.init.zeros_(self.offset.bias)
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor) -> Tensor:
         """Convolve Tensor[B, C_in, H, W] to Tensor[B, C_out, H / stride, W / stride]."""
         prediction = self.offset(x)
         mask = torch.sigmoid(prediction[:, 18:]) if self.modulated else None
-        return deform_conv(x, prediction[:, :18], self.weight, self.stride[0], self.padding[0], mask)
+        return deform_conv(x, prediction[:, :18], self.weight, self.stride[0], padding=1, mask=mask)

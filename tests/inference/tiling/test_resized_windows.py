@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refine.checkpoint.folder import SavedModel
-from refine.data.transforms import resize
+from refine.data.resize import resize
 from refine.formats.windows import TensorWindows
 from refine.inference.predictor import Predictor
 from refine.inference.tiling.plan import NO_LIMIT, Tiling, plan, resized_size
