@@ -64,6 +64,7 @@ def fit(trained: PanopticDataset, held_out: PanopticDataset, minutes: float, see
     torch.manual_seed(seed)
     out.mkdir(parents=True, exist_ok=True)
     model = CellposeModel(gpu=False, pretrained_model=None, diam_mean=DIAMETER)
+    count = sum(p.numel() for p in model.net.parameters())  # prediction replaces them by MKL-DNN's
     images, labels = load(trained)
     flows = dynamics.labels_to_flows([np.maximum(label, 0) for label in labels], device=model.device)
     trial = copy.deepcopy(model), images[:BATCH], flows[:BATCH]
@@ -76,7 +77,6 @@ def fit(trained: PanopticDataset, held_out: PanopticDataset, minutes: float, see
     used = (time.process_time() - began) / 60
     chosen = tune(model, sizes, held_out)
     predict = partial(by_cellpose, model=model, sizes=sizes, chosen=chosen, categories=trained.categories)
-    count = sum(p.numel() for p in model.net.parameters())
     return Fitted(predict, count, epochs, used, chosen, {"cellpose": version})
 
 
