@@ -83,22 +83,22 @@ def overlay(image: Tensor, result: PanopticResult, *, labels: bool = True, alpha
     colors = np.concatenate([[(0, 0, 0)], segment_colors(result)]).astype(np.uint16)  # row 0 is void
     weight = np.round(256 * np.where(isthing, alpha, 0.8 * alpha)).astype(np.uint16)
     weight[0] = round(256 * 0.35)
-    fill, keep = colors * weight[:, None], 256 - weight
+    fill, keep = np.ascontiguousarray((colors * weight[:, None]).T), 256 - weight
     drawn = np.empty((*rank.shape, 3), np.uint8)
     width = line_width(rank.shape)
     for top in range(0, len(rank), BAND):
         rows = slice(top, top + BAND)
-        part, canvas = rank[rows], drawn[rows]
-        kept = keep[part]
-        for channel in range(3):
-            canvas[..., channel] = (pixels[channel, rows] * kept + fill[part, channel]) >> 8
+        part, canvas = rank[rows].astype(np.intp), drawn[rows]
+        kept = keep.take(part)
+        mixed = [(pixels[channel, rows] * kept + fill[channel].take(part)) >> 8 for channel in range(3)]
+        cv2.merge([channel.astype(np.uint8) for channel in mixed], canvas)
         margin = max(top - width - 2, 0)
         around = rank[margin : top + BAND + width + 2]
-        line = contours(np.where(isthing[around], around, 0), width)[top - margin :][: len(part)]
-        line *= isthing[part]
-        y, x = np.nonzero(line)
-        strength = line[y, x, None]
-        canvas[y, x] = canvas[y, x] * (1 - strength) + colors[part[y, x]] * strength
+        line = contours(around * isthing.take(around), width)[top - margin :][: len(part)]
+        on_line = np.flatnonzero((line > 0) & isthing.take(part))
+        strength = line.reshape(-1)[on_line, None]
+        flat = canvas.reshape(-1, 3)
+        flat[on_line] = flat[on_line] * (1 - strength) + colors[part.reshape(-1)[on_line]] * strength
     if labels and isthing.sum() <= MAX_LABELS:
         _write_names(drawn, rank, result, colors[1:].astype(np.uint8))
     return torch.from_numpy(drawn).permute(2, 0, 1)
@@ -271,6 +271,7 @@ def short_name(name: str) -> str:
 def innermost(mask: np.ndarray) -> tuple[float, float]:
     """Return the point (x, y) of a mask, [H, W] bool, farthest from its border."""
     step = max(1, round(max(mask.shape) / 500))  # large masks are subsampled
-    distance = cv2.distanceTransform(np.pad(mask[::step, ::step].astype(np.uint8), 1), cv2.DIST_L2, 3)
+    padded = cv2.copyMakeBorder(mask[::step, ::step].astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT)
+    distance = cv2.distanceTransform(padded, cv2.DIST_L2, 3)
     row, column = np.unravel_index(int(distance.argmax()), distance.shape)
     return step * (float(column) - 1) + 0.5, step * (float(row) - 1) + 0.5
