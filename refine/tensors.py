@@ -33,7 +33,10 @@ _ENTRIES = (
 """Keys under which training checkpoints hold a state dict, averaged (EMA) weights first."""
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 """Prefixes that DistributedDataParallel and AveragedModel, torch.compile, and Lightning add to every name."""
-_ZERO_BY_DESIGN = re.compile(r".*\.offset\.weight|.*predictor\.weight|.*\.num_batches_tracked")
+_ZERO_BY_DESIGN = re.compile(
+    r".*\.offset\.weight|.*predictor\.weight|.*\.from_(semantic|f_sem|before)\.weight|.*\.num_batches_tracked"
+)
+"""Weights that start at zero, and stay so if only other parts are trained."""
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from refine.checkpoint.folder import (
 )
 from refine.errors import RefineError
 from refine.fusion.config import FusionConfig
+from refine.modeling.config import IBPPConfig
 from refine.modeling.model import PanopticModel
 from refine.structures import Categories
 
@@ -49,6 +50,19 @@ def test_round_trip(saved: SavedModel, tmp_path: Path) -> None:
     for name in ("categories", "test_size", "method", "fusion", "data", "metrics"):
         assert getattr(again, name) == getattr(saved, name)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+
+
+def test_parts_that_start_at_zero_may_still_be_zero(saved: SavedModel, tmp_path: Path) -> None:
+    """As after training of other parts alone (`optim.train_only`)."""
+    config = tiny_model()
+    config.ibpp = IBPPConfig(2, exchange="balanced", residual=True, mask_flow=True, sem_channels=32)
+    config.backbone.deform_stages = [5]
+    saved.model = PanopticModel(config, 2, 3).eval()
+    zero = [name for name, value in saved.model.state_dict().items() if value.ndim > 1 and not value.any()]
+    assert {name.split(".")[-2] for name in zero} >= {"from_semantic", "from_f_sem", "from_before", "offset"}
+    save_model(tmp_path / "model", saved)
+    loaded = load_model(tmp_path / "model").model
+    assert all(torch.equal(a, b) for a, b in zip(saved.model.parameters(), loaded.parameters(), strict=True))
 
 
 def test_pretrained_backbone_is_not_loaded_again(saved: SavedModel, tmp_path: Path) -> None:
