@@ -1,7 +1,8 @@
 """Loops as machine code, compiled by numba once per machine.
 
 Importing numba takes most of a second of CPU, more than PQ of a small data set. So its machine code is kept in the
-user's cache as a plain object file, which later processes load by llvmlite alone in a tenth of the time.
+user's cache: where a linker is installed on Linux, as a shared library, which later processes load in a
+millisecond, else as an object file, which llvmlite alone loads in a tenth of a second.
 """
 
 from __future__ import annotations
@@ -15,21 +16,24 @@ import re
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import llvmlite
-import llvmlite.binding as llvm
 import numpy as np
 
 from refine.errors import WriteError
 from refine.files import write_bytes
 
+if TYPE_CHECKING:
+    import llvmlite.binding as llvm
+
 BARE: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 """Options of numba for a kernel: nothing in it calls Python."""
 
 _DIGEST = 32
-"""Bytes of the SHA-256 that opens a kept file: LLVM must not see a damaged one."""
+"""Bytes of the SHA-256 that ends a kept file: a damaged one must not be run."""
 
 _LIBC = ("memset", "memcpy", "memmove")
 """Functions that LLVM itself may call in place of loops."""
@@ -47,7 +51,7 @@ class Kernel:
 
     def __init__(self, module: str) -> None:
         self.module = module
-        self._engine: llvm.ExecutionEngine | None = None  # owns the code
+        self._owner: ctypes.CDLL | llvm.ExecutionEngine | None = None  # of the code
         self._call: Callable[..., int] | None = None
 
     def __call__(self, *arguments: np.ndarray | int) -> int:
@@ -62,28 +66,37 @@ class Kernel:
         return result.value
 
     def _load(self, count: int) -> Callable[..., int]:
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
-        cpu, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
-        machine = llvm.Target.from_default_triple().create_target_machine(
-            cpu=cpu, features=features, opt=3, jit=True, codemodel="jitdefault"
-        )
         source = _source(self.module)
         for name in re.findall(rb"^from (refine\.[\w.]+) import", source, re.MULTILINE):  # constants
             source += _source(name.decode())
-        made_by = "\n".join([llvmlite.__version__, machine.triple, cpu, features]).encode()
-        path = _folder() / f"{self.module}-{hashlib.sha256(source + made_by).hexdigest()[:24]}.o"
+        # Pointers are passed as integers, which all 64-bit conventions pass alike.
+        function = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_int64] * (count + 2))
+        library = _path(self.module, source, f"{llvmlite.__version__}\n{_processor()}", "so")
+        if _read(library) is None and not _link(self.module, count, library):
+            return function(self._load_object(source, count))
+        self._owner = ctypes.CDLL(str(library))
+        return function(("kernel", self._owner))
+
+    def _load_object(self, source: bytes, count: int) -> int:
+        """Load an object file by LLVM; return the address of the function."""
+        import llvmlite.binding as llvm  # a large library
+
+        machine = _machine(jit=True, codemodel="jitdefault")
+        host = [llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()]
+        path = _path(self.module, source, "\n".join([llvmlite.__version__, machine.triple, *host]), "o")
         code = _read(path)
         if code is None:
             code = _compile(self.module, machine, count)
-            with suppress(WriteError):  # without a cache the next process compiles it again
-                write_bytes(path, hashlib.sha256(code).digest() + code)
-        self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-        self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-        self._engine.finalize_object()
-        # Pointers are passed as integers, which all 64-bit conventions pass alike.
-        function = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_int64] * (count + 2))
-        return function(self._engine.get_function_address("kernel"))
+            _keep(path, code)
+        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        engine.finalize_object()
+        self._owner = engine
+        return engine.get_function_address("kernel")
+
+
+def _path(module: str, source: bytes, made_by: str, suffix: str) -> Path:
+    return _folder() / f"{module}-{hashlib.sha256(source + made_by.encode()).hexdigest()[:24]}.{suffix}"
 
 
 def _folder() -> Path:
@@ -97,14 +110,59 @@ def _source(module: str) -> bytes:
     return Path(spec.origin).read_bytes()
 
 
+def _processor() -> str:
+    """The kind of the first processor and its instruction sets, on Linux; empty elsewhere."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            lines = takewhile(str.strip, file)
+            kinds = ("vendor_id", "cpu family", "model", "flags", "CPU implementer", "CPU part", "Features")
+            return "".join(line for line in lines if line.startswith(kinds))
+    except OSError:
+        return ""
+
+
 def _read(path: Path) -> bytes | None:
     """The machine code of a kept file; None if there is none, or it is damaged."""
     try:
         data = path.read_bytes()
     except OSError:
         return None
-    code = data[_DIGEST:]
-    return code if hashlib.sha256(code).digest() == data[:_DIGEST] else None
+    code = data[:-_DIGEST]
+    return code if hashlib.sha256(code).digest() == data[-_DIGEST:] else None
+
+
+def _keep(path: Path, code: bytes) -> bool:
+    """Keep machine code; return whether that succeeded. Without a cache the next process compiles it again."""
+    with suppress(WriteError):
+        write_bytes(path, code + hashlib.sha256(code).digest())
+        return True
+    return False
+
+
+def _link(module: str, count: int, path: Path) -> bool:
+    """Keep a function as a shared library; return whether that succeeded, which needs a linker."""
+    import shutil  # slow to import, all three
+    import subprocess
+    import tempfile
+
+    linker = shutil.which("cc")
+    if linker is None or not _processor():
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        source, library = Path(folder, "kernel.o"), Path(folder, "kernel.so")
+        source.write_bytes(_compile(module, _machine(reloc="pic"), count))
+        command = [linker, "-shared", "-o", str(library), str(source)]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        return done.returncode == 0 and _keep(path, library.read_bytes())
+
+
+def _machine(**options: Any) -> llvm.TargetMachine:
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    host = {"cpu": llvm.get_host_cpu_name(), "features": llvm.get_host_cpu_features().flatten()}
+    return llvm.Target.from_default_triple().create_target_machine(**host, opt=3, **options)
 
 
 def _compile(module: str, machine: llvm.TargetMachine, count: int) -> bytes:
@@ -114,6 +172,8 @@ def _compile(module: str, machine: llvm.TargetMachine, count: int) -> bytes:
     Raises:
         RuntimeError: the code is not self-contained, or numba has another convention.
     """
+    import llvmlite.binding as llvm
+
     kernel = importlib.import_module(module).kernel
     code = llvm.parse_assembly(kernel.inspect_llvm(kernel.signatures[0]))
     entries = [f for f in code.functions if not f.is_declaration and f.linkage == llvm.Linkage.external]
