@@ -2,7 +2,8 @@
 
 An object is taken from the window in whose core its centre lies. That window shows all of an object no larger than
 the overlap. A larger one may extend over several windows; its parts are recognised by their masks, which agree
-where the windows overlap, and joined.
+where the windows overlap, and joined. Near the border of two cores both windows may claim an object; what only the
+window beyond the border has does not count, because it sees less of the surroundings.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ def stitch(found: Sequence[Found], windows: Sequence[Window], size: tuple[int, i
     """Join the detections of all windows of an image of `size` (height, width) in pixels."""
     all_of = _Candidates.of(found, windows, size)
     same = _same_objects(all_of, windows)
+    all_of = replace(all_of, central=all_of.central & _confirmed(all_of, same, windows))
     both = all_of.central[same].all(1)
     group = connect(same[both, 0], same[both, 1], len(all_of.window))
     whole = all_of.shows_whole(group, windows)
@@ -161,6 +163,29 @@ def _same_objects(candidates: _Candidates, windows: Sequence[Window]) -> Tensor:
         own, others = own[order], window[others[order]]
         mutual[order[1:]] &= (own[1:] != own[:-1]) | (others[1:] != others[:-1])
     return pairs[mutual]
+
+
+def _confirmed(candidates: _Candidates, same: Tensor, windows: Sequence[Window]) -> Tensor:
+    """Find the detections of objects that the window in whose core their centre lies has, too.
+
+    Args:
+        candidates: the n detections of all windows.
+        same: Tensor[P, 2] int64, pairs of detections of the same object.
+        windows: all windows, row by row.
+
+    Returns:
+        Tensor[n] bool.
+    """
+    columns = sum(w.resized[0] == windows[0].resized[0] for w in windows)
+    lefts = torch.tensor([w.core[1] for w in windows[:columns]])
+    tops = torch.tensor([w.core[0] for w in windows[::columns]])
+    x, y = candidates.instances.boxes.unflatten(1, (2, 2)).mean(1).floor().long().T.contiguous()
+    row, column = (torch.searchsorted(begins, place, right=True) - 1 for begins, place in ((tops, y), (lefts, x)))
+    owner = row * columns + column
+    confirmed = candidates.window == owner
+    for one, other in (same.unbind(1), same.flip(1).unbind(1)):
+        confirmed[one[candidates.window[other] == owner[one]]] = True
+    return confirmed
 
 
 def _areas_within(runs: MaskRuns, index: Tensor, rectangles: Tensor) -> Tensor:

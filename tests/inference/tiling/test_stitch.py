@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 
 from refine.formats.windows import TensorWindows
 from refine.inference.predictor import Predictor
-from refine.inference.tiling.plan import Tiling
+from refine.inference.tiling.plan import Tiling, plan
 from refine.inference.tiling.predict import predict_tiles
+from refine.inference.tiling.stitch import Found, stitch
+from refine.structures import Instances
 from tests.helpers.painted import PaintedNetwork, painted
 
 
@@ -56,3 +58,16 @@ def test_objects_larger_than_tiles(seed, size, count, tile, divisor):
     ids, segments = tiled(predictor, image, tile, tile // divisor)
     assert torch.equal(ids, whole.segment_ids)
     assert len(segments) == len(whole.segments)
+
+
+@pytest.mark.parametrize(("seen_by", "count"), [([0], 0), ([1], 1), ([0, 1], 1)])
+def test_the_window_of_the_core_decides(seen_by, count):
+    size, box = (32, 96), (36, 4, 63, 20)  # its centre is 1.5 pixels inside the core of the second window
+    windows = plan(size, Tiling(64, 32), 1)
+    assert [w.core[1::2] for w in windows] == [(0, 48), (48, 96)]
+    masks = torch.zeros(1, *size, dtype=torch.bool)
+    masks[:, box[1] : box[3], box[0] : box[2]] = True
+    boxes, scores, labels = torch.tensor([box]).float(), torch.tensor([0.6]), torch.tensor([0])
+    runs = Instances(size, boxes, scores, labels, masks=masks).mask_runs()
+    instances = Instances(size, boxes, scores, labels, runs=runs)
+    assert len(stitch([Found(n, instances) for n in seen_by], windows, size).instances) == count
