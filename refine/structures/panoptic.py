@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,7 @@ class Segment:
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry of `segments_info` in a COCO panoptic JSON (plus `isthing` and `score`)."""
-        entry = asdict(self) | {"bbox": list(self.bbox), "iscrowd": 0}
+        entry = vars(self) | {"bbox": list(self.bbox), "iscrowd": 0}
         del entry["instance"]
         if entry["score"] is None:
             del entry["score"]
