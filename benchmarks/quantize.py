@@ -1,10 +1,12 @@
-"""An exported model with its convolutions in INT8, by ONNX Runtime's static quantisation.
+"""An exported model with its convolutions in INT8, by ONNX Runtime's static quantisation, or in half precision.
 
     refine export nuclei -o nuclei.onnx
     python benchmarks/quantize.py nuclei.onnx TRAINING_IMAGES nuclei_int8.onnx --images 8
-    refine evaluate --checkpoint nuclei_int8.onnx …                       # and benchmarks/exported.py
+    python benchmarks/quantize.py nuclei.onnx TRAINING_IMAGES nuclei_fp16.onnx --half
+    python benchmarks/precision.py nuclei --files nuclei_int8.onnx …      # and benchmarks/exported.py --other
 
-Weights have one scale per channel, activations the range that they have on the calibration images.
+INT8 weights have one scale per channel, activations the range that they have on the calibration images. `--half`
+converts everything that ONNX Runtime can compute in half precision, and needs no images.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from refine.formats.images import read_image
 
@@ -36,7 +39,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="folder of calibration images")
     parser.add_argument("out", help="ONNX file to write")
     parser.add_argument("--images", type=int, default=8, help="number of images, evenly spaced (default: 8)")
+    parser.add_argument("--half", action="store_true", help="half precision instead of INT8")
     options = parser.parse_args()
+    if options.half:
+        onnx.save(convert_float_to_float16(onnx.load(options.file), keep_io_types=True), options.out)
+        print(f"written to {options.out}")
+        return
     paths = sorted(path for path in options.folder.iterdir() if path.is_file())
     paths = paths[:: max(1, len(paths) // options.images)][: options.images]
     quantize_static(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torchvision.transforms.v2 as T
 from torch import Tensor
 
 from refine.data.config import AugmentConfig
@@ -31,8 +30,11 @@ class Augment:
         self.config = config
         self.num_things = num_things
         self.donor = donor
-        c = config.color
-        self.color = T.ColorJitter(c, c, c, c / 5) if c else None
+        self.color: Callable[[Tensor], Tensor] | None = None
+        if c := config.color:
+            from torchvision.transforms.v2 import ColorJitter  # slow to import
+
+            self.color = ColorJitter(c, c, c, c / 5)
 
     def __call__(self, image: Tensor, segments: SegmentMap) -> Sample:
         config = self.config

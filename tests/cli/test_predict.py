@@ -241,6 +241,7 @@ FRESH = """
 import sys
 from refine.cli.main import main
 main(sys.argv[1:])
+import refine.inference.evaluate
 slow = {"torch._dynamo", "torchvision", "timm", "sympy", "torch.onnx", "pandas", "scipy", "matplotlib", "lightning"}
 print(sorted(slow & sys.modules.keys()))
 """
