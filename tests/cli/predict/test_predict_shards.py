@@ -1,0 +1,82 @@
+"""Parts of a job (`--shard`) and `refine merge`, and images that fail."""
+
+import json
+import shutil
+
+import pytest
+from helpers.predict_runs import content, files, run
+
+from refine.cli.main import main
+
+
+def test_shards_are_merged(checkpoint, images, whole, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["--recursive", "--shard"]
+    assert main(["merge", str(out)]) == 1
+    assert "holds no finished shard" in capsys.readouterr().err
+    for shard in ("3/3", "1/3"):
+        assert run(checkpoint, images, out, *words, shard) == 0
+    assert not (out / "panoptic.json").exists()
+    assert main(["merge", str(out)]) == 1
+    assert "1 of 3 shards are not finished: 2/3; run them again" in capsys.readouterr().err
+    assert run(checkpoint, images, out, *words, "2/3") == 0
+    assert run(checkpoint, images, out, *words, "3/3", "--resume") == 0
+    assert "2 of 2 images are finished already" in capsys.readouterr().err
+    assert main(["merge", str(out)]) == 0
+    assert files(out) == whole
+
+
+def test_shards_report_what_failed(checkpoint, images, tmp_path, capsys):
+    out = tmp_path / "out"
+    (images / "x/broken.png").write_bytes(b"no image")
+    words = ["--recursive", "--save", "coco,instances", "--shard"]
+    assert [run(checkpoint, images, out, *words, f"{n}/2") for n in (1, 2)] == [0, 1]
+    assert main(["merge", str(out)]) == 1
+    assert "1 of 5 images failed" in capsys.readouterr().err
+    assert [failure["file_name"] for failure in json.loads((out / "failed.json").read_text())] == ["x/broken.png"]
+    assert len(content(out)["images"]) == 4
+    assert run(checkpoint, images, tmp_path / "one", *words[:-1]) == 1
+    assert (out / "instances.json").read_bytes() == (tmp_path / "one" / "instances.json").read_bytes()
+    for shard in ("0/2", "3/2", "1", "1/x"):
+        with pytest.raises(SystemExit):
+            run(checkpoint, images, out, "--shard", shard)
+
+
+def test_shards_of_other_images_are_not_merged(checkpoint, images, tmp_path, capsys):
+    out, words = tmp_path / "out", ["--recursive", "--save", "coco", "--shard"]
+    assert run(checkpoint, images, out, *words, "1/2") == 0
+    shutil.copy(next(images.rglob("*.png")), images / "0.png")
+    assert run(checkpoint, images, out, *words, "2/2") == 0
+    assert main(["merge", str(out)]) == 1
+    assert "2-of-2.jsonl: was written for another list of images than 1-of-2" in capsys.readouterr().err
+    assert run(checkpoint, images, out, *words, "1/2", "--resume") == 1
+    assert "another list of images; run all shards without --resume" in capsys.readouterr().err
+    assert run(checkpoint, images, out, *words, "1/2") == 0
+    assert main(["merge", str(out)]) == 0
+    assert len(content(out)["images"]) == 5
+
+
+def test_finished_results_are_listed_though_all_others_fail(checkpoint, images, tmp_path, capsys):
+    out, words = tmp_path / "out", ["--recursive", "--save", "coco"]
+    assert run(checkpoint, images, out, *words) == 0
+    names = [image["file_name"] for image in content(out)["images"]]
+    (images / names[-1]).write_bytes(b"no image")
+    assert run(checkpoint, images, out, *words, "--resume") == 1
+    assert "1 of 4 images failed" in capsys.readouterr().err
+    assert [image["file_name"] for image in content(out)["images"]] == names[:-1]
+    failed = (out / "failed.json").read_bytes()
+    assert run(checkpoint, images, out, *words, "--resume", "--score-threshold", "0.9") == 1
+    assert "was written with" in capsys.readouterr().err
+    assert (out / "failed.json").read_bytes() == failed
+    # A shard without a result is finished too, or nothing could be merged.
+    assert [run(checkpoint, images, out, *words, "--shard", f"{n}/4") for n in (1, 2, 3, 4)] == [0, 0, 0, 1]
+    assert "none of the 1 images could be used" in capsys.readouterr().err
+    assert main(["merge", str(out)]) == 1
+    assert [image["file_name"] for image in content(out)["images"]] == names[:-1]
+
+
+def test_joint_files_of_an_earlier_run_are_removed(checkpoint, images, tmp_path):
+    out = tmp_path / "out"
+    assert run(checkpoint, images, out, "--recursive", "--save", "coco,instances") == 0
+    assert run(checkpoint, images / "x", out, "--save", "coco") == 0
+    assert not (out / "instances.json").exists()
