@@ -75,14 +75,8 @@ def predict_tiles(
         RefineError: the image cannot be read, the scale is unknown or impossible; see also `check_tiles`.
         WriteError: the temporary files cannot be written.
     """
-    check_tiles(predictor.network, name)
-    scale = tiling.scale_for(image.mpp, name)
-    check_scale(scale, image.size, name)
     network = copy.copy(predictor.network)  # the same modules, but another test size
-    if network.test_size is None and scale != 1:
-        raise RefineError(f"{name}: a scale of {scale:g} is not possible; the model resizes images in its own way")
-    if predictor.method == OWN_MERGE:
-        raise RefineError(f"{name}: method {OWN_MERGE!r} merges whole images only; give another method with tiles")
+    scale = _scale(predictor, image, tiling, name)
     windows, threshold = plan(image.size, tiling, scale), predictor.fusion.score_threshold
     statistics, semantic, found = SharedStatistics(), SemanticFile(image.size, folder), list[Found]()
     # Networks that are not ours resize windows themselves.
@@ -110,6 +104,18 @@ def predict_tiles(
         ranking=stitched.ranking,
         config=predictor.fusion,
     )
+
+
+def _scale(predictor: Predictor, image: ImageWindows, tiling: Tiling, name: str) -> float:
+    """Return the scale of the windows; for the errors see `predict_tiles`."""
+    check_tiles(predictor.network, name)
+    scale = tiling.scale_for(image.mpp, name)
+    check_scale(scale, image.size, name)
+    if predictor.network.test_size is None and scale != 1:
+        raise RefineError(f"{name}: a scale of {scale:g} is not possible; the model resizes images in its own way")
+    if predictor.method == OWN_MERGE:
+        raise RefineError(f"{name}: method {OWN_MERGE!r} merges whole images only; give another method with tiles")
+    return scale
 
 
 def check_tiles(network: Network, name: str) -> None:
