@@ -7,6 +7,7 @@ import errno
 import gc
 import json
 import os
+import shutil
 import stat
 import uuid
 from collections.abc import Iterator
@@ -101,6 +102,44 @@ def exchange(one: str | Path, other: str | Path) -> bool:
     if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
         return False
     raise OSError(number, os.strerror(number), str(one), None, str(other))
+
+
+@contextmanager
+def atomic_folder(folder: str | Path) -> Iterator[Path]:
+    """Yield a new folder next to `folder`; on success sync its files and replace `folder` by it.
+
+    Readers always find the old or the new folder, however the process ends. If the file system cannot exchange two
+    names, there is a moment without a folder; a process killed then leaves the old folder as .*.NAME.old, and
+    `find_model` raises an error that names it.
+
+    Raises:
+        RefineError: the disk is full or not writable, or `folder` is a file.
+    """
+    folder = Path(folder).resolve()  # keeps a symbolic link
+    if folder.exists() and not folder.is_dir():
+        raise RefineError(f"{folder}: expected a folder, got a file; choose another path")
+    temporary = folder.with_name(f".{uuid.uuid4().hex[:8]}.{folder.name}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in temporary.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        if not folder.exists():
+            temporary.rename(folder)
+        elif not exchange(temporary, folder):
+            old = folder.with_name(f"{temporary.name}.old")
+            folder.rename(old)
+            try:
+                temporary.rename(folder)
+            except OSError:
+                old.rename(folder)
+                raise
+            shutil.rmtree(old)
+    except OSError as error:
+        raise write_error(folder, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_error(path: str | Path, error: OSError) -> WriteError:

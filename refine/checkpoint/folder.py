@@ -5,12 +5,8 @@ No file contains pickled code, and folders are written atomically.
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +17,7 @@ from torch import Tensor
 from refine.checkpoint.find import ONNX, find_model
 from refine.config import from_mapping, to_mapping
 from refine.errors import RefineError
-from refine.files import exchange, read_json, write_error, write_json
+from refine.files import atomic_folder, read_json, write_json
 from refine.fusion.config import FusionConfig, Method
 from refine.modeling.config import ModelConfig
 from refine.modeling.model import PanopticModel
@@ -261,41 +257,3 @@ def _later_heads(weights: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[s
             if known:
                 found[name] = weights[known[-1]]
     return found
-
-
-@contextmanager
-def atomic_folder(folder: str | Path) -> Iterator[Path]:
-    """Yield a new folder next to `folder`; on success sync its files and replace `folder` by it.
-
-    Readers always find the old or the new folder, however the process ends. If the file system cannot exchange two
-    names, there is a moment without a folder; a process killed then leaves the old folder as .*.NAME.old, and
-    `find_model` raises an error that names it.
-
-    Raises:
-        RefineError: the disk is full or not writable, or `folder` is a file.
-    """
-    folder = Path(folder).resolve()  # keeps a symbolic link
-    if folder.exists() and not folder.is_dir():
-        raise RefineError(f"{folder}: expected a folder, got a file; choose another path")
-    temporary = folder.with_name(f".{uuid.uuid4().hex[:8]}.{folder.name}")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        for path in temporary.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        if not folder.exists():
-            temporary.rename(folder)
-        elif not exchange(temporary, folder):
-            old = folder.with_name(f"{temporary.name}.old")
-            folder.rename(old)
-            try:
-                temporary.rename(folder)
-            except OSError:
-                old.rename(folder)
-                raise
-            shutil.rmtree(old)
-    except OSError as error:
-        raise write_error(folder, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -76,7 +76,9 @@ def predict_tiles(
         WriteError: the temporary files cannot be written.
     """
     network = copy.copy(predictor.network)  # the same modules, but another test size
-    scale = _scale(predictor, image, tiling, name)
+    scale = _scale(network, image, tiling, name)
+    if predictor.method == OWN_MERGE:
+        raise RefineError(f"{name}: method {OWN_MERGE!r} merges whole images only; give another method with tiles")
     windows, threshold = plan(image.size, tiling, scale), predictor.fusion.score_threshold
     statistics, semantic, found = SharedStatistics(), SemanticFile(image.size, folder), list[Found]()
     # Networks that are not ours resize windows themselves.
@@ -106,15 +108,13 @@ def predict_tiles(
     )
 
 
-def _scale(predictor: Predictor, image: ImageWindows, tiling: Tiling, name: str) -> float:
+def _scale(network: Network, image: ImageWindows, tiling: Tiling, name: str) -> float:
     """Return the scale of the windows; for the errors see `predict_tiles`."""
-    check_tiles(predictor.network, name)
+    check_tiles(network, name)
     scale = tiling.scale_for(image.mpp, name)
     check_scale(scale, image.size, name)
-    if predictor.network.test_size is None and scale != 1:
+    if network.test_size is None and scale != 1:
         raise RefineError(f"{name}: a scale of {scale:g} is not possible; the model resizes images in its own way")
-    if predictor.method == OWN_MERGE:
-        raise RefineError(f"{name}: method {OWN_MERGE!r} merges whole images only; give another method with tiles")
     return scale
 
 
