@@ -72,10 +72,11 @@ class Kernel:
         # Pointers are passed as integers, which all 64-bit conventions pass alike.
         function = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_int64] * (count + 2))
         library = _path(self.module, source, f"{llvmlite.__version__}\n{_processor()}", "so")
-        if _read(library) is None and not _link(self.module, count, library):
-            return function(self._load_object(source, count))
-        self._owner = ctypes.CDLL(str(library))
-        return function(("kernel", self._owner))
+        if _read(library) is not None or _link(self.module, count, library):
+            with suppress(OSError):  # for example a file system that does not execute files
+                self._owner = ctypes.CDLL(str(library))
+                return function(("kernel", self._owner))
+        return function(self._load_object(source, count))
 
     def _load_object(self, source: bytes, count: int) -> int:
         """Load an object file by LLVM; return the address of the function."""
@@ -140,7 +141,7 @@ def _keep(path: Path, code: bytes) -> bool:
 
 
 def _link(module: str, count: int, path: Path) -> bool:
-    """Keep a function as a shared library; return whether that succeeded, which needs a linker."""
+    """Keep a function as a shared library; return whether that succeeded. It needs a linker and temporary files."""
     import shutil  # slow to import, all three
     import subprocess
     import tempfile
@@ -148,12 +149,13 @@ def _link(module: str, count: int, path: Path) -> bool:
     linker = shutil.which("cc")
     if linker is None or not _processor():
         return False
-    with tempfile.TemporaryDirectory() as folder:
+    with suppress(OSError), tempfile.TemporaryDirectory() as folder:
         source, library = Path(folder, "kernel.o"), Path(folder, "kernel.so")
         source.write_bytes(_compile(module, _machine(reloc="pic"), count))
         command = [linker, "-shared", "-o", str(library), str(source)]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
         return done.returncode == 0 and _keep(path, library.read_bytes())
+    return False
 
 
 def _machine(**options: Any) -> llvm.TargetMachine:

@@ -84,3 +84,22 @@ def test_code_that_calls_python_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(RuntimeError, match="dividing: numba made"):
         Kernel("dividing")(1, 2)
+
+
+def _refuse(*_):
+    raise OSError("failed to map segment from shared object")
+
+
+@pytest.mark.parametrize(
+    "failing", ["linker writes nothing", "linker is no program", "file system without execution"]
+)
+def test_without_a_usable_shared_library_llvm_loads_the_code(tmp_path, monkeypatch, failing):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if failing == "file system without execution":
+        monkeypatch.setattr(compiled.ctypes, "CDLL", _refuse)
+    else:
+        linker = tmp_path / "cc"
+        linker.write_text("#!/bin/sh\nexit 0\n" if failing == "linker writes nothing" else "\0")
+        linker.chmod(0o755)
+        monkeypatch.setattr(shutil, "which", lambda name: str(linker))
+    assert first_run(Kernel(MODULE)) == (0, 7)

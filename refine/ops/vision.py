@@ -44,8 +44,9 @@ def roi_align(feature: Tensor, rois: Tensor, bins: int, scale: float, sampling: 
 
 
 def _load(*inputs: Tensor) -> None:
-    """Make the operators available, and their gradients if an input needs them."""
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+    """Make the operators available, with their gradients, or their shapes for torch.compile, if needed."""
+    needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+    if torch.compiler.is_compiling() or needs_gradient:
         import torchvision  # noqa: F401
     else:
         _load_library()

@@ -29,7 +29,7 @@ def find_config(name: str | Path, start: Path | None = None, folder: bool = Fals
         RefineError: there is no such config.
     """
     given, own = (start or Path()) / name, CONFIGS / name
-    found = [path for path in (given, own.with_name(f"{own.name}.yaml"), own) if path.is_file()]
+    found = [path for path in (given, Path(f"{own}.yaml"), own) if path.is_file()]
     found += [path for path in (own, given) if folder and path.is_dir()]
     if not found:
         names = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))

@@ -57,8 +57,9 @@ class Stitched:
 def stitch(found: Sequence[Found], windows: Sequence[Window], size: tuple[int, int]) -> Stitched:
     """Join the detections of all windows of an image of `size` (height, width) in pixels."""
     all_of = _Candidates.of(found, windows, size)
-    same = _same_objects(all_of, windows)
-    all_of = replace(all_of, central=all_of.central & _confirmed(all_of, same, windows))
+    pairs, iou = _overlaps(all_of, windows)
+    same = _same_objects(all_of, pairs, iou)
+    all_of = replace(all_of, central=all_of.central & _confirmed(all_of, pairs[iou > NEAR], windows))
     both = all_of.central[same].all(1)
     group = connect(same[both, 0], same[both, 1], len(all_of.window))
     whole = all_of.shows_whole(group, windows)
@@ -138,24 +139,31 @@ def _corners(rectangles: Sequence[tuple[int, int, int, int]]) -> Tensor:
     return torch.tensor(rectangles, dtype=torch.float32)[:, [1, 0, 3, 2]].unflatten(1, (2, 2)).transpose(0, 1)
 
 
-def _same_objects(candidates: _Candidates, windows: Sequence[Window]) -> Tensor:
-    """Find detections of two windows that show the same object: Tensor[P, 2] int64.
+def _overlaps(candidates: _Candidates, windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
+    """Find detections of two windows that overlap.
 
-    They have the same class and nearly the same mask where both windows see it; of several, those
-    most alike.
+    Returns:
+        Their indices, Tensor[P, 2] int64, and the IoU of their masks where both windows see them, Tensor[P] float.
     """
-    runs, labels, window = candidates.instances.runs, candidates.instances.labels, candidates.window
+    runs, window = candidates.instances.runs, candidates.window
     assert runs is not None
     pairs, shared = shared_areas(runs)
-    one, other = pairs.unbind(1)
-    like = (window[one] != window[other]) & (labels[one] == labels[other])
-    pairs, shared = pairs[like], shared[like]
+    across = window[pairs[:, 0]] != window[pairs[:, 1]]
+    pairs, shared = pairs[across], shared[across]
     one, other = pairs.unbind(1)
     borders = torch.tensor([w.place for w in windows])
     both = _areas_within(runs, one, borders[window[other]]) + _areas_within(runs, other, borders[window[one]])
-    iou = shared / (both - shared)
-    alike = iou > SAME
-    pairs, iou = pairs[alike], iou[alike]
+    return pairs, shared / (both - shared)
+
+
+def _same_objects(candidates: _Candidates, pairs: Tensor, iou: Tensor) -> Tensor:
+    """Find detections of two windows that show the same object: Tensor[Q, 2] int64.
+
+    They have the same class and nearly the same mask; of several, those most alike. For the arguments see the
+    result of `_overlaps`.
+    """
+    alike = (iou > SAME) & (candidates.instances.labels[pairs].diff(dim=1)[:, 0] == 0)
+    pairs, iou, window = pairs[alike], iou[alike], candidates.window
     differ = candidates.instances.scores[pairs].diff(dim=1)[:, 0].abs()
     mutual = torch.ones(len(pairs), dtype=torch.bool)
     for own, others in (pairs.unbind(1), pairs.flip(1).unbind(1)):
@@ -165,16 +173,10 @@ def _same_objects(candidates: _Candidates, windows: Sequence[Window]) -> Tensor:
     return pairs[mutual]
 
 
-def _confirmed(candidates: _Candidates, same: Tensor, windows: Sequence[Window]) -> Tensor:
-    """Find the detections of objects that the window in whose core their centre lies has, too.
+def _confirmed(candidates: _Candidates, near: Tensor, windows: Sequence[Window]) -> Tensor:
+    """Find the detections where the window in whose core their centre lies has one, too: Tensor[n] bool.
 
-    Args:
-        candidates: the n detections of all windows.
-        same: Tensor[P, 2] int64, pairs of detections of the same object.
-        windows: all windows, row by row.
-
-    Returns:
-        Tensor[n] bool.
+    `near` are pairs of detections at nearly the same place, of any class, Tensor[P, 2] int64.
     """
     columns = sum(w.resized[0] == windows[0].resized[0] for w in windows)
     lefts = torch.tensor([w.core[1] for w in windows[:columns]])
@@ -183,7 +185,7 @@ def _confirmed(candidates: _Candidates, same: Tensor, windows: Sequence[Window])
     row, column = (torch.searchsorted(begins, place, right=True) - 1 for begins, place in ((tops, y), (lefts, x)))
     owner = row * columns + column
     confirmed = candidates.window == owner
-    for one, other in (same.unbind(1), same.flip(1).unbind(1)):
+    for one, other in (near.unbind(1), near.flip(1).unbind(1)):
         confirmed[one[candidates.window[other] == owner[one]]] = True
     return confirmed
 
@@ -292,3 +294,7 @@ def _join_masks(masks: MaskRuns, cores: Sequence[tuple[int, int, int, int]]) -> 
     end = torch.cat([cells.starts[1:], cells.starts.new_tensor([masks.size[0] * width])])
     start, end = cells.starts[taken], end[taken]
     return MaskRuns(masks.size, 1, torch.zeros_like(start), start, end)
+
+
+NEAR = 0.25
+"""IoU above which a window confirms what another one found at the border of their cores."""
