@@ -63,7 +63,7 @@ def sample_images() -> list[tuple[str, Tensor]]:
     sizes = {"landscape": (240, 320), "portrait": (331, 250), "wide": (128, 512)}
     scenes = {
         name: torch.from_numpy(make_scene(0, n, size).image).permute(2, 0, 1).contiguous()
-        for n, (name, size) in enumerate(sizes.items())
+        for n, (name, size) in enumerate(sizes.items(), start=3)
     }
     return [*scenes.items(), ("empty", torch.full((3, 90, 70), 127, dtype=torch.uint8))]
 
