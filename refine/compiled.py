@@ -149,9 +149,9 @@ def _link(module: str, count: int, path: Path) -> bool:
     linker = shutil.which("cc")
     if linker is None or not _processor():
         return False
-    with suppress(OSError), tempfile.TemporaryDirectory() as folder:
+    with suppress(OSError, WriteError), tempfile.TemporaryDirectory() as folder:
         source, library = Path(folder, "kernel.o"), Path(folder, "kernel.so")
-        source.write_bytes(_compile(module, _machine(reloc="pic"), count))
+        write_bytes(source, _compile(module, _machine(reloc="pic"), count))
         command = [linker, "-shared", "-o", str(library), str(source)]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
         return done.returncode == 0 and _keep(path, library.read_bytes())

@@ -2,8 +2,7 @@
 
 An object is taken from the window in whose core its centre lies. That window shows all of an object no larger than
 the overlap. A larger one may extend over several windows; its parts are recognised by their masks, which agree
-where the windows overlap, and joined. Near the border of two cores both windows may claim an object; what only the
-window beyond the border has does not count, because it sees less of the surroundings.
+where the windows overlap, and joined.
 """
 
 from __future__ import annotations
@@ -57,9 +56,7 @@ class Stitched:
 def stitch(found: Sequence[Found], windows: Sequence[Window], size: tuple[int, int]) -> Stitched:
     """Join the detections of all windows of an image of `size` (height, width) in pixels."""
     all_of = _Candidates.of(found, windows, size)
-    pairs, iou = _overlaps(all_of, windows)
-    same = _same_objects(all_of, pairs, iou)
-    all_of = replace(all_of, central=all_of.central & _confirmed(all_of, pairs[iou > NEAR], windows))
+    same = _same_objects(all_of, windows)
     both = all_of.central[same].all(1)
     group = connect(same[both, 0], same[both, 1], len(all_of.window))
     whole = all_of.shows_whole(group, windows)
@@ -139,31 +136,24 @@ def _corners(rectangles: Sequence[tuple[int, int, int, int]]) -> Tensor:
     return torch.tensor(rectangles, dtype=torch.float32)[:, [1, 0, 3, 2]].unflatten(1, (2, 2)).transpose(0, 1)
 
 
-def _overlaps(candidates: _Candidates, windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
-    """Find detections of two windows that overlap.
+def _same_objects(candidates: _Candidates, windows: Sequence[Window]) -> Tensor:
+    """Find detections of two windows that show the same object: Tensor[P, 2] int64.
 
-    Returns:
-        Their indices, Tensor[P, 2] int64, and the IoU of their masks where both windows see them, Tensor[P] float.
+    They have the same class and nearly the same mask where both windows see it; of several, those
+    most alike.
     """
-    runs, window = candidates.instances.runs, candidates.window
+    runs, labels, window = candidates.instances.runs, candidates.instances.labels, candidates.window
     assert runs is not None
     pairs, shared = shared_areas(runs)
-    across = window[pairs[:, 0]] != window[pairs[:, 1]]
-    pairs, shared = pairs[across], shared[across]
+    one, other = pairs.unbind(1)
+    like = (window[one] != window[other]) & (labels[one] == labels[other])
+    pairs, shared = pairs[like], shared[like]
     one, other = pairs.unbind(1)
     borders = torch.tensor([w.place for w in windows])
     both = _areas_within(runs, one, borders[window[other]]) + _areas_within(runs, other, borders[window[one]])
-    return pairs, shared / (both - shared)
-
-
-def _same_objects(candidates: _Candidates, pairs: Tensor, iou: Tensor) -> Tensor:
-    """Find detections of two windows that show the same object: Tensor[Q, 2] int64.
-
-    They have the same class and nearly the same mask; of several, those most alike. For the arguments see the
-    result of `_overlaps`.
-    """
-    alike = (iou > SAME) & (candidates.instances.labels[pairs].diff(dim=1)[:, 0] == 0)
-    pairs, iou, window = pairs[alike], iou[alike], candidates.window
+    iou = shared / (both - shared)
+    alike = iou > SAME
+    pairs, iou = pairs[alike], iou[alike]
     differ = candidates.instances.scores[pairs].diff(dim=1)[:, 0].abs()
     mutual = torch.ones(len(pairs), dtype=torch.bool)
     for own, others in (pairs.unbind(1), pairs.flip(1).unbind(1)):
@@ -171,23 +161,6 @@ def _same_objects(candidates: _Candidates, pairs: Tensor, iou: Tensor) -> Tensor
         own, others = own[order], window[others[order]]
         mutual[order[1:]] &= (own[1:] != own[:-1]) | (others[1:] != others[:-1])
     return pairs[mutual]
-
-
-def _confirmed(candidates: _Candidates, near: Tensor, windows: Sequence[Window]) -> Tensor:
-    """Find the detections where the window in whose core their centre lies has one, too: Tensor[n] bool.
-
-    `near` are pairs of detections at nearly the same place, of any class, Tensor[P, 2] int64.
-    """
-    columns = sum(w.resized[0] == windows[0].resized[0] for w in windows)
-    lefts = torch.tensor([w.core[1] for w in windows[:columns]])
-    tops = torch.tensor([w.core[0] for w in windows[::columns]])
-    x, y = candidates.instances.boxes.unflatten(1, (2, 2)).mean(1).floor().long().T.contiguous()
-    row, column = (torch.searchsorted(begins, place, right=True) - 1 for begins, place in ((tops, y), (lefts, x)))
-    owner = row * columns + column
-    confirmed = candidates.window == owner
-    for one, other in (near.unbind(1), near.flip(1).unbind(1)):
-        confirmed[one[candidates.window[other] == owner[one]]] = True
-    return confirmed
 
 
 def _areas_within(runs: MaskRuns, index: Tensor, rectangles: Tensor) -> Tensor:
@@ -294,7 +267,3 @@ def _join_masks(masks: MaskRuns, cores: Sequence[tuple[int, int, int, int]]) -> 
     end = torch.cat([cells.starts[1:], cells.starts.new_tensor([masks.size[0] * width])])
     start, end = cells.starts[taken], end[taken]
     return MaskRuns(masks.size, 1, torch.zeros_like(start), start, end)
-
-
-NEAR = 0.25
-"""IoU above which a window confirms what another one found at the border of their cores."""

@@ -60,9 +60,9 @@ def test_objects_larger_than_tiles(seed, size, count, tile, divisor):
     assert len(segments) == len(whole.segments)
 
 
-@pytest.mark.parametrize(("label", "columns"), [(0, (38, 54)), (1, (42, 57))])
+@pytest.mark.parametrize(("label", "columns"), [(0, (38, 54)), (1, (42, 57)), (0, (37, 46))])
 def test_windows_that_disagree_lose_no_object(label, columns):
-    """Each window's box has its centre in the core of the other one; the masks or the classes differ."""
+    """Each window's box has its centre near or in the core of the other one; the masks or the classes differ."""
     size = (30, 100)
     windows = plan(size, Tiling(64, 28), 1)
     assert [w.core[1::2] for w in windows] == [(0, 50), (50, 100)]
@@ -74,16 +74,3 @@ def test_windows_that_disagree_lose_no_object(label, columns):
         runs = Instances(size, boxes, scores, labels, masks=mask).mask_runs()
         found.append(Found(n, Instances(size, boxes, scores, labels, runs=runs)))
     assert len(stitch(found, windows, size).instances) >= 1
-
-
-@pytest.mark.parametrize(("seen_by", "count"), [([0], 0), ([1], 1), ([0, 1], 1)])
-def test_the_window_of_the_core_decides(seen_by, count):
-    size, box = (32, 96), (36, 4, 63, 20)  # its centre is 1.5 pixels inside the core of the second window
-    windows = plan(size, Tiling(64, 32), 1)
-    assert [w.core[1::2] for w in windows] == [(0, 48), (48, 96)]
-    masks = torch.zeros(1, *size, dtype=torch.bool)
-    masks[:, box[1] : box[3], box[0] : box[2]] = True
-    boxes, scores, labels = torch.tensor([box]).float(), torch.tensor([0.6]), torch.tensor([0])
-    runs = Instances(size, boxes, scores, labels, masks=masks).mask_runs()
-    instances = Instances(size, boxes, scores, labels, runs=runs)
-    assert len(stitch([Found(n, instances) for n in seen_by], windows, size).instances) == count
