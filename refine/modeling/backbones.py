@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -76,8 +76,10 @@ class ResNet(Backbone):
         if config.stride_in_1x1 and block is not Bottleneck:
             raise RefineError(f"backbone.stride_in_1x1: {config.name} has no 1×1 convolutions; set it to false")
         norm = partial(make_norm, config.norm, eps=config.norm_eps)
-        # torchvision counts the width of a 3×3 convolution in 64ths of `planes` per group.
-        base_width = (config.width_per_group or width) * 64 // planes[0] if block is Bottleneck else 64
+        make: Callable[..., nn.Module] = block
+        if block is Bottleneck:
+            # torchvision counts the width of a 3×3 convolution in 64ths of `planes` per group.
+            make = partial(block, groups=groups, base_width=(config.width_per_group or width) * 64 // planes[0])
 
         self.conv1 = nn.Conv2d(3, config.stem_width, 7, stride=2, padding=3, bias=config.norm == "none")
         self.bn1 = norm(config.stem_width)
@@ -92,7 +94,7 @@ class ResNet(Backbone):
                 if i == 0 and (stride > 1 or in_channels != self.channels[n]):
                     conv = Shortcut(in_channels, self.channels[n], 1, stride, bias=False)
                     shortcut = nn.Sequential(conv, norm(self.channels[n]))
-                blocks.append(block(in_channels, planes[n], stride, shortcut, groups, base_width, norm))
+                blocks.append(make(in_channels, planes[n], stride, shortcut, norm))
                 in_channels = self.channels[n]
             self.add_module(f"layer{n + 1}", nn.Sequential(*blocks))
         for module in self.modules():
@@ -131,7 +133,7 @@ class Shortcut(nn.Conv2d):
 def _stride_in_1x1(network: nn.Module) -> None:
     """Move the stride of each bottleneck from its 3×3 to its first 1×1 convolution."""
     for block in network.modules():
-        if isinstance(block, Bottleneck) and block.stride > 1:
+        if isinstance(block, Bottleneck):
             block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
 
 

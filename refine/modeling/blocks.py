@@ -15,7 +15,6 @@ class BasicBlock(nn.Module):
         planes: number of channels of both convolutions; the output has `planes * expansion`.
         stride: stride of the first convolution.
         downsample: shortcut; None stands for the identity.
-        groups, base_width: 1 and 64; for `Bottleneck` alone they have other values.
         norm_layer: builds a norm for a number of channels.
     """
 
@@ -27,19 +26,15 @@ class BasicBlock(nn.Module):
         planes: int,
         stride: int,
         downsample: nn.Module | None,
-        groups: int,
-        base_width: int,
         norm_layer: Callable[[int], nn.Module],
     ) -> None:
         super().__init__()
-        assert (groups, base_width) == (1, 64)
         self.conv1 = nn.Conv2d(in_channels, planes, 3, stride, padding=1, bias=False)
         self.bn1 = norm_layer(planes)
         self.relu = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
         self.bn2 = norm_layer(planes)
         self.downsample = downsample
-        self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
@@ -56,9 +51,9 @@ class Bottleneck(nn.Module):
         planes: the output has `planes * expansion` channels.
         stride: stride of the 3×3 convolution.
         downsample: shortcut; None stands for the identity.
+        norm_layer: builds a norm for a number of channels.
         groups: groups of the 3×3 convolution.
         base_width: channels per group, in 64ths of `planes`.
-        norm_layer: builds a norm for a number of channels.
     """
 
     expansion = 4
@@ -69,9 +64,9 @@ class Bottleneck(nn.Module):
         planes: int,
         stride: int,
         downsample: nn.Module | None,
+        norm_layer: Callable[[int], nn.Module],
         groups: int,
         base_width: int,
-        norm_layer: Callable[[int], nn.Module],
     ) -> None:
         super().__init__()
         width, out_channels = int(planes * (base_width / 64)) * groups, planes * self.expansion
@@ -83,7 +78,6 @@ class Bottleneck(nn.Module):
         self.bn3 = norm_layer(out_channels)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
-        self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))

@@ -117,9 +117,14 @@ class Window:
         return _size(self.resized)
 
 
+def size_at(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Return the test size (short, long) at which an image of `size` is resized by `scale`."""
+    return max(1, round(min(size) * scale)), NO_LIMIT
+
+
 def resized_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
     """Return (height, width) of an image of `size` when it is resized by `scale`, as a whole image would be."""
-    return network_size(size, max(1, round(min(size) * scale)), NO_LIMIT)
+    return network_size(size, *size_at(size, scale))
 
 
 def plan(size: tuple[int, int], tiling: Tiling, scale: float) -> list[Window]:

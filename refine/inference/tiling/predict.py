@@ -21,7 +21,7 @@ from refine.fusion.bands import FusedBands, PairScores, fuse_bands
 from refine.fusion.config import HEADS, OWN_MERGE, Head
 from refine.inference.limits import Limits
 from refine.inference.predictor import GPU_BATCH, Predictor
-from refine.inference.tiling.plan import NO_LIMIT, Tiling, Window, check_scale, plan, resized_size
+from refine.inference.tiling.plan import Tiling, Window, check_scale, plan, resized_size, size_at
 from refine.inference.tiling.resample import read_part
 from refine.inference.tiling.scratch import SemanticFile
 from refine.inference.tiling.stitch import Found, stitch
@@ -158,7 +158,7 @@ def is_large(size: tuple[int, int], predictor: Predictor, tiling: Tiling) -> boo
 def _predict(network: Network, parts: Sequence[Part], scale: float, min_score: float) -> list[Prediction]:
     """Predict parts of one size at `scale`."""
     if network.test_size is not None:  # of a `NativeNetwork` only the ranking head needs it
-        network.test_size = (max(1, round(min(parts[0].size) * scale)), NO_LIMIT)
+        network.test_size = size_at(parts[0].size, scale)
     if isinstance(network, NativeNetwork):
         return network.predict_parts(parts, min_score)
     return network.predict([part.pixels for part in parts], min_score)
