@@ -148,7 +148,7 @@ def test_errors_do_not_name_folders(models, upload, images, tmp_path, monkeypatc
 
 def test_without_gradio_the_error_names_the_extra(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("refine.cli.serve.find_spec", lambda name: None)
     assert main(["serve"]) == 1
     assert "pip install -e '.[serve]'" in capsys.readouterr().err
 
