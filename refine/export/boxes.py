@@ -17,7 +17,7 @@ from torchvision.ops import nms, roi_align
 from refine.modeling.box_head import BoxHeads
 from refine.modeling.detector import Detector
 from refine.modeling.nanodet import NUM_CLASSES, NanoDetOutput, cells, decode
-from refine.modeling.rpn import WEIGHTS, RegionProposals
+from refine.modeling.rpn import WEIGHTS, RegionProposals, is_inside
 from refine.ops.boxes import decode_boxes, is_nonempty
 from refine.ops.roi import Sampling, assign_levels
 
@@ -52,7 +52,8 @@ def propose(rpn: RegionProposals, pyramid: Sequence[Tensor], size: Tensor) -> Te
     before, after = rpn.config.pre_nms_top_n[1], rpn.config.post_nms_top_n[1]
     boxes, logits = [], []
     for objectness, deltas, anchors in zip(output.objectness, output.deltas, output.anchors, strict=True):
-        padded = torch.cat([objectness[0], objectness.new_full((before,), -torch.inf)])
+        inside = objectness[0].masked_fill(~is_inside(anchors, size), -torch.inf)
+        padded = torch.cat([inside, objectness.new_full((before,), -torch.inf)])
         best, index = padded.topk(before)
         kept = index[best.isfinite()]
         decoded = clip(decode_boxes(deltas[0, kept], anchors[kept], WEIGHTS), size)

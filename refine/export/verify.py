@@ -60,11 +60,10 @@ class Agreement:
 
 def sample_images() -> list[tuple[str, Tensor]]:
     """Return drawn scenes of several shapes, and an image without objects: names and Tensor[3, H, W] uint8."""
-    # Scenes from 3 on: in scene 1 the exported nuclei model lacks a detection, presumably where two proposals tie.
     sizes = {"landscape": (240, 320), "portrait": (331, 250), "wide": (128, 512)}
     scenes = {
         name: torch.from_numpy(make_scene(0, n, size).image).permute(2, 0, 1).contiguous()
-        for n, (name, size) in enumerate(sizes.items(), start=3)
+        for n, (name, size) in enumerate(sizes.items())
     }
     return [*scenes.items(), ("empty", torch.full((3, 90, 70), 127, dtype=torch.uint8))]
 

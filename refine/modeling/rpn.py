@@ -95,6 +95,9 @@ class RegionProposals(nn.Module):
     def propose(self, output: RPNOutput, image_sizes: Sequence[tuple[int, int]], training: bool) -> list[Tensor]:
         """Return the best boxes of each image after NMS within each level.
 
+        Anchors with their centre in the padding are left out: padding has features of its own, and the boxes there,
+        which end up empty, would take the places of others among the best of a level.
+
         Args:
             output: result of `forward`.
             image_sizes: (height, width) of the unpadded images in pixels.
@@ -116,7 +119,9 @@ class RegionProposals(nn.Module):
         for n, (objectness, deltas, anchors) in enumerate(
             zip(output.objectness, output.deltas, output.anchors, strict=True)
         ):
-            best, index = objectness.float().topk(min(before, objectness.shape[1]), dim=1)  # B×k
+            inside = torch.stack([is_inside(anchors, size) for size in image_sizes])  # B×R_l
+            objectness = objectness.float().masked_fill(~inside, -torch.inf)
+            best, index = objectness.topk(min(before, objectness.shape[1]), dim=1)  # B×k
             selected = deltas.gather(1, index[..., None].expand(-1, -1, 4))
             decoded = decode_boxes(selected.flatten(0, 1), anchors[index].flatten(0, 1), WEIGHTS)
             boxes.append(decoded.view(*index.shape, 4))
@@ -166,6 +171,12 @@ class RegionProposals(nn.Module):
             "loss_rpn_objectness": F.binary_cross_entropy_with_logits(objectness, truth, reduction="sum") / count,
             "loss_rpn_box": F.l1_loss(moved, torch.cat(box_targets), reduction="sum") / count,
         }
+
+
+def is_inside(anchors: Tensor, size: Sequence[int] | Tensor) -> Tensor:
+    """Return which anchors have their centre inside an image of `size` (height, width): Tensor[R, 4] -> [R] bool."""
+    x1, y1, x2, y2 = anchors.unbind(1)
+    return ((x1 + x2) / 2 < size[1]) & ((y1 + y2) / 2 < size[0])
 
 
 def _cell_anchors(config: RPNConfig) -> Tensor:

@@ -82,12 +82,28 @@ def test_outputs_belong_to_their_anchors():
     torch.testing.assert_close(centre, torch.tensor([column * 8.0, y * 8.0]))
 
 
+def leave_out_padding(head: RPNHead, sizes) -> None:
+    """Let torchvision's head give the lowest objectness to the cells that are centred in the padding."""
+
+    def mask(_, __, output):
+        objectness, deltas = [maps.clone() for maps in output[0]], output[1]
+        for maps, stride in zip(objectness, (4, 8, 16, 32, 64), strict=True):
+            for n, (height, width) in enumerate(sizes):
+                maps[n, :, -(-height // stride) :] = -torch.inf
+                maps[n, :, :, -(-width // stride) :] = -torch.inf
+        return objectness, deltas
+
+    head.register_forward_hook(mask)
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_proposals_equal_torchvision(training):
     rpn = make_rpn(aspect_ratios=[1.0], pre_nms_top_n=(400, 150), post_nms_top_n=(300, 100))
     x, sizes = pyramid(batch=2), [SIZE, (100, 150)]
     proposals = rpn.propose(rpn(x), sizes, training)
     network = torchvision_rpn(rpn, training=training)
+    leave_out_padding(network.head, sizes)
+    network.score_thresh = 1e-12  # the cells in the padding have 0
     images = ImageList(torch.zeros(2, 3, *SIZE), sizes)
     targets = [{"boxes": random_boxes(3, size=s)} for s in sizes]
     theirs, _ = network(images, {str(n): v for n, v in enumerate(x)}, targets)
@@ -107,7 +123,9 @@ def test_proposals_equal_slow_reference():
     for logits, deltas, anchors in zip(output.objectness, output.deltas, output.anchors, strict=True):
         boxes = clip_boxes_to_image(decode_boxes(deltas[0], anchors, ONE), size)
         level = []
-        for n in logits[0].argsort(descending=True, stable=True)[:40]:
+        x, y = (anchors[:, :2] + anchors[:, 2:]).unbind(1)
+        inside = (x / 2 < size[1]) & (y / 2 < size[0])
+        for n in [n for n in logits[0].argsort(descending=True, stable=True) if inside[n]][:40]:
             box = boxes[n]
             if (box[2:] <= box[:2]).any():
                 continue
@@ -118,6 +136,19 @@ def test_proposals_equal_slow_reference():
     (boxes, logits), *_ = rpn.propose_scored(output, [size], training=False)
     torch.testing.assert_close(boxes, torch.stack([b for _, b in kept]))
     torch.testing.assert_close(logits, torch.tensor([s for s, _ in kept]))
+
+
+def test_padding_takes_no_places_of_proposals():
+    # An image with a large uniform area has cells of equal logits in the padding, more than there are places.
+    rpn = make_rpn(pre_nms_top_n=(9, 40), post_nms_top_n=(9, 60))
+    x, size = pyramid(seed=5), (100, 130)
+    expected = rpn.propose(rpn(x), [size], training=False)[0]
+    output = rpn(x)
+    for objectness, anchors in zip(output.objectness, output.anchors, strict=True):
+        centres = (anchors[:, :2] + anchors[:, 2:]) / 2
+        objectness[0, (centres[:, 0] >= size[1]) | (centres[:, 1] >= size[0])] = 50.0
+    torch.testing.assert_close(rpn.propose(output, [size], training=False)[0], expected)
+    assert len(expected) > 40
 
 
 @pytest.mark.parametrize("infinite", [float("inf"), -float("inf"), float("nan")])
