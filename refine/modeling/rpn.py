@@ -174,7 +174,7 @@ class RegionProposals(nn.Module):
 
 
 def is_inside(anchors: Tensor, size: Sequence[int] | Tensor) -> Tensor:
-    """Return which anchors have their centre inside an image of `size` (height, width): Tensor[R, 4] -> [R] bool."""
+    """Return which anchors are centred inside an image of `size` (height, width): Tensor[R, 4] -> [R] bool."""
     x1, y1, x2, y2 = anchors.unbind(1)
     return ((x1 + x2) / 2 < size[1]) & ((y1 + y2) / 2 < size[0])
 
