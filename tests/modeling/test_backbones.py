@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
@@ -101,6 +102,19 @@ def test_groups_of_groupnorm(channels: int, groups: int) -> None:
     norm = make_norm("gn", channels)
     assert isinstance(norm, nn.GroupNorm)
     assert norm.num_groups == groups
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_groupnorm_of_boxes_is_that_of_pytorch(dtype: torch.dtype) -> None:
+    norm = make_norm("gn", 64, of_boxes=True)
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2)  # type: ignore[operator, union-attr]
+    x = torch.randn(5, 64, 7, 7).to(dtype).to(memory_format=torch.channels_last)
+    expected = F.group_norm(x.float(), 32, norm.weight, norm.bias)
+    found = norm.to(dtype)(x)
+    torch.testing.assert_close(found.float(), expected, atol=1e-5 if dtype == torch.float32 else 0.05, rtol=0.01)
+    # The layout that is fast on a CPU: GroupNorm keeps that of its input.
+    assert found.is_contiguous() == (dtype != torch.float32)
 
 
 @pytest.mark.parametrize(
