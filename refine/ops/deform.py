@@ -15,21 +15,28 @@ def deform_conv(
 ) -> Tensor:
     """Apply a deformable convolution without bias; taps are sampled bilinearly, zero outside the map.
 
+    It is computed in float32 at least, also under autocast, as torchvision does on a GPU: a tap's position is not
+    exact in half precision.
+
     Args:
         x: Tensor[B, C, H, W] float, input features.
         offset: Tensor[B, 2 K, h, w] float, (y, x) displacement in pixels of each tap, kernel in row-major order.
-        weight: Tensor[O, C / groups, k, k] of x's dtype, K = k · k.
+        weight: Tensor[O, C / groups, k, k] float, K = k · k.
         stride, padding: in pixels.
         mask: Tensor[B, K, h, w] float, factor of each tap; None means 1.
 
     Returns:
         Tensor[B, O, h, w] of x's dtype.
     """
-    if x.device.type == "cpu" and x.dtype.itemsize >= 4:
-        return _whole_pixels(x, offset.to(x.dtype), weight, stride, padding, mask)
-    from torchvision.ops import deform_conv2d  # slow to import
+    exact = torch.promote_types(x.dtype, torch.float32)
+    values, offset, weight = x.to(exact), offset.to(exact), weight.to(exact)
+    mask = None if mask is None else mask.to(exact)
+    with torch.autocast(x.device.type, enabled=False):
+        if x.device.type == "cpu":
+            return _whole_pixels(values, offset, weight, stride, padding, mask).to(x.dtype)
+        from torchvision.ops import deform_conv2d  # slow to import
 
-    return deform_conv2d(x, offset, weight, stride=stride, padding=padding, mask=mask)
+        return deform_conv2d(values, offset, weight, stride=stride, padding=padding, mask=mask).to(x.dtype)
 
 
 def _whole_pixels(

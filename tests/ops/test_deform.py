@@ -28,6 +28,20 @@ def test_values_and_gradients_equal_torchvision(stride, groups, masked, layout):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_output_has_the_dtype_of_the_input():
-    x, offset, weight = torch.randn(1, 4, 6, 6), torch.zeros(1, 18, 6, 6), torch.randn(4, 4, 3, 3)
-    assert deform_conv(x, offset.bfloat16(), weight).dtype == torch.float32
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("of_weight", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("of_offset", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("of_input", [torch.float16, torch.bfloat16, torch.float32])
+def test_low_precision_is_computed_in_float32(of_input, of_offset, of_weight, autocast):
+    g = torch.Generator().manual_seed(0)
+    shapes = ((1, 4, 6, 6), (1, 18, 6, 6), (4, 4, 3, 3), (1, 9, 6, 6))
+    values = [torch.randn(shape, generator=g) for shape in shapes]
+    inputs = [v.to(kind) for v, kind in zip(values, (of_input, of_offset, of_weight, of_offset), strict=True)]
+    x, offset, weight, mask = [v.requires_grad_() for v in inputs]
+    with torch.autocast("cpu", enabled=autocast):
+        y = deform_conv(x, offset, weight, mask=mask)
+    expected = deform_conv2d(*(v.float() for v in (x, offset, weight)), padding=1, mask=mask.float())
+    assert y.dtype == of_input
+    torch.testing.assert_close(y, expected.to(of_input))
+    gradients = torch.autograd.grad(y.sum(), inputs)
+    assert [gradient.dtype for gradient in gradients] == [of_input, of_offset, of_weight, of_offset]
