@@ -11,7 +11,6 @@ import ctypes
 import hashlib
 import importlib
 import importlib.util
-import os
 import re
 import threading
 from collections.abc import Callable
@@ -24,7 +23,7 @@ import llvmlite
 import numpy as np
 
 from refine.errors import WriteError
-from refine.files import write_bytes
+from refine.files import user_cache, write_bytes
 
 if TYPE_CHECKING:
     import llvmlite.binding as llvm
@@ -72,7 +71,7 @@ class Kernel:
         # Pointers are passed as integers, which all 64-bit conventions pass alike.
         function = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_int64] * (count + 2))
         library = _path(self.module, source, f"{llvmlite.__version__}\n{_processor()}", "so")
-        if _read(library) is not None or _link(self.module, count, library):
+        if library is not None and (_read(library) is not None or _link(self.module, count, library)):
             with suppress(OSError):  # for example a file system that does not execute files
                 self._owner = ctypes.CDLL(str(library))
                 return function(("kernel", self._owner))
@@ -85,10 +84,11 @@ class Kernel:
         machine = _machine(jit=True, codemodel="jitdefault")
         host = [llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()]
         path = _path(self.module, source, "\n".join([llvmlite.__version__, machine.triple, *host]), "o")
-        code = _read(path)
+        code = None if path is None else _read(path)
         if code is None:
             code = _compile(self.module, machine, count)
-            _keep(path, code)
+            if path is not None:
+                _keep(path, code)
         engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
         engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         engine.finalize_object()
@@ -96,12 +96,11 @@ class Kernel:
         return engine.get_function_address("kernel")
 
 
-def _path(module: str, source: bytes, made_by: str, suffix: str) -> Path:
-    return _folder() / f"{module}-{hashlib.sha256(source + made_by.encode()).hexdigest()[:24]}.{suffix}"
-
-
-def _folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "refine", "kernels")
+def _path(module: str, source: bytes, made_by: str, suffix: str) -> Path | None:
+    """Return the file that keeps the code; None for a user without a cache, who compiles it in each process."""
+    cache = user_cache()
+    digest = hashlib.sha256(source + made_by.encode()).hexdigest()[:24]
+    return cache and cache / "kernels" / f"{module}-{digest}.{suffix}"
 
 
 def _source(module: str) -> bytes:

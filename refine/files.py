@@ -29,6 +29,17 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 """Values of Linux's fcntl.h and stdio.h: paths are relative to the current folder, and both names stay in use."""
 
 
+def user_cache() -> Path | None:
+    """Return refine's folder in the user's cache, or None for a user without a home folder.
+
+    Relative paths are ignored, as the XDG Base Directory Specification demands.
+    """
+    for folder in (os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~/.cache")):
+        if os.path.isabs(folder):
+            return Path(folder, "refine")
+    return None
+
+
 def write_bytes(path: str | Path, data: bytes | bytearray | memoryview) -> None:
     """Write or replace a file atomically, and create its parent folders.
 

@@ -103,3 +103,10 @@ def test_without_a_usable_shared_library_llvm_loads_the_code(tmp_path, monkeypat
         linker.chmod(0o755)
         monkeypatch.setattr(shutil, "which", lambda name: str(linker))
     assert first_run(Kernel(MODULE)) == (0, 7)
+
+
+def test_without_a_home_folder_nothing_is_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compiled, "user_cache", lambda: None)
+    assert first_run(Kernel(MODULE)) == (0, 7)
+    assert not list(tmp_path.iterdir())

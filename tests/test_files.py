@@ -15,7 +15,7 @@ from refine.data.synthetic.scenes import _write
 from refine.drawing.overlay import write_image
 from refine.errors import RefineError, WriteError
 from refine.evaluation.interval import Counts, write_counts
-from refine.files import append_bytes, read_json, write_bytes, write_json, write_text
+from refine.files import append_bytes, read_json, user_cache, write_bytes, write_json, write_text
 from refine.formats.id_png import write_png
 
 RNG = np.random.default_rng(0)
@@ -139,3 +139,23 @@ def test_a_line_is_appended_whole_or_not_at_all(tmp_path):
         assert (tmp_path / "log").read_bytes() == b"one\n"
         append_bytes(file, b"two\n")
     assert (tmp_path / "log").read_bytes() == b"one\ntwo\n"
+
+
+@pytest.mark.parametrize(
+    ("cache", "home", "expected"),
+    [
+        ("/c", "/h", "/c/refine"),
+        ("", "/h", "/h/.cache/refine"),
+        ("relative", "/h", "/h/.cache/refine"),
+        ("relative", "relative", None),
+        ("", None, None),  # and the user has no entry in the password file
+    ],
+)
+def test_the_cache_is_never_in_the_working_directory(cache, home, expected, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", cache)
+    if home is None:
+        monkeypatch.delenv("HOME")
+        monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    else:
+        monkeypatch.setenv("HOME", home)
+    assert user_cache() == (expected and Path(expected))

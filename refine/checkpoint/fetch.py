@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from refine.errors import RefineError
-from refine.files import write_error
+from refine.files import user_cache, write_error
 
 _ATTEMPTS = 3
 _TIMEOUT = 30.0
@@ -26,10 +26,16 @@ class _InterruptedError(Exception):
 
 
 def cache_folder() -> Path:
-    """Return the folder of downloaded and converted weights: `REFINE_CACHE`, or refine in the user's cache."""
+    """Return the folder of downloaded and converted weights: `REFINE_CACHE`, or refine in the user's cache.
+
+    Raises:
+        RefineError: there is neither.
+    """
     if folder := os.environ.get("REFINE_CACHE"):
         return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "refine"
+    if cache := user_cache():
+        return cache
+    raise RefineError("no folder for weights: the user has no home folder; set REFINE_CACHE to a folder")
 
 
 def digest_of(path: Path) -> str:

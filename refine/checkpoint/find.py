@@ -67,7 +67,10 @@ def find_model(source: str | Path) -> Path:
 
 def is_cached(name: str) -> bool:
     """Return whether the public weights of this name are already downloaded and converted."""
-    return (_cached(f"{name}-{PUBLIC[name].digest}") / "config.json").is_file()
+    try:
+        return (_cached(f"{name}-{PUBLIC[name].digest}") / "config.json").is_file()
+    except RefineError:  # there is no folder for weights
+        return False
 
 
 def _cached(name: str) -> Path:

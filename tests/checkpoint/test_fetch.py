@@ -248,3 +248,11 @@ def test_full_width(server: Server, monkeypatch: pytest.MonkeyPatch, name: str) 
     assert config.backbone.name == ("resnet101" if "r101" in name else "resnet50")
     assert config.backbone.deform_stages == ([3, 4, 5] if cascade else [])
     assert len(config.box_head.ious) == (3 if cascade else 1)
+
+
+def test_without_a_home_folder_weights_need_a_folder(monkeypatch):
+    monkeypatch.delenv("REFINE_CACHE", raising=False)
+    monkeypatch.setattr(fetching, "user_cache", lambda: None)
+    assert not find.is_cached(NAME)
+    with pytest.raises(RefineError, match="set REFINE_CACHE to a folder"):
+        find.find_model(NAME)
