@@ -102,8 +102,8 @@ def _detections(boxes: Tensor, scores: Tensor, least: float, iou: float, most: i
     """Apply score threshold, NMS per class and `most` to boxes [n, K, 4] and scores [n, K]."""
     row, label = torch.nonzero(scores > least, as_tuple=True)
     boxes, scores = boxes[row, label], scores[row, label]
-    keep = _suppress(boxes, scores, label, iou, most)
-    keep = keep[_indices(is_nonempty(boxes[keep]))]
+    keep = _suppress(boxes, scores, label, iou)
+    keep = keep[_indices(is_nonempty(boxes[keep]))][:most]
     return Detections(
         torch.cat([boxes[keep], boxes.new_tensor([[0.0, 0.0, 1.0, 1.0]])]),
         torch.cat([scores[keep], scores.new_full((1,), -1.0)]),
@@ -111,11 +111,11 @@ def _detections(boxes: Tensor, scores: Tensor, least: float, iou: float, most: i
     )
 
 
-def _suppress(boxes: Tensor, scores: Tensor, groups: Tensor, iou: float, most: int) -> Tensor:
-    """Apply NMS within each group, as `refine.ops.boxes.nms`, and return at most `most` indices."""
+def _suppress(boxes: Tensor, scores: Tensor, groups: Tensor, iou: float) -> Tensor:
+    """Apply NMS within each group, as `refine.ops.boxes.nms`."""
     # Boxes of different groups are moved apart; one that lies apart from all keeps the maximum defined.
     apart = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1
-    return nms(boxes + (groups.to(boxes) * apart)[:, None], scores, iou)[:most]
+    return nms(boxes + (groups.to(boxes) * apart)[:, None], scores, iou)
 
 
 def clip(boxes: Tensor, size: Tensor) -> Tensor:

@@ -210,8 +210,9 @@ class BoxHeads(nn.Module):
         """Detect objects.
 
         All stages of a cascade run; class probabilities are averaged over them. Boxes are clipped to the image,
-        thresholded and suppressed per class; empty boxes are removed last, as in detectron2. Boxes that are not
-        finite are removed first, so that training under fp16 can continue.
+        thresholded and suppressed per class. Empty boxes do not count among `max_detections`, as in torchvision;
+        in detectron2 they do. Boxes that are not finite are removed first, so that training under fp16 can
+        continue.
 
         Args:
             pyramid: P2..P5.
@@ -244,6 +245,6 @@ class BoxHeads(nn.Module):
         boxes = boxes.unflatten(1, (-1, 4)).expand(-1, self.num_things, -1)  # n×K×4
         row, label = torch.nonzero(scores > self.config.score_threshold, as_tuple=True)
         boxes, scores = boxes[row, label], scores[row, label]
-        keep = nms(boxes, scores, label, self.config.nms)[: self.config.max_detections]
-        keep = keep[is_nonempty(boxes[keep])]
+        keep = nms(boxes, scores, label, self.config.nms)
+        keep = keep[is_nonempty(boxes[keep])][: self.config.max_detections]
         return Instances(size, boxes[keep], scores[keep], label[keep])

@@ -114,8 +114,8 @@ class Detector(nn.Module):
         for of_cells, score, size in zip(sides, scores, images.sizes, strict=True):
             row, label = torch.nonzero(score > least, as_tuple=True)
             boxes = clip_boxes(decode(of_cells[row], places[row]) * scale, size)
-            keep = nms(boxes, score[row, label], label, self.config.nms)[: self.config.max_detections]
-            keep = keep[is_nonempty(boxes[keep])]
+            keep = nms(boxes, score[row, label], label, self.config.nms)
+            keep = keep[is_nonempty(boxes[keep])][: self.config.max_detections]
             found.append(Instances(size, boxes[keep], score[row, label][keep], label[keep]))
         return found
 

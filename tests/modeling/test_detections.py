@@ -6,6 +6,7 @@ from helpers.box_cases import CASCADE, SIZE, K, make_heads, pyramid
 from helpers.detection_cases import FIXTURES, detectron2_case, load_renamed, random_boxes
 from torchvision.models.detection.roi_heads import RoIHeads
 
+from refine.export.boxes import _detections, clip
 from refine.modeling.box_head import BoxHeads
 from refine.modeling.config import BoxHeadConfig
 from refine.ops.roi import Sampling, roi_align_levels, to_rois
@@ -79,6 +80,16 @@ def test_empty_detections_are_dropped():
     boxes = torch.tensor([[0.0, 0, 10, 10], [150, 0, 190, 9], [170, 0, 190, 10]]).repeat(1, K)
     found = heads._detect(boxes, torch.full((3, K), 0.1), SIZE)
     assert found.boxes.unique(dim=0).tolist() == [[0, 0, 10, 10], [150, 0, 160, 9]]
+
+
+def test_empty_detections_take_no_places():
+    boxes = torch.tensor([[170.0, 0, 190, 10], [0, 0, 10, 10], [170, 20, 190, 30], [20, 20, 30, 30]])
+    scores = torch.zeros(4, K)
+    scores[:, 0] = torch.tensor([0.9, 0.8, 0.7, 0.6])
+    found = make_heads(max_detections=2)._detect(boxes.repeat(1, K), scores, SIZE)
+    assert found.boxes.tolist() == [[0, 0, 10, 10], [20, 20, 30, 30]]
+    exported = _detections(clip(boxes, torch.tensor(SIZE))[:, None].expand(-1, K, -1), scores, 0.05, 0.5, 2)
+    assert torch.equal(exported.boxes[:-1], found.boxes)  # the last one is artificial
 
 
 def test_infinite_boxes_are_dropped():

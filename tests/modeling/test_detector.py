@@ -114,6 +114,15 @@ def test_scores_labels_and_clipping(monkeypatch):
     assert result.boxes[0].tolist() == pytest.approx([0, 0, 24, 24])
 
 
+def test_cells_in_the_padding_take_no_places(monkeypatch):
+    # Boxes of one stride around the centres 16, 48, 80, 112; the image ends at 40.
+    found = detector(score_threshold=0.3, max_detections=2)
+    images = ImageBatch(torch.zeros(1, 3, 128, 128), [(128, 40)])
+    answering(found, {2: (0, 0.9), 3: (0, 0.8), 4: (0, 0.7), 12: (0, 0.6)}, monkeypatch)
+    (result,) = found.detect(images, found(images))
+    assert result.scores.tolist() == pytest.approx([0.7, 0.6])
+
+
 @pytest.mark.parametrize("channels", ["RGB", "BGR"])
 def test_input_is_normalised_as_the_detector_was_trained(channels):
     found = Detector(DetectorConfig(labels=COARSE), 3, MEAN, STD, channels)
