@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,4 +60,4 @@ def attach_occlusion(
     saved = source if isinstance(source, SavedOcclusion) else load_occlusion(source)
     name = "occlusion" if isinstance(source, SavedOcclusion) else str(source)
     saved.check_things(categories, name, where)
-    return AttachedOcclusion(saved.head.to(device).eval())
+    return AttachedOcclusion(copy.deepcopy(saved.head).to(device).eval())  # the caller's stays as it is

@@ -149,6 +149,13 @@ def test_an_attached_head_equals_the_same_head_in_the_model(native, tmp_path):
     assert len(results["tiles"]["annotations"][0]["segments_info"]) > 3
 
 
+def test_the_given_head_stays_as_it_is():
+    saved = SavedOcclusion(random_head(THINGS).train(), ["c0", "c1", "c2"])
+    attached = attach_occlusion(saved, CATEGORIES, "x", "meta")
+    assert (saved.head.training, saved.head.fc1.weight.device.type) == (True, "cpu")
+    assert (attached.head.training, attached.head.fc1.weight.device.type) == (False, "meta")
+
+
 def test_masks_in_the_image_are_cut_to_the_boxes():
     generator = torch.Generator().manual_seed(0)
     masks = torch.rand(3, 20, 30, generator=generator) < 0.6
