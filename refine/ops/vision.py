@@ -40,6 +40,11 @@ def roi_align(feature: Tensor, rois: Tensor, bins: int, scale: float, sampling: 
         Tensor[N, C, bins, bins].
     """
     _load(feature, rois)
+    if torch.are_deterministic_algorithms_enabled() and feature.requires_grad:
+        # On a GPU the operator's gradient then raises; torchvision's function has another one, in Python.
+        from torchvision.ops import roi_align as differentiable
+
+        return differentiable(feature, rois, bins, scale, sampling, aligned)
     return torch.ops.torchvision.roi_align(feature, rois, scale, bins, bins, sampling, aligned)
 
 

@@ -20,3 +20,12 @@ def test_roi_align_and_its_gradient_equal_torchvision(aligned: bool, sampling: i
     torch.testing.assert_close(*gradients)
     with torch.no_grad():
         assert torch.equal(vision.roi_align(feature, rois, 7, 0.25, sampling, aligned), expected)
+
+
+def test_deterministic_gradients_are_those_of_torchvisions_function(monkeypatch) -> None:
+    # On a GPU it replaces the operator, whose gradient is refused.
+    feature, rois = torch.randn(1, 1, 4, 4, requires_grad=True), torch.tensor([[0, 0.0, 0, 4, 4]])
+    monkeypatch.setattr(torchvision.ops, "roi_align", lambda *arguments: arguments)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert vision.roi_align(feature, rois, 2, 1.0, 2, True) == (feature, rois, 2, 1.0, 2, True)
+    assert vision.roi_align(feature.detach(), rois, 2, 1.0, 2, True).shape == (1, 1, 2, 2)
