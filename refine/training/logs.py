@@ -169,10 +169,15 @@ def one_line(start: str, values: dict[str, float]) -> str:
     """Summarise a line of the log for the terminal, in at most 80 characters.
 
     For an update: loss, learning rate, images per second, and as many loss terms as fit, each summed over stages
-    and iterations ("box" includes "cls"). For an evaluation: PQ, SQ and RQ in percent.
+    and iterations ("box" includes "cls"). For an evaluation: PQ, SQ, RQ, and the PQ of things and of stuff if there
+    are any, in percent.
     """
     if "loss" not in values:
-        return start + " ".join(f"{k} {100 * v:.1f}" for k, v in values.items() if k in {"PQ", "SQ", "RQ"})
+        shown = {name: values[name] for name in ("PQ", "SQ", "RQ") if name in values}
+        shown |= {
+            n: values[f"PQ_{n}"] for n in ("things", "stuff") if math.isfinite(values.get(f"PQ_{n}", math.nan))
+        }
+        return start + " ".join(f"{name} {100 * value:.1f}" for name, value in shown.items())
     terms: dict[str, float] = {}
     for name, value in values.items():
         if name.startswith("loss_"):
