@@ -11,6 +11,7 @@ from refine.cli.datasets import add_dataset, coco_options, dataset_config, datas
 from refine.cli.networks import add_model, check_model, note_remarks
 from refine.cli.options import (
     FUSION,
+    add_device,
     add_fusion,
     add_image_options,
     add_ray,
@@ -67,7 +68,7 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
     add_model(model, instances=False)
     add_dataset(model, "for AP")
     model.add_argument("--split", default="val", help="Cityscapes split (default: val)")
-    model.add_argument("--device", help="cpu, cuda, … (default: the GPU if there is one)")
+    add_device(model)
     add_threads(model)
     model.add_argument("--method", help="fusion rule (default: the checkpoint's)")
     add_fusion(model)
@@ -124,7 +125,7 @@ def _model(options: argparse.Namespace) -> None:
     set_threads(options.threads)
     cluster = connect(options)
     device = "cpu" if cluster else options.device
-    settings = JobSettings(options.model, device, options.method, fusion_changes(options))
+    settings = JobSettings(options.model, device, options.precision, options.method, fusion_changes(options))
     with processes(settings.device or "auto") as group:
         predictor = (settings if group.count == 1 else replace(settings, device=str(group.device))).predictor()
         if group.first:

@@ -42,7 +42,8 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     from refine.storage import local_copy
 
     set_threads(options.threads)
-    predictor = Predictor(options.model, device=options.device, fusion=fusion_changes(options))
+    fusion = fusion_changes(options)
+    predictor = Predictor(options.model, device=options.device, fusion=fusion, precision=options.precision)
     note_remarks(predictor.network)
     methods = [method for method in predictor.methods if method != OWN_MERGE]
     if len(methods) < len(get_args(Method)):

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Protocol, TypeVar
 
 from refine.cli.networks import add_model
-from refine.cli.options import PIPE_CLOSED, add_fusion, add_threads, tell
+from refine.cli.options import PIPE_CLOSED, add_device, add_fusion, add_threads, tell
 from refine.cli.sources import local_sources
 from refine.errors import RefineError, WriteError, is_out_of_memory, printable
 from refine.formats.image_list import ImageFile, list_images, list_pages
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument("--recursive", action="store_true", help="include the subfolders of folders")
     parser.add_argument("-o", "--out", required=True, help=out)
     add_model(parser)
-    parser.add_argument("--device", help="cpu, cuda, … (default: the GPU if there is one)")
+    add_device(parser)
     add_threads(parser)
     add_fusion(parser)
 

@@ -78,6 +78,17 @@ def positive(text: str) -> float:
     return number
 
 
+def add_device(parser: Any) -> None:
+    """Add `--device` and `--precision` to a parser or an argument group."""
+    parser.add_argument("--device", help="cpu, cuda, … (default: the GPU if there is one)")
+    parser.add_argument(
+        "--precision",
+        choices=("32", "bf16", "fp16"),
+        default="32",
+        help="bf16 takes about half of the time on processors and GPUs that compute in it (default: 32)",
+    )
+
+
 def add_threads(parser: Any) -> None:
     """Add `--threads` to a parser or an argument group; see `refine.runtime.set_threads`."""
     parser.add_argument(

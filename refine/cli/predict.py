@@ -256,6 +256,7 @@ def _settings(options: argparse.Namespace) -> JobSettings:
     return JobSettings(
         checkpoint=options.model,
         device=options.device,
+        precision=options.precision,
         method=options.method,
         fusion=fusion_changes(options),
         scale=options.scale,

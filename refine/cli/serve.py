@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from refine.cli.networks import add_model, check_optional_model, note_remarks
-from refine.cli.options import add_threads
+from refine.cli.options import add_device, add_threads
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser = argparse.ArgumentParser(prog, description=description)
     add_model(parser.add_argument_group("model selected at start (default: none)"))
-    parser.add_argument("--device", help="cpu, cuda, … (default: the GPU if there is one)")
+    add_device(parser)
     add_threads(parser)
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 allows other computers (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=7860, help="(default: 7860)")
@@ -35,7 +35,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
 
     set_threads(options.threads)
     auth = (user, password) if options.auth else None
-    models = Models(options.model, options.device)
+    models = Models(options.model, options.device, options.precision)
     if models.first:
         note_remarks(models.predictor(models.first).network)
     serve(models, options.host, options.port, auth)

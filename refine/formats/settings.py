@@ -16,7 +16,7 @@ OPTIONS = {
     "tiling.overlap": "--overlap",
     "tiling.mpp": "--mpp",
     **{name: f"--{name.replace('_', '-')}" for name in ("method", "scale", "max_detections")},
-    **{name: f"--{name}" for name in ("page", "channel", "range")},
+    **{name: f"--{name}" for name in ("page", "channel", "range", "precision")},
     **{
         f"fusion.{name}": f"--{name.replace('_', '-')}"
         for name in (

@@ -30,6 +30,7 @@ from refine.inference.predictor import Predictor
 from refine.inference.tiling.plan import NO_LIMIT, Tiling, check_scale
 from refine.inference.tiling.predict import check_tiles, is_large, predict_tiles
 from refine.networks.choice import ModelChoice
+from refine.networks.native import Precision
 from refine.savers import SAVERS, encode
 from refine.storage import Stamp, local_copy, stamp
 from refine.structures import PanopticResult, Prediction
@@ -52,6 +53,7 @@ class JobSettings:
     Attributes:
         checkpoint: name of a model, or model folder, or several by name.
         device: "cpu", "cuda", …; None stands for the GPU if there is one.
+        precision: precision of the network; see `Predictor`.
         method: fusion rule; None stands for the checkpoint's.
         fusion: fusion thresholds that differ from the checkpoint's.
         scale: factor by which images are resized; None resizes to the model's test size.
@@ -64,6 +66,7 @@ class JobSettings:
 
     checkpoint: str | ModelChoice
     device: str | None = None
+    precision: Precision = "32"
     method: Any = None
     fusion: dict[str, Any] = field(default_factory=dict)
     scale: float | None = None
@@ -75,7 +78,9 @@ class JobSettings:
 
     def predictor(self) -> Predictor:
         """Load the model."""
-        predictor = Predictor(self.checkpoint, device=self.device, method=self.method, fusion=self.fusion)
+        predictor = Predictor(
+            self.checkpoint, device=self.device, method=self.method, fusion=self.fusion, precision=self.precision
+        )
         if self.always_tile:
             check_tiles(predictor.network, "--tile, --mpp")
         if self.max_detections:
@@ -97,6 +102,7 @@ class JobSettings:
             "test_size": list(size) if self.scale is None and size else None,
             "scale": self.scale,
             "max_detections": predictor.network.max_detections,
+            "precision": self.precision,
             "tiling": self._tiling_info(),
             **({"occlusion": predictor.occlusion.digest()} if predictor.occlusion else {}),
         } | {name: value for name, value in reading.items() if value is not None}

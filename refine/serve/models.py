@@ -21,6 +21,7 @@ from refine.fusion.config import AnyMethod, FusionConfig
 from refine.inference.limits import ELSEWHERE
 from refine.inference.predictor import Predictor
 from refine.networks.choice import ModelChoice
+from refine.networks.native import Precision
 from refine.runtime import find_device
 from refine.structures import PanopticResult, Prediction
 
@@ -81,6 +82,7 @@ class Models:
     Args:
         checkpoint: model selected at start: name of a model, model folder, or several by name; None selects none.
         device: "cpu", "cuda", …; None stands for the GPU if there is one.
+        precision: precision of the networks; see `Predictor`.
 
     Attributes:
         first: model selected at start, or None.
@@ -90,12 +92,17 @@ class Models:
         RefineError: the checkpoint or device does not exist, or the checkpoint is broken.
     """
 
-    def __init__(self, checkpoint: str | ModelChoice | None = None, device: str | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: str | ModelChoice | None = None,
+        device: str | None = None,
+        precision: Precision = "32",
+    ) -> None:
         first = {str(checkpoint): checkpoint} if checkpoint else {}
         self.first = next(iter(first), None)
         self._sources: dict[str, str | ModelChoice] = first | {name: name for name in shipped_models()} | first
         self.names = list(self._sources)
-        self.device = device
+        self.device, self.precision = device, precision
         self._predictors: dict[str, Predictor] = {}
         self._loading, self._network = Lock(), Lock()
         find_device(device)
@@ -108,7 +115,9 @@ class Models:
             raise RefineError(f"model {name!r}: expected one of {', '.join(self.names)}")
         with self._loading:
             if name not in self._predictors:
-                self._predictors[name] = Predictor(self._sources[name], device=self.device)
+                self._predictors[name] = Predictor(
+                    self._sources[name], device=self.device, precision=self.precision
+                )
             return self._predictors[name]
 
     def predict(self, path: str | Path, name: str) -> Upload:

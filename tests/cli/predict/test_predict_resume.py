@@ -156,6 +156,8 @@ def test_resume_rejects_other_settings(checkpoint, images, tmp_path, capsys):
     assert run(checkpoint, images / "x", tmp_path / "out", "--resume", "--scale", "0.5", "--tile", "off") == 1
     expected = "settings: --scale none, now 0.5; --tile auto, now off; --overlap 256, now none. Give"
     assert expected in capsys.readouterr().err
+    assert run(checkpoint, images / "x", tmp_path / "out", "--resume", "--precision", "bf16") == 1
+    assert "settings: --precision 32, now bf16. Give" in capsys.readouterr().err
     assert all(OPTIONS[f"fusion.{name}"] == f"--{name.replace('_', '-')}" for name in FUSION)
     assert run(checkpoint, images / "x", tmp_path / "two", "--range", "0", "9") == 0
     capsys.readouterr()
