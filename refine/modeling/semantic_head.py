@@ -75,8 +75,7 @@ class RefiningSemanticHead(nn.Module):
 
     The first convolution over [A; F_sem] is written as the sum of one over A and one over F_sem, which is the same
     function: the part over F_sem is reused if iterations share the head, and the part over A is computed only for
-        the
-    classes that are present.
+    the classes that are present.
 
     Args:
         config: widths.
@@ -117,6 +116,8 @@ class RefiningSemanticHead(nn.Module):
         painted: Tensor | float = 0.0
         if self.from_canvas is not None and canvas is not None:
             weight = self.from_canvas.weight if present is None else self.from_canvas.weight[:, present]
+            if projected.is_contiguous(memory_format=torch.channels_last):
+                weight = weight.clone(memory_format=torch.channels_last)  # then `painted` has this layout, too
             if weight.shape[1]:
                 painted = F.conv2d(canvas, weight, padding=1)
         x = self.norm(projected) + painted if self.balanced else self.norm(projected + painted)
