@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path, PurePath
@@ -119,20 +119,21 @@ def exchange(one: str | Path, other: str | Path) -> bool:
 def atomic_folder(folder: str | Path) -> Iterator[Path]:
     """Yield a new folder next to `folder`; on success sync its files and replace `folder` by it.
 
+    An earlier folder is replaced only if all of its files have names of the new ones: nothing else is deleted.
     Readers always find the old or the new folder, however the process ends. If the file system cannot exchange two
     names, there is a moment without a folder; a process killed then leaves the old folder as .*.NAME.old, and
     `find_model` raises an error that names it.
 
     Raises:
-        RefineError: the disk is full or not writable, or `folder` is a file.
+        RefineError: the disk is full or not writable, or see `check_replaceable`.
     """
     folder = Path(folder).resolve()  # keeps a symbolic link
-    if folder.exists() and not folder.is_dir():
-        raise RefineError(f"{folder}: expected a folder, got a file; choose another path")
+    check_replaceable(folder)
     temporary = folder.with_name(f".{uuid.uuid4().hex[:8]}.{folder.name}")
     try:
         temporary.mkdir(parents=True)
         yield temporary
+        check_replaceable(folder, [path.name for path in temporary.iterdir()])
         for path in temporary.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -151,6 +152,17 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
         raise write_error(folder, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_replaceable(folder: str | Path, names: Collection[str] | None = None) -> None:
+    """Raise RefineError if `folder` is a file, or holds anything that is not among the names to be written."""
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise RefineError(f"{folder}: expected a folder, got a file; choose another path")
+    if names is not None and folder.is_dir():
+        lost = sorted(path.name for path in folder.iterdir() if path.name not in names or path.is_dir())
+        if lost:
+            raise RefineError(f"{folder}: {lost[0]} in it would be deleted; choose another path, or move it away")
 
 
 def write_error(path: str | Path, error: OSError) -> WriteError:

@@ -110,3 +110,21 @@ def test_links_to_folders_are_kept_and_files_raise(tmp_path: Path) -> None:
     with pytest.raises(RefineError, match="expected a folder, got a file"), atomic_folder(tmp_path / "real/new"):
         pass
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["link", "new", "real"]
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "config.json/"])
+def test_what_is_not_replaced_is_never_deleted(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").touch()
+    (folder / name).mkdir() if name.endswith("/") else (folder / name).touch()
+    before = sorted(tmp_path.rglob("*"))
+
+    def write() -> None:
+        with atomic_folder(folder) as temporary:
+            for file in ("model.safetensors", "config.json"):
+                (temporary / file).touch()
+
+    with pytest.raises(RefineError, match=f"{Path(name).name} in it would be deleted; choose another path"):
+        write()
+    assert sorted(tmp_path.rglob("*")) == before
