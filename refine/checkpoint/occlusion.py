@@ -10,7 +10,7 @@ from refine.checkpoint.find import find_model
 from refine.checkpoint.folder import OCCLUSION_KIND, load_model
 from refine.config import from_mapping, to_mapping
 from refine.errors import RefineError, shown
-from refine.files import atomic_folder, read_json, write_json
+from refine.files import atomic_folder, check_replaceable, read_json, write_json
 from refine.modeling.config import OcclusionConfig
 from refine.modeling.occlusion import OcclusionHead
 from refine.structures import Categories
@@ -18,6 +18,9 @@ from refine.tensors import check_shapes, load_weights, read_shapes, shapes_only,
 
 FORMAT = 1
 """Version of config.json; newer versions are rejected."""
+
+FILES = ("model.safetensors", "config.json")
+"""Files of the folder of a head."""
 
 
 @dataclass
@@ -54,6 +57,14 @@ class SavedOcclusion:
         )
 
 
+def check_out(folder: str | Path) -> None:
+    """Raise RefineError unless `save_occlusion` may write to `folder`: a new one, or that of an earlier head."""
+    check_replaceable(folder, FILES)
+    config = Path(folder, FILES[1])
+    if config.is_file() and read_json(config).get("kind") != OCCLUSION_KIND:
+        raise RefineError(f"{folder}: holds a model, which would be deleted; choose another path")
+
+
 def save_occlusion(folder: str | Path, saved: SavedOcclusion) -> None:
     """Write config.json and model.safetensors into a new or replaced folder, atomically."""
     description = {
@@ -65,8 +76,8 @@ def save_occlusion(folder: str | Path, saved: SavedOcclusion) -> None:
         "training": saved.training,
     }
     with atomic_folder(folder) as temporary:
-        write_weights(temporary / "model.safetensors", saved.head.state_dict())
-        write_json(temporary / "config.json", description, indent=1)
+        write_weights(temporary / FILES[0], saved.head.state_dict())
+        write_json(temporary / FILES[1], description, indent=1)
 
 
 def load_occlusion(source: str | Path) -> SavedOcclusion:

@@ -80,7 +80,7 @@ def for_each(
         KeyboardInterrupt, SystemExit: interrupted, or terminated by SIGTERM or SIGHUP.
     """
     done = 0
-    with _termination(), _progress(len(files)) as advance:
+    with _termination(), progress(len(files)) as advance:
         try:
             for file, outcome in outcomes:
                 try:
@@ -169,7 +169,7 @@ class _Advance(Protocol):
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[_Advance]:
+def progress(total: int, unit: str = "images") -> Iterator[_Advance]:
     """Show the number of finished images, images per second and time left: a bar on a terminal, else lines."""
     if sys.stderr.isatty():
         from rich.console import Console
@@ -178,23 +178,23 @@ def _progress(total: int) -> Iterator[_Advance]:
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
         start = time.monotonic()
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("images", total=total, rate="")
+            task = bar.add_task(unit, total=total, rate="")
 
             def advance() -> None:
                 bar.advance(task)
                 rate = bar.tasks[0].completed / (time.monotonic() - start)
-                bar.update(task, rate=f"{rate:.2f} images/s")
+                bar.update(task, rate=f"{rate:.2f} {unit}/s")
 
             yield advance
     else:
-        yield _Lines(total)
+        yield _Lines(total, unit)
 
 
 class _Lines:
     """Progress printed as one line every `EVERY` seconds."""
 
-    def __init__(self, total: int) -> None:
-        self.total, self.done = total, 0
+    def __init__(self, total: int, unit: str) -> None:
+        self.total, self.unit, self.done = total, unit, 0
         self.start = self.last = time.monotonic()
 
     def __call__(self) -> None:
@@ -204,4 +204,4 @@ class _Lines:
             self.last = now
             rate = self.done / (now - self.start)
             left = (self.total - self.done) / rate
-            note(f"{self.done} of {self.total} images, {rate:.2f} images/s, {left / 60:.1f} min left")
+            note(f"{self.done} of {self.total} {self.unit}, {rate:.2f} {self.unit}/s, {left / 60:.1f} min left")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 from refine.cli.datasets import add_dataset, dataset_config, dataset_paths, names_dataset
+from refine.cli.images import progress
 from refine.cli.networks import add_model, check_model, note_remarks
 from refine.cli.options import (
     add_image_options,
@@ -17,7 +17,6 @@ from refine.cli.options import (
     positive,
     refuse_overwriting,
     require_paths,
-    tell,
 )
 
 
@@ -31,43 +30,43 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     read = [*dataset_paths(options), options.cityscapes, *options.model.instances, *options.model.semantic]
     refuse_overwriting("--out", [options.out], read)
 
-    from refine.checkpoint.occlusion import save_occlusion
+    from refine.checkpoint.occlusion import check_out, save_occlusion
     from refine.data.build import build_dataset
     from refine.inference.predictor import Predictor
     from refine.runtime import set_threads
     from refine.training.occlusion import OcclusionTraining, train_occlusion
 
+    check_out(options.out)
     training = OcclusionTraining(**{f.name: getattr(options, f.name) for f in fields(OcclusionTraining)})
     dataset = build_dataset(dataset_config(options))
     set_threads(options.threads)
     predictor = Predictor(options.model, device=options.device)
     note_remarks(predictor.network)
-    tell("note", f"collecting pairs in {min(options.max_images or len(dataset), len(dataset))} images")
     provenance = {"model": str(options.model), "data": options.json or f"{options.cityscapes} ({options.split})"}
-    saved = train_occlusion(predictor, dataset, training, provenance, options.max_images, _Progress(options.steps))
+    saved = train_occlusion(predictor, dataset, training, provenance, options.max_images, progress)
     save_occlusion(options.out, saved)
     numbers = saved.training
     print(f"trained on {numbers['pairs']} pairs of detections and {numbers['annotated_pairs']} of annotations")
-    if numbers["held_out_pairs"]:
-        print(
-            f"{numbers['held_out_pairs']} pairs in held-out images: the head orders {100 * numbers['right']:.0f}% "
-            f"correctly, the scores {100 * numbers['right_by_score']:.0f}%"
+    print(f"{comparison(numbers)}\nwritten to {options.out}")
+
+
+def comparison(numbers: dict[str, Any]) -> str:
+    """Return a line that says whether the head orders held-out pairs better than the scores."""
+    pairs, right, by_score = (numbers[name] for name in ("held_out_pairs", "right", "right_by_score"))
+    if not pairs:
+        return (
+            "no pairs in held-out images (every tenth image): it is not known whether the head orders objects "
+            "better than the scores; give more images"
         )
-    print(f"written to {options.out}; use it with --occlusion {options.out}")
-
-
-class _Progress:
-    """Prints the loss every 30 seconds, or on a terminal on one line."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps, self.terminal, self.told = steps, sys.stderr.isatty(), time.monotonic()
-
-    def __call__(self, step: int, loss: float) -> None:
-        if not self.terminal and step < self.steps and time.monotonic() < self.told + 30:
-            return
-        self.told = time.monotonic()
-        start, end = ("\r", "\n" if step == self.steps else "") if self.terminal else ("", "\n")
-        print(f"{start}step {step} of {self.steps}, loss {loss:.3f}", end=end, file=sys.stderr, flush=True)
+    found = (
+        f"{pairs} pairs in held-out images: the head orders {100 * right:.0f}% correctly, "
+        f"the scores {100 * by_score:.0f}%"
+    )
+    if right > by_score:
+        return f"{found}; use it with --occlusion"
+    return (
+        f"{found}; the head is no better than the scores, so --method heuristic, without it, is the better choice"
+    )
 
 
 def _parser(prog: str, description: str) -> argparse.ArgumentParser:

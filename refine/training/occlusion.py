@@ -6,6 +6,7 @@ The network runs once per image; then the head alone is trained on the pairs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,6 +25,12 @@ from refine.runtime import Processes
 from refine.training.config import OptimConfig, RunConfig
 from refine.training.pairs import SIDE, ContestedPairs, PairSet
 from refine.training.update import TrainingModule, derive_seed
+
+Progress = Callable[[int, str], AbstractContextManager[Callable[[], None]]]
+
+
+def _silent(total: int, unit: str) -> AbstractContextManager[Callable[[], None]]:
+    return nullcontext(lambda: None)
 
 
 @dataclass
@@ -60,7 +67,7 @@ def train_occlusion(
     options: OcclusionTraining,
     provenance: dict[str, Any],
     max_images: int | None = None,
-    advance: Callable[[int, float], None] = lambda step, loss: None,
+    progress: Progress = _silent,
 ) -> SavedOcclusion:
     """Train an occlusion head on mask and label for a network, which stays unchanged.
 
@@ -70,7 +77,8 @@ def train_occlusion(
         options: options of the training.
         provenance: names of network and data, which are stored with the head.
         max_images: maximum number of images; the first ones are used.
-        advance: called after each update with the number of updates and the loss.
+        progress: returns the context of each part, whose function is called after every image or update; its
+            arguments are their number, and "images" or "updates".
 
     Returns:
         Head whose `training` holds the numbers of `pairs` of detections, of `annotated_pairs` and of
@@ -84,8 +92,11 @@ def train_occlusion(
         "heuristic",
         predictor.fusion.changed({"score_threshold": options.min_score, "unknown_erasing": False}),
     )
-    measure = ContestedPairs(options.min_score, options.pair_overlap, options.false_pairs, options.seed)
-    (evaluation,) = evaluate(predictor, dataset, rules=[rule], measures=[measure], max_images=max_images)
+    with progress(min(max_images or len(dataset), len(dataset)), "images") as advance:
+        measure = ContestedPairs(
+            options.min_score, options.pair_overlap, options.false_pairs, options.seed, advance
+        )
+        (evaluation,) = evaluate(predictor, dataset, rules=[rule], measures=[measure], max_images=max_images)
     found = evaluation[ContestedPairs]
     detected, annotated, held_out = map(PairSet.joined, (found.trained, found.annotated, found.held_out))
     pairs = PairSet.joined([detected, annotated])
@@ -94,7 +105,8 @@ def train_occlusion(
             f"no pairs: in {found.images} images, no two masks that match different objects overlap by "
             f"{options.pair_overlap}; give more images, or a network or annotations whose masks overlap"
         )
-    head = _fit(pairs, predictor.categories.num_things, options, predictor.device, advance)
+    with progress(options.steps, "updates") as advance:
+        head = _fit(pairs, predictor.categories.num_things, options, predictor.device, advance)
     right, right_by_score = _accuracy(head, held_out)
     training = provenance | {
         "version": __version__,
@@ -115,7 +127,7 @@ def _fit(
     num_things: int,
     options: OcclusionTraining,
     device: torch.device,
-    advance: Callable[[int, float], None],
+    advance: Callable[[], None],
 ) -> OcclusionHead:
     optim = OptimConfig(
         name="adamw",
@@ -130,16 +142,17 @@ def _fit(
         ema=0.99,
     )
     torch.manual_seed(options.seed)
-    config = OcclusionConfig(["mask", "label"], options.width, 2 * options.width, options.pair_overlap)
-    head = OcclusionHead(config, 0, num_things, SIDE).to(device)
-    module = TrainingModule(head, RunConfig(optim=optim, seed=options.seed), Processes(0, 1, device))
+    widths = OcclusionConfig(["mask", "label"], options.width, 2 * options.width, options.pair_overlap)
+    head = OcclusionHead(widths, 0, num_things, SIDE).to(device)
+    config = RunConfig(optim=optim, seed=options.seed)
+    module = TrainingModule(head, config, Processes(0, 1, device), f"lower the learning rate ({options.lr})")
     for step in range(options.steps):
         generator = torch.Generator().manual_seed(derive_seed(options.seed, step))
         chosen = torch.randint(len(pairs.pairs), (options.batch,), generator=generator)
         flipped = torch.rand(options.batch, generator=generator) < 0.5
         instances, some = pairs.batch(chosen, flipped, device)
-        losses = module.update([([instances], [some])])
-        advance(step + 1, float(losses["loss"]))
+        module.update([([instances], [some])])
+        advance()
     trained = module.learner.evaluated
     assert isinstance(trained, OcclusionHead)
     return trained.cpu().eval().requires_grad_(True)

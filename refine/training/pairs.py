@@ -5,7 +5,7 @@ Of the detections only those in contested pairs are kept, so that the pairs of a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -93,6 +93,7 @@ class ContestedPairs(Measure):
         pair_overlap: minimum overlap ρ of a pair, as a fraction of either mask.
         false_pairs: whether to add pairs of a true detection, in front, and a false or duplicate one.
         seed: seed of the choice among more than `MOST` pairs of an image.
+        advance: called after each image.
 
     Attributes:
         trained, annotated, held_out: pairs of detections and of annotations to train on, and of the detections in
@@ -102,8 +103,11 @@ class ContestedPairs(Measure):
 
     before_fusion: ClassVar[bool] = True
 
-    def __init__(self, min_score: float, pair_overlap: float, false_pairs: bool, seed: int) -> None:
+    def __init__(
+        self, min_score: float, pair_overlap: float, false_pairs: bool, seed: int, advance: Callable[[], None]
+    ) -> None:
         self.min_score, self.pair_overlap, self.false_pairs, self.seed = min_score, pair_overlap, false_pairs, seed
+        self.advance = advance
 
     def reset(self, categories: Categories) -> None:
         self.trained, self.annotated, self.held_out = list[PairSet](), list[PairSet](), list[PairSet]()
@@ -114,6 +118,7 @@ class ContestedPairs(Measure):
         found = found[found.scores >= self.min_score]
         pairs = self._pairs(found, targets.to(found.boxes.device), example.number)
         self.images += 1
+        self.advance()
         if example.number % HELD_OUT == HELD_OUT - 1:
             self.held_out += pairs
             return

@@ -57,12 +57,15 @@ class TrainingModule:
         model: network, or an occlusion head alone, on the device of this process.
         config: config of the run.
         group: processes that share the batch.
+        fix: what to do if a loss or a gradient is not finite, for the message; by default, fields of the config.
     """
 
-    def __init__(self, model: PanopticModel | OcclusionHead, config: RunConfig, group: Processes) -> None:
+    def __init__(
+        self, model: PanopticModel | OcclusionHead, config: RunConfig, group: Processes, fix: str = ""
+    ) -> None:
         freeze_except(model, config.optim.train_only)
         train_mode(model)
-        self.config, self.group = config, group
+        self.config, self.group, self.fix = config, group, fix or _fix(config)
         scaler = torch.amp.GradScaler(group.device.type, enabled=config.optim.precision == "fp16")
         ema = build_ema(model, config.optim.ema) if config.optim.ema else None
         self.learner = Learner(model, build_optimizer(model, config.optim), ema, scaler, Progress())
@@ -134,7 +137,7 @@ class TrainingModule:
         # Under fp16 occasional overflows are expected: the scaler skips the step and lowers the scale.
         if not self.learner.scaler.is_enabled() and not math.isfinite(norm.item()):
             step = self.learner.progress.step
-            raise RefineError(f"step {step}: the gradient's norm is {norm.item()}; {_fix(self.config)}")
+            raise RefineError(f"step {step}: the gradient's norm is {norm.item()}; {self.fix}")
         if config.clip_norm is not None:
             clip_grads_with_norm_(parameters, config.clip_norm, norm)
         return norm
@@ -151,7 +154,7 @@ class TrainingModule:
         terms = ", ".join(f"{k} = {v.item():.4g}" for k, v in losses.items() if k != "loss")
         images = ", ".join(t.file_name or str(t.image_id) for t in targets if isinstance(t, Targets))
         where = f" on the images {images}" if images else ""
-        raise RefineError(f"step {step}: the loss is not finite ({terms}){where}; {_fix(self.config)}")
+        raise RefineError(f"step {step}: the loss is not finite ({terms}){where}; {self.fix}")
 
 
 def train_mode(model: nn.Module) -> None:

@@ -1,6 +1,7 @@
 """Occlusion heads for networks without one: training on their detections, and their use by every command."""
 
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -13,8 +14,9 @@ from helpers.scenes import CATEGORIES, STUFF, THINGS
 from PIL import Image
 
 from refine.checkpoint.folder import save_model
-from refine.checkpoint.occlusion import SavedOcclusion, load_occlusion, save_occlusion
+from refine.checkpoint.occlusion import SavedOcclusion, check_out, load_occlusion, save_occlusion
 from refine.cli.main import main
+from refine.cli.train_occlusion import comparison
 from refine.data.coco_panoptic import CocoPanoptic
 from refine.data.segments import SegmentMap
 from refine.data.synthetic.scenes import CATEGORIES as OF_SCENES
@@ -80,8 +82,20 @@ def test_the_order_is_learned_from_detections(learned):
 
 
 def test_training_repeats_exactly():
-    few = replace(QUICK, steps=3)
-    first, again = (train_occlusion(Predictor(PaintedNetwork()), PaintedScenes(0, 12), few, {}) for _ in range(2))
+    few, shown = replace(QUICK, steps=3), []
+
+    @contextmanager
+    def progress(total, unit):
+        shown.append([total, unit, 0])
+
+        def advance():
+            shown[-1][2] += 1
+
+        yield advance
+
+    arguments = (Predictor(PaintedNetwork()), PaintedScenes(0, 12), few, {}, None, progress)
+    first, again = (train_occlusion(*arguments) for _ in range(2))
+    assert shown == 2 * [[12, "images", 12], [3, "updates", 3]]
     assert again.training == first.training
     assert all(map(torch.equal, again.head.state_dict().values(), first.head.state_dict().values()))
     assert again.head.training is False
@@ -182,8 +196,8 @@ def test_a_model_of_transformers_gets_soe(scenes, tmp_path, capsys):
     model = str(saved(tmp_path / "model", hub_models.mask2former, names))
     data = ["--images", scenes / "images", "--json", scenes / "panoptic.json", "--segments", scenes / "segments"]
     data = [*map(str, data), "--checkpoint", model, "--categories", str(scenes / "panoptic.json")]
-    words = ["train-occlusion", *data, "--instances", str(scenes / "instances.json"), "-o", str(tmp_path / "head")]
-    assert main([*words, "--steps", "2", "--width", "4", "--device", "cpu"]) == 0
+    train = ["train-occlusion", *data, "--instances", str(scenes / "instances.json"), "-o", str(tmp_path / "head")]
+    assert main([*train, "--steps", "2", "--width", "4", "--device", "cpu"]) == 0
     assert "of annotations" in capsys.readouterr().out
     assert load_occlusion(tmp_path / "head").training["annotated_pairs"] > 0
     words = ["evaluate", *data, "--occlusion", str(tmp_path / "head"), "--score-threshold", "0.05"]
@@ -198,6 +212,32 @@ def test_a_model_of_transformers_gets_soe(scenes, tmp_path, capsys):
     assert main(["train-occlusion", *data, "-o", str(tmp_path / "none"), "--device", "cpu"]) == 1
     assert "no pairs: in 3 images" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+    assert main([*train[:-1], model]) == 1  # before anything is computed
+    assert "model: is also an input file" in capsys.readouterr().err
+    assert main([*train[:-1], str(scenes)]) == 1
+    assert "scenes0: images in it would be deleted" in capsys.readouterr().err
+    assert main([*train, "--lr", "1e9", "--steps", "9", "--width", "4", "--device", "cpu"]) == 1
+    assert capsys.readouterr().err.endswith("; lower the learning rate (1000000000.0)\n")
+
+
+def test_a_head_does_not_replace_a_model(native):
+    with pytest.raises(RefineError, match="without: holds a model, which would be deleted"):
+        check_out(native / "without")
+    check_out(native / "head")
+
+
+@pytest.mark.parametrize(
+    ("pairs", "right", "by_score", "message"),
+    [
+        (0, None, None, "no pairs in held-out images (every tenth image): it is not known whether"),
+        (50, 0.6, 0.5, "50 pairs in held-out images: the head orders 60% correctly, the scores 50%; use it with"),
+        (50, 0.5, 0.5, "the scores 50%; the head is no better than the scores, so --method heuristic"),
+        (50, 0.4, 0.5, "the scores 50%; the head is no better than the scores, so --method heuristic"),
+    ],
+)
+def test_a_head_that_is_no_better_is_not_recommended(pairs, right, by_score, message):
+    numbers = {"held_out_pairs": pairs, "right": right, "right_by_score": by_score}
+    assert message in comparison(numbers)
 
 
 def test_other_classes_are_refused(native):
