@@ -23,7 +23,9 @@ def test_refining_semantic_head_is_one_convolution_over_the_concatenation():
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_restriction_to_present_classes_changes_nothing(layout):
-    head = RefiningSemanticHead(IBPPConfig(sem_channels=8), "gn", THINGS, CHANNELS, CLASSES).to(memory_format=layout)
+    head = RefiningSemanticHead(IBPPConfig(sem_channels=8), "gn", THINGS, CHANNELS, CLASSES).to(
+        memory_format=layout
+    )
     canvas, features = torch.zeros(1, THINGS, 6, 6), head.from_features(torch.randn(1, CHANNELS, 6, 6))
     assert features.is_contiguous(memory_format=layout)
     canvas[:, 1] = torch.rand(6, 6)
