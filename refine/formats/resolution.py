@@ -9,7 +9,7 @@ from pathlib import Path
 from tifffile import TiffFile, TiffPageSeries
 
 from refine.formats.containers import TIFF_MAGIC
-from refine.formats.tiff import opened
+from refine.formats.tiff import find_page, opened
 
 COARSEST = 20.0
 """Resolution in micrometres per pixel above which a TIFF's resolution is that of a print or a screen (1270 dpi)."""
@@ -30,25 +30,31 @@ UNITS = {2: "inch", 3: "cm"}
 """Values of the tag ResolutionUnit."""
 
 
-def stated_mpp(path: Path) -> float | None:
+def stated_mpp(path: Path, page: int | None = None) -> float | None:
     """Return the resolution of an image file in micrometres per pixel, or None if it states none for square pixels.
 
     It is read from the OME metadata, from ImageJ's, or from the resolution tags, unless that is one of prints.
 
+    Args:
+        path: path of an image file.
+        page: number, from 1, of the page of a TIFF; None stands for the first.
+
     Raises:
-        RefineError: a TIFF file is damaged.
+        RefineError: a TIFF file is damaged, or has no such page.
         OSError: the file cannot be read.
     """
     with path.open("rb") as head:
         if not head.read(4).startswith(TIFF_MAGIC):
             return None
     with opened(path) as file:
-        return mpp_of(file, file.series[0])
+        return mpp_of(file, file.series[0] if page is None else find_page(file, path, page)[0])
 
 
 def mpp_of(file: TiffFile, series: TiffPageSeries) -> float | None:
     """Return the resolution that an open TIFF file states for a series; see `stated_mpp`."""
     ome = (file.ome_metadata or "") if file.is_ome else ""
+    own = re.findall(r"<(?:\w+:)?Pixels\b[^>]*>", ome)[file.series.index(series) :]  # of each series, in order
+    ome = own[0] if own else ome
     if (size := _ome_size(ome, "X")) is not None:
         return square_mpp(size, _ome_size(ome, "Y"))
     mpp = square_mpp(_tag_size(file, series, "X"), _tag_size(file, series, "Y"))

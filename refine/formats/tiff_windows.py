@@ -70,16 +70,16 @@ class TiffWindows:
                 notify(f"{path}: values {low:g} to {high:g} are mapped to 0 to 255; set another range with --range")
 
     def read(self, top: int, left: int, bottom: int, right: int) -> Tensor:
-        raw = RawImage(
-            self._values(top, left, bottom, right),
-            is_rgb=self._key.photometric in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR),
-            has_alpha=has_alpha(self._key),
-            inverted=self._key.photometric == PHOTOMETRIC.MINISWHITE,
-        )
-        return from_pil(raw.to_pil(self._path, self._channel, self._range))
+        raw = self._raw(top, left, bottom, right)
+        try:
+            return from_pil(raw.to_pil(self._path, self._channel, self._range))
+        except ValueError as error:
+            raise RefineError(
+                f"{self._path}: is damaged or truncated ({error}); copy or export it again"
+            ) from error
 
-    def _values(self, top: int, left: int, bottom: int, right: int) -> np.ndarray:
-        """Read pixels as they are stored: [h, w] or [h, w, samples]."""
+    def _raw(self, top: int, left: int, bottom: int, right: int) -> RawImage:
+        """Read pixels as they are stored."""
         chosen = {"Y": slice(top, bottom), "X": slice(left, right)}
         index = tuple(chosen.get(axis, each) for axis, each in zip(self._axes, self._index, strict=True))
         try:
@@ -92,14 +92,26 @@ class TiffWindows:
             raise RefineError(
                 f"{self._path}: is damaged or truncated ({error}); copy or export it again"
             ) from error
-        return values.transpose([self._left.index(axis) for axis in "YXS" if axis in self._left])
+        return RawImage(
+            values.transpose([self._left.index(axis) for axis in "YXS" if axis in self._left]),
+            is_rgb=self._key.photometric in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR),
+            has_alpha=has_alpha(self._key),
+            inverted=self._key.photometric == PHOTOMETRIC.MINISWHITE,
+        )
 
     def _estimate(self, stated: Range | None) -> Range:
-        """Return the stated range unless a value exceeds it, else the percentiles of windows over the image."""
+        """Return the stated range unless a value exceeds it, else the percentiles of windows over the image.
+
+        As in `to_bytes`, neither alpha nor channels that are not read count.
+        """
         spare = [max(0, length - CELL) for length in self.size]
         starts = [[n * each // (CELLS - 1) for n in range(CELLS)] for each in spare]
-        windows = [self._values(t, x, t + CELL, x + CELL).ravel() for t in set(starts[0]) for x in set(starts[1])]
-        values = np.concatenate(windows)
+        windows = [self._raw(t, x, t + CELL, x + CELL) for t in set(starts[0]) for x in set(starts[1])]
+        values = np.concatenate([raw.channels(self._path, self._channel).ravel() for raw in windows])
+        if values.dtype.kind == "f":
+            values = values[np.isfinite(values)]  # `read` raises for the others where they are
+        if not values.size:
+            return 0.0, 1.0
         if stated is not None and stated[0] <= values.min() and values.max() <= stated[1]:
             return stated
         return percentiles(values)

@@ -113,7 +113,7 @@ def open_windows(
 
         if height * width > WHOLE:
             return TiffWindows(path, options, notify)
-        mpp = stated_mpp(path)
+        mpp = stated_mpp(path, options.page)
     return TensorWindows(read_image(path, options=options, notify=notify), mpp)
 
 

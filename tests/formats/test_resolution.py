@@ -5,7 +5,10 @@ import pytest
 import tifffile
 from PIL import Image
 
+from refine.formats import windows
+from refine.formats.raw import ImageOptions
 from refine.formats.resolution import stated_mpp
+from refine.formats.windows import open_windows
 
 PIXELS = np.zeros((8, 8), np.uint8)
 OME = {"PhysicalSizeX": 250.0, "PhysicalSizeXUnit": "nm", "axes": "YX"}
@@ -40,3 +43,17 @@ def test_tiff(options, expected, tmp_path):
 def test_other_files_state_none(tmp_path):
     Image.fromarray(PIXELS).save(tmp_path / "x.png", dpi=(50800, 50800))
     assert stated_mpp(tmp_path / "x.png") is None
+
+
+@pytest.mark.parametrize("ome", [False, True])
+def test_a_page_has_the_resolution_of_its_own_series(ome, tmp_path, monkeypatch):
+    path = tmp_path / "x.tif"
+    with tifffile.TiffWriter(path, ome=ome) as file:
+        for size, mpp in ((8, 0.25), (6, 0.5)):
+            metadata = {"axes": "YX", "PhysicalSizeX": mpp, "PhysicalSizeY": mpp} if ome else None
+            tags = {} if ome else {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
+            file.write(PIXELS[:size], photometric="minisblack", metadata=metadata, **tags)
+    assert stated_mpp(path) == 0.25
+    for large in (0, 1 << 24):
+        monkeypatch.setattr(windows, "WHOLE", large)
+        assert [open_windows(path, ImageOptions(page=page)).mpp for page in (1, 2)] == [0.25, 0.5]

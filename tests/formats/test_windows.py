@@ -64,6 +64,36 @@ def test_grey_images_of_16_bits_have_one_range(tmp_path):
     assert whole.max() == 255
 
 
+@pytest.mark.parametrize(
+    ("channels", "options", "extra"),
+    [
+        (1, {}, ["unassalpha"]),
+        (3, {}, ["unassalpha"]),
+        (3, {"channel": 1}, []),
+        (5, {"channel": 2}, [0, 0, 0, 0]),
+    ],
+)
+def test_the_range_is_that_of_the_channels_that_are_read(tmp_path, channels, options, extra):
+    count = channels + (extra == ["unassalpha"])
+    pixels = np.random.default_rng(1).integers(0, 800, (70, 90, count)).astype(np.uint16)
+    pixels[..., -1] += 60000
+    kind = "rgb" if channels == 3 else "minisblack"
+    tifffile.imwrite(
+        tmp_path / "a.tif", pixels, photometric=kind, extrasamples=extra, planarconfig="contig", tile=(32, 32)
+    )
+    check(tmp_path / "a.tif", ImageOptions(**options))
+
+
+def test_values_that_are_not_finite_are_reported_where_they_are_read(tmp_path):
+    pixels = GREY16.astype(np.float32)
+    pixels[69, 89] = np.nan
+    tifffile.imwrite(tmp_path / "a.tif", pixels)
+    opened = open_windows(tmp_path / "a.tif")
+    assert opened.read(0, 0, 69, 89).max() == 255
+    with pytest.raises(RefineError, match=r"a\.tif: is damaged or truncated \(it has values that are not finite"):
+        opened.read(0, 0, 70, 90)
+
+
 def test_pyramids_pages_and_channels(tmp_path):
     path = tmp_path / "a.ome.tif"
     planes = np.random.default_rng(2).integers(0, 255, (2, 3, 70, 90), dtype=np.uint8)

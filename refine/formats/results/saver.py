@@ -85,7 +85,7 @@ class ImageResult:
             return self.mpp
         from refine.formats.resolution import stated_mpp
 
-        return stated_mpp(Path(self.source))
+        return stated_mpp(Path(self.source), self.reading.page if self.reading else None)
 
     @property
     def things(self) -> list[Segment]:
