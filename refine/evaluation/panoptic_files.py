@@ -119,7 +119,8 @@ def _pairs(
     for annotation, match in zip(gt.annotations, matches, strict=True):
         image = gt.images.get(annotation.image_id, ImageEntry(None, None))
         rows = table[match.rows]
-        where = f"{pred.path}: image {match.image_id} ({pred_dir / match.file_name})"
+        png, pred_png = gt_dir / annotation.file_name, pred_dir / match.file_name
+        where = f"{pred.path}: image {match.image_id} ({pred_png})"
         if (rows[:, CLASS] < 0).any():
             n = match.rows.start + int((rows[:, CLASS] < 0).argmax())
             category = pred.categories[int(pred.table[n, CLASS])]
@@ -127,14 +128,13 @@ def _pairs(
                 f"{where}: segment {pred.table[n, ID]}: category {category} is not in {gt.path}; predict the "
                 f"categories of the ground truth"
             )
-        png = gt_dir / annotation.file_name
         pairs.append(
             _Pair(
                 annotation.image_id,
                 image.file_name or annotation.file_name,
                 image.size,
                 _Side(png, f"{gt.path}: image {annotation.image_id} ({png})", gt.table[annotation.rows]),
-                _Side(pred_dir / match.file_name, where, rows),
+                _Side(pred_png, where, rows),
             )
         )
     return pairs, note
