@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from refine.bounds import check_bounds
-from refine.errors import RefineError, shown
+from refine.errors import RefineError, did_you_mean, shown
 from refine.files import read_bytes
 
 T = TypeVar("T")
@@ -21,6 +22,27 @@ MAX_YAML, MAX_DEPTH, MAX_VALUES = 2**20, 50, 100_000
 """Maximum number of characters, nesting levels and values of a YAML file; the longest config has 300 values."""
 MAX_DIGITS = 300
 """Maximum number of digits of a number: a float holds no more."""
+
+_UNKNOWN = (
+    r"Group '(\S+)' does not accept option '(\S+)'",
+    r"Option '(\S+)' is not accepted",
+    r"unrecognized arguments: --([^\s=]+)",
+)
+_KEY = re.compile(r"""(?:Unable to load config '.*' - )?Parser key "(\S+)": (.*)""")
+_PART = re.compile(r"Does not validate .*? Errors: - Problem with given class_path '\S+': (.*)")
+_TAIL = re.compile(r" - Expected a <class 'NoneType'> Given value type: .*")
+_UNION = re.compile(
+    r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .*? Given value: "
+    rf"(.*?)(?:{_TAIL.pattern})?$"
+)
+"""Messages of jsonargparse on one line: the parts that `field_problem` rewords."""
+_KINDS = {
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "mapping": "a mapping",
+}
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], source: str) -> T:
@@ -37,11 +59,8 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], source: str) -> T:
     check_structure(cls, values, source)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, "value")
-    try:
+    with field_errors(cls, source, "value."):
         config = typing.cast(T, parser.instantiate(parser.parse_object({"value": dict(values)})).value)
-    except (ArgumentError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        message = one_line(error).replace("value.", "")
-        raise RefineError(f"{source}: {message}; correct the field") from error
     try:
         check_bounds(config)
     except RefineError as error:
@@ -49,27 +68,60 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], source: str) -> T:
     return config
 
 
-def check_structure(cls: type, values: Any, source: str) -> None:
-    """Raise RefineError if a nested config is no mapping or a required field is null; jsonargparse accepts both.
+def check_structure(cls: type, values: Any, source: str, parent: str = "") -> None:
+    """Check what jsonargparse accepts or reports badly.
 
     Args:
         cls: config dataclass.
         values: field values by name.
         source: file and field that hold the values, for messages.
+        parent: dotted name of the field that holds the values; "" stands for the whole config.
+
+    Raises:
+        RefineError: a field is unknown, a nested config is no mapping, or a required field is null.
     """
     if not isinstance(values, Mapping):
-        raise RefineError(f"{source}: expected a mapping, got {shown(values)}; correct the field")
+        where = f"{source}: {parent}" if parent else source
+        raise RefineError(f"{where}: expected a mapping, got {shown(values)}; correct the field")
     hints = typing.get_type_hints(cls)
     for name, value in values.items():
-        kinds = typing.get_args(hints.get(name)) or (hints.get(name),)
-        if value is None and name in hints and type(None) not in kinds:
-            raise RefineError(f"{source}.{name}: expected a value, got null; correct the field")
+        field = f"{parent}.{name}" if parent else str(name)
+        if name not in hints:
+            similar = did_you_mean(str(name), field_names(cls))
+            raise RefineError(f"{source}: {field:.100}: unknown field{similar}; correct the name")
+        kinds = typing.get_args(hints[name]) or (hints[name],)
+        if value is None and type(None) not in kinds:
+            raise RefineError(f"{source}: {field}: expected a value, got null; correct the field")
         part = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
         if part is not None and value is not None:
             listed = typing.get_origin(hints[name]) is list and isinstance(value, list)
             for n, one in enumerate(value if listed else [value]):
-                where = f"{source}.{name}[{n}]" if listed else f"{source}.{name}"
-                check_structure(typing.cast(type, part), one, where)
+                check_structure(typing.cast(type, part), one, source, f"{field}[{n}]" if listed else field)
+
+
+def field_names(cls: type) -> Iterator[str]:
+    """Yield the dotted names of all fields of a config dataclass, such as "optim" and "optim.lr"."""
+    for name, hint in typing.get_type_hints(cls).items():
+        yield name
+        for kind in typing.get_args(hint) or (hint,):
+            if dataclasses.is_dataclass(kind):
+                yield from (f"{name}.{below}" for below in field_names(typing.cast(type, kind)))
+
+
+@contextmanager
+def field_errors(cls: type, source: str, prefix: str = "") -> Iterator[None]:
+    """Convert the errors of jsonargparse in a block to RefineErrors that name the field.
+
+    Args:
+        cls: config dataclass that is parsed.
+        source: file that holds the values, for messages.
+        prefix: what the parser's names of the fields start with.
+    """
+    try:
+        yield
+    except (ArgumentError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        message = field_problem(one_line(error).replace(prefix, ""), field_names(cls))
+        raise RefineError(f"{source}: {message}; correct the field") from error
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
@@ -132,11 +184,40 @@ def _check_scalar(event: yaml.ScalarEvent) -> None:
 
 
 def one_line(error: Exception) -> str:
-    """Return jsonargparse's message on one line, with the field in front."""
-    message = " ".join(str(error)[:2000].split())
-    message = re.sub(r"Group '(\S+)' does not accept option '(\S+)'", r"\1.\2: unknown field", message)
-    message = re.sub(r"Option '(\S+)' is not accepted", r"\1: unknown field", message)
-    message = re.sub(r'Parser key "(\S+)": Expected', r"\1: expected", message)
+    """Return the message of an exception on one line."""
+    return " ".join(str(error)[:2000].split())
+
+
+def field_problem(message: str, names: Iterable[str]) -> str:
+    """Reword a message of jsonargparse: field, problem, and the most similar name.
+
+    Args:
+        message: message on one line.
+        names: dotted names of all fields.
+    """
+    field = ""
+    while found := _KEY.match(message):
+        key, message = found.groups()
+        field = f"{key}." if f"{key}.".startswith(field) else f"{field}{key}."
+        if part := _PART.match(message):
+            message = part[1] if "Subtypes:" in part[1] else _TAIL.sub("", part[1])
+    for pattern in _UNKNOWN:
+        if found := re.search(pattern, message):
+            name = field + ".".join(found.groups())
+            others = [each for each in names if not name.startswith(f"{each}.")]
+            return f"{name:.100}: unknown field{did_you_mean(name, others)}"
+    message = re.sub(r'^Unable to load config "(.*)"$', r"Expected a mapping. Got value: \1", message)
+    if found := _UNION.match(message):
+        message = f"Expected a {found[1].replace(', <', ' or <')}. Got value: {found[2]}"
+    message = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message).replace("NoneType", "null")
+    if found := re.match(r"Expected an? (.*?)\. Got value: (.*)", message):
+        kind, value = found.groups()
+        if choices := re.match(r"typing\.Literal\[(.*)\]", kind):
+            kind = f"one of {choices[1]}"
+            value += did_you_mean(value, re.findall(r"'(.*?)'", choices[1]))
+        kind = " or ".join(_KINDS.get(word, word) for word in kind.split(" or "))
+        message = f"expected {kind}, got {value}"
+    message = f"{field[:-1]}: {message}" if field else message
     return message if len(message) <= 400 else f"{message[:399]}…"
 
 

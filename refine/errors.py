@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import reprlib
+from collections.abc import Iterable
 from typing import Any
 
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -50,6 +51,31 @@ def printable(text: str, most: int | None = None) -> str:
     if most is not None and len(text) > most:
         text = text[: most - 1] + "…"
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return " (did you mean …?)" with the known name most similar to an unknown one; "" if none is similar.
+
+    Args:
+        name: name that is not in the list, as given by the user.
+        known: names in the list.
+    """
+    from difflib import get_close_matches  # only after an error
+
+    names = {each.lower(): each for each in known}
+    found = get_close_matches(name.lower()[:100], names, 1)
+    return f" (did you mean {names[found[0]]}?)" if found else ""
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun: "1 image", "1,200 images".
+
+    Args:
+        number: number of things.
+        noun: noun in the singular.
+        plural: plural if it is not `noun` with an "s".
+    """
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def shown(value: Any) -> str:

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from refine import __version__
-from refine.errors import RefineError, missing_extra, shown
+from refine.errors import RefineError, did_you_mean, missing_extra, shown
 from refine.formats.results import (
     coco_instances,
     cutouts,
@@ -92,7 +92,9 @@ def find_savers(names: str | Sequence[str]) -> list[Saver]:
         if word == COCO:
             continue
         if word not in SAVERS:
-            raise RefineError(f"--save: unknown format {shown(word)}; choose from {', '.join([COCO, *SAVERS])}")
+            known = [COCO, *SAVERS]
+            hint = did_you_mean(word, known)
+            raise RefineError(f"--save: unknown format {shown(word)}{hint}; choose from {', '.join(known)}")
         saver = SAVERS[word]
         if saver.needs and find_spec(saver.needs[0]) is None:
             raise missing_extra(f"--save {word} needs {saver.needs[0]}", saver.needs[1])

@@ -107,13 +107,13 @@ def test_results_equal_those_in_a_folder(bucket, model, tmp_path, capsys, monkey
     assert content(bucket / "out") == expected
     capsys.readouterr()
     assert predict(model, bucket / "images", bucket / "out", *save, "--resume") == 0
-    assert "4 of 4 images are finished already" in capsys.readouterr().err
+    assert "4 of 4 images finished already" in capsys.readouterr().err
     changed = bucket / "images/b/0.png"
     with local_copy(changed) as copy:
         original = copy.read_bytes()
     write_bytes(changed, original + b"\0")  # which the decoder ignores
     assert predict(model, bucket / "images", bucket / "out", *save, "--resume") == 0
-    assert "3 of 4 images are finished already" in capsys.readouterr().err
+    assert "3 of 4 images finished already" in capsys.readouterr().err
     write_bytes(changed, original)
 
     for shard in ("1/2", "2/2"):
@@ -137,7 +137,7 @@ def test_results_equal_those_in_a_folder(bucket, model, tmp_path, capsys, monkey
     assert "panoptic.json" not in content(bucket / "again")
     capsys.readouterr()
     assert predict(model, bucket / "images", bucket / "again", *save, "--resume") == 0
-    assert "2 of 4 images are finished already" in capsys.readouterr().err
+    assert "2 of 4 images finished already" in capsys.readouterr().err
     assert content(bucket / "again") == expected
 
 
@@ -162,7 +162,7 @@ def test_google_cloud_storage(model, tmp_path, monkeypatch, capsys):
         assert content(folder / "out") == expected
         capsys.readouterr()
         assert predict(model, folder / "images", folder / "out", "--resume") == 0
-        assert "3 of 3 images are finished already" in capsys.readouterr().err
+        assert "3 of 3 images finished already" in capsys.readouterr().err
         for shard in ("1/2", "2/2"):
             assert predict(model, folder / "images", folder / "sharded", "--shard", shard) == 0
         assert main(["merge", str(folder / "sharded")]) == 0

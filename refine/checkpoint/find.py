@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from refine.checkpoint.fetch import cache_folder, digest_of, fetch
 from refine.checkpoint.public import PUBLIC, PublicModel, published_digest
-from refine.errors import RefineError
+from refine.errors import RefineError, did_you_mean
 from refine.files import read_json, write_text
 
 CONVERSION = 1
@@ -58,9 +58,10 @@ def find_model(source: str | Path) -> Path:
         return _converted(path, f"{path.stem}-{digest_of(path)[:16]}")
     for old in Path(source).parent.glob(f".*.{glob.escape(Path(source).name)}.old"):
         raise RefineError(f"{source}: a killed process did not finish replacing it; rename {old} to {source}")
+    similar = did_you_mean(name, [*shipped_models(), *PUBLIC])
     raise RefineError(
-        f"{source}: no such model; give a folder with config.json, a run folder, a weight file, one of the "
-        f"shipped models ({', '.join(shipped_models()) or 'none installed'}), or one that is downloaded "
+        f"{source}: no such model{similar}; give a folder with config.json, a run folder, a weight file, one of "
+        f"the shipped models ({', '.join(shipped_models()) or 'none installed'}), or one that is downloaded "
         f"({', '.join(PUBLIC)})"
     )
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refine.checkpoint.find import find_model
-from refine.cli.options import count_from, print_tables, require_paths
+from refine.cli.options import check_out_file, count_from, print_tables, require_paths
+from refine.cli.parser import Parser
 
 if TYPE_CHECKING:
     from refine.checkpoint.folder import SavedModel
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
     options, overrides = _parse(arguments, prog, description)
     require_paths(model for model in options.model if _is_yaml(model))
+    check_out_file("--out", options.out, options.model)
     for model in options.model:
         if not _is_yaml(model):
             find_model(model)
@@ -48,7 +50,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
 
 def _parse(arguments: Sequence[str], prog: str, description: str) -> tuple[argparse.Namespace, list[str]]:
     """Return the options, and the overrides of fields of the YAML files."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog,
         description=description,
         epilog="Further arguments override fields of the YAML files, e.g. --model.occlusion {} --eval.method soe.",

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from refine.cli.datasets import dataset_paths, names_dataset
 from refine.cli.options import (
     add_image_options,
+    check_out_file,
     count_from,
     image_options,
     print_progress,
-    refuse_overwriting,
     require_paths,
 )
+from refine.cli.parser import Parser
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
-    parser = argparse.ArgumentParser(prog, description=description)
+    parser = Parser(prog, description=description)
     coco = parser.add_argument_group("COCO panoptic format")
     coco.add_argument("--images", help="folder of images")
     coco.add_argument("--json", help="panoptic JSON")
@@ -41,12 +41,12 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         parser.error("give --images, --json and --segments, or --cityscapes and --split")
 
     require_paths([*dataset_paths(options), options.cityscapes])
+    check_out_file("--out", options.out, [options.json, options.remap, options.instances])
 
     from refine.data.check.dataset import check_cityscapes, check_dataset
-    from refine.errors import RefineError
+    from refine.errors import RefineError, counted
     from refine.files import write_json
 
-    refuse_overwriting("--out", [options.out], [options.json, options.remap, options.instances])
     progress = print_progress if sys.stderr.isatty() else None
     if options.cityscapes:
         report = check_cityscapes(options.cityscapes, options.split, threads=options.threads, progress=progress)
@@ -65,4 +65,4 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     if options.out:
         write_json(options.out, report.to_json(), indent=1)
     if not report.ok:
-        raise RefineError(f"{report.source}: {len(report.errors)} errors; fix them as described above")
+        raise RefineError(f"{report.source}: {counted(len(report.errors), 'error')}; fix as described above")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from refine.cli.options import refuse_overwriting, require_paths
+from refine.cli.options import check_out_file, refuse_overwriting, require_paths
+from refine.cli.parser import Parser
+from refine.errors import counted
 
 DETAILS = """\
 Converts detectron2's Panoptic-FPN and Mask R-CNN with a ResNet-FPN (FrozenBN or GN; deformable; cascade),
@@ -18,7 +20,7 @@ FILE.safetensors for `backbone.weights` of a config.
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog, description=f"{description}.\n\n{DETAILS}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", help=".pkl of detectron2 or Caffe2, .pth of torchvision, or .safetensors")
@@ -33,7 +35,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     given = [options.source, options.config, options.categories]
     require_paths(given)
     refuse_overwriting("--out", [options.out], given)
-    refuse_overwriting("--report", [options.report], given)
+    check_out_file("--report", options.report, given)
 
     import json
 
@@ -45,7 +47,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     if options.report:
         write_json(options.report, report, indent=1)
     print(f"{options.source}: {conversion.source}")
-    print(f"converted: {len(conversion.names)} weights; unused: {len(conversion.left)}")
+    print(f"converted: {counted(len(conversion.names), 'weight')}; unused: {len(conversion.left)}")
     for name, shape in list(conversion.left.items())[: None if options.report is None else 5]:
         print(f"  unused: {name} {shape}")
     if conversion.absent:

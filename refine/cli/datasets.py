@@ -56,7 +56,7 @@ def dataset_config(options: argparse.Namespace) -> DatasetConfig:
 
     images = image_options(options)
     if images.range == "full":
-        raise RefineError("--range full: expected two numbers, such as 0 65535")
+        raise RefineError("--range full: expected two numbers, such as 0,65535")
     if options.cityscapes:
         return DatasetConfig(kind="cityscapes", root=options.cityscapes, split=options.split)
     return DatasetConfig(

@@ -16,14 +16,15 @@ from refine.cli.options import (
     add_image_options,
     add_ray,
     add_threads,
+    check_out_file,
     connect,
     count_from,
     fusion_changes,
     print_tables,
-    refuse_overwriting,
     require_paths,
     tell,
 )
+from refine.cli.parser import Parser
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
@@ -47,7 +48,14 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
             "or --checkpoint with --cityscapes; --method, the thresholds, --semantic, --occlusion need --checkpoint"
         )
     require_paths([*of_files, *dataset_paths(options), options.cityscapes])
-    _check_out(options.out, [options.gt, options.pred, options.json, options.remap, options.instances])
+    check_out_file(
+        "--out",
+        options.out,
+        [
+            *(options.gt, options.pred, options.json, options.remap, options.instances),
+            *(options.categories, options.class_map),
+        ],
+    )
     if options.checkpoint:
         check_model(options)
     if from_files:
@@ -57,7 +65,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
 
 
 def _parser(prog: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog, description=description)
+    parser = Parser(prog, description=description)
     files = parser.add_argument_group("result files")
     files.add_argument("--gt", help="panoptic JSON of the ground truth")
     files.add_argument("--gt-dir", help="folder of the ground-truth PNGs, or TIFF files of large images")
@@ -85,15 +93,6 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
         "--worst", type=count_from(0), default=5, help="number of worst images to list or draw (default: 5)"
     )
     return parser
-
-
-def _check_out(out: str, inputs: Sequence[str | None]) -> None:
-    """Raise RefineError, before the evaluation, if `out` is a folder or an input file."""
-    from refine.errors import RefineError
-
-    if Path(out).is_dir():
-        raise RefineError(f"--out {out}: is a folder; expected the path of a JSON file")
-    refuse_overwriting("--out", [out], inputs)
 
 
 def _files(options: argparse.Namespace) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, get_args
@@ -10,7 +9,14 @@ from typing import TYPE_CHECKING, get_args
 from refine import __version__
 from refine.cli.images import Failure, add_arguments, find_images, finish, for_each, note, one_by_one
 from refine.cli.networks import check_model, note_remarks
-from refine.cli.options import add_image_options, fusion_changes, image_options, refuse_overwriting
+from refine.cli.options import (
+    add_image_options,
+    check_out_folder,
+    fusion_changes,
+    image_options,
+    refuse_overwriting,
+)
+from refine.cli.parser import Parser
 from refine.formats.image_list import ImageFile, result_names
 from refine.fusion.config import HEADS, OWN_MERGE, FusionConfig, Method
 
@@ -19,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
-    parser = argparse.ArgumentParser(prog, description=description)
+    parser = Parser(prog, description=description)
     add_arguments(parser, "folder for NAME.png and NAME.json of each image")
     add_image_options(parser, all_pages=True)
     options = parser.parse_args(arguments)
@@ -30,6 +36,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     names = result_names(files)
     written = [out / f"{name}{suffix}" for name in names for suffix in (".png", ".json")]
     refuse_overwriting("--out: its", written, (file.path for file in files))
+    check_out_folder(out, {file.path.parent for file in files if isinstance(file.path, Path)})
 
     from refine.drawing.explanation import explanation_sheet
     from refine.drawing.overlay import write_image

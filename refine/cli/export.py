@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refine.checkpoint.find import find_model, licence_of
-from refine.cli.options import add_fusion, add_threads, fusion_changes, refuse_overwriting, require_paths
+from refine.cli.options import add_fusion, add_threads, check_out_file, fusion_changes, require_paths
+from refine.cli.parser import Parser
 from refine.errors import RefineError
 from refine.fusion.config import FusionConfig, check_known
 
@@ -26,7 +27,7 @@ file. See docs/export.md. Before the file is written, its results are compared w
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog, description=f"{description}.\n\n{DETAILS}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", help="name of a model (see `refine models`), or model folder")
@@ -48,7 +49,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     if options.method:
         check_known(options.method)
     require_paths(options.images)
-    refuse_overwriting("--out", [options.out], [options.checkpoint, *options.images])
+    check_out_file("--out", options.out, [options.checkpoint, *options.images])
     _export(options)
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from refine.cli.options import add_fusion, add_ray, connect, fusion_changes, refuse_overwriting, require_paths
-from refine.errors import RefineError
+from refine.cli.options import (
+    add_fusion,
+    add_ray,
+    check_out_folder,
+    connect,
+    fusion_changes,
+    refuse_overwriting,
+    require_paths,
+)
+from refine.cli.parser import Parser
+from refine.errors import RefineError, counted
 from refine.fusion.config import FusionConfig, Method
 
 if TYPE_CHECKING:
@@ -19,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog,
         description=description,
         epilog="Semantic PNGs have one channel of 8 or 16 bits with the category id of each pixel, 0 for none. "
@@ -49,6 +57,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     out = Path(options.out)
     given = [options.instances, options.categories, options.semantic, options.confidence]
     require_paths(given)
+    check_out_folder(out, [options.semantic, options.confidence])
     refuse_overwriting("--out: its", [out / "panoptic.json", out / "panoptic"], given)
 
     from refine.formats.fusion_inputs import read_results
@@ -75,7 +84,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
                 writer.add(item.image_id, item.name, fusion(item))
         else:
             _fuse_on(cluster, items, inputs, writer)
-    print(f"{len(content.images)} images fused by {options.method!r}: {options.out}/panoptic.json")
+    print(f"{counted(len(content.images), 'image')} fused by {options.method!r}: {options.out}/panoptic.json")
 
 
 def _fuse_on(cluster: Cluster, items: Sequence[FusionItem], inputs: FusionInputs, writer: PredictionWriter) -> None:

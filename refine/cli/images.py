@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 from refine.cli.networks import add_model
 from refine.cli.options import PIPE_CLOSED, add_device, add_fusion, add_threads, tell
 from refine.cli.sources import local_sources
-from refine.errors import RefineError, WriteError, is_out_of_memory, printable
+from refine.errors import RefineError, WriteError, counted, is_out_of_memory, printable
 from refine.formats.image_list import ImageFile, list_images, list_pages
 from refine.storage import Location, write_json
 
@@ -97,14 +97,14 @@ def for_each(
         except BrokenPipeError as error:  # stop as SIGPIPE would; finished results are kept
             raise SystemExit(PIPE_CLOSED) from error
         except (KeyboardInterrupt, SystemExit):
-            note(f"stopped after {done} of {len(files)} images")
+            note(f"stopped after {done} of {counted(len(files), 'image')}")
             raise
 
 
 def check_any(failures: Sequence[Failure], files: Sequence[ImageFile]) -> None:
     """Raise RefineError if all images failed."""
     if files and len(failures) == len(files):
-        raise RefineError(f"none of the {len(files)} images could be used")
+        raise RefineError(f"no image could be used ({counted(len(files), 'image')} given)")
 
 
 def one_by_one(
@@ -141,7 +141,9 @@ def finish(failures: Sequence[Failure], files: Sequence[ImageFile], out: str, wh
     """Print where the results are, and a hint; raise RefineError if some images failed."""
     check_any(failures, files)
     if failures:
-        raise RefineError(f"{len(failures)} of {len(files)} images failed; the {what} for the others are in {out}")
+        raise RefineError(
+            f"{len(failures)} of {counted(len(files), 'image')} failed; the {what} for the others are in {out}"
+        )
     print(f"{what} in {out}{hint}")
 
 

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refine.cli.options import count_from, print_progress, require_paths, tell
-from refine.errors import RefineError, shown
+from refine.cli.options import check_out_folder, count_from, print_progress, require_paths, tell
+from refine.cli.parser import Parser
+from refine.errors import RefineError, counted, did_you_mean, shown
 
 if TYPE_CHECKING:
     from refine.data.convert.paint import Counts
@@ -34,6 +35,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
 
     if options.categories and options.stuff:
         raise RefineError("--stuff: the file of --categories already says which classes are stuff; give only one")
+    check_out_folder(options.out, [options.images, options.labels])
     if options.out.resolve().is_relative_to(options.source.resolve()):
         raise RefineError(f"{options.out}: lies in the data set {options.source}; choose a folder outside of it")
 
@@ -53,8 +55,10 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     background = options.background or source.background or VOID
     background = None if background == VOID else background
     ignored = set(options.ignore)
-    if unknown := ignored - {each.name for each in source.classes}:
-        raise RefineError(f"--ignore: no class is named {', '.join(sorted(unknown))}; correct the names")
+    names = [each.name for each in source.classes]
+    if unknown := sorted(ignored.difference(names)):
+        similar = did_you_mean(unknown[0], names)
+        raise RefineError(f"--ignore: no class is named {', '.join(unknown)}{similar}; correct the names")
     classes = [each for each in source.classes if each.name not in ignored]
     if options.categories:
         categories = read_categories(options.categories, classes, background)
@@ -84,7 +88,7 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
     from refine.data.convert.paint import OVERLAPS
 
     formats = "\n".join(f"  {name:14}{entry.source}" for name, entry in FORMATS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog,
         description=f"{description}.\n\n{DETAILS}{formats}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -136,17 +140,19 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
 
 def _report(counts: Counts, categories: Categories, background: str | None, out: Path) -> None:
     """Print what was converted, what was lost, and the next commands."""
-    print(f"{counts.images} images, {counts.objects} objects, {len(categories)} categories")
+    number = counted(len(categories), "category", "categories")
+    print(f"{counted(counts.images, 'image')}, {counted(counts.objects, 'object')}, {number}")
     share = counts.lost / max(counts.annotated, 1)
     print(
-        f"overlaps: {counts.lost} of {counts.annotated} annotated pixels lost ({share:.3%}); {counts.covered} "
-        f"regions partly and {counts.hidden} fully hidden"
+        f"overlaps: {counts.lost} of {counted(counts.annotated, 'annotated pixel')} lost ({share:.3%}); "
+        f"{counted(counts.covered, 'region')} partly and {counts.hidden} fully hidden"
     )
     if counts.empty:
-        print(f"without a pixel: {counts.empty} regions, skipped")
+        print(f"without a pixel: {counted(counts.empty, 'region')}, skipped")
     share = counts.gained / max(counts.pixels, 1)
     if background is not None:
-        print(f"background: {counts.gained} unlabelled pixels gained by {shown(background)} ({share:.1%} of all)")
-    print(f"void: {counts.void} pixels ({counts.void / max(counts.pixels, 1):.1%} of all)")
+        gained = counted(counts.gained, "unlabelled pixel")
+        print(f"background: {gained} gained by {shown(background)} ({share:.1%} of all)")
+    print(f"void: {counted(counts.void, 'pixel')} ({counts.void / max(counts.pixels, 1):.1%} of all)")
     names = (shlex.quote(str(out / name)) for name in ("images", "panoptic.json", "segments"))
     print("check: refine check-data --images {} --json {} --segments {}".format(*names))

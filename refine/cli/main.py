@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
 import importlib
 import io
@@ -13,6 +12,7 @@ from contextlib import suppress
 
 from refine import __version__
 from refine.cli.options import PIPE_CLOSED, tell
+from refine.cli.parser import Parser
 from refine.errors import RefineError, is_out_of_memory
 
 COMMANDS = {
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names that the terminal cannot show
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="refine",
         description="Panoptic segmentation by prediction fusion.",
         epilog="Run `refine COMMAND --help` for the options of a command.",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from refine.cli.options import print_tables
+from refine.cli.parser import Parser
+from refine.errors import counted
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
-    parser = argparse.ArgumentParser(prog, description=description)
+    parser = Parser(prog, description=description)
     parser.add_argument(
         "--fetch", metavar="NAME", help="fetch and convert public weights, and print the model folder"
     )
@@ -41,7 +42,7 @@ def _rows() -> list[tuple[str, ...]]:
         folder = find_model(name)
         content = read_json(folder / "config.json")
         things = sum(bool(category["isthing"]) for category in content["categories"])
-        knows = f"{content['data']}: {things} things, {len(content['categories']) - things} stuff"
+        knows = f"{content['data']}: {counted(things, 'thing')}, {len(content['categories']) - things} stuff"
         quality = f"PQ {100 * content['metrics']['PQ']:.1f}" if "PQ" in content["metrics"] else ""
         size = sum(path.stat().st_size for path in folder.iterdir())
         rows.append((name, knows, quality, f"{size / 1e6:.0f}", licence_of(name), "shipped"))

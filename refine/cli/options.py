@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from refine.errors import RefineError, printable
+from refine.errors import RefineError, counted, printable
 from refine.storage import Location, Url, location
 
 if TYPE_CHECKING:  # their packages import torch, which would delay every --help
@@ -48,7 +48,7 @@ def tell(kind: Literal["note", "error"], text: str) -> None:
 
 def print_progress(done: int, total: int) -> None:
     """Replace the line of progress on a terminal."""
-    print(f"\r{done} of {total} images", end="\n" if done == total else "", file=sys.stderr, flush=True)
+    print(f"\r{done} of {counted(total, 'image')}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
 def count_from(least: int, most: int = MOST) -> Callable[[str], int]:
@@ -113,7 +113,7 @@ def require_paths(paths: Iterable[str | Path | None]) -> None:
     """Raise RefineError if an input does not exist, before torch is imported."""
     for path in paths:
         if path and not Path(path).exists():
-            raise RefineError(f"{path}: cannot be read (No such file or directory); check the path")
+            raise RefineError(f"{path}: does not exist; check the path")
 
 
 def refuse_overwriting(
@@ -126,11 +126,39 @@ def refuse_overwriting(
         written: files or folders to be written; None and "" are ignored.
         read: input files or folders; None and "" are ignored.
     """
-    places = (location(path) for path in read if path)
-    inputs = {place.resolve() for place in places if isinstance(place, Url) or place.exists()}
+    inputs = _resolved(read)
     for path in written:
         if path and location(path).resolve() in inputs:
             raise RefineError(f"{option} {path}: is also an input file; choose a different path")
+
+
+def _resolved(paths: Iterable[str | Location | None]) -> set[Location]:
+    """Return the resolved paths of the files and folders that exist, and all URLs; None and "" are ignored."""
+    places = (location(path) for path in paths if path)
+    return {place.resolve() for place in places if isinstance(place, Url) or place.exists()}
+
+
+def check_out_file(option: str, out: str | None, read: Iterable[str | Location | None]) -> None:
+    """Raise RefineError, before the work, if an output file is a folder or an input file; None is ignored."""
+    if out and Path(out).is_dir():
+        raise RefineError(f"{option} {out}: is a folder; expected the path of a file")
+    refuse_overwriting(option, [out], read)
+
+
+def check_out_folder(out: str | Path, read: Iterable[str | Location | None] = ()) -> None:
+    """Raise RefineError, before the work, if an output folder is a file, lies in one, or is also an input folder.
+
+    Args:
+        out: value of `--out`.
+        read: input folders; None and "" are ignored.
+    """
+    place = location(out)
+    if isinstance(place, Path):
+        existing = next(path for path in (place, *place.absolute().parents) if path.exists())
+        if not existing.is_dir():
+            raise RefineError(f"--out {out}: {existing} is a file; choose a folder")
+    if place.resolve() in _resolved(read):
+        raise RefineError(f"--out {out}: is also an input folder; choose another one, to keep them apart")
 
 
 def add_fusion(parser: Any, default: FusionConfig | None = None) -> None:
@@ -183,8 +211,8 @@ def add_image_options(parser: argparse.ArgumentParser, *, all_pages: bool = Fals
     group.add_argument("--channel", type=count_from(1), help="channel to read as greyscale, from 1")
     group.add_argument(
         "--range",
-        nargs="+",
-        metavar=("LOW|full", "HIGH"),
+        type=_range,
+        metavar="LOW,HIGH|full",
         help="values mapped to black and white, or `full` for the range of the data type (default: the "
         "significant bits stated in the file, else percentiles of each image)",
     )
@@ -194,24 +222,26 @@ def _page(text: str) -> int | str:
     return text if text == "all" else count_from(1)(text)
 
 
-def image_options(options: argparse.Namespace) -> ImageOptions:
-    """Return the values of `add_image_options`.
-
-    Raises:
-        RefineError: `--range` is neither two increasing numbers nor `full`.
-    """
-    from refine.formats.raw import ImageOptions
-
-    words, page = options.range, None if options.page == "all" else options.page
-    if words is None or words == ["full"]:
-        return ImageOptions(page, options.channel, words and "full", options.exif)
+def _range(text: str) -> tuple[float, float] | str:
+    if text == "full":
+        return text
     try:
-        low, high = (float(word) for word in words)
+        low, high = (float(word) for word in text.split(","))
     except ValueError:
         low = high = 0.0
-    if not low < high < math.inf or low == -math.inf:
-        raise RefineError(f"--range {' '.join(words)}: expected two increasing numbers or `full`, after all images")
-    return ImageOptions(page, options.channel, (low, high), options.exif)
+    if not -math.inf < low < high < math.inf:
+        raise argparse.ArgumentTypeError(
+            f"{text!r:.60}: expected two increasing numbers with a comma, such as 0,4095, or full"
+        )
+    return low, high
+
+
+def image_options(options: argparse.Namespace) -> ImageOptions:
+    """Return the values of `add_image_options`."""
+    from refine.formats.raw import ImageOptions
+
+    page = None if options.page == "all" else options.page
+    return ImageOptions(page, options.channel, options.range, options.exif)
 
 
 def add_ray(parser: Any) -> None:

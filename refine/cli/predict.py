@@ -22,14 +22,17 @@ from refine.cli.networks import check_model, note_remarks
 from refine.cli.options import (
     add_image_options,
     add_ray,
+    check_out_folder,
     connect,
     count_from,
     fusion_changes,
     image_options,
     positive,
     refuse_overwriting,
+    require_paths,
 )
-from refine.errors import RefineError
+from refine.cli.parser import Parser
+from refine.errors import RefineError, counted
 from refine.formats.image_list import ImageFile, result_names
 from refine.formats.shards import Shard
 from refine.fusion.config import OWN_MERGE, FusionConfig, check_known
@@ -79,7 +82,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         ) as writer:
             finished = writer.resume(files) if options.resume else set()
             if finished:
-                note(f"{len(finished)} of {len(files)} images are finished already")
+                note(f"{len(finished)} of {counted(len(files), 'image')} finished already")
             left = [file for file in files if file.name not in finished]
             if cluster is None:
                 outcomes = _here(left, settings, predictor, writer, options.batch)
@@ -106,7 +109,6 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
 def _check(options: argparse.Namespace) -> tuple[Sequence[ImageFile], list[Saver], Location]:
     """Check the options before torch is imported; return the images of this shard, the formats and the folder."""
     check_model(options)
-    image_options(options)
     FusionConfig(**fusion_changes(options))
     if options.method not in (None, OWN_MERGE):
         check_known(options.method)
@@ -119,7 +121,10 @@ def _check(options: argparse.Namespace) -> tuple[Sequence[ImageFile], list[Saver
     out = location(options.out)
     written = [f"panoptic/{n}.png" for n in names]
     written += [path for file in files for saver in savers for path in saver.paths(file.name, ())]
-    refuse_overwriting("--out: its", (out / path for path in written), (file.path for file in files))
+    written += ["panoptic.json", *(saver.joint for saver in SAVERS.values() if saver.joint)]
+    given = (options.json, options.categories, options.class_map, *(file.path for file in files))
+    check_out_folder(options.out, options.source)
+    refuse_overwriting("--out: its", (out / path for path in written), given)
     return files, savers, out
 
 
@@ -164,7 +169,7 @@ def _on(
 
 
 def _parser(prog: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog, description=description)
+    parser = Parser(prog, description=description)
     add_arguments(parser, "folder for panoptic.json, panoptic/ and the files of --save")
     parser.add_argument(
         "--json", metavar="GT.json", help="predict the images listed in this JSON, below the one folder given"
@@ -275,6 +280,9 @@ def _listed(options: argparse.Namespace) -> list[ImageFile]:
     if options.page == "all":
         raise RefineError("--page all: --json lists the images; give one page, or leave out --json")
     folder = location(options.source[0])
+    require_paths([options.json])
+    if not folder.exists():
+        raise RefineError(f"{folder}: does not exist; check the path")
     if len(options.source) != 1 or not folder.is_dir():
         raise RefineError("--json: give one folder that holds the images of the data set")
     files = []

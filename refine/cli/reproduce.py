@@ -7,15 +7,16 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from refine.cli.options import count_from, print_tables
-from refine.errors import RefineError
+from refine.cli.options import check_out_folder, count_from, print_tables
+from refine.cli.parser import Parser
+from refine.errors import RefineError, counted
 
 OF_CHECKPOINTS = {"routes", "order", "figure2"}
 """Tables, and a figure, of existing checkpoints, for which nothing is trained."""
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description=description,
         epilog="Further arguments override fields of the config, e.g. --optim.max_steps 500.",
@@ -54,6 +55,8 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: auto)")
     parser.add_argument("--out", default="runs/tables", help="folder of runs and tables (default: runs/tables)")
     options, overrides = parser.parse_known_args(arguments)
+
+    check_out_folder(options.out)
 
     from refine.training.config_files import find_config
 
@@ -124,7 +127,7 @@ def evaluate_checkpoints(base: Path, options: argparse.Namespace, overrides: Seq
     path = out / f"{name}_{base.stem}"
     if name == "figure2":
         paths = draw_figure(options.checkpoint, dataset, path, config.eval.max_images, options.device)
-        print(f"written: {len(paths)} sheets in {path}")
+        print(f"written: {counted(len(paths), 'sheet')} in {path}")
         return
     arguments = options.checkpoint, dataset, out, config.eval.max_images, options.device
     if name == "order":

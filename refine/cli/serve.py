@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from importlib.util import find_spec
 
 from refine.cli.networks import add_model, check_optional_model, note_remarks
 from refine.cli.options import add_device, add_threads
+from refine.cli.parser import Parser
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
-    parser = argparse.ArgumentParser(prog, description=description)
+    parser = Parser(prog, description=description)
     add_model(parser.add_argument_group("model selected at start (default: none)"))
     add_device(parser)
     add_threads(parser)

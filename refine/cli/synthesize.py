@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from refine.cli.options import check_out_folder
+from refine.cli.parser import Parser
+
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
-    parser = argparse.ArgumentParser(prog, description=description)
+    parser = Parser(prog, description=description)
     parser.add_argument("out", help="folder for images/, segments/, panoptic.json and instances.json")
     parser.add_argument("--images", type=int, required=True, help="number of scenes")
     parser.add_argument(
@@ -16,6 +18,8 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     options = parser.parse_args(arguments)
+
+    check_out_folder(options.out)
 
     from refine.data.synthetic.scenes import generate
 

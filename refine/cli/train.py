@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser as PlainParser
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from refine.cli.parser import Parser
 from refine.errors import RefineError
 
 if TYPE_CHECKING:  # slow to import, which would delay every --help
@@ -26,15 +26,17 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     if {"--help", "-h", "--print_config"} & names:
         from jsonargparse import ArgumentParser
 
-        from refine.training.config import add_run_arguments
+        from refine.config import field_errors
+        from refine.training.config import RunConfig, add_run_arguments
 
-        parser = ArgumentParser(prog, description=f"{description}. {STOPPING}")
+        parser = ArgumentParser(prog, description=f"{description}. {STOPPING}", exit_on_error=False)
         if "--print_config" not in names:  # it would print "resume" too
             parser.add_argument("--resume", action="store_true", help=RESUMING)
         add_run_arguments(parser)
-        parser.parse_args(words)
+        with field_errors(RunConfig, "config"):
+            parser.parse_args(words)
         return
-    config = _read_config(words, resume)
+    config = _read_config(words, resume, prog)
 
     from refine.runtime import is_first
     from refine.training.run_folder import last_checkpoint
@@ -50,17 +52,23 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         print(f"written to {folder}")
 
 
-def _read_config(words: Sequence[str], resume: bool) -> RunConfig:
+def _read_config(words: Sequence[str], resume: bool, prog: str) -> RunConfig:
     """Parse a command line; the config of a resumed run is read from its folder."""
     from refine.training.config import RunConfig, load_run, parse_run
+    from refine.training.config_files import main_names
     from refine.training.run_folder import last_checkpoint
 
-    parser = PlainParser(add_help=False, allow_abbrev=False)
+    parser = Parser(prog, add_help=False, allow_abbrev=False)
     parser.add_argument("--config", action="append")
     parser.add_argument("--out", default=RunConfig.out)
     known, _ = parser.parse_known_args(words)
-    if not resume or known.config:
+    if known.config:
         return parse_run(words)
+    if not resume:
+        raise RefineError(
+            f"--config: choose a config: a YAML file, or one of refine's own, such as {', '.join(main_names())}; "
+            f"docs/train.md describes them"
+        )
     last = last_checkpoint(known.out)
     if last is None:
         raise RefineError(f"{known.out}: holds no run to resume; check --out, or give --config to start a run")

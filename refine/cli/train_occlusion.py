@@ -18,6 +18,8 @@ from refine.cli.options import (
     refuse_overwriting,
     require_paths,
 )
+from refine.cli.parser import Parser
+from refine.errors import counted
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
@@ -46,7 +48,8 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     saved = train_occlusion(predictor, dataset, training, provenance, options.max_images, progress)
     save_occlusion(options.out, saved)
     numbers = saved.training
-    print(f"trained on {numbers['pairs']} pairs of detections and {numbers['annotated_pairs']} of annotations")
+    pairs = counted(numbers["pairs"], "pair")
+    print(f"trained on {pairs} of detections and {numbers['annotated_pairs']} of annotations")
     print(f"{comparison(numbers)}\nwritten to {options.out}")
 
 
@@ -59,7 +62,7 @@ def comparison(numbers: dict[str, Any]) -> str:
             "better than the scores; give more images"
         )
     found = (
-        f"{pairs} pairs in held-out images: the head orders {100 * right:.0f}% correctly, "
+        f"{counted(pairs, 'pair')} in held-out images: the head orders {100 * right:.0f}% correctly, "
         f"the scores {100 * by_score:.0f}%"
     )
     if right > by_score:
@@ -70,7 +73,7 @@ def comparison(numbers: dict[str, Any]) -> str:
 
 
 def _parser(prog: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog,
         description=f"{description}. The network stays as it is and runs once per image. A run that is stopped "
         "writes nothing and cannot be resumed.",

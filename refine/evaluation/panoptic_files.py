@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from refine.cores import available_cores
-from refine.errors import RefineError, shown
+from refine.errors import RefineError, counted, shown
 from refine.evaluation.matching import Side
 from refine.evaluation.pq import PanopticQuality
 from refine.evaluation.report import PQReport
@@ -166,7 +166,8 @@ def _join(gt: PanopticJson, pred: PanopticJson) -> tuple[list[Annotation], str |
     missing = [image_id for image_id in image_ids if image_id not in by_id]
     if missing:
         raise RefineError(
-            f"{pred.path}: {len(missing)} images have no prediction, first image {missing[0]}; predict every image"
+            f"{pred.path}: no prediction of {counted(len(missing), 'image')}, first image {missing[0]}; predict "
+            f"every image"
         )
     extra = list(by_id.keys() - set(image_ids))
     if extra:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from refine.data.loader import PanopticDataset
-from refine.errors import RefineError
+from refine.errors import RefineError, counted
 from refine.experiments.calibration import Calibration
 from refine.experiments.checkpoints import add_results
 from refine.experiments.tables import Row, Table
@@ -76,7 +76,7 @@ def measure_order(
     """
     if occlusion and len(occlusion) != len(checkpoints):
         raise RefineError(
-            f"--occlusion: expected {len(checkpoints)} heads, one per checkpoint, got {len(occlusion)}"
+            f"--occlusion: expected {counted(len(checkpoints), 'head')}, one per checkpoint, got {len(occlusion)}"
         )
     results: dict[str, list[dict[str, Any]]] = {}
     notes: list[str] = []

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from refine.config import from_mapping, read_yaml
-from refine.errors import RefineError
+from refine.errors import RefineError, did_you_mean
 from refine.fusion import Method
 
 EXPERIMENTS = Path(__file__).parent
@@ -84,8 +84,9 @@ def load_table(name: str | Path) -> Table:
     """
     path = next((p for p in (EXPERIMENTS / f"{name}.yaml", Path(name)) if p.is_file()), None)
     if path is None:
-        known = ", ".join(sorted(p.stem for p in EXPERIMENTS.glob("*.yaml")))
-        raise RefineError(f"{name}: no such table; give a file, or one of {known}")
+        known = sorted(p.stem for p in EXPERIMENTS.glob("*.yaml"))
+        similar = did_you_mean(str(name), known)
+        raise RefineError(f"{name}: no such table{similar}; give a file, or one of {', '.join(known)}")
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise RefineError(f"{path}: is not a mapping; give title, metrics and rows")
@@ -128,7 +129,8 @@ def only(table: Table, names: Sequence[str]) -> Table:
     selected: set[str] = set()
     for name in names:
         if name not in rows:
-            raise RefineError(f"rows: no row {name!r}; name some of {', '.join(map(repr, rows))}")
+            similar = did_you_mean(name, rows)
+            raise RefineError(f"rows: no row {name!r}{similar}; name some of {', '.join(map(repr, rows))}")
         needed: str | None = name
         while needed is not None:
             selected.add(needed)

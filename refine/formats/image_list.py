@@ -87,7 +87,7 @@ def list_images(
         else:
             files, root = sorted(_matching(source)), _fixed_part(source)
         if not files:
-            raise RefineError(f"{source}: contains no image; give a file, a folder or a pattern in quotes")
+            raise _no_image(path)
         for file in files:
             found.setdefault(file, PurePath(file).relative_to(root).as_posix())
     return [ImageFile(path, name, number) for number, (path, name) in enumerate(found.items(), 1)]
@@ -144,8 +144,17 @@ def _in_store(source: Url, recursive: bool) -> list[tuple[Url, str]]:
         root, files = source, list_folder(source, recursive)
     images = [(url, str(url).removeprefix(f"{root}/")) for url in files if _is_image(url.name)]
     if not images:
-        raise RefineError(f"{source}: contains no image; give a file, a folder or a pattern in quotes")
+        raise _no_image(source)
     return images
+
+
+def _no_image(source: Location) -> RefineError:
+    """Return the error for a source without an image: a wrong path, a wrong pattern, or a folder without images."""
+    if source.exists():
+        return RefineError(f"{source}: contains no image; give a file, a folder or a pattern in quotes")
+    if glob.has_magic(str(source)):
+        return RefineError(f"{source}: no image matches this pattern; check it, and put it in quotes")
+    return RefineError(f"{source}: does not exist; check the path")
 
 
 def result_names(files: Iterable[ImageFile]) -> dict[str, ImageFile]:

@@ -173,7 +173,7 @@ def to_bytes(
         if notify is not None:
             notify(
                 f"values {low:g} to {high:g}, the percentiles {PERCENTILES[0]} and {PERCENTILES[1]}, are mapped to "
-                f"0 to 255; set another range with --range LOW HIGH"
+                f"0 to 255; set another range with --range LOW,HIGH"
             )
     if values.dtype.kind in "iu" and values.dtype.itemsize == 2:
         info = np.iinfo(values.dtype)

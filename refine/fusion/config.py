@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from refine.bounds import bounded, check_bounds
-from refine.errors import RefineError
+from refine.errors import RefineError, did_you_mean
 
 Method = Literal["heuristic", "shr", "srm", "ocfusion", "strong", "soe"]
 """Rules that decide which of two overlapping instances lies in front; `refine.fusion` describes them."""
@@ -38,7 +38,8 @@ HEADS: dict[str, Head] = {
 def check_known(method: str) -> None:
     """Raise RefineError if `method` is not a fusion rule."""
     if method not in get_args(Method):
-        raise RefineError(f"method {method!r}: unknown; give one of {', '.join(get_args(Method))}")
+        similar = did_you_mean(method, get_args(Method))
+        raise RefineError(f"method {method!r}: unknown{similar}; give one of {', '.join(get_args(Method))}")
 
 
 def methods_with(heads: Collection[str]) -> list[Method]:
@@ -124,7 +125,8 @@ class FusionConfig:
         known = [field.name for field in fields(self)]
         for name in changes:
             if name not in known:
-                raise RefineError(f"fusion.{name}: unknown field; give some of {', '.join(known)}")
+                similar = did_you_mean(name, known)
+                raise RefineError(f"fusion.{name}: unknown field{similar}; give some of {', '.join(known)}")
         return replace(self, **changes)
 
     def radius_at(self, size: tuple[int, int]) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refine.errors import RefineError, shown
+from refine.errors import RefineError, counted, shown
 from refine.fusion.config import OWN_MERGE, AnyMethod, Head, methods_with
 from refine.networks.ensemble import merge_instances
 from refine.networks.hub.categories import ClassMap, check_used
@@ -150,11 +150,12 @@ class Compose(Network):
             classes.append(found)
         if dropped:
             kind = "instances of them are left out" if isthing else "where they are best, the semantic map is void"
-            self.remarks.append(f"{len(dropped)} classes have no category in the result ({_some(dropped)}): {kind}")
+            number = counted(len(dropped), "class", "classes")
+            self.remarks.append(f"{number} without a category in the result ({_some(dropped)}): {kind}")
         if stuff:
             self.remarks.append(
-                f"{len(stuff)} stuff classes of the semantic model are things of the result ({_some(stuff)}): "
-                f"where they are best and no instance is found, the result is void"
+                f"stuff of the semantic model that is a thing of the result ({_some(stuff)}): "
+                f"where it is best and no instance is found, the result is void"
             )
         return classes
 

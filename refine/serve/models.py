@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from refine.checkpoint.find import shipped_models
-from refine.errors import RefineError
+from refine.errors import RefineError, did_you_mean
 from refine.formats.images import read_image
 from refine.fusion.config import AnyMethod, FusionConfig
 from refine.inference.limits import ELSEWHERE
@@ -112,7 +112,8 @@ class Models:
     def predictor(self, name: str) -> Predictor:
         """Return the predictor of a model, with the model's fusion rule and thresholds."""
         if name not in self.names:
-            raise RefineError(f"model {name!r}: expected one of {', '.join(self.names)}")
+            similar = did_you_mean(name, self.names)
+            raise RefineError(f"model {name!r}: unknown{similar}; expected one of {', '.join(self.names)}")
         with self._loading:
             if name not in self._predictors:
                 self._predictors[name] = Predictor(

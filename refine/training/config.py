@@ -8,20 +8,21 @@ Errors name unknown fields and fields of the wrong type.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser
 
 from refine.bounds import bounded, check_bounds
-from refine.config import check_structure, one_line
+from refine.config import check_structure, field_errors
 from refine.data.config import SMALLEST, AugmentConfig, DatasetConfig, check_dataset_fields
 from refine.errors import RefineError
 from refine.fusion.config import FusionConfig, Method
 from refine.modeling.config import ModelConfig
-from refine.training.config_files import ConfigFile, find_config
+from refine.training.config_files import find_config, with_bases
 
 
 @dataclass
@@ -161,11 +162,21 @@ class RunConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
+class _ConfigFile(ActionConfigFile):
+    """Argument action that applies the `base` files of a config in order, then the config itself."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        for path, content in with_bases(find_config(values)):
+            check_structure(RunConfig, content, str(path))
+            with field_errors(RunConfig, str(path)):
+                self.apply_config(parser, cfg, self.dest, json.dumps(content, default=str))
+
+
 def add_run_arguments(parser: ArgumentParser) -> None:
     """Add `--config FILE` and one option per field of `RunConfig`, such as `--optim.lr`, to a parser."""
     parser.add_argument(
         "--config",
-        action=ConfigFile,
+        action=_ConfigFile,
         help="YAML of RunConfig fields, or the name of one of refine's own, such as nuclei; `base: FILE` extends "
         "another file",
     )
@@ -180,12 +191,12 @@ def parse_run(arguments: Sequence[str]) -> RunConfig:
     """
     parser = ArgumentParser(exit_on_error=False)
     add_run_arguments(parser)
-    try:
+    with field_errors(RunConfig, "config"):
         namespace = parser.parse_args(list(arguments))
-        check_structure(RunConfig, namespace.as_dict(), "config")
+        values = namespace.as_dict()
+        del values["config"]
+        check_structure(RunConfig, values, "config")
         values = parser.instantiate(namespace).as_dict()
-    except (ArgumentError, OverflowError, RecursionError, TypeError, ValueError) as error:
-        raise RefineError(f"config: {one_line(error)}; correct the field or see --help") from error
     config = RunConfig(**{f.name: values[f.name] for f in dataclasses.fields(RunConfig)})
     check_run(config)
     return config

@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jsonargparse import ActionConfigFile
-
 import refine
 from refine.config import read_yaml
-from refine.errors import RefineError
+from refine.errors import RefineError, did_you_mean, shown
 
 _PACKAGE = Path(refine.__file__).parent
 CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
@@ -32,21 +29,26 @@ def find_config(name: str | Path, start: Path | None = None, folder: bool = Fals
     found = [path for path in (given, Path(f"{own}.yaml"), own) if path.is_file()]
     found += [path for path in (own, given) if folder and path.is_dir()]
     if not found:
-        names = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
-        raise RefineError(f"{given}: no such config file; check the path, or give a name such as {names}")
+        similar = did_you_mean(str(name), _own_names())
+        raise RefineError(
+            f"{given}: no such config file{similar}; check the path, or give a name such as "
+            f"{', '.join(main_names())}"
+        )
     return found[0]
 
 
-class ConfigFile(ActionConfigFile):
-    """Argument action that applies the `base` files of a config in order, then the config itself."""
-
-    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        for content in with_bases(find_config(values)):
-            self.apply_config(parser, cfg, self.dest, content)
+def main_names() -> list[str]:
+    """Return the names of refine's own configs that are not in a subfolder."""
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 
 
-def with_bases(path: str | Path, seen: tuple[Path, ...] = ()) -> list[str]:
-    """Resolve the `base` of a config.
+def _own_names() -> list[str]:
+    """Return the names of all of refine's own configs."""
+    return [path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml")]
+
+
+def with_bases(path: str | Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, dict[str, Any]]]:
+    """Read a config and the files that its `base` names.
 
     Args:
         path: YAML file. Its optional field `base` is one path or a list of paths, relative to the file's folder,
@@ -54,21 +56,25 @@ def with_bases(path: str | Path, seen: tuple[Path, ...] = ()) -> list[str]:
         seen: files whose bases led to this one.
 
     Returns:
-        Paths and YAML texts, in the order in which to apply them.
+        Files with their values, in the order in which to apply them.
 
     Raises:
-        RefineError: a base is not a path, does not exist, or leads back to itself; or see `read_yaml`.
+        RefineError: a base is not a path, does not exist, or leads back to itself; a file is no mapping; or see
+            `read_yaml`.
     """
     path = Path(path)
     if path.resolve() in seen:
         raise RefineError(f"{path}: base: the file is its own base; remove the cycle")
     values = read_yaml(path)
-    if not isinstance(values, dict) or "base" not in values:
-        return [str(path)]
-    names = values.pop("base")
+    if not isinstance(values, dict):
+        raise RefineError(
+            f"{path}: expected fields of a config, such as `optim: {{lr: 0.01}}`, got "
+            f"{'nothing' if values is None else shown(values)}"
+        )
+    names = values.pop("base", [])
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise RefineError(f"{path}: base: expected a path or a list of paths, got {names!r}")
+        raise RefineError(f"{path}: base: expected a path or a list of paths, got {shown(names)}")
     contents = []
     for name in names:
         try:
@@ -76,4 +82,4 @@ def with_bases(path: str | Path, seen: tuple[Path, ...] = ()) -> list[str]:
         except RefineError as error:
             raise RefineError(f"{path}: base: {error}") from error
         contents += with_bases(base, (*seen, path.resolve()))
-    return [*contents, yaml.safe_dump(values, sort_keys=False)]
+    return [*contents, (path, values)]

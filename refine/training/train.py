@@ -21,7 +21,7 @@ from refine.checkpoint.folder import SavedModel, load_matching
 from refine.data.build import build_dataset
 from refine.data.loader import PanopticDataset
 from refine.data.workers import worker_failures
-from refine.errors import RefineError, WriteError, is_out_of_memory
+from refine.errors import RefineError, WriteError, counted, is_out_of_memory
 from refine.files import read_json
 from refine.fusion.config import Head, check_method
 from refine.inference.drawings import Drawings
@@ -266,10 +266,11 @@ class _Run:
         fresh_start = f"{weights} backbone" if weights else "random weights"
         start = f"resumed from {last}" if last else f"started from {config.init or fresh_start}"
         if fresh:
-            start += f" ({len(fresh)} tensors of another shape or name are initialised randomly, first {fresh[0]})"
+            number = counted(len(fresh), "tensor")
+            start += f" (initialised randomly: {number} of another shape or name, first {fresh[0]})"
         return (
-            f"{parameters / 1e6:.1f} M parameters, {len(self.dataset)} images, {self.categories}, "
-            f"{self.group.count} process(es) on {self.group.device.type}; {start}"
+            f"{parameters / 1e6:.1f} M parameters, {counted(len(self.dataset), 'image')}, {self.categories}, "
+            f"{counted(self.group.count, 'process', 'processes')} on {self.group.device.type}; {start}"
         )
 
 
@@ -292,6 +293,6 @@ def _check_frozen(fresh: list[str], config: RunConfig) -> None:
     left = [name for name in fresh if not name.startswith(trained)] if trained else []
     if left:
         raise RefineError(
-            f"init: {config.init} has no values for {len(left)} tensors of the model, first {left[0]}, and "
-            f"optim.train_only {config.optim.train_only} would leave them random; use that checkpoint's `model`"
+            f"init: {config.init} has no values for {counted(len(left), 'tensor')} of the model, first {left[0]}, "
+            f"and optim.train_only {config.optim.train_only} would leave them random; use that checkpoint's `model`"
         )

@@ -215,10 +215,14 @@ def test_outputs_that_are_not_finite_name_the_image(checkpoint, image_path, tmp_
     ("words", "message"),
     [
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
-        (["--optim.lr", "fast"], "optim.lr"),
-        (["--optim.rate", "1"], "optim.rate"),
-        (["--optim.batch_size", "0"], "optim.batch_size is 0; give at least 1"),
-        ([], "data.train.images is not given"),
+        (["--config", "scenes", "--optim.lr", "fast"], "config: optim.lr: expected a number, got fast"),
+        (
+            ["--config", "scenes", "--optim.steps", "1"],
+            "optim.steps: unknown field (did you mean optim.max_steps?)",
+        ),
+        (["--config", "scenes", "--optim.batch_size", "0"], "optim.batch_size is 0; give at least 1"),
+        (["--config", "scenes", "--data.train.images="], "data.train.images is not given"),
+        ([], "--config: choose a config: a YAML file, or one of refine's own, such as dsb2018, nuclei"),
         (["--config", "not_utf8.yaml"], "is not valid YAML ('utf-8' codec"),
     ],
 )

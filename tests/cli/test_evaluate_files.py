@@ -107,7 +107,7 @@ def of_segment(**fields):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda f: (f / "gt.json").unlink(), ["gt.json: cannot be read", "check the path"]),
+        (lambda f: (f / "gt.json").unlink(), ["gt.json: does not exist", "check the path"]),
         (lambda f: (f / "pred.json").write_text("{]"), ["pred.json: is not valid JSON", "write it again"]),
         (lambda f: (f / "pred.json").write_bytes(b"\xff\xfe{"), ["pred.json: is not valid JSON"]),
         (
@@ -124,7 +124,10 @@ def of_segment(**fields):
             ["annotation of image 2", "file_name"],
         ),
         (lambda f: edit(f / "pred.json", lambda c: c["annotations"].append(None)), ["pred.json: annotations[2]"]),
-        (lambda f: edit(f / "pred.json", lambda c: c["annotations"].pop()), ["pred.json: 1 images", "image 2"]),
+        (
+            lambda f: edit(f / "pred.json", lambda c: c["annotations"].pop()),
+            ["pred.json: no prediction of 1 image, ", "image 2"],
+        ),
         (lambda f: edit(f / "gt.json", lambda c: c["annotations"].pop()), ["pred.json: image 2 is not in"]),
         (
             lambda f: edit(f / "gt.json", lambda c: c["annotations"].append(c["annotations"][0])),
@@ -149,7 +152,7 @@ def of_segment(**fields):
             ["pred.json", "image 2: segment 1: iscrowd is None"],
         ),
         (lambda f: (f / "pred/2.png").unlink(), ["pred/2.png: cannot be read", "check the path"]),
-        (lambda f: shutil.rmtree(f / "gt"), ["/gt: cannot be read"]),
+        (lambda f: shutil.rmtree(f / "gt"), ["/gt: does not exist"]),
         (lambda f: cut(f / "pred/2.png"), ["pred/2.png: is damaged (truncated"]),
         (lambda f: (f / "gt/2.png").write_text("text"), ["gt/2.png: is not a PNG"]),
         (lambda f: write_png(f / "pred/2.png", MAP[:1]), ["pred/2.png: expected 4 × 2 pixels, got 4 × 1"]),

@@ -86,9 +86,7 @@ def test_cityscapes_and_coco_exclude_each_other(folder, capsys):
     assert "--cityscapes" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "option", [["--exif", "shown"], ["--page", "1"], ["--channel", "1"], ["--range", "0", "9"]]
-)
+@pytest.mark.parametrize("option", [["--exif", "shown"], ["--page", "1"], ["--channel", "1"], ["--range", "0,9"]])
 def test_options_of_images_belong_to_coco_data(option, tmp_path, capsys):
     for name in ("images", "segments"):
         (tmp_path / name).mkdir()

@@ -55,7 +55,7 @@ def test_estimated_ranges_of_values_are_told_in_one_line(tmp_path: Path) -> None
     report = check(files)
     assert report.ok
     (line,) = [line for line in report.text().splitlines() if "range of values" in line]
-    assert line.startswith("2 images of more than 8 bits do not state their range of values")
+    assert line.startswith("2 images of more than 8 bits without a stated range of values")
     assert (
         f"{files.images / '1.png'}: values 1 to 2301, the percentiles 0.1 and 99.9, are mapped to 0 to 255" in line
     )
@@ -113,7 +113,7 @@ def test_unusual_but_usable_data_give_warnings(tmp_path: Path) -> None:
         "segment: annotation of image 10: segment 9: is a crowd of the stuff class 200",
         "segment: annotation of image 10: segment 7: stuff class 200 already has segment 9",
         "segment: image 10: segment 70000: bbox is [3, 2, 2, 2] in the JSON, [3, 2, 1, 1] in the PNG",
-        "segment: image 10: segment 70000: thing of 1 pixels, dropped in training",
+        "segment: image 10: segment 70000: thing of 1 pixel, dropped in training",
         "category: cat (id 17): has no instance, only 1 crowds",
         "category: dog (id 5): has no instance",
         "category: grass (id 105): has no segment",
@@ -272,7 +272,7 @@ def test_command_prints_writes_and_fails(tmp_path: Path, capsys: pytest.CaptureF
     captured = capsys.readouterr()
     assert "25 errors\n  image file (25)\n" in captured.out
     assert "… and 5 more" in captured.out
-    assert captured.err.strip() == f"refine: error: {files.json}: 25 errors; fix them as described above"
+    assert captured.err.strip() == f"refine: error: {files.json}: 25 errors; fix as described above"
     written = json.loads((tmp_path / "report.json").read_text())
     assert len(written["errors"]) == 25
     assert written["errors"][24] == {

@@ -133,8 +133,8 @@ def test_class_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "some class ids are missing, below 1 or too large; categories are numbered from 1" in found.output
     assert len(found.masks("a.jpg", "cell")) == 1
 
-    assert "no class is named cel;" in refused(capsys, tmp_path / "x", path, "--stuff", "cel")
-    assert "no class is named cel;" in refused(capsys, tmp_path / "x", path, "--ignore", "cel")
+    assert "no class is named cel (did you mean cell?);" in refused(capsys, tmp_path / "x", path, "--stuff", "cel")
+    assert "no class is named cel (did you mean cell?);" in refused(capsys, tmp_path / "x", path, "--ignore", "cel")
     other = write_coco(
         tmp_path / "other", [{"category_id": 3, "segmentation": [SQUARE]}], [{"id": 3, "name": "cell"}]
     )
@@ -262,7 +262,7 @@ def test_yolo(tmp_path: Path, capsys: pytest.CaptureFixture[str], yaml: str) -> 
     assert same_objects(found.masks("train/a.jpg", "cat"), [polygon_mask(SQUARE) & ~polygon_mask(TRIANGLE)])
     assert same_objects(found.masks("train/a.jpg", "dog"), [polygon_mask(TRIANGLE)])
     assert not found.maps["train/b.jpg"].any()
-    assert "1 images of train have no label file" in found.output
+    assert "no label file, so no object: 1 image of train" in found.output
 
 
 @pytest.mark.parametrize(

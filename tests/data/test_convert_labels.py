@@ -78,8 +78,8 @@ def test_names_of_cellpose_in_one_folder(tmp_path: Path, capsys: pytest.CaptureF
     found = convert(capsys, tmp_path / "out", tmp_path / "data")
     assert same_objects(found.masks("000_img.png", "object"), MASKS)
     assert same_objects(found.masks("b.png", "object"), MASKS[1:])
-    assert "1 images have no label image" in found.output
-    assert "1 label images have no image and are left out, such as" in found.output
+    assert "left out: 1 image without a label image" in found.output
+    assert "left out: 1 label image without an image, such as" in found.output
     assert "gone_masks.png" in found.output
 
 

@@ -301,7 +301,7 @@ def test_selected_rows_include_the_rows_they_need():
 
 def test_unknown_tables_and_missing_validation_data(base, tmp_path):
     known = "exchange, exchange_heads, ibpp, rules, settings, table1, table2"
-    with pytest.raises(RefineError, match=f"no such table; give a file, or one of {known}"):
+    with pytest.raises(RefineError, match=rf"no such table \(did you .*\?\); give a file, or one of {known}"):
         load_table("table9")
     with pytest.raises(RefineError, match=r"data\.val is missing"):
         run_table(

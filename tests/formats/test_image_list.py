@@ -1,6 +1,7 @@
 """Tests of listing images and naming their results."""
 
 import os
+import re
 
 import pytest
 
@@ -39,9 +40,15 @@ def test_files_folders_and_patterns(folder):
     assert names(f"{folder}/**/*.png") == ["a.png", "out/a.png", "sub/a.png", "sub/deep/a.png"]
     assert names(f"{folder}/sub/*") == ["a.png", "c.webp"]
     assert [file.id for file in list_images([str(folder)])] == [1, 2]
-    for nothing in (folder / "none.png", folder / "*.bmp", folder / ".x" / "*.jpg"):
-        with pytest.raises(RefineError, match="contains no image"):
-            names(nothing)
+    (folder / "empty").mkdir()
+    for nothing, problem in {
+        "none.png": "does not exist; check the path",
+        "*.bmp": "no image matches this pattern",
+        ".x/*.jpg": "no image matches this pattern",
+        "empty": "contains no image",
+    }.items():
+        with pytest.raises(RefineError, match=rf"{re.escape(str(folder / nothing))}: {problem}"):
+            names(folder / nothing)
 
 
 def test_subfolders_are_read_on_request_and_otherwise_noted(folder):

@@ -230,7 +230,10 @@ def test_occlusion_must_be_a_probability(method):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"score_treshold": 0.3}, "fusion.score_treshold: unknown field; give some of score_threshold"),
+        (
+            {"score_treshold": 0.3},
+            r"fusion.score_treshold: unknown field \(did you mean score_threshold\?\); give",
+        ),
         ({"score_threshold": "0.3"}, "fusion.score_threshold is '0.3'; give a number from 0 to 1"),
         ({"stuff_area": float("inf")}, "fusion.stuff_area is inf"),
         ({"unknown_erasing": 1}, "fusion.unknown_erasing is 1; give true or false"),

@@ -117,7 +117,7 @@ def test_prediction_does_not_depend_on_workers_interruptions_and_deaths(
     capsys.readouterr()
     assert main([*words, "--resume"]) == 1
     error = capsys.readouterr().err
-    assert f"3 of {IMAGES + 2} images are finished already" in error
+    assert f"3 of {IMAGES + 2} images finished already" in error
     assert f"{bucket}/images/z.png: the process died 3 times on it" in error
     assert f"2 of {IMAGES + 2} images failed" in error
     found = content(out)

@@ -157,7 +157,7 @@ def test_damaged_and_incomplete_models_are_named(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     name = next(iter(sorted(weights)))
     save_file({k: v for k, v in weights.items() if k != name}, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(RefineError, match=f"1 weights are missing, first {name}"):
+    with pytest.raises(RefineError, match=f"1 missing weight, first {name}"):
         load_network(folder)
     (folder / "model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(RefineError, match="tiny: cannot be loaded"):
@@ -228,7 +228,7 @@ def test_instances_and_semantics_of_two_models(image: Path, tmp_path: Path, caps
     out = tmp_path / "out"
     two = ["--instances", "nuclei", "--semantic", str(semantic)]
     assert main(["predict", str(image), "-o", str(out), *two, "--device", "cpu"]) == 0
-    assert "100 classes have no category in the result" in capsys.readouterr().err
+    assert "100 classes without a category in the result" in capsys.readouterr().err
     content = json.loads((out / "panoptic.json").read_text())
     assert content["info"]["model"] == f"nuclei, semantic {semantic}"
     assert [c["name"] for c in content["categories"]][:3] == ["nucleus", "wall", "building"]

@@ -61,7 +61,7 @@ def test_errors_name_the_field(arguments: list[str], named: str) -> None:
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("model: [1]", "config.model: expected a mapping, got [1]"),
+        ("model: [1]", "model: expected a mapping, got [1]"),
         ("optim: {lr: 1" + 400 * "0" + "}", "line 1: a number of 401 digits"),
         ("optim: {lr: 2001-99-99}", "month must be in"),
         ('optim: {lr: !!int ""}', "is not valid YAML"),
@@ -116,7 +116,9 @@ def test_own_configs_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     Path("nuclei.yaml").write_text("optim: {max_steps: 8}\n")
     assert find_config("nuclei.yaml") == Path("nuclei.yaml")
     assert find_config("nuclei") == own
-    with pytest.raises(RefineError, match=r"^coco: no such config file; .* dsb2018, nuclei"):
+    with pytest.raises(
+        RefineError, match=r"^coco: no such config file \(did you mean coco/\w+\?\); .* dsb2018, nuclei"
+    ):
         find_config("coco")
 
 

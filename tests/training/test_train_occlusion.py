@@ -206,7 +206,7 @@ def test_a_model_of_transformers_gets_soe(scenes, tmp_path, capsys):
     choice = ModelChoice((model,), categories=str(scenes / "panoptic.json"))
     table, _, _ = measure_order([choice], dataset, tmp_path, 1, "cpu", [str(tmp_path / "head")])
     assert [row.name for row in table.rows][:5] == ["heuristic", "SHR", "strong baseline", "SOE", "own merge"]
-    with pytest.raises(RefineError, match="expected 1 heads, one per checkpoint, got 2"):
+    with pytest.raises(RefineError, match="expected 1 head, one per checkpoint, got 2"):
         measure_order([choice], dataset, tmp_path, 1, "cpu", ["a", "b"])
     capsys.readouterr()
     assert main(["train-occlusion", *data, "-o", str(tmp_path / "none"), "--device", "cpu"]) == 1

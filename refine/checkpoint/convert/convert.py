@@ -17,7 +17,7 @@ from refine.checkpoint.convert.settings import Settings, read_settings
 from refine.checkpoint.convert.unpickle import load_arrays
 from refine.checkpoint.folder import SavedModel, build_model, save_model
 from refine.config import to_mapping
-from refine.errors import RefineError
+from refine.errors import RefineError, counted
 from refine.files import read_json
 from refine.fusion.config import FusionConfig
 from refine.modeling.backbones import build_backbone
@@ -175,8 +175,8 @@ def _require_parts(renamed: Renamed) -> None:
         needed.append("semantic_head.predictor.weight")
     if missing := [name for name in needed if name not in renamed.weights]:
         raise RefineError(
-            f"{renamed.source.title}: {len(missing)} weights are missing, first {', '.join(missing[:3])} (refine's "
-            f"names); give the file of a complete Panoptic-FPN or Mask R-CNN"
+            f"{renamed.source.title}: {counted(len(missing), 'missing weight')}, first {', '.join(missing[:3])} "
+            f"(refine's names); give the file of a complete Panoptic-FPN or Mask R-CNN"
         )
 
 

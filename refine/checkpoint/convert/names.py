@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refine.errors import RefineError
+from refine.errors import RefineError, counted
 from refine.modeling.config import ModelConfig
 
 Rule = tuple[str, Callable[[re.Match[str]], str]]
@@ -276,7 +276,7 @@ def rename(state: Mapping[str, np.ndarray]) -> Renamed | None:
             result.names[name] = new_name
     if unknown:
         raise RefineError(
-            f"{source.title}: {len(unknown)} weights belong to unsupported layers, first "
+            f"{source.title}: {counted(len(unknown), 'weight')} of unsupported layers, first "
             f"{', '.join(unknown[:3])}; give one of the architectures listed in `refine convert --help`"
         )
     _add_statistics(result, state)

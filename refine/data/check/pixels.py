@@ -15,7 +15,7 @@ from refine.data.check.report import Finding, Tally
 from refine.data.cityscapes import CATEGORIES, classify, unknown_values
 from refine.data.config import AugmentConfig
 from refine.data.segments import SegmentMap, match_segments
-from refine.errors import RefineError, shown
+from refine.errors import RefineError, counted, shown
 from refine.formats.id_png import read_gray, read_runs
 from refine.formats.images import read_image
 from refine.formats.instances_json import InstanceFile
@@ -160,7 +160,7 @@ def _check_image(
 def _compare(frame: Frame, entry: Entry, regions: Regions, context: Context) -> None:
     """Compare the ids of the PNG with the entries of the JSON."""
     png, image = entry.png, f"image {entry.image_id}"
-    counted = []
+    found = []
     for value, area, box in zip(
         regions.values.tolist(), regions.area.tolist(), regions.boxes.tolist(), strict=True
     ):
@@ -175,14 +175,16 @@ def _compare(frame: Frame, entry: Entry, regions: Regions, context: Context) -> 
             continue
         category = context.target[info["category_id"]]
         if isinstance(category, int):
-            counted.append((category, bool(info.get("iscrowd", 0)), area))
+            found.append((category, bool(info.get("iscrowd", 0)), area))
         name = f"{image}: segment {value}"
         _compare_segment(frame, png, name, info.get("bbox"), entry.areas[value], area, box)
         if context.isthing[info["category_id"]] and area < _SMALL:
-            frame.warn("segment", png, f"{image}: segment {value}: thing of {area} pixels, dropped in training")
+            frame.warn(
+                "segment", png, f"{image}: segment {value}: thing of {counted(area, 'pixel')}, dropped in training"
+            )
     for value in entry.segments.keys() - set(regions.values.tolist()):
         frame.error("segment", png, f"{image}: segment {value} of segments_info has no pixel; drop it")
-    _count(frame, png, regions, counted)
+    _count(frame, png, regions, found)
 
 
 def _compare_segment(
@@ -201,9 +203,9 @@ def _compare_segment(
         frame.error("segment", png, f"{message}; correct it")
 
 
-def _count(frame: Frame, png: Path, regions: Regions, counted: list[tuple[int, bool, int]]) -> None:
-    frame.tally.add(int(regions.area.sum()), counted)
-    if not counted:
+def _count(frame: Frame, png: Path, regions: Regions, found: list[tuple[int, bool, int]]) -> None:
+    frame.tally.add(int(regions.area.sum()), found)
+    if not found:
         frame.warn("PNG", png, "no pixel has a label")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from refine.errors import printable
+from refine.errors import counted, printable
 
 SHOWN = 20
 """Number of findings of one kind that the text lists; the JSON contains all."""
@@ -117,14 +117,14 @@ class Report:
             lines.append(f"{name:<{width}}  {kind} {numbers}")
         tally = self.tally
         void = f"{100 * tally.void / tally.pixels:.1f}% of the pixels are void" if tally.pixels else "no pixels"
-        lines.append(f"{tally.total:,} images with readable segments; {void}")
+        lines.append(f"{counted(tally.total, 'image')} with readable segments; {void}")
         if self.ranges:
             lines.append(
-                f"{len(self.ranges):,} images of more than 8 bits do not state their range of values, which was "
-                f"estimated for each, as in training; first {printable(min(self.ranges))}"
+                f"{counted(len(self.ranges), 'image')} of more than 8 bits without a stated range of values, which "
+                f"was estimated for each, as in training; first {printable(min(self.ranges))}"
             )
-        for name, findings in (("warnings", self.warnings), ("errors", self.errors)):
-            lines += ["", f"{len(findings):,} {name}"]
+        for name, findings in (("warning", self.warnings), ("error", self.errors)):
+            lines += ["", counted(len(findings), name)]
             groups: dict[str, list[Finding]] = {}
             for finding in findings:
                 groups.setdefault(finding.kind, []).append(finding)

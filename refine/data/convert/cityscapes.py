@@ -7,7 +7,7 @@ from pathlib import Path
 
 from refine.data.cityscapes import CATEGORIES, classify, list_frames, unannotated, unknown_values
 from refine.data.convert.source import LabelMap, ReadOptions, Sample, Source, SourceClass, choose_split
-from refine.errors import RefineError
+from refine.errors import RefineError, counted
 from refine.formats.id_png import read_gray
 from refine.formats.runs import Runs
 from refine.structures import VOID
@@ -32,7 +32,7 @@ def read(path: Path, options: ReadOptions) -> Source:
         for image, ids in list_frames(path, split)
     ]
     without = len(unannotated(path, split))
-    notes = [f"{path}: {without} frames of {split} have no annotation and are left out"] if without else []
+    notes = [f"{path}: left out: {counted(without, 'frame')} of {split} without annotation"] if without else []
     classes = [SourceClass(c.name, c.id, c.isthing, c.color, c.supercategory) for c in CATEGORIES]
     return Source(classes, samples, notes=notes)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from refine.data.convert.source import SourceClass
-from refine.errors import RefineError, shown
+from refine.errors import RefineError, did_you_mean, shown
 from refine.formats.panoptic_json import PanopticJson
 from refine.structures import Categories, Category
 
@@ -86,7 +86,10 @@ def _without_duplicates(classes: Sequence[SourceClass], notify: Notify) -> dict[
 def _check_names(merged: Collection[str], stuff: Collection[str]) -> None:
     unknown = [name for name in stuff if name not in merged]
     if unknown:
-        raise RefineError(f"--stuff: no class is named {_listed(unknown)}; the classes are {_listed(merged)}")
+        similar = did_you_mean(unknown[0], merged)
+        raise RefineError(
+            f"--stuff: no class is named {_listed(unknown)}{similar}; the classes are {_listed(merged)}"
+        )
 
 
 def _ids(classes: Sequence[SourceClass], notify: Notify) -> dict[str, int]:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from refine.data.convert.source import LabelMap, ReadOptions, Sample, Source, SourceClass, relative_name
-from refine.errors import RefineError
+from refine.errors import RefineError, counted
 from refine.formats.image_list import SUFFIXES as IMAGE_SUFFIXES
 from refine.formats.label_image import SUFFIXES, read_labels
 from refine.formats.runs import Runs
@@ -67,10 +67,11 @@ def read(path: Path, options: ReadOptions) -> Source:
         )
     notes = []
     if without:
-        notes.append(f"{images}: {without} images have no label image and are left out")
+        notes.append(f"{images}: left out: {counted(without, 'image')} without a label image")
     if found:
         notes.append(
-            f"{labels}: {len(found)} label images have no image and are left out, such as {min(found.values())}"
+            f"{labels}: left out: {counted(len(found), 'label image')} without an image, such as "
+            f"{min(found.values())}"
         )
     return Source([SourceClass(options.name)], samples, BACKGROUND, notes)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from refine.errors import RefineError, shown
+from refine.errors import RefineError, did_you_mean, shown
 from refine.files import name_problem
 
 
@@ -181,7 +181,8 @@ def choose_split(where: str, splits: Sequence[str], wanted: str | None) -> str:
     if wanted is None and len(splits) == 1:
         return splits[0]
     found = f"has the splits {', '.join(splits)}" if splits else "has no split"
-    raise RefineError(f"{where}: {found}; choose one with --split" + (f", not {wanted}" if wanted else ""))
+    other = f", not {wanted}{did_you_mean(wanted, splits)}" if wanted else ""
+    raise RefineError(f"{where}: {found}; choose one with --split{other}")
 
 
 def relative_name(path: Path, root: Path) -> str:

@@ -20,7 +20,7 @@ from refine.data.convert.source import (
     choose_split,
     inside,
 )
-from refine.errors import RefineError, shown
+from refine.errors import RefineError, counted, shown
 from refine.files import read_bytes
 from refine.formats.image_list import SUFFIXES
 from refine.formats.image_size import image_size
@@ -53,7 +53,7 @@ def read(path: Path, options: ReadOptions) -> Source:
         root = root / _below(base)
     count = content.get("nc", len(names))
     if count != len(names):
-        notes.append(f"{file}: nc is {shown(count)}, but there are {len(names)} names")
+        notes.append(f"{file}: nc is {shown(count)}, but there are {counted(len(names), 'name')}")
     samples, empty = [], 0
     for image in _images(file, root, content[split], split):
         label = _label_file(image)
@@ -63,7 +63,7 @@ def read(path: Path, options: ReadOptions) -> Source:
     if not samples:
         raise RefineError(f"{file}: {split}: contains no image; correct the path")
     if empty:
-        notes.append(f"{file}: {empty} images of {split} have no label file, so they have no object")
+        notes.append(f"{file}: no label file, so no object: {counted(empty, 'image')} of {split}")
     classes = [SourceClass(name, number) for number, name in names.items()]
     return Source(classes, samples, notes=notes)
 

@@ -11,7 +11,7 @@ from typing import Any
 from refine.checkpoint.convert.convert import COCO
 from refine.data.ade20k import ADE20K
 from refine.data.cityscapes import CATEGORIES as CITYSCAPES
-from refine.errors import RefineError, shown
+from refine.errors import RefineError, did_you_mean, shown
 from refine.files import read_json
 from refine.structures import VOID, Categories, Category
 
@@ -99,9 +99,11 @@ def find_categories(
 
 def check_used(names: ClassMap, labels: Iterable[str]) -> None:
     """Raise RefineError if a class map renames a class that no model has."""
-    unknown = sorted(set(names) - set(labels))
+    known = list(labels)
+    unknown = sorted(set(names) - set(known))
     if unknown:
-        raise RefineError(f"--class-map: no model has the class {shown(unknown[0])}; correct it")
+        similar = did_you_mean(unknown[0], known)
+        raise RefineError(f"--class-map: no model has the class {shown(unknown[0])}{similar}; correct it")
 
 
 def _classes(

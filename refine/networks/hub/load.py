@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from refine.errors import RefineError, missing_extra, shown
+from refine.errors import RefineError, counted, missing_extra, shown
 from refine.files import read_json
 from refine.networks.hub.categories import ClassMap, check_used, find_categories
 from refine.networks.hub.network import HubNetwork, PixelNetwork, QueryNetwork
@@ -81,7 +81,9 @@ def load_hub_network(
         processor = transformers.AutoImageProcessor.from_pretrained(folder, **options)
         tokens = _task(transformers, folder, model) if kind == "OneFormerForUniversalSegmentation" else None
     if missing := sorted(report["missing_keys"]):
-        raise RefineError(f"{name}: {len(missing)} weights are missing, first {missing[0]}; get the whole model")
+        raise RefineError(
+            f"{name}: {counted(len(missing), 'missing weight')}, first {missing[0]}; get the whole model"
+        )
     if getattr(processor, "pad_size", None):
         raise RefineError(f"{name}: preprocessor_config.json pads images to a fixed size; set pad_size to null")
     labels = [label for _, label in sorted(model.config.id2label.items())]

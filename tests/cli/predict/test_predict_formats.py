@@ -49,7 +49,7 @@ def test_resume_adds_missing_formats(checkpoint, images, other_files, tmp_path, 
     (images / "x" / "00.png").write_bytes((images / "x" / "0.png").read_bytes())  # all later ids change
     capsys.readouterr()
     assert run(checkpoint, images, out, *words) == 0
-    assert "1 of 5 images are finished already" in capsys.readouterr().err
+    assert "1 of 5 images finished already" in capsys.readouterr().err
     assert not (out / things[0]).with_name("77.png").exists()
     ids = {image["file_name"]: image["id"] for image in content(out)["images"]}
     listed = json.loads((out / "fiftyone.json").read_text())

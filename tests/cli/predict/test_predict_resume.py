@@ -33,7 +33,7 @@ def test_an_interruption_keeps_what_is_finished(error, checkpoint, images, whole
     assert [i["file_name"] for i in content(out)["images"]] == ["x/0.png", "x/1.jpg"]
     assert not (out / JOURNAL).exists()
     assert run(checkpoint, images, out, "--recursive", "--resume") == 0
-    assert "2 of 4 images are finished already" in capsys.readouterr().err
+    assert "2 of 4 images finished already" in capsys.readouterr().err
     assert files(out) == whole
 
 
@@ -99,7 +99,7 @@ def test_a_killed_run_is_resumed(checkpoint, images, whole, tmp_path, capsys):
         file.write('{"image": {"id": 3, "fi')  # a line that was cut short
     (out / "panoptic/x/1.png").write_bytes((out / "panoptic/x/1.png").read_bytes()[:-20])  # and a map
     assert main([*words, "--resume"]) == 0
-    assert "1 of 4 images are finished already" in capsys.readouterr().err
+    assert "1 of 4 images finished already" in capsys.readouterr().err
     assert files(out) == whole
 
 
@@ -108,7 +108,7 @@ def test_resume_recomputes_only_missing_or_outdated_results(checkpoint, images, 
 
     def finished(*more):
         assert run(checkpoint, images, out, "--recursive", "--resume", *more) == 0
-        found = re.search(r"(\d+) of \d+ images are finished already", capsys.readouterr().err)
+        found = re.search(r"(\d+) of \d+ images finished already", capsys.readouterr().err)
         return int(found[1]) if found else 0
 
     assert finished() == 0
@@ -137,7 +137,7 @@ def test_resume_knows_images_of_the_same_name_and_older_ones(checkpoint, images,
         os.utime(others / other, (0, 0))
     shutil.copytree(images / "x", copies)  # with the times of the originals
     assert run(checkpoint, copies, out, "--resume") == 0
-    assert "2 of 2 images are finished already" in capsys.readouterr().err
+    assert "2 of 2 images finished already" in capsys.readouterr().err
     assert files(out) == before
     assert run(checkpoint, others, out, "--resume") == 0
     assert "finished already" not in capsys.readouterr().err
@@ -159,8 +159,8 @@ def test_resume_rejects_other_settings(checkpoint, images, tmp_path, capsys):
     assert run(checkpoint, images / "x", tmp_path / "out", "--resume", "--precision", "bf16") == 1
     assert "settings: --precision 32, now bf16. Give" in capsys.readouterr().err
     assert all(OPTIONS[f"fusion.{name}"] == f"--{name.replace('_', '-')}" for name in FUSION)
-    assert run(checkpoint, images / "x", tmp_path / "two", "--range", "0", "9") == 0
+    assert run(checkpoint, images / "x", tmp_path / "two", "--range", "0,9") == 0
     capsys.readouterr()
-    assert run(checkpoint, images / "x", tmp_path / "two", "--resume", "--range", "0", "9") == 0
-    assert "2 of 2 images are finished already" in capsys.readouterr().err
+    assert run(checkpoint, images / "x", tmp_path / "two", "--resume", "--range", "0,9") == 0
+    assert "2 of 2 images finished already" in capsys.readouterr().err
     assert files(tmp_path / "out") == before

@@ -70,7 +70,7 @@ def test_every_frame_of_a_video_is_predicted(checkpoint, tmp_path, capsys):
     (out / "labels/clip/000004.tif").unlink()
     (out / "overlays/clip.mp4").touch()
     assert run(checkpoint, out, tmp_path / "clip.mp4", "--save", "overlay,labels", "--resume") == 0
-    assert "4 of 5 images are finished already" in capsys.readouterr().err
+    assert "4 of 5 images finished already" in capsys.readouterr().err
     assert (out / "overlays/clip.mp4").stat().st_mtime_ns > before
     assert run(checkpoint, tmp_path / "one", tmp_path / "clip.mp4", "--page", "2") == 0
     assert names(tmp_path / "one") == ["clip.mp4"]
@@ -181,7 +181,7 @@ def test_images_come_from_addresses(checkpoint, server, tmp_path, monkeypatch, c
     assert (out / "panoptic/a b.png").read_bytes() == (out / "panoptic/moved.png").read_bytes()
     capsys.readouterr()
     assert run(checkpoint, out, *words, "--resume") == 0
-    assert "2 of 2 images are finished already" in capsys.readouterr().err
+    assert "2 of 2 images finished already" in capsys.readouterr().err
     monkeypatch.setattr(sources, "MAX_BYTES", 100)
     for address, message in (
         (f"{server}/none.jpg", "cannot be downloaded (the server returned 404 Not Found); check the address"),

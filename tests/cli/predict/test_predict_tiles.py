@@ -72,7 +72,7 @@ def test_large_maps_are_tiffs_and_runs_go_on(model, image, tmp_path, monkeypatch
     assert json.loads((tmp_path / "pq.json").read_text())["All"]["pq"] == 1
     capsys.readouterr()
     assert predict(model, image, out, "--tile", "64", "--resume") == 0
-    assert "1 of 1 images are finished already" in capsys.readouterr().err
+    assert "1 of 1 image finished already" in capsys.readouterr().err
 
 
 def test_runs_go_on_with_the_same_tiles_only(model, image, tmp_path, capsys):
@@ -89,7 +89,7 @@ def test_runs_go_on_with_the_same_tiles_only(model, image, tmp_path, capsys):
         assert predict(model, image, out, *words, "--resume") == 1
         assert f"was written with other settings: {named}. Give" in capsys.readouterr().err
     assert predict(model, image, out, "--overlap", "128", "--resume") == 0
-    assert "1 of 1 images are finished already" in capsys.readouterr().err
+    assert "1 of 1 image finished already" in capsys.readouterr().err
 
 
 def test_large_images_choose_tiles_themselves(model, image, tmp_path, capsys):

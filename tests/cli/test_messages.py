@@ -1,0 +1,148 @@
+"""One-line errors of the command line: what a misspelt, missing or swallowed argument says."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from refine.cli.main import main
+from refine.errors import counted, did_you_mean
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """The working directory, with images/a.png, an empty folder, a file and a panoptic.json."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("images", "empty"):
+        Path(name).mkdir()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save("images/a.png")
+    Path("file").touch()
+    category = {"id": 1, "name": "cell", "isthing": 1}
+    image = {"id": 1, "file_name": "a.png", "width": 8, "height": 8}
+    content = {"images": [image], "annotations": [], "categories": [category]}
+    Path("panoptic.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def error(capsys, line: str) -> tuple[int, str]:
+    """Exit code and only line on stderr of a command line."""
+    try:
+        code = main(line.split())
+    except SystemExit as ended:
+        code = ended.code
+    out, message = capsys.readouterr()
+    assert out == ""
+    assert message.count("\n") == 1, message
+    assert message.startswith("refine: error: ")
+    return code, message.removeprefix("refine: error: ").strip()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("predict gone -o out --checkpoint nuclei", "gone: does not exist; check the path"),
+        ("predict gone*.png -o out --checkpoint nuclei", "gone*.png: no image matches this pattern"),
+        ("predict empty -o out --checkpoint nuclei", "empty: contains no image"),
+        ("predict gone --json panoptic.json -o out --checkpoint nuclei", "gone: does not exist"),
+        ("predict images --json gone -o out --checkpoint nuclei", "gone: does not exist"),
+        ("explain gone -o out --checkpoint nuclei", "gone: does not exist"),
+        ("predict images -o out --checkpoint nuclie", "nuclie: no such model (did you mean nuclei?); give"),
+        (
+            "predict images -o out --checkpoint nuclei --save overlai",
+            "'overlai' (did you mean overlay?)",
+        ),
+        (
+            "predict images -o out --checkpoint nuclei --method hueristic",
+            "(did you mean heuristic?); give one",
+        ),
+        ("reproduce tabel3 --data nuclei", "tabel3: no such table (did you mean table3?)"),
+        ("reproduce table3 --data nucle", "nucle: no such config file (did you mean nuclei?)"),
+        ("train", "--config: choose a config: a YAML file, or one of refine's own"),
+        (
+            "train --config nuclei --optim.maxsteps 1",
+            "unknown field (did you mean optim.max_steps?)",
+        ),
+        ("train --config nuclei --optim.ema x --print_config", "optim.ema: expected a number or null, got x"),
+    ],
+)
+def test_what_is_missing_or_misspelt_is_named(folder, capsys, line, message):
+    code, text = error(capsys, line)
+    assert (code, message in text) == (1, True), text
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("prdict images", "unknown value 'prdict' (did you mean predict?); expected one of predict, merge"),
+        ("predict images", "the following arguments are required: -o/--out; see refine predict --help"),
+        ("predict images -o out --chekpoint nuclei", "--chekpoint nuclei (did you mean --checkpoint?)"),
+        (
+            "predict images -o out --ue-region cor",
+            "unknown value 'cor' (did you mean core?); expected",
+        ),
+        (
+            "import label images -o out",
+            "'label' (did you mean labels?); expected one of labels",
+        ),
+        ("predict --semantic nuclei images -o out", "required: source; --semantic takes the words that follow it"),
+        (
+            "predict --ray images -o out",
+            "--ray takes the words that follow it: write source before",
+        ),
+        ("import --stuff sky images -o out", "required: SOURCE; --stuff takes the words"),
+        ("export --images images/a.png nuclei -o x.onnx", "required: checkpoint; --images takes the words"),
+        ("predict images -o out --range 0 255", "--range: '0': expected two increasing numbers with a comma"),
+        ("predict images -o out --range 9,0", "--range: '9,0': expected two increasing numbers with a comma"),
+        ("train --config", "argument --config: expected one argument; see refine train --help"),
+        ("evaluate --out out.json", "give --gt, --gt-dir, --pred and --pred-dir; or --checkpoint"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_without_the_usage(folder, capsys, line, message):
+    code, text = error(capsys, line)
+    assert (code, message in text) == (2, True), text
+
+
+@pytest.mark.parametrize("value", ["0,4095", "-1000,400", "full"])
+def test_no_option_swallows_the_source_after_a_range(folder, capsys, value):
+    assert error(capsys, f"predict --range {value} gone -o out --checkpoint nuclei")[1].startswith("gone: does not")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("predict images -o file --checkpoint nuclei", "--out file: file is a file; choose a folder"),
+        ("predict images -o file/deep --checkpoint nuclei", "file is a file; choose a folder"),
+        ("explain images -o file --checkpoint nuclei", "--out file: file is a file"),
+        ("synthesize file --images 1", "--out file: file is a file"),
+        ("reproduce table3 --data nuclei --out file", "--out file: file is a file"),
+        (
+            "fuse --instances file --semantic images --categories panoptic.json -o file",
+            "--out file: file is a file",
+        ),
+        ("predict images -o images --checkpoint nuclei", "--out images: is also an input folder"),
+        ("explain images -o ./images --checkpoint nuclei", "is also an input f"),
+        ("fuse --instances file --semantic images --categories panoptic.json -o images", "is also an input folder"),
+        ("predict images --json panoptic.json -o . --checkpoint nuclei", "panoptic.json: is also an input file"),
+        (
+            "evaluate --gt panoptic.json --gt-dir images --pred file --pred-dir images --out empty",
+            "empty: is a folder",
+        ),
+        ("benchmark nuclei --out empty", "--out empty: is a folder; expected the path of a file"),
+        ("check-data --images images --json panoptic.json --segments images --out empty", "is a folder"),
+    ],
+)
+def test_outputs_never_replace_or_mix_with_inputs(folder, capsys, line, message):
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    code, text = error(capsys, line)
+    assert (code, message in text) == (1, True), text
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_similar_names_and_numbers_with_nouns():
+    assert did_you_mean("SEO", ["soe", "shr"]) == " (did you mean soe?)"
+    assert did_you_mean("xyz", ["soe", "shr"]) == ""
+    assert [counted(n, "image") for n in (0, 1, 1200)] == ["0 images", "1 image", "1,200 images"]
+    assert counted(2, "class", "classes") == "2 classes"
