@@ -65,7 +65,7 @@ class Kernel:
         return result.value
 
     def _load(self, count: int) -> Callable[..., int]:
-        source = _source(self.module)
+        source = _source(self.module) + _source(__name__)  # which determines how the code is called
         for name in re.findall(rb"^from (refine\.[\w.]+) import", source, re.MULTILINE):  # constants
             source += _source(name.decode())
         # Pointers are passed as integers, which all 64-bit conventions pass alike.

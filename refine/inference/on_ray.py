@@ -60,7 +60,7 @@ class Cluster:
         """Connect, and return this cluster with its device.
 
         Raises:
-            RefineError: Ray is not installed, or there is no cluster at the address.
+            RefineError: Ray is not installed, there is no cluster at the address, or none can be started here.
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported anywhere
         try:
@@ -71,11 +71,13 @@ class Cluster:
             handler = signal.getsignal(signal.SIGTERM)
             try:
                 ray.init(address=self.address or None, log_to_driver=False, include_dashboard=False)
-            except (ConnectionError, ValueError) as error:
+            except Exception as error:  # Ray raises any kind, also Exception itself
                 reason = str(error).split("\n")[0]
-                raise RefineError(
-                    f"--ray {self.address}: no cluster there ({reason}); check the address"
-                ) from error
+                if self.address or os.environ.get("RAY_ADDRESS"):
+                    message = f"--ray {self.address}: no cluster there ({reason}); check the address"
+                else:
+                    message = f"--ray: Ray does not start on this machine ({reason}); try again, or leave out --ray"
+                raise RefineError(message) from error
             finally:
                 if threading.current_thread() is threading.main_thread():  # Ray replaces the handler there
                     signal.signal(signal.SIGTERM, handler)

@@ -19,9 +19,10 @@ from PIL import Image
 from refine.checkpoint.folder import SavedModel, save_model
 from refine.cli.main import main
 from refine.data.coco_panoptic import CocoPanoptic
+from refine.errors import RefineError
 from refine.formats.writer import PredictionWriter
 from refine.fusion.config import FusionConfig
-from refine.inference.on_ray import PredictWorker
+from refine.inference.on_ray import Cluster, PredictWorker
 from refine.modeling.model import PanopticModel
 from refine.storage import local_copy, write_bytes
 
@@ -82,6 +83,21 @@ class Deadly(PredictWorker):
             if item.name == "z.png":
                 os._exit(1)
             yield from PredictWorker.work(self, [item])
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [("", "--ray: Ray does not start on this machine"), ("auto", "--ray auto: no cluster there")],
+)
+def test_a_cluster_that_cannot_be_had(address, message, monkeypatch):
+    def init(**_):
+        raise Exception("The current node timed out\nduring startup.")  # as Ray does on a busy machine
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(RefineError, match=rf"{message} \(The current node timed out\);"):
+        Cluster(address).connect()
 
 
 def test_prediction_does_not_depend_on_workers_interruptions_and_deaths(
