@@ -239,6 +239,7 @@ def _write_results(
             "row": row.name,
             "seed": seed,
             "metrics": evaluation.metrics,
+            "PQ_of_class": {c.category.name: c.pq for c in evaluation.report.classes if c.present},
             "images": len(evaluation.report.images),
             "pairs": evaluation[OrderAccuracy].totals,
             "false_pairs": evaluation[OrderAccuracy].false_totals,

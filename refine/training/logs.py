@@ -169,14 +169,12 @@ def one_line(start: str, values: dict[str, float]) -> str:
     """Summarise a line of the log for the terminal, in at most 80 characters.
 
     For an update: loss, learning rate, images per second, and as many loss terms as fit, each summed over stages
-    and iterations ("box" includes "cls"). For an evaluation: PQ, SQ, RQ, and the PQ of things and of stuff if there
-    are any, in percent.
+    and iterations ("box" includes "cls"). For an evaluation: PQ, SQ, RQ, and the PQ of things and of stuff, in
+    percent.
     """
     if "loss" not in values:
         shown = {name: values[name] for name in ("PQ", "SQ", "RQ") if name in values}
-        shown |= {
-            n: values[f"PQ_{n}"] for n in ("things", "stuff") if math.isfinite(values.get(f"PQ_{n}", math.nan))
-        }
+        shown |= {name: values[f"PQ_{name}"] for name in ("things", "stuff") if f"PQ_{name}" in values}
         return start + " ".join(f"{name} {100 * value:.1f}" for name, value in shown.items())
     terms: dict[str, float] = {}
     for name, value in values.items():

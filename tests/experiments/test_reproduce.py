@@ -104,6 +104,9 @@ def test_rows_of_other_configs_and_average_precision(base, tmp_path):
         "of a": True,
         "of b": True,
     }
+    for (run,) in results.values():
+        of_class = list(run["PQ_of_class"].values())
+        assert sum(of_class) / len(of_class) == pytest.approx(run["metrics"]["PQ"])
     widths = sorted(
         load_model(path.parent).model.config.box_head.fc_channels
         for path in (tmp_path / "out").glob("models/*/seed0/last")
