@@ -15,6 +15,7 @@ from refine.export.layers import Frame, exportable
 from refine.export.resize import apply_weights, resize_weights
 from refine.modeling.detector import Detector
 from refine.modeling.ibpp import STRIDE, Boxes
+from refine.modeling.mask_head import add_semantics
 from refine.modeling.model import PanopticModel
 from refine.modeling.nanodet import NanoDetOutput
 from refine.ops.roi import roi_flatten
@@ -141,18 +142,20 @@ class ExportNetwork(nn.Module):
             boxes = Boxes(
                 rois, found.labels, found.scores, *((f_ins, f_sem) if ibpp.balanced else (f_ins + f_sem,))
             )
-        if not ibpp.config.iterations:
-            masks = torch.sigmoid(self._instance_step(0, boxes, features))
-            return Output(found, masks, boxes.appearance, model.semantic_head(features)[0], size)
         painted = torch.where(found.scores >= ibpp.config.score_threshold, found.scores, 0.0)
-        source, total = model.semantic_head(features), None
-        for t in range(1, ibpp.config.iterations + 1):
-            masks = torch.sigmoid(self._instance_step(t, boxes, source))
-            total = masks if total is None else total + masks
-            hidden = self._semantic_step(t, rois, found.labels, painted, masks, features)
-            source = ibpp.next_logits(t, hidden, source)
-        assert total is not None
-        return Output(found, total / ibpp.config.iterations, boxes.appearance, source[0], size)
+        source, iterations = model.semantic_head(features), ibpp.config.iterations
+        masks = []
+        for t in range(min(1, iterations), iterations + 1):
+            masks.append(torch.sigmoid(self._instance_step(t, boxes, source)))
+            if t > 0:
+                hidden = self._semantic_step(t, rois, found.labels, painted, masks[-1], features)
+                source = ibpp.next_logits(t, hidden, source)
+        mean = sum(masks[1:], masks[0]) / len(masks)
+        if ibpp.semantic_weight:
+            probabilities = pool(source.softmax(1), rois, mean.shape[-1], ibpp.sampling, STRIDE)
+            own = probabilities.gather(1, found.labels[:, None, None, None].expand(-1, 1, *mean.shape[1:]))[:, 0]
+            mean = add_semantics(mean, own, ibpp.semantic_weight, source.shape[1])
+        return Output(found, mean, boxes.appearance, source[0], size)
 
     def _instance_step(self, t: int, boxes: Boxes, source: Tensor) -> Tensor:
         """Compute `IBPP.instance_step` from P_sem^(t-1)."""

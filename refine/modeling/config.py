@@ -154,12 +154,14 @@ class MaskHeadConfig:
         num_convs, channels: number and width of 3×3 convolutions before the deconvolution.
         norm: norm of the convolutions.
         pool_size: side of the RoIAlign output in bins; masks are twice as large (14 → 28) [P].
+        semantic_weight: weight of P_sem^(T) in the masks at test; 0 as in the paper. See `add_semantics`.
     """
 
     num_convs: int = bounded(4, least=0, most=100)
     channels: int = bounded(256, least=1, most=16384)
     norm: Norm = "gn"
     pool_size: int = bounded(14, least=1, most=112)
+    semantic_weight: float = bounded(0.0, least=0, most=10)
 
 
 @dataclass

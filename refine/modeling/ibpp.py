@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from refine.modeling.config import ModelConfig
-from refine.modeling.mask_head import MaskHead
+from refine.modeling.mask_head import MaskHead, add_semantics
 from refine.modeling.semantic_head import RefiningSemanticHead, SemanticHead
 from refine.modeling.spans import span
 from refine.ops.roi import Sampling, align, roi_align_levels, roi_flatten
@@ -69,6 +69,7 @@ class IBPP(nn.Module):
         super().__init__()
         self.config = config.ibpp
         self.pool_size = config.mask_head.pool_size
+        self.semantic_weight = config.mask_head.semantic_weight
         self.sampling = sampling
         self.num_things = num_things
         channels = config.fpn_channels
@@ -227,15 +228,27 @@ class IBPP(nn.Module):
             first: H_sem, which computes P_sem^(0).
 
         Returns:
-            masks: mean of sigmoid(m^(t)) over the iterations, Tensor[N, M, M], 0-1.
+            masks: mean of sigmoid(m^(t)) over the iterations, with the semantics added if
+                `mask_head.semantic_weight` is not 0, Tensor[N, M, M], 0-1.
             sem_logits: P_sem^(T), Tensor[B, L, h, w].
         """
-        last = self.config.iterations
-        if not last:
+        if self.config.iterations:
+            masks, sem_logits = self._iterate(boxes, features, first)
+        else:
             with span("masks"):
                 masks = torch.sigmoid(self.instance_step(0, boxes, features))
             with span("semantic head"):
-                return masks, first(features)
+                sem_logits = first(features)
+        if self.semantic_weight and len(masks):
+            with span("masks"):
+                probabilities = align(sem_logits.softmax(1), boxes.rois, masks.shape[-1], self.sampling, STRIDE)
+                own = probabilities[torch.arange(len(masks), device=masks.device), boxes.labels]
+                masks = add_semantics(masks, own, self.semantic_weight, sem_logits.shape[1])
+        return masks, sem_logits
+
+    def _iterate(self, boxes: Boxes, features: Tensor, first: SemanticHead) -> tuple[Tensor, Tensor]:
+        """Run T > 0 iterations; arguments and results as in `predict`, without semantics in the masks."""
+        last = self.config.iterations
         painted = torch.where(boxes.scores >= self.config.score_threshold, boxes.scores, 0)
         canvas_boxes = replace(boxes, scores=painted)
         present = torch.unique(boxes.labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,9 @@ from refine.modeling.config import MaskHeadConfig
 from refine.modeling.norms import conv_norm, make_norm
 from refine.ops.distributed import mean_over_processes
 from refine.ops.vision import roi_align
+
+EPSILON = 1e-4
+"""Probabilities are limited to EPSILON .. 1 - EPSILON before they become logits."""
 
 # Shape suffixes: N boxes, C feature channels, L semantic classes, K thing classes, S bins (14), M = 2S.
 
@@ -102,6 +106,30 @@ class MaskHead(nn.Module):
         bias = self.predictor.bias[labels].to(x.dtype)  # type: ignore[index]
         logits = torch.bmm(weight[:, None], x.flatten(2))[:, 0] + bias[:, None]  # N×M²
         return logits.unflatten(1, x.shape[2:]), features
+
+
+def add_semantics(masks: Tensor, probabilities: Tensor, weight: float, num_classes: int) -> Tensor:
+    """Add the semantic evidence for the class of each box to its mask logits.
+
+    UPSNet's panoptic head adds both logits as well (Xiong et al. 2019). Here a probability of 1/L, that of chance,
+    changes nothing.
+
+    Args:
+        masks: mask probabilities, Tensor[N, M, M], 0-1.
+        probabilities: probability of the class of each box in its bins by P_sem, Tensor[N, M, M], 0-1.
+        weight: factor of the semantic logits.
+        num_classes: number L of classes of P_sem.
+
+    Returns:
+        Mask probabilities, Tensor[N, M, M].
+    """
+    evidence = _logit(probabilities) + math.log(num_classes - 1)
+    return torch.sigmoid(_logit(masks) + weight * evidence)
+
+
+def _logit(probabilities: Tensor) -> Tensor:
+    p = probabilities.float().clamp(EPSILON, 1 - EPSILON)
+    return torch.log(p / (1 - p))
 
 
 def mask_targets(masks: Sequence[Tensor], boxes: Sequence[Tensor], matched: Sequence[Tensor], size: int) -> Tensor:

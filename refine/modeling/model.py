@@ -56,6 +56,10 @@ class PanopticModel(nn.Module):
         super().__init__()
         check_bounds(config, "model")
         merged = config.semantic_head.classes == "stuff"
+        if config.mask_head.semantic_weight and (merged or num_classes < 2):
+            raise RefineError(
+                "mask_head.semantic_weight needs semantic_head.classes 'all' and at least two classes; set it to 0"
+            )
         if config.ibpp.iterations:
             if config.semantic_head.channels != config.fpn_channels:
                 raise RefineError(

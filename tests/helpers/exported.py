@@ -39,6 +39,7 @@ def _residual() -> ModelConfig:
     config = tiny_config(2, BOXES, rpn=PROPOSALS)
     backbone = replace(config.backbone, norm="frozen_bn", deform_stages=[5], modulated=True)
     ibpp = replace(config.ibpp, exchange="balanced", residual=True, shared=True)
+    config.mask_head.semantic_weight = 0.5
     occlusion = OcclusionConfig(cues=["mask", "label"], conv_channels=16, fc_channels=16)
     return replace(config, backbone=backbone, ibpp=ibpp, occlusion=occlusion)
 

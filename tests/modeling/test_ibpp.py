@@ -97,6 +97,23 @@ def test_appearance_is_the_sum_of_instance_and_semantic_features():
     torch.testing.assert_close(boxes.features, alone.features + f_sem)
 
 
+@pytest.mark.parametrize("iterations", [0, 2])
+def test_semantics_are_added_to_the_masks(iterations):
+    module, first = make_ibpp(iterations), make_first()
+    boxes, features, _ = make_inputs(module)
+    masks, logits = module.predict(boxes, features, first)
+    module.semantic_weight = 0.25
+    got, same = module.predict(boxes, features, first)
+    assert torch.equal(same, logits)
+    p = roi_align(logits.softmax(1), boxes.rois, masks.shape[-1], 0.25, 2, aligned=True)
+    for n, label in enumerate(boxes.labels.tolist()):
+        odds = p[n, label] / (1 - p[n, label]) * (CLASSES - 1)  # against those of chance
+        expected = torch.sigmoid(masks[n].logit() + 0.25 * odds.log())
+        torch.testing.assert_close(got[n], expected, atol=1e-5, rtol=1e-4)
+    nothing, _, _ = make_inputs(module, counts=(0, 0))
+    assert module.predict(nothing, features, first)[0].shape == (0, *masks.shape[1:])
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_balanced_inputs_by_the_equations(shared):
     """f_ins, f_sem and p_sem have separate convolutions; predictions are probabilities × √C."""

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from refine.modeling.config import MaskHeadConfig
-from refine.modeling.mask_head import MaskHead, mask_targets
+from refine.modeling.mask_head import MaskHead, add_semantics, mask_targets
 
 THINGS, CLASSES, CHANNELS = 3, 5, 8
 
@@ -17,6 +17,16 @@ def test_mask_head_is_one_convolution_and_takes_the_class_channel():
     x = F.relu(head.norm(F.conv2d(torch.cat([f, p], 1), weight, padding=1)))
     expected = head.predictor(F.relu(head.deconv(head.convs(x))))[torch.arange(4), labels]
     torch.testing.assert_close(head(head.from_features(f), labels, p)[0], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_chance_and_certainty_of_the_semantics():
+    masks = torch.tensor([[[0.2, 0.8], [0.0, 1.0]]])
+    limited = masks.clamp(1e-4, 1 - 1e-4)
+    torch.testing.assert_close(add_semantics(masks, torch.full_like(masks, 0.2), 0.7, 5), limited)
+    torch.testing.assert_close(add_semantics(masks, torch.zeros_like(masks), 0.0, 5), limited)
+    certain = add_semantics(masks, torch.ones_like(masks), 0.5, 5)
+    assert certain.isfinite().all()
+    assert (certain[0, 0] > masks[0, 0]).all()
 
 
 def test_mask_targets_crop_the_matched_mask():

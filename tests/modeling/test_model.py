@@ -322,6 +322,13 @@ def test_invalid_combinations_are_rejected(changes, words):
         PanopticModel(tiny(3, **changes), THINGS, CLASSES)
 
 
+def test_semantics_in_the_masks_need_all_classes():
+    config = tiny(0, semantic_head=SemanticHeadConfig(channels=16, classes="stuff"))
+    config.mask_head.semantic_weight = 0.25
+    with pytest.raises(RefineError, match="needs semantic_head.classes 'all'"):
+        PanopticModel(config, THINGS, CLASSES)
+
+
 def test_heads_pool_from_the_configured_levels(monkeypatch):
     from refine.ops import roi
 
