@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from refine.cli.datasets import add_dataset, coco_options, dataset_config, dataset_paths, names_dataset
-from refine.cli.networks import add_model, check_model, note_remarks
+from refine.cli.networks import add_model, check_model, class_files, note_remarks
 from refine.cli.options import (
     FUSION,
     add_device,
@@ -51,10 +51,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     check_out_file(
         "--out",
         options.out,
-        [
-            *(options.gt, options.pred, options.json, options.remap, options.instances),
-            *(options.categories, options.class_map),
-        ],
+        [options.gt, options.pred, options.json, options.remap, options.instances, *class_files(options)],
     )
     if options.checkpoint:
         check_model(options)
@@ -88,9 +85,16 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
         help="detections per image that AP uses; 100 for COCO's AP (default: all that the model returns)",
     )
     model.add_argument("--max-images", type=count_from(1), help="evaluate the first N images only", metavar="N")
-    parser.add_argument("--out", required=True, help="JSON file to write")
     parser.add_argument(
-        "--worst", type=count_from(0), default=5, help="number of worst images to list or draw (default: 5)"
+        "--out",
+        required=True,
+        help="JSON file to write; the drawings of --worst are in worst/ beside it",
+    )
+    parser.add_argument(
+        "--worst",
+        type=count_from(0),
+        default=5,
+        help="number of images with the lowest PQ to list, or for a model to draw: worst/PQ_NAME.png (default: 5)",
     )
     return parser
 

@@ -125,7 +125,12 @@ def _problem(file: ImageFile, error: Exception) -> str:
         return f"{file.path}: does not fit into memory; make it smaller or cut it into tiles"
     if not isinstance(error, RefineError):
         raise error
-    return str(error) if str(file.path) in str(error) else f"{file.path}: {error}"
+    message = str(error)
+    if str(file.path) in message:
+        return message
+    if file.page is None:  # else the name of the page says more than the path of its file
+        message = message.removeprefix(f"{file.name}: ")
+    return f"{file.path}: {message}"
 
 
 def write_failures(path: Location, failures: Sequence[Failure]) -> None:

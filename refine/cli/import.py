@@ -30,7 +30,11 @@ formats and their SOURCE:
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
+    from refine.data.convert.formats import FORMATS
+
     options = _parser(prog, description).parse_args(arguments)
+    if options.format is None and str(options.source) in FORMATS and not options.source.exists():
+        raise RefineError(f"{options.source}: is a format; give SOURCE after it, before options with several names")
     require_paths([options.source, options.images, options.labels, options.categories])
 
     if options.categories and options.stuff:

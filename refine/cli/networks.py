@@ -41,7 +41,9 @@ def add_model(parser: Any, instances: bool = True, occlusion: bool = True) -> No
         "--categories", metavar="FILE", help="JSON with id, name and isthing of every category of the result"
     )
     parser.add_argument(
-        "--class-map", metavar="FILE", help="JSON with the category name of classes of a model (null drops one)"
+        "--class-map",
+        metavar="FILE|JSON",
+        help="JSON object with the category name of classes of a model (null drops one), in a file or as text",
     )
     if occlusion:
         parser.add_argument(
@@ -68,7 +70,7 @@ def check_model(options: argparse.Namespace) -> None:
         raise RefineError(
             f"--checkpoint: choose a model: {models}, hf:OWNER/NAME, or a folder that `refine train` wrote"
         )
-    require_paths([options.categories, options.class_map])
+    require_paths(class_files(options))
     options.model = ModelChoice(
         tuple(names),
         tuple(options.semantic or ()),
@@ -77,6 +79,12 @@ def check_model(options: argparse.Namespace) -> None:
         getattr(options, "occlusion", None),
     )
     options.model.find()
+
+
+def class_files(options: argparse.Namespace) -> list[str]:
+    """Return the files of `--categories` and `--class-map`; the latter may be JSON text instead."""
+    given = (options.categories, options.class_map)
+    return [path for path in given if path and not path.startswith("{")]
 
 
 def check_optional_model(options: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from refine.cli.images import (
     note,
     write_failures,
 )
-from refine.cli.networks import check_model, note_remarks
+from refine.cli.networks import check_model, class_files, note_remarks
 from refine.cli.options import (
     add_image_options,
     add_ray,
@@ -34,7 +34,7 @@ from refine.cli.options import (
 from refine.cli.parser import Parser
 from refine.errors import RefineError, counted
 from refine.formats.image_list import ImageFile, result_names
-from refine.formats.shards import Shard
+from refine.formats.shards import FAILED, Shard
 from refine.fusion.config import OWN_MERGE, FusionConfig, check_known
 from refine.savers import SAVERS, find_savers
 from refine.storage import Location, location
@@ -94,7 +94,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
                 check_any(failures, files)
     finally:
         if tried:
-            write_failures(options.shard.failures(out) if options.shard else out / "failed.json", failures)
+            write_failures(options.shard.failures(out) if options.shard else out / FAILED, failures)
     for remark in limits.remarks(IN_PREDICT).values():
         note(remark)
     if SAVERS["overlay"] in savers and isinstance(out, Path) and options.shard is None:
@@ -122,7 +122,7 @@ def _check(options: argparse.Namespace) -> tuple[Sequence[ImageFile], list[Saver
     written = [f"panoptic/{n}.png" for n in names]
     written += [path for file in files for saver in savers for path in saver.paths(file.name, ())]
     written += ["panoptic.json", *(saver.joint for saver in SAVERS.values() if saver.joint)]
-    given = (options.json, options.categories, options.class_map, *(file.path for file in files))
+    given = (options.json, *class_files(options), *(file.path for file in files))
     check_out_folder(options.out, options.source)
     refuse_overwriting("--out: its", (out / path for path in written), given)
     return files, savers, out

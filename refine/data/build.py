@@ -5,6 +5,7 @@ from __future__ import annotations
 from refine.data.coco_panoptic import CocoPanoptic
 from refine.data.config import DatasetConfig, check_dataset_fields
 from refine.data.loader import PanopticDataset
+from refine.errors import RefineError
 from refine.formats.raw import ImageOptions
 
 
@@ -23,7 +24,7 @@ def build_dataset(config: DatasetConfig, where: str = "data") -> PanopticDataset
         from refine.data.cityscapes import Cityscapes
 
         return Cityscapes(str(config.root), str(config.split))
-    return CocoPanoptic(
+    dataset = CocoPanoptic(
         str(config.images),
         str(config.json),
         str(config.segments),
@@ -31,3 +32,9 @@ def build_dataset(config: DatasetConfig, where: str = "data") -> PanopticDataset
         instances=config.instances,
         options=ImageOptions(config.page, config.channel, config.range, exif=config.exif),
     )
+    if dataset.is_swapped():
+        raise RefineError(
+            f"{where}.images, {where}.segments: the folders are swapped, as {config.images} holds the id-PNGs; "
+            f"exchange them"
+        )
+    return dataset

@@ -135,6 +135,20 @@ class CocoPanoptic:
             self._crowd[part],
         )
 
+    def is_swapped(self) -> bool:
+        """Return whether `images` holds the id-PNG of the first image, and `segments` does not."""
+        if not len(self):
+            return False
+        record = self.record(0)
+
+        def fits(folder: Path) -> bool:
+            try:
+                return bool(np.isin(read_runs(folder / self._pngs[0], record.size).ids, [0, *record.ids]).all())
+            except RefineError:  # reported when the image is read
+                return False
+
+        return not fits(self.segments) and fits(self.images)
+
     def name(self, index: int) -> tuple[int | str, str]:
         """Return (image id, file name with its folders) of an image."""
         return self._image_ids[index], str(self._names[index])

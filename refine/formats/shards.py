@@ -20,6 +20,8 @@ from refine.storage import Location, local_copy, replacing, write_json
 if TYPE_CHECKING:
     from refine.structures import Categories
 
+FAILED = "failed.json"
+"""Name of the list of images that could not be used, in the folder of results; absent if there are none."""
 FOLDER = "shards"
 """Folder below the results that holds the lists of the shards until they are merged."""
 
@@ -67,7 +69,7 @@ class Shard:
 
     def failures(self, out: Location) -> Location:
         """Return the path of the list of this shard's images that failed."""
-        return out / FOLDER / f"{self}.failed.json"
+        return out / FOLDER / f"{self}.{FAILED}"
 
 
 @dataclass(frozen=True)
@@ -174,9 +176,9 @@ def merge_shards(out: Location, savers: Sequence[Saver]) -> tuple[int, int]:
             with local_copy(shard.failures(out)) as copy:
                 failed += read_json(copy)
     if failed:
-        write_json(out / "failed.json", failed, indent=1)
+        write_json(out / FAILED, failed, indent=1)
     else:
-        (out / "failed.json").unlink(missing_ok=True)
+        (out / FAILED).unlink(missing_ok=True)
     for shard in shards:
         shard.path(out).unlink()
         shard.failures(out).unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from refine.formats.journal import Journal, open_journal
 from refine.formats.result_files import ResultFiles, Written, png_name, remove
 from refine.formats.results.saver import Saver
 from refine.formats.settings import other_settings
-from refine.formats.shards import Shard, ShardHead, read_shard, write_joint_files, write_shard
+from refine.formats.shards import FAILED, Shard, ShardHead, read_shard, write_joint_files, write_shard
 from refine.formats.stream import SOURCES, Entry, read_sources, stream_panoptic_json, write_sources
 from refine.storage import Location, Stamp, Url, local_copy, location
 
@@ -35,7 +35,8 @@ class PredictionWriter:
 
     NAME is the file name of the image without suffix, including folders. If the block raises an exception, no JSON
     is written; a JSON of earlier results is removed before the first of them is replaced. If the block is
-    interrupted (Ctrl-C, SIGTERM), the JSON lists the finished results.
+    interrupted (Ctrl-C, SIGTERM), the JSON lists the finished results. The failed.json of an earlier run is removed
+    too.
 
     OUT/unfinished.jsonl lists the finished results until the JSON is written from it, line by line: memory grows by
     a few hundred bytes per image, whatever the number of its segments.
@@ -242,7 +243,8 @@ class PredictionWriter:
                 return
             if self._journal is None:
                 self._journal = open_journal(self._journal_path, self._settings())
-            stale = [self.json, self.out / SOURCES, *(self.out / joint for joint in sorted(self._joint))]
+            names = (self.json.name, SOURCES, FAILED, *sorted(self._joint))
+            stale = [self.out / name for name in names]
             for path in stale if self._shard is None else [*stale, self._shard.path(self.out)]:
                 remove(path)
             self._begun = True

@@ -28,7 +28,7 @@ from refine.inference.limits import Limits
 from refine.inference.pipeline import Job
 from refine.inference.predictor import Predictor
 from refine.inference.tiling.plan import NO_LIMIT, Tiling, check_scale
-from refine.inference.tiling.predict import check_tiles, is_large, predict_tiles
+from refine.inference.tiling.predict import check_resizable, check_tiles, is_large, predict_tiles
 from refine.networks.choice import ModelChoice
 from refine.networks.native import Precision
 from refine.savers import SAVERS, encode
@@ -83,6 +83,8 @@ class JobSettings:
         )
         if self.always_tile:
             check_tiles(predictor.network, "--tile, --mpp")
+        elif self.scale is not None:
+            check_resizable(predictor.network, "--scale")
         if self.max_detections:
             predictor.limit_detections(self.max_detections)
         return predictor

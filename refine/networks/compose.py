@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -64,6 +65,7 @@ class Compose(Network):
         if any(network.device != self.device for network in self.networks):
             raise RefineError("instances, semantic: the networks are on different devices; load them on one")
         self.remarks: list[str] = []
+        self._origin = "" if categories else ", which are those of the first model"
         self.categories = categories or self._derived()
         self._of_instances = [self._classes(network, True) for network in self.instances]
         self._of_semantic = [self._classes(network, False) for network in self.semantic]
@@ -142,7 +144,8 @@ class Compose(Network):
                 if name is not None and category.isthing == isthing:
                     raise RefineError(
                         f"class {shown(category.name)} is not among the {'things' if isthing else 'categories'} of "
-                        f"the result; add it to --categories, or map it in --class-map (null drops it)"
+                        f"the result{self._origin}; give a file with all classes as --categories, or rename "
+                        f"or drop it: --class-map '{json.dumps({category.name: None})}'"
                     )
                 dropped.append(category.name)
             elif not category.isthing and 0 <= found < self.categories.num_things:

@@ -62,7 +62,10 @@ def words(files, *more):
 
 @pytest.mark.parametrize("method", ["heuristic", "shr"])
 def test_the_command_equals_the_function(files, method):
+    (files / "out").mkdir()
+    (files / "out/failed.json").write_text("[]")  # of an earlier run
     assert main(words(files, "--method", method)) == 0
+    assert not (files / "out/failed.json").exists()
     content = json.loads((files / "out/panoptic.json").read_text())
     assert [a["image_id"] for a in content["annotations"]] == [4, 9]
     categories = Categories.from_json(CATEGORIES)

@@ -5,10 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.drawn_data import write_coco
 from PIL import Image
 
 from refine.cli.main import main
-from refine.errors import counted, did_you_mean
+from refine.data.build import build_dataset
+from refine.data.config import DatasetConfig
+from refine.errors import RefineError, counted, did_you_mean
+from refine.networks.hub.categories import read_class_map
 
 
 @pytest.fixture
@@ -57,6 +61,7 @@ def error(capsys, line: str) -> tuple[int, str]:
             "predict images -o out --checkpoint nuclei --method hueristic",
             "(did you mean heuristic?); give one",
         ),
+        ("import labels --stuff sky images -o out", "labels: is a format; give SOURCE after it"),
         ("reproduce tabel3 --data nuclei", "tabel3: no such table (did you mean table3?)"),
         ("reproduce table3 --data nucle", "nucle: no such config file (did you mean nuclei?)"),
         ("train", "--config: choose a config: a YAML file, or one of refine's own"),
@@ -139,6 +144,22 @@ def test_outputs_never_replace_or_mix_with_inputs(folder, capsys, line, message)
     code, text = error(capsys, line)
     assert (code, message in text) == (1, True), text
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_swapped_folders_are_told(tmp_path):
+    files = write_coco(tmp_path)
+    build_dataset(DatasetConfig(images=str(files.images), json=str(files.json), segments=str(files.segments)))
+    swapped = DatasetConfig(images=str(files.segments), json=str(files.json), segments=str(files.images))
+    with pytest.raises(RefineError, match=r"^data\.train\.images, data\.train\.segments: the folders are swapped"):
+        build_dataset(swapped, "data.train")
+
+
+def test_a_class_map_may_be_text():
+    assert read_class_map('{"grass": "plant", "rug": null}') == {"grass": "plant", "rug": None}
+    with pytest.raises(RefineError, match=r"--class-map \{grass: plant\}: is not valid JSON"):
+        read_class_map("{grass: plant}")
+    with pytest.raises(RefineError, match="expected an object such as"):
+        read_class_map('{"grass": 3}')
 
 
 def test_similar_names_and_numbers_with_nouns():

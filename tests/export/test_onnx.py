@@ -89,6 +89,7 @@ def test_predict_command_takes_exported_model(exported, tmp_path, capsys):
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "panoptic" / "scene.png").is_file()
     assert main([*arguments, "--out", str(tmp_path / "out2"), "--scale", "2"]) == 1
+    assert "--scale: an ONNX file resizes images to the test size of its export; leave" in capsys.readouterr().err
     assert main([*arguments, "--out", str(tmp_path / "out2"), "--device", "cuda"]) == 1
     assert "CPU" in capsys.readouterr().err
 

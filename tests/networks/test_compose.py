@@ -102,13 +102,19 @@ def test_a_class_map_renames_and_drops():
         Compose([THINGS], [STUFF], class_map={"bet": "cat"})
 
 
+def test_an_ensemble_needs_the_same_classes():
+    other = Fixed(categories(["cat", "dog", "owl"], []), None)
+    with pytest.raises(RefineError, match="class 'owl' is not among .*, which are those of the first model"):
+        Compose([THINGS, other], [STUFF])
+
+
 def test_given_categories_must_have_every_class_that_is_not_dropped():
     wanted = categories(["cat", "dog"], ["sky"], 50)
-    with pytest.raises(RefineError, match=r"class 'grass' is not among the categories .* \(null drops it\)"):
+    with pytest.raises(RefineError, match=r"class 'grass' is not among .*--class-map '\{.grass.: null\}'"):
         Compose([THINGS], [STUFF], categories=wanted)
     network = Compose([THINGS], [STUFF], categories=wanted, class_map={"grass": None})
     assert network.categories == wanted
-    with pytest.raises(RefineError, match="class 'dog' is not among the things"):
+    with pytest.raises(RefineError, match="class 'dog' is not among the things of the result; give"):
         Compose([THINGS], [STUFF], categories=categories(["cat"], ["sky", "grass"]))
 
 

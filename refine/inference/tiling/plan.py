@@ -70,8 +70,8 @@ class Tiling:
             return self.scale or 1.0
         if mpp is None:
             raise RefineError(
-                f"{name}: --mpp needs its resolution, which the file does not state, or with different "
-                f"values for X and Y; give --scale"
+                f"{name}: --mpp needs the image's resolution, which the file does not state, or states with "
+                f"different values for X and Y; give --scale"
             )
         return mpp / self.mpp
 

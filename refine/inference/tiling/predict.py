@@ -131,6 +131,19 @@ def check_tiles(network: Network, name: str) -> None:
         raise RefineError(f"{name}: this model resizes each tile itself; use one model of refine, or no tiles")
 
 
+def check_resizable(network: Network, option: str) -> None:
+    """Raise RefineError if a network resizes images to a size of its own, so that no option can choose it."""
+    if isinstance(network, OnnxNetwork):
+        raise RefineError(
+            f"{option}: an ONNX file resizes images to the test size of its export; leave out {option}, or use the "
+            f"checkpoint that it was exported from"
+        )
+    if network.test_size is None:
+        raise RefineError(
+            f"{option}: this model resizes images itself; leave out {option}, or use one model of refine"
+        )
+
+
 def _resizes_itself(network: Network) -> bool:
     """Return whether a network resizes images, and not by `test_size`."""
     if isinstance(network, Compose):  # its networks keep their test sizes

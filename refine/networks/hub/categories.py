@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,8 +34,18 @@ def read_categories(path: str | Path) -> Categories:
 
 
 def read_class_map(path: str | Path) -> dict[str, str | None]:
-    """Read a `ClassMap` from a JSON object, in which null drops a class; RefineError if it is something else."""
-    content: Any = read_json(path)
+    """Read a `ClassMap` from a JSON object, in which null drops a class.
+
+    Args:
+        path: file, or the JSON object itself as text that starts with "{".
+
+    Raises:
+        RefineError: the file cannot be read, or it is something else.
+    """
+    try:
+        content: Any = json.loads(str(path)) if str(path).startswith("{") else read_json(path)
+    except (ValueError, RecursionError) as error:
+        raise RefineError(f"--class-map {path}: is not valid JSON ({error}); correct it") from error
     if not isinstance(content, dict) or not all(isinstance(v, str | None) for v in content.values()):
         raise RefineError(f'{path}: expected an object such as {{"grass": "vegetation", "rug": null}}; correct it')
     return content

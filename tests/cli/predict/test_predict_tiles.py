@@ -114,8 +114,8 @@ def test_resolution_and_bad_options(model, image, tmp_path, capsys):
         assert message in capsys.readouterr().err
     Image.new("RGB", (20, 20)).save(image.parent / "c.png")
     assert predict(model, image.parent / "c.png", tmp_path / "out", "--mpp", "1") == 1
-    message = "--mpp needs its resolution, which the file does not state, or with different values for X and Y"
-    assert f"c.png: {message}" in capsys.readouterr().err
+    message = "--mpp needs the image's resolution, which the file does not state, or states with different values"
+    assert f"refine: error: {image.parent / 'c.png'}: {message}" in capsys.readouterr().err  # the name once
     tifffile.imwrite(
         image.parent / "e.tif", np.zeros((20, 20), np.uint8), resolution=(20000, 10000), resolutionunit="CENTIMETER"
     )

@@ -87,7 +87,7 @@ def test_bad_tiles():
     image = TensorWindows(painted(0, (20, 20), 1, 9), mpp=0.25)
     assert Tiling(mpp=0.5).scale_for(image.mpp, "a.tif") == 0.5
     predictor = Predictor(PaintedNetwork())
-    with pytest.raises(RefineError, match=r"a\.tif: --mpp needs its resolution"):
+    with pytest.raises(RefineError, match=r"a\.tif: --mpp needs the image's resolution"):
         predict.predict_tiles(predictor, TensorWindows(painted(0, (9, 9), 1, 9)), Tiling(mpp=0.5), name="a.tif")
     with pytest.raises(RefineError, match=r"a\.tif: a scale of 0\.5 is not possible"):
         predict.predict_tiles(predictor, image, Tiling(mpp=0.5), name="a.tif")
