@@ -325,7 +325,7 @@ def test_invalid_combinations_are_rejected(changes, words):
 def test_semantics_in_the_masks_need_all_classes():
     config = tiny(0, semantic_head=SemanticHeadConfig(channels=16, classes="stuff"))
     config.mask_head.semantic_weight = 0.25
-    with pytest.raises(RefineError, match="needs semantic_head.classes 'all'"):
+    with pytest.raises(RefineError, match=r"needs semantic_head\.classes 'all'"):
         PanopticModel(config, THINGS, CLASSES)
 
 

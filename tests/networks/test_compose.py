@@ -104,7 +104,7 @@ def test_a_class_map_renames_and_drops():
 
 def test_an_ensemble_needs_the_same_classes():
     other = Fixed(categories(["cat", "dog", "owl"], []), None)
-    with pytest.raises(RefineError, match="class 'owl' is not among .*, which are those of the first model"):
+    with pytest.raises(RefineError, match=r"class 'owl' is not among .*, which are those of the first model"):
         Compose([THINGS, other], [STUFF])
 
 
