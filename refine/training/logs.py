@@ -173,8 +173,8 @@ def one_line(start: str, values: dict[str, float]) -> str:
     percent.
     """
     if "loss" not in values:
-        shown = {name: values[name] for name in ("PQ", "SQ", "RQ") if name in values}
-        shown |= {name: values[f"PQ_{name}"] for name in ("things", "stuff") if f"PQ_{name}" in values}
+        names = {"PQ": "PQ", "SQ": "SQ", "RQ": "RQ", "PQ_things": "things", "PQ_stuff": "stuff"}
+        shown = {short: values[name] for name, short in names.items() if name in values}
         return start + " ".join(f"{name} {100 * value:.1f}" for name, value in shown.items())
     terms: dict[str, float] = {}
     for name, value in values.items():
