@@ -112,7 +112,7 @@ def print_tables(*tables: Any, width: int = 120) -> None:
 def require_paths(paths: Iterable[str | Path | None]) -> None:
     """Raise RefineError if an input does not exist, before torch is imported."""
     for path in paths:
-        if path and not Path(path).exists():
+        if path and not location(path).exists():
             raise RefineError(f"{path}: does not exist; check the path")
 
 

@@ -280,9 +280,7 @@ def _listed(options: argparse.Namespace) -> list[ImageFile]:
     if options.page == "all":
         raise RefineError("--page all: --json lists the images; give one page, or leave out --json")
     folder = location(options.source[0])
-    require_paths([options.json])
-    if not folder.exists():
-        raise RefineError(f"{folder}: does not exist; check the path")
+    require_paths([options.json, options.source[0]])
     if len(options.source) != 1 or not folder.is_dir():
         raise RefineError("--json: give one folder that holds the images of the data set")
     files = []

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from refine.cli.options import check_out_folder
 from refine.cli.parser import Parser
 from refine.errors import RefineError
 
@@ -37,6 +38,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
             parser.parse_args(words)
         return
     config = _read_config(words, resume, prog)
+    check_out_folder(config.out)
 
     from refine.runtime import is_first
     from refine.training.run_folder import last_checkpoint

@@ -51,6 +51,7 @@ def error(capsys, line: str) -> tuple[int, str]:
         ("predict empty -o out --checkpoint nuclei", "empty: contains no image"),
         ("predict gone --json panoptic.json -o out --checkpoint nuclei", "gone: does not exist"),
         ("predict images --json gone -o out --checkpoint nuclei", "gone: does not exist"),
+        ("merge gone", "gone: does not exist"),
         ("explain gone -o out --checkpoint nuclei", "gone: does not exist"),
         ("predict images -o out --checkpoint nuclie", "nuclie: no such model (did you mean nuclei?); give"),
         (
@@ -120,6 +121,7 @@ def test_no_option_swallows_the_source_after_a_range(folder, capsys, value):
     [
         ("predict images -o file --checkpoint nuclei", "--out file: file is a file; choose a folder"),
         ("predict images -o file/deep --checkpoint nuclei", "file is a file; choose a folder"),
+        ("train --config scenes --out file", "--out file: file is a file"),
         ("explain images -o file --checkpoint nuclei", "--out file: file is a file"),
         ("synthesize file --images 1", "--out file: file is a file"),
         ("reproduce table3 --data nuclei --out file", "--out file: file is a file"),
