@@ -131,7 +131,7 @@ def recover(out: str | Path, keep: int) -> Path | None:
         moved = re.fullmatch(r"\.[0-9a-f]{8}\.(step_\d+)\.old", path.name)
         if moved and not path.with_name(moved[1]).exists():
             path.rename(path.with_name(moved[1]))  # earlier versions moved a checkpoint away to replace it
-        elif re.match(r"\.[0-9a-f]+\.", path.name):  # partly written or partly removed
+        elif re.match(r"\.([0-9a-f]{8}|[0-9a-f]{32})\.", path.name):  # partly written or partly removed
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     last = last_checkpoint(out)
     if last is not None:

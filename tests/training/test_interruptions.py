@@ -18,6 +18,7 @@ from refine.errors import RefineError
 from refine.files import read_json, write_json
 from refine.training.config import RunConfig
 from refine.training.logs import one_line, read_log
+from refine.training.run_folder import recover
 from refine.training.train import train
 from refine.training.update import TrainingModule
 
@@ -171,3 +172,12 @@ def test_full_disk_under_the_log_names_the_checkpoint(config: RunConfig, capfd: 
     assert main(command) == 0
     assert {line["step"] for line in read_log(log)} == {1, 2, 3}
     assert all(json.loads(line) for line in log.read_text().splitlines())
+
+
+def test_only_remains_of_this_program_are_removed(tmp_path: Path) -> None:
+    remains = [f".{'0' * 32}.tmp", f".{'a' * 8}.step_000001"]
+    kept = [".face.icon", ".ace", ".cafe.d", "deadbeef.txt"]
+    for name in (*remains, *kept):
+        (tmp_path / name).touch()
+    assert recover(tmp_path, 1) is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)

@@ -50,7 +50,7 @@ def test_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
     killed = tmp_path / "killed"
     kill_at(7, folder, killed)
     assert last_checkpoint(killed) == killed / "checkpoints" / "step_000006"
-    (killed / "checkpoints" / ".0123.step_000009").mkdir()  # as if killed while writing
+    (killed / "checkpoints" / ".01234567.step_000009").mkdir()  # as if killed while writing
     resumed = train(tiny_run(folder, killed), resume=True)
 
     assert whole.name == resumed.name == "step_000012"
