@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 from refine.cli.options import (
     add_fusion,
     add_ray,
-    check_out_folder,
+    check_results_folder,
     connect,
     fusion_changes,
     refuse_overwriting,
@@ -57,7 +57,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     out = Path(options.out)
     given = [options.instances, options.categories, options.semantic, options.confidence]
     require_paths(given)
-    check_out_folder(out, [options.semantic, options.confidence])
+    check_results_folder(out, [options.semantic, options.confidence])
     refuse_overwriting("--out: its", [out / "panoptic.json", out / "panoptic"], given)
 
     from refine.formats.fusion_inputs import read_results

@@ -161,6 +161,16 @@ def check_out_folder(out: str | Path, read: Iterable[str | Location | None] = ()
         raise RefineError(f"--out {out}: is also an input folder; choose another one, to keep them apart")
 
 
+def check_results_folder(out: str | Path, read: Iterable[str | Location | None]) -> None:
+    """Raise as `check_out_folder` does, or if `out` holds a data set, whose panoptic.json would be replaced."""
+    check_out_folder(out, read)
+    place = location(out)
+    if (place / "panoptic.json").exists() and (place / "segments").exists():
+        raise RefineError(
+            f"--out {out}: holds a data set, whose panoptic.json would be lost; choose another folder"
+        )
+
+
 def add_fusion(parser: Any, default: FusionConfig | None = None) -> None:
     """Add one option for each name in `FUSION`.
 

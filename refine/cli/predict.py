@@ -22,7 +22,7 @@ from refine.cli.networks import check_model, class_files, note_remarks
 from refine.cli.options import (
     add_image_options,
     add_ray,
-    check_out_folder,
+    check_results_folder,
     connect,
     count_from,
     fusion_changes,
@@ -123,7 +123,7 @@ def _check(options: argparse.Namespace) -> tuple[Sequence[ImageFile], list[Saver
     written += [path for file in files for saver in savers for path in saver.paths(file.name, ())]
     written += ["panoptic.json", *(saver.joint for saver in SAVERS.values() if saver.joint)]
     given = (options.json, *class_files(options), *(file.path for file in files))
-    check_out_folder(options.out, options.source)
+    check_results_folder(options.out, options.source)
     refuse_overwriting("--out: its", (out / path for path in written), given)
     return files, savers, out
 

@@ -19,14 +19,15 @@ from refine.networks.hub.categories import read_class_map
 def folder(tmp_path, monkeypatch) -> Path:
     """The working directory, with images/a.png, an empty folder, a file and a panoptic.json."""
     monkeypatch.chdir(tmp_path)
-    for name in ("images", "empty"):
+    for name in ("images", "empty", "set", "set/segments"):
         Path(name).mkdir()
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save("images/a.png")
     Path("file").touch()
     category = {"id": 1, "name": "cell", "isthing": 1}
     image = {"id": 1, "file_name": "a.png", "width": 8, "height": 8}
     content = {"images": [image], "annotations": [], "categories": [category]}
-    Path("panoptic.json").write_text(json.dumps(content))
+    for name in ("panoptic.json", "set/panoptic.json"):
+        Path(name).write_text(json.dumps(content))
     return tmp_path
 
 
@@ -132,6 +133,10 @@ def test_no_option_swallows_the_source_after_a_range(folder, capsys, value):
         ("predict images -o images --checkpoint nuclei", "--out images: is also an input folder"),
         ("explain images -o ./images --checkpoint nuclei", "is also an input f"),
         ("fuse --instances file --semantic images --categories panoptic.json -o images", "is also an input folder"),
+        (
+            "predict images -o set --checkpoint nuclei",
+            "--out set: holds a data set, whose JSON would",
+        ),
         ("predict images --json panoptic.json -o . --checkpoint nuclei", "panoptic.json: is also an input file"),
         (
             "evaluate --gt panoptic.json --gt-dir images --pred file --pred-dir images --out empty",
