@@ -135,7 +135,7 @@ def test_no_option_swallows_the_source_after_a_range(folder, capsys, value):
         ("fuse --instances file --semantic images --categories panoptic.json -o images", "is also an input folder"),
         (
             "predict images -o set --checkpoint nuclei",
-            "--out set: holds a data set, whose JSON would",
+            "--out set: holds a data set, whose panoptic.json",
         ),
         ("predict images --json panoptic.json -o . --checkpoint nuclei", "panoptic.json: is also an input file"),
         (
