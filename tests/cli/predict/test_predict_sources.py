@@ -63,9 +63,10 @@ def test_every_frame_of_a_video_is_predicted(checkpoint, tmp_path, capsys):
     with av.open(str(out / "overlays/clip.mp4")) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
         assert container.streams.video[0].average_rate == 7
-    for number, frame in enumerate(frames, 1):
-        drawn = np.asarray(Image.open(out / f"overlays/clip/00000{number}.jpg"))
-        assert np.abs(frame.astype(int) - drawn).mean() < 6
+    drawn = [np.asarray(Image.open(out / f"overlays/clip/00000{number}.jpg")) for number in range(1, 6)]
+    for number, frame in enumerate(frames):
+        errors = [np.abs(frame.astype(int) - overlay).mean() for overlay in drawn]
+        assert errors[number] == min(errors) < 10  # both formats lose detail
     before = (out / "overlays/clip.mp4").stat().st_mtime_ns
     (out / "labels/clip/000004.tif").unlink()
     (out / "overlays/clip.mp4").touch()
