@@ -40,8 +40,10 @@ _KINDS = {
     "int": "an integer",
     "float": "a number",
     "bool": "true or false",
-    "str": "a text",
+    "str": "a string",
+    "list": "a list",
     "mapping": "a mapping",
+    "tuple[float, float]": "two numbers",
 }
 
 

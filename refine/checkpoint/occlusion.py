@@ -61,8 +61,10 @@ def check_out(folder: str | Path) -> None:
     """Raise RefineError unless `save_occlusion` may write to `folder`: a new one, or that of an earlier head."""
     check_replaceable(folder, FILES)
     config = Path(folder, FILES[1])
-    if config.is_file() and read_json(config).get("kind") != OCCLUSION_KIND:
-        raise RefineError(f"{folder}: holds a model, which would be deleted; choose another path")
+    if config.is_file():
+        content = read_json(config)
+        if not isinstance(content, dict) or content.get("kind") != OCCLUSION_KIND:
+            raise RefineError(f"{folder}: {config.name} in it is not that of a head; choose another path")
 
 
 def save_occlusion(folder: str | Path, saved: SavedOcclusion) -> None:

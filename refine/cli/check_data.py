@@ -65,4 +65,4 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     if options.out:
         write_json(options.out, report.to_json(), indent=1)
     if not report.ok:
-        raise RefineError(f"{report.source}: {counted(len(report.errors), 'error')}; fix as described above")
+        raise RefineError(f"{report.source}: {counted(len(report.errors), 'error')}; see the lines above")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from refine.cli.options import check_out_file, refuse_overwriting, require_paths
+from refine.cli.options import check_above, check_out_file, refuse_overwriting, require_paths
 from refine.cli.parser import Parser
 from refine.errors import counted
 
@@ -35,6 +35,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     given = [options.source, options.config, options.categories]
     require_paths(given)
     refuse_overwriting("--out", [options.out], given)
+    check_above("--out", options.out)
     check_out_file("--report", options.report, given)
 
     import json

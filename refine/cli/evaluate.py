@@ -31,6 +31,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser = _parser(prog, description)
     options = parser.parse_args(arguments)
     rule = [
+        None if options.precision == "32" else options.precision,
         options.method,
         options.semantic,
         options.categories,
@@ -45,7 +46,8 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     if not (from_files or from_model):
         parser.error(
             "give --gt, --gt-dir, --pred and --pred-dir; or --checkpoint with --images, --json and --segments; "
-            "or --checkpoint with --cityscapes; --method, the thresholds, --semantic, --occlusion need --checkpoint"
+            "or --checkpoint with --cityscapes; --method, --precision, the thresholds, --semantic and "
+            "--occlusion need --checkpoint"
         )
     require_paths([*of_files, *dataset_paths(options), options.cityscapes])
     check_out_file(
@@ -141,7 +143,7 @@ def _model(options: argparse.Namespace) -> None:
             evaluation = evaluate_on(cluster, settings, data, measures, images)
     if not group.first:
         return
-    evaluation.write(options.out)
+    evaluation.write(options.out, precision=options.precision)
     print_tables(*evaluation.report.tables())
     limit = evaluation[BoxAndMaskAP].precision.limit
     for name in ("AP_box", "AP_mask"):

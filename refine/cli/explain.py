@@ -36,7 +36,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     names = result_names(files)
     written = [out / f"{name}{suffix}" for name in names for suffix in (".png", ".json")]
     refuse_overwriting("--out: its", written, (file.path for file in files))
-    check_out_folder(out, {file.path.parent for file in files if isinstance(file.path, Path)})
+    check_out_folder(out, options.source)
 
     from refine.drawing.explanation import explanation_sheet
     from refine.drawing.overlay import write_image

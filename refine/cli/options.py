@@ -140,9 +140,24 @@ def _resolved(paths: Iterable[str | Location | None]) -> set[Location]:
 
 def check_out_file(option: str, out: str | None, read: Iterable[str | Location | None]) -> None:
     """Raise RefineError, before the work, if an output file is a folder or an input file; None is ignored."""
-    if out and Path(out).is_dir():
+    if not out:
+        return
+    if Path(out).is_dir():
         raise RefineError(f"{option} {out}: is a folder; expected the path of a file")
+    check_above(option, out)
     refuse_overwriting(option, [out], read)
+
+
+def check_above(option: str, out: str | Path, *, folder: bool = False) -> None:
+    """Raise RefineError, before the work, if an output path lies below a file, or as a `folder` is one."""
+    place = location(out)
+    if isinstance(place, Path):
+        paths = place.absolute().parents if not folder else (place, *place.absolute().parents)
+        existing = next(path for path in paths if path.exists())
+        if not existing.is_dir():
+            raise RefineError(
+                f"{option} {out}: {existing} is a file; choose {'a folder' if folder else 'another path'}"
+            )
 
 
 def check_out_folder(out: str | Path, read: Iterable[str | Location | None] = ()) -> None:
@@ -152,12 +167,8 @@ def check_out_folder(out: str | Path, read: Iterable[str | Location | None] = ()
         out: value of `--out`.
         read: input folders; None and "" are ignored.
     """
-    place = location(out)
-    if isinstance(place, Path):
-        existing = next(path for path in (place, *place.absolute().parents) if path.exists())
-        if not existing.is_dir():
-            raise RefineError(f"--out {out}: {existing} is a file; choose a folder")
-    if place.resolve() in _resolved(read):
+    check_above("--out", out, folder=True)
+    if location(out).resolve() in _resolved(read):
         raise RefineError(f"--out {out}: is also an input folder; choose another one, to keep them apart")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from refine.cli.options import check_out_folder
 from refine.cli.parser import Parser
-from refine.errors import RefineError
+from refine.errors import RefineError, did_you_mean
 
 if TYPE_CHECKING:  # slow to import, which would delay every --help
     from refine.training.config import RunConfig
@@ -63,10 +63,13 @@ def _read_config(words: Sequence[str], resume: bool, prog: str) -> RunConfig:
     parser = Parser(prog, add_help=False, allow_abbrev=False)
     parser.add_argument("--config", action="append")
     parser.add_argument("--out", default=RunConfig.out)
-    known, _ = parser.parse_known_args(words)
+    known, others = parser.parse_known_args(words)
     if known.config:
         return parse_run(words)
     if not resume:
+        for word in others:
+            if word.startswith("--") and (hint := did_you_mean(word.split("=")[0], ["--config"])):
+                raise RefineError(f"{word}: unknown option{hint}")
         raise RefineError(
             f"--config: choose a config: a YAML file, or one of refine's own, such as {', '.join(main_names())}; "
             f"docs/train.md describes them"

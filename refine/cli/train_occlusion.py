@@ -13,6 +13,7 @@ from refine.cli.networks import add_model, check_model, note_remarks
 from refine.cli.options import (
     add_image_options,
     add_threads,
+    check_above,
     count_from,
     positive,
     refuse_overwriting,
@@ -31,6 +32,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     check_model(options)
     read = [*dataset_paths(options), options.cityscapes, *options.model.instances, *options.model.semantic]
     refuse_overwriting("--out", [options.out], read)
+    check_above("--out", options.out)
 
     from refine.checkpoint.occlusion import check_out, save_occlusion
     from refine.data.build import build_dataset

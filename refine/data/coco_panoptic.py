@@ -143,7 +143,8 @@ class CocoPanoptic:
 
         def fits(folder: Path) -> bool:
             try:
-                return bool(np.isin(read_runs(folder / self._pngs[0], record.size).ids, [0, *record.ids]).all())
+                ids = read_runs(folder / self._pngs[0], record.size).ids
+                return bool(ids.any() and np.isin(ids, [0, *record.ids]).all())
             except RefineError:  # reported when the image is read
                 return False
 

@@ -166,7 +166,7 @@ def _join(gt: PanopticJson, pred: PanopticJson) -> tuple[list[Annotation], str |
     missing = [image_id for image_id in image_ids if image_id not in by_id]
     if missing:
         raise RefineError(
-            f"{pred.path}: no prediction of {counted(len(missing), 'image')}, first image {missing[0]}; predict "
+            f"{pred.path}: no prediction for {counted(len(missing), 'image')}, first image {missing[0]}; predict "
             f"every image"
         )
     extra = list(by_id.keys() - set(image_ids))

@@ -81,5 +81,5 @@ def _values(then: Any, now: Any) -> str:
 
 def _text(value: Any) -> str:
     if isinstance(value, list) and not any(isinstance(part, dict) for part in value):
-        return " ".join(map(str, value)) or "none"
+        return ",".join(f"{part:g}" if isinstance(part, float) else str(part) for part in value) or "none"
     return "none" if value is None else value if isinstance(value, str) else json.dumps(value)

@@ -73,8 +73,8 @@ class Cluster:
                 ray.init(address=self.address or None, log_to_driver=False, include_dashboard=False)
             except Exception as error:  # Ray raises any kind, also Exception itself
                 reason = str(error).split("\n")[0]
-                if self.address or os.environ.get("RAY_ADDRESS"):
-                    message = f"--ray {self.address}: no cluster there ({reason}); check the address"
+                if address := self.address or os.environ.get("RAY_ADDRESS"):
+                    message = f"--ray {address}: no cluster there ({reason}); check the address"
                 else:
                     message = f"--ray: Ray does not start on this machine ({reason}); try again, or leave out --ray"
                 raise RefineError(message) from error

@@ -241,7 +241,8 @@ class IBPP(nn.Module):
                 sem_logits = first(features)
         if self.semantic_weight and len(masks):
             with span("masks"):
-                probabilities = align(sem_logits.softmax(1), boxes.rois, masks.shape[-1], self.sampling, STRIDE)
+                probabilities = sem_logits.float().softmax(1)
+                probabilities = align(probabilities, boxes.rois, masks.shape[-1], self.sampling, STRIDE)
                 own = probabilities[torch.arange(len(masks), device=masks.device), boxes.labels]
                 masks = add_semantics(masks, own, self.semantic_weight, sem_logits.shape[1])
         return masks, sem_logits

@@ -156,7 +156,8 @@ class ImageGroupNorm(nn.GroupNorm):
         statistics = None if shared is None else shared.of_call(self, x)
         if statistics is None:
             return by_image(x, super().forward)
-        mean, variance = (s.repeat_interleave(self.num_channels // self.num_groups).to(x) for s in statistics)
+        repeats = self.num_channels // self.num_groups
+        mean, variance = (s.repeat_interleave(repeats).to(self.weight) for s in statistics)
         return by_image(x, lambda part: F.batch_norm(part, mean, variance, self.weight, self.bias, eps=self.eps))
 
 
@@ -196,14 +197,14 @@ class FrozenBatchNorm(nn.Module):
 
 
 class BoxGroupNorm(nn.GroupNorm):
-    """GroupNorm of the small maps of boxes, whose kernel for half precision in channels-last is slow on a CPU.
+    """GroupNorm for the small maps of boxes.
 
-    In contiguous layout, GroupNorm and the following convolution take a third to nine tenths of the time there
-    (`benchmarks/group_norm.py`).
+    PyTorch's CPU kernel for half precision in channels-last is slow, so the input is made contiguous: GroupNorm and
+    the following convolution then take a third to nine tenths of the time (`benchmarks/group_norm.py`).
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and x.dtype != torch.float32:
+        if x.device.type == "cpu" and x.dtype.itemsize < 4:
             x = x.contiguous()
         return super().forward(x)
 

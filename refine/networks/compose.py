@@ -157,8 +157,8 @@ class Compose(Network):
             self.remarks.append(f"{number} without a category in the result ({_some(dropped)}): {kind}")
         if stuff:
             self.remarks.append(
-                f"stuff of the semantic model that is a thing of the result ({_some(stuff)}): "
-                f"where it is best and no instance is found, the result is void"
+                f"classes that are stuff in the semantic model but things in the result ({_some(stuff)}): "
+                f"where they are best and no instance is found, the result is void"
             )
         return classes
 

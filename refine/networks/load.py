@@ -66,5 +66,8 @@ def _exported(path: Path, device: str | torch.device | None, own: bool) -> Netwo
     from refine.networks.onnx import OnnxNetwork
 
     if not own or (device is not None and torch.device(device).type != "cpu"):
-        raise RefineError(f"{path}: exported models run on the CPU in their own precision; omit the other options")
+        raise RefineError(
+            f"{path}: exported models run on the CPU, in their own precision and with their own classes; leave out "
+            f"device, precision, compiled, categories and class map"
+        )
     return OnnxNetwork(path)

@@ -99,8 +99,9 @@ class NativeNetwork(Network):
             batch = self.model.image_batch([parts[n].pixels for n in indices])
             with _evaluation_mode(self.model), self._precision():
                 outputs |= zip(indices, self.model.predict(batch, min_score), strict=True)
+        half = self.autocast == torch.float16  # overflows above 65,504
         for n, output in outputs.items():
-            output.check_finite(f"image {n + 1} of {len(parts)}")
+            output.check_finite(f"image {n + 1} of {len(parts)}" + (" (fp16; try bf16)" if half else ""))
         classes = self.model.semantic_classes
         return [rescale(outputs[n], part.size, classes, part.grid) for n, part in enumerate(parts)]
 

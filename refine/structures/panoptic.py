@@ -127,7 +127,7 @@ class PanopticResult:
             formats: names of `refine predict --save`, as a list or separated by commas.
             image: image of any type that `Predictor` accepts; the formats overlay, csv and cutouts need it.
             mpp: micrometres per pixel; None stands for what the file `image` states, if it is one.
-            file_name: name of the image, recorded in the files; NAME is this without the suffix.
+            file_name: name of the image, recorded in the files; NAME above is this name without its suffix.
             image_id: id of the image, recorded in the JSON.
 
         Returns:

@@ -8,12 +8,12 @@ Errors name unknown fields and fields of the wrong type.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from refine.bounds import bounded, check_bounds
@@ -168,8 +168,8 @@ class _ConfigFile(ActionConfigFile):
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         for path, content in with_bases(find_config(values)):
             check_structure(RunConfig, content, str(path))
-            with field_errors(RunConfig, str(path)):
-                self.apply_config(parser, cfg, self.dest, json.dumps(content, default=str))
+            with field_errors(RunConfig, str(path)):  # quotes keep the text "1e5" apart from the number
+                self.apply_config(parser, cfg, self.dest, yaml.safe_dump(content, default_style='"'))
 
 
 def add_run_arguments(parser: ArgumentParser) -> None:

@@ -125,6 +125,9 @@ def test_no_option_swallows_the_source_after_a_range(folder, capsys, value):
         ("train --config scenes --out file", "--out file: file is a file"),
         ("explain images -o file --checkpoint nuclei", "--out file: file is a file"),
         ("synthesize file --images 1", "--out file: file is a file"),
+        ("train --confg nuclei", "--confg: unknown option (did you mean --config?)"),
+        ("export nuclei --out file/x.onnx", "file is a file; choose another path"),
+        ("check-data --images images --json file --segments images --out file/x.json", "choose another path"),
         ("reproduce table3 --data nuclei --out file", "--out file: file is a file"),
         (
             "fuse --instances file --semantic images --categories panoptic.json -o file",

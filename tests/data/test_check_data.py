@@ -272,7 +272,7 @@ def test_command_prints_writes_and_fails(tmp_path: Path, capsys: pytest.CaptureF
     captured = capsys.readouterr()
     assert "25 errors\n  image file (25)\n" in captured.out
     assert "… and 5 more" in captured.out
-    assert captured.err.strip() == f"refine: error: {files.json}: 25 errors; fix as described above"
+    assert captured.err.strip() == f"refine: error: {files.json}: 25 errors; see the lines above"
     written = json.loads((tmp_path / "report.json").read_text())
     assert len(written["errors"]) == 25
     assert written["errors"][24] == {

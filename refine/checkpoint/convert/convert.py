@@ -284,8 +284,6 @@ def convert_file(
         fit_weights(build_backbone(conversion.config.backbone), state, source)
         write_weights(destination, state)
         return conversion
-    if destination.is_file():
-        raise RefineError(f"{destination}: is a file; give a folder for the model")
     saved = SavedModel(to_model(conversion, kinds), kinds, test_size=conversion.test_size)
     saved.fusion, saved.data = conversion.fusion, f"converted from a {conversion.source}"
     save_model(destination, saved)

@@ -140,7 +140,8 @@ def check_resizable(network: Network, option: str) -> None:
         )
     if network.test_size is None:
         raise RefineError(
-            f"{option}: this model resizes images itself; leave out {option}, or use one model of refine"
+            f"{option}: this model resizes images itself, as do several together; leave out {option}, or use one "
+            f"model of refine"
         )
 
 

@@ -13,6 +13,9 @@ def test_shards_are_merged(checkpoint, images, whole, tmp_path, capsys):
     out = tmp_path / "out"
     words = ["--recursive", "--shard"]
     assert main(["merge", str(out)]) == 1
+    assert "does not exist" in capsys.readouterr().err
+    out.mkdir()
+    assert main(["merge", str(out)]) == 1
     assert "holds no finished shard" in capsys.readouterr().err
     for shard in ("3/3", "1/3"):
         assert run(checkpoint, images, out, *words, shard) == 0

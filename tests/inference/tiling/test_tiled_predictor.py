@@ -151,6 +151,25 @@ def test_windows_are_normalised_like_the_whole_image(monkeypatch):
     assert largest_difference() > 0.1
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_shared_statistics_in_half_precision(precision):
+    """The statistics stay in float32, as the parameters: PyTorch refuses a mixture of both."""
+    norm = conv_norm(3, 8)
+    x, dtype = torch.randn(1, 3, 16, 16), {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    batch = ImageBatch(torch.zeros(1, 3, 16, 16), [(16, 16)])
+    statistics = SharedStatistics()
+    with torch.no_grad(), valid_pixels(batch):
+        with statistics.measured():
+            expected = norm(x)
+        with torch.autocast("cpu", dtype):
+            with statistics.measured():
+                norm(x)
+            with statistics.applied():
+                found = norm(x)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, atol=0.05, rtol=0.02)
+
+
 def test_statistics_of_batches_are_those_of_all_images():
     torch.manual_seed(0)
     layers = nn.Sequential(conv_norm(3, 8, kernel=1), conv_norm(8, 8, kernel=1))
