@@ -126,7 +126,7 @@ def of_segment(**fields):
         (lambda f: edit(f / "pred.json", lambda c: c["annotations"].append(None)), ["pred.json: annotations[2]"]),
         (
             lambda f: edit(f / "pred.json", lambda c: c["annotations"].pop()),
-            ["pred.json: no prediction of 1 image, ", "image 2"],
+            ["pred.json: no prediction for 1 image, ", "image 2"],
         ),
         (lambda f: edit(f / "gt.json", lambda c: c["annotations"].pop()), ["pred.json: image 2 is not in"]),
         (

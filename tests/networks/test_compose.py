@@ -87,10 +87,10 @@ def test_stuff_that_is_a_thing_of_the_result_is_told():
     network = Compose([Fixed(THINGS.categories)], [other])
     assert not Predictor(network)(IMAGE).segment_ids[:, :4].any()  # no instance of the cat is found
     (remark,) = [remark for remark in network.remarks if "'cat'" in remark]
-    assert "stuff of the semantic model" in remark
+    assert "stuff in the semantic model" in remark
     assert "void" in remark
     assert "'dog'" not in remark
-    assert not any("stuff of the semantic model" in remark for remark in Compose([THINGS], [STUFF]).remarks)
+    assert not any("stuff in the semantic model" in remark for remark in Compose([THINGS], [STUFF]).remarks)
 
 
 def test_a_class_map_renames_and_drops():
