@@ -221,7 +221,7 @@ def test_a_model_of_transformers_gets_soe(scenes, tmp_path, capsys):
 
 
 def test_a_head_does_not_replace_a_model(native):
-    with pytest.raises(RefineError, match="without: config.json in it is not that of a head"):
+    with pytest.raises(RefineError, match=r"without: config\.json in it is not that of a head"):
         check_out(native / "without")
     check_out(native / "head")
 
