@@ -1,6 +1,8 @@
 """CPU time of GroupNorm on the maps of boxes, in channels-last and contiguous layout, with a convolution after it.
 
-OMP_NUM_THREADS=1 python benchmarks/group_norm.py
+    OMP_NUM_THREADS=1 python benchmarks/group_norm.py
+
+The two layouts run in turns.
 """
 
 from __future__ import annotations

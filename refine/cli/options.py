@@ -149,11 +149,11 @@ def check_out_file(option: str, out: str | None, read: Iterable[str | Location |
 
 
 def check_above(option: str, out: str | Path, *, folder: bool = False) -> None:
-    """Raise RefineError, before the work, if an output path lies below a file, or as a `folder` is one."""
+    """Raise RefineError, before the work, if an output path lies below a file; a `folder` also if it is a file."""
     place = location(out)
     if isinstance(place, Path):
-        paths = place.absolute().parents if not folder else (place, *place.absolute().parents)
-        existing = next(path for path in paths if path.exists())
+        above = place.absolute().parents
+        existing = next(path for path in ((place, *above) if folder else above) if path.exists())
         if not existing.is_dir():
             raise RefineError(
                 f"{option} {out}: {existing} is a file; choose {'a folder' if folder else 'another path'}"
