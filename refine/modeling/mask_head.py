@@ -123,13 +123,8 @@ def add_semantics(masks: Tensor, probabilities: Tensor, weight: float, num_class
     Returns:
         Mask probabilities, Tensor[N, M, M].
     """
-    evidence = _logit(probabilities) + math.log(num_classes - 1)
-    return torch.sigmoid(_logit(masks) + weight * evidence)
-
-
-def _logit(probabilities: Tensor) -> Tensor:
-    p = probabilities.float().clamp(EPSILON, 1 - EPSILON)
-    return torch.log(p / (1 - p))
+    evidence = torch.logit(probabilities.float(), EPSILON) + math.log(num_classes - 1)
+    return torch.sigmoid(torch.logit(masks.float(), EPSILON) + weight * evidence)
 
 
 def mask_targets(masks: Sequence[Tensor], boxes: Sequence[Tensor], matched: Sequence[Tensor], size: int) -> Tensor:
