@@ -79,8 +79,7 @@ def measure_cost(
         device: "cpu", "cuda", …
         precision: "bf16" or "fp16" runs the network under autocast.
         compiled: whether to compile the backbone and the FPN with torch.compile.
-        rounds: number of timed runs, after one run to count FLOPs and one to warm up. On a GPU one more run gives
-            the stages, because there the profiler, which times them, multiplies the time of a run.
+        rounds: number of timed runs, after one run to count FLOPs and one to warm up.
     """
     generator = torch.Generator().manual_seed(0)
     images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for _ in range(batch)]
@@ -88,12 +87,14 @@ def measure_cost(
     with count_stages() as counted:
         _run(Predictor(saved, device=device), images)
     predictor = Predictor(saved, device=device, precision=precision, compiled=compiled)
-    on_gpu = predictor.device.type == "cuda"
-    profiled = [_profiled_run(predictor, images) for _ in range(2 if on_gpu else rounds + 1)][1:]
-    runs = [_run(predictor, images) for _ in range(rounds)] if on_gpu else [run for run, _ in profiled]
+    _run(predictor, images)
+    runs, timed = [], []
+    for _ in range(rounds):
+        with time_stages(predictor.device) as stages:
+            runs.append(_run(predictor, images))
+        timed.append(stages)
     network, seconds = (statistics.median(run[n] for run in runs) / batch for n in (0, 1))
-    names = profiled[0][1]
-    medians = {name: statistics.median(stages[name] for _, stages in profiled) / batch for name in names}
+    medians = {name: statistics.median(stages[name] for stages in timed) / batch for name in timed[0]}
     heads = sum(medians.get(name, 0.0) for name in get_args(Head))
     medians["other"] = max(network - (sum(medians.values()) - heads), 0.0)
     medians["fusion"] = max(seconds - network - heads, 0.0)
@@ -105,7 +106,7 @@ def measure_cost(
         seconds=seconds,
         memory=(
             torch.cuda.max_memory_allocated()
-            if on_gpu
+            if predictor.device.type == "cuda"
             else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         ),
         detections=runs[0][2] / batch,
@@ -129,15 +130,6 @@ def random_model(config: ModelConfig, num_things: int, num_classes: int) -> Pano
             if isinstance(block, Bottleneck):
                 nn.init.constant_(block.bn3.weight, 0.2)  # type: ignore[arg-type]
     return model
-
-
-def _profiled_run(
-    predictor: Predictor, images: list[torch.Tensor]
-) -> tuple[tuple[float, float, int], dict[str, float]]:
-    """Predict images; return the result of `_run` and the seconds of each stage."""
-    with time_stages() as stages:
-        run = _run(predictor, images)
-    return run, stages
 
 
 def _run(predictor: Predictor, images: list[torch.Tensor]) -> tuple[float, float, int]:

@@ -2,51 +2,52 @@
 
 from __future__ import annotations
 
-import os
+import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from refine.modeling.spans import PREFIX
-
-_ENTER = torch.ops.profiler._record_function_enter_new.default
-_EXIT = torch.ops.profiler._record_function_exit._RecordFunction
+from refine.modeling.spans import listening
 
 
 @contextmanager
-def time_stages() -> Iterator[dict[str, float]]:
+def time_stages(device: torch.device) -> Iterator[dict[str, float]]:
     """Time all stages that run inside the context, in any thread.
 
+    Args:
+        device: device of the network.
+
     Yields:
-        Seconds by stage, in the order of their first run, filled when the context ends: wall time on a CPU, kernel
-        time on a GPU.
+        Seconds by stage, in the order of their first run, filled when the context ends: wall time on a CPU, time on
+        the stream on a GPU.
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # no messages of the profiler on stderr
-    on_gpu = torch.cuda.is_initialized()
     seconds: dict[str, float] = {}
-    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu) as profiler:
+    marks: list[tuple[str, Any, Any]] = []
+
+    def begin(name: str) -> Callable[[], None]:
+        seconds[name] = 0.0
+        began = _mark(device)
+        return lambda: marks.append((name, began, _mark(device)))
+
+    with listening(begin):
         yield seconds
-        if on_gpu:
-            torch.cuda.synchronize()
-    for event in sorted(profiler.events(), key=lambda event: event.time_range.start):
-        if event.name.startswith(PREFIX) and event.device_type == DeviceType.CPU:
-            name = event.name.removeprefix(PREFIX)
-            microseconds = _kernels(event) if on_gpu else event.cpu_time_total
-            seconds[name] = seconds.get(name, 0.0) + microseconds / 1e6
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    for name, began, ended in marks:
+        seconds[name] += began.elapsed_time(ended) / 1000 if device.type == "cuda" else ended - began
 
 
-def _kernels(event: Any) -> float:
-    """Microseconds of the kernels that an event launched; its own range on the GPU is none of them."""
-    own = sum(kernel.duration for kernel in event.kernels if kernel.name != event.name)
-    return own + sum(_kernels(child) for child in event.cpu_children)
+def _mark(device: torch.device) -> float | torch.cuda.Event:
+    """Return the time, or an event that takes it on the GPU without waiting."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
 
 
 @contextmanager
@@ -60,26 +61,15 @@ def count_stages() -> Iterator[dict[str, int]]:
         Operations by stage, in the order of their first run, updated while the context is open.
     """
     flops: dict[str, int] = defaultdict(int)
-    with FlopCounterMode(display=False) as counter, _Spans(counter, flops):
+
+    def begin(name: str) -> Callable[[], None]:
+        before = counter.get_total_flops()
+        flops[name] += 0
+
+        def end() -> None:
+            flops[name] += counter.get_total_flops() - before
+
+        return end
+
+    with FlopCounterMode(display=False) as counter, listening(begin):
         yield flops
-
-
-@dataclass
-class _Spans(TorchDispatchMode):
-    """Dispatch mode that adds the operations counted inside each span to the total of its name."""
-
-    counter: FlopCounterMode
-    flops: dict[str, int]
-
-    def __post_init__(self) -> None:
-        super().__init__()
-        self._open: list[tuple[str, int]] = []  # name, and operations counted before the span
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func is _ENTER:
-            self._open.append((args[0], self.counter.get_total_flops()))
-        elif func is _EXIT:
-            name, before = self._open.pop()
-            if name.startswith(PREFIX):
-                self.flops[name.removeprefix(PREFIX)] += self.counter.get_total_flops() - before
-        return func(*args, **(kwargs or {}))

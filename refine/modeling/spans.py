@@ -1,13 +1,47 @@
-"""Named parts of the forward pass, displayed by `torch.profiler` and timed by `refine benchmark`."""
+"""Named parts of the forward pass, displayed by `torch.profiler` and measured by `refine benchmark`."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from torch.profiler import record_function
 
 PREFIX = "refine: "
-"""Prefix of every span's name, which distinguishes it from torch's own."""
+"""Prefix of every span's name in the profiler, which distinguishes it from torch's own."""
+Listener = Callable[[str], Callable[[], None]]
+"""Function that is called with the name of a span that begins, and returns what is called when the span ends."""
+_listeners: list[Listener] = []
 
 
-def span(name: str) -> record_function:
-    """Return a context that an active profiler records under a name."""
-    return record_function(PREFIX + name)
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Call a listener for all spans that begin inside the context, in any thread."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+class span(record_function):  # a context, named like a function
+    """Context of a named part, which an active profiler records.
+
+    Args:
+        name: name of the part.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(PREFIX + name)
+        self.stage = name
+
+    def __enter__(self) -> span:
+        super().__enter__()
+        self._ends = [listener(self.stage) for listener in _listeners]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for end in self._ends:
+            end()
+        super().__exit__(*error)

@@ -1,10 +1,11 @@
 """FLOPs and time of a network per stage."""
 
+import time
 from dataclasses import replace
 
 import pytest
 import torch
-from torch.profiler import record_function
+from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
 from refine.checkpoint.folder import SavedModel
@@ -20,10 +21,11 @@ from refine.modeling.config import (
     OcclusionConfig,
     SemanticHeadConfig,
 )
-from refine.modeling.spans import span
+from refine.modeling.spans import PREFIX, span
 from refine.structures import Categories
 
 SIZE = (64, 96)
+CPU = torch.device("cpu")
 CATEGORIES = Categories.from_json([{"id": n + 1, "name": f"{n}", "isthing": n < 3} for n in range(5)])
 
 
@@ -60,10 +62,10 @@ def test_fusion_heads_are_stages():
     saved = SavedModel(random_model(config, 3, 5), CATEGORIES, test_size=SIZE)
     predictor = Predictor(saved, fusion={"score_threshold": 0.0, "pair_overlap": 0.0})
     image = torch.randint(0, 255, (3, *SIZE), dtype=torch.uint8)
-    with time_stages() as network:
+    with time_stages(CPU) as network:
         (raw,) = predictor.predict_raw([image])
     assert not {"occlusion", "ranking"} & network.keys()
-    with time_stages() as fusion:
+    with time_stages(CPU) as fusion:
         for method in ("soe", "srm"):
             predictor.fuse(raw, method)
     assert fusion.keys() == {"occlusion", "ranking"}
@@ -84,16 +86,36 @@ def test_deformable_convolutions_count_as_convolutions():
 
 def test_iterations_are_separate_stages_in_forward_order():
     model = random_model(tiny(2), 3, 5)
-    with time_stages() as stages:
+    with time_stages(CPU) as stages:
         for _ in range(2):
             model.predict(model.image_batch([torch.zeros(3, *SIZE)]))
     before = ["backbone", "fpn", "semantic head", "rpn", "box heads", "roi features"]
     assert list(stages) == [*before, "masks 1", "semantics 1", "masks 2", "semantics 2"]
 
 
+def test_stages_end_with_their_context_and_after_an_error():
+    def broken():
+        with span("broken"):
+            time.sleep(0.01)
+            raise RuntimeError
+
+    with time_stages(CPU) as seconds, pytest.raises(RuntimeError):
+        broken()
+    with span("later"):
+        pass
+    assert seconds.keys() == {"broken"}
+    assert seconds["broken"] >= 0.01
+
+
+def test_the_profiler_records_spans():
+    with profile(activities=[ProfilerActivity.CPU]) as profiler, span("part"):
+        torch.ones(2) + 1
+    assert PREFIX + "part" in {event.key for event in profiler.key_averages()}
+
+
 def test_spans_of_torch_are_not_stages():
     x = torch.ones(8, 8)
-    with count_stages() as flops, time_stages() as seconds, record_function("of torch"):
+    with count_stages() as flops, time_stages(CPU) as seconds, record_function("of torch"):
         with span("outer"), record_function("inner"):
             x @ x
         x @ x
