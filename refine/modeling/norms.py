@@ -58,7 +58,8 @@ def by_image(x: Tensor, op: Callable[[Tensor], Tensor]) -> Tensor:
     valid = [(-(-h * rows // height), -(-w * columns // width)) for h, w in images.sizes]
     if all(size == (rows, columns) for size in valid):
         return op(x)
-    parts = [op(x[n : n + 1, :, :h, :w]) for n, (h, w) in enumerate(valid)]
+    # split(1) has one gradient for all images; each x[n : n + 1] would have one of the size of the batch
+    parts = [op(image[:, :, :h, :w]) for image, (h, w) in zip(x.split(1), valid, strict=True)]
     scale = parts[0].shape[2] // valid[0][0]
     padded = [F.pad(p, (0, scale * columns - p.shape[3], 0, scale * rows - p.shape[2])) for p in parts]
     return torch.cat(padded) if len(padded) > 1 else padded[0]  # of one image it would be a copy
