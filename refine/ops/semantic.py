@@ -11,11 +11,11 @@ from torch import Tensor
 
 from refine.ops.upsample import labels_and_confidence_x4
 
-BAND = 32
-"""Output rows computed at a time; limits the memory of the full-size logits."""
+CPU_BLOCK = (32, 64)
+"""Output rows and columns computed at a time on a CPU; the logits of all classes stay in its cache."""
 
-BLOCK = 64
-"""Output columns computed at a time; small enough for interpolation by a dense matrix product."""
+GPU_BLOCK = (256, 512)
+"""Output rows and columns computed at a time elsewhere; limits memory, and is large enough to occupy a GPU."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def resized_probabilities(scores: Tensor, output_size: tuple[int, int], softmax:
 def _best(
     logits: Tensor, vertical: Tensor, horizontal: Tensor, confidence_of: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Interpolate maps and return the best channel and its confidence, a band of rows at a time.
+    """Interpolate maps and return the best channel and its confidence, a block of pixels at a time.
 
     Args:
         logits: Tensor[L, h, w] float.
@@ -100,17 +100,18 @@ def _best(
             overwrite.
     """
     height, width = vertical.shape[1], horizontal.shape[1]
+    band, block = CPU_BLOCK if logits.device.type == "cpu" else GPU_BLOCK
     labels = torch.empty(height, width, dtype=torch.int64, device=logits.device)
     confidence = torch.empty(height, width, device=logits.device)
-    column_ranges = [(x, *_support(horizontal[:, x : x + BLOCK])) for x in range(0, width, BLOCK)]
-    for y in range(0, height, BAND):
-        top, bottom = _support(vertical[:, y : y + BAND])
-        rows = vertical[top:bottom, y : y + BAND].T @ logits[:, top:bottom]  # L × band × w
+    column_ranges = [(x, *_support(horizontal[:, x : x + block])) for x in range(0, width, block)]
+    for y in range(0, height, band):
+        top, bottom = _support(vertical[:, y : y + band])
+        rows = vertical[top:bottom, y : y + band].T @ logits[:, top:bottom]  # L × band × w
         for x, left, right in column_ranges:
-            part = rows[:, :, left:right] @ horizontal[left:right, x : x + BLOCK]  # L × band × block
+            part = rows[:, :, left:right] @ horizontal[left:right, x : x + block]  # L × band × block
             best, label = part.max(0)
-            labels[y : y + BAND, x : x + BLOCK] = label
-            confidence[y : y + BAND, x : x + BLOCK] = confidence_of(best, part)
+            labels[y : y + band, x : x + block] = label
+            confidence[y : y + band, x : x + block] = confidence_of(best, part)
     return labels, confidence
 
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from refine.ops import semantic
 from refine.ops.semantic import Grid, semantic_map, semantic_probabilities
 
 
@@ -54,6 +55,15 @@ def test_padding_is_cropped(padding):
     # at its border, as in detectron2.
     size = (64 - padding, 96 - padding)
     check(torch.randn(5, 16, 24) * 3, size, size)
+
+
+def test_blocks_of_a_gpu_give_the_same_map(monkeypatch):
+    logits = torch.randn(3, 80, 150, generator=torch.Generator().manual_seed(0)) * 3
+    size, output = (310, 600), (300, 590)
+    expected = semantic_map(logits, size, output)
+    monkeypatch.setattr(semantic, "CPU_BLOCK", semantic.GPU_BLOCK)
+    for value, other in zip(semantic_map(logits, size, output), expected, strict=True):
+        torch.testing.assert_close(value, other)
 
 
 @pytest.mark.parametrize(
