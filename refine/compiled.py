@@ -8,11 +8,11 @@ millisecond, else as an object file, which llvmlite alone loads in a tenth of a 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import importlib
 import importlib.util
 import re
 import threading
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import takewhile
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 BARE: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 """Options of numba for a kernel: nothing in it calls Python."""
 
-_DIGEST = 32
-"""Bytes of the SHA-256 that ends a kept file: a damaged one must not be run."""
+_CHECKSUM = 4
+"""Bytes of the CRC-32 that ends a kept file: a damaged one must not be run."""
 
 _LIBC = ("memset", "memcpy", "memmove")
 """Functions that LLVM itself may call in place of loops."""
@@ -70,8 +70,9 @@ class Kernel:
             source += _source(name.decode())
         # Pointers are passed as integers, which all 64-bit conventions pass alike.
         function = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_int64] * (count + 2))
-        library = _path(self.module, source, f"{llvmlite.__version__}\n{_processor()}", "so")
-        if library is not None and (_read(library) is not None or _link(self.module, count, library)):
+        origin = source + f"{llvmlite.__version__}\n{_processor()}".encode()
+        library = _path(self.module, origin, "so")
+        if library and (_read(library, origin) is not None or _link(self.module, count, library, origin)):
             with suppress(OSError):  # for example a file system that does not execute files
                 self._owner = ctypes.CDLL(str(library))
                 return function(("kernel", self._owner))
@@ -83,12 +84,13 @@ class Kernel:
 
         machine = _machine(jit=True, codemodel="jitdefault")
         host = [llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()]
-        path = _path(self.module, source, "\n".join([llvmlite.__version__, machine.triple, *host]), "o")
-        code = None if path is None else _read(path)
+        origin = source + "\n".join([llvmlite.__version__, machine.triple, *host]).encode()
+        path = _path(self.module, origin, "o")
+        code = None if path is None else _read(path, origin)
         if code is None:
             code = _compile(self.module, machine, count)
             if path is not None:
-                _keep(path, code)
+                _keep(path, code, origin)
         engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
         engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         engine.finalize_object()
@@ -96,11 +98,17 @@ class Kernel:
         return engine.get_function_address("kernel")
 
 
-def _path(module: str, source: bytes, made_by: str, suffix: str) -> Path | None:
-    """Return the file that keeps the code; None for a user without a cache, who compiles it in each process."""
+def _path(module: str, origin: bytes, suffix: str) -> Path | None:
+    """Return the file that keeps the code; None for a user without a cache, who compiles it in each process.
+
+    Args:
+        module: see `Kernel`.
+        origin: all that determines the code: the source, what compiles it, and the processor. A short checksum of
+            it is enough for the name, because the file holds all of it.
+        suffix: "so" or "o".
+    """
     cache = user_cache()
-    digest = hashlib.sha256(source + made_by.encode()).hexdigest()[:24]
-    return cache and cache / "kernels" / f"{module}-{digest}.{suffix}"
+    return cache and cache / "kernels" / f"{module}-{zlib.crc32(origin):08x}.{suffix}"
 
 
 def _source(module: str) -> bytes:
@@ -121,25 +129,31 @@ def _processor() -> str:
         return ""
 
 
-def _read(path: Path) -> bytes | None:
-    """The machine code of a kept file; None if there is none, or it is damaged."""
+def _read(path: Path, origin: bytes) -> bytes | None:
+    """The machine code of a kept file; None if there is none, or it is damaged or of another origin."""
     try:
         data = path.read_bytes()
     except OSError:
         return None
-    code = data[:-_DIGEST]
-    return code if hashlib.sha256(code).digest() == data[-_DIGEST:] else None
+    content = data[:-_CHECKSUM]
+    valid = content.endswith(origin) and _checksum(content) == data[-_CHECKSUM:]
+    return content.removesuffix(origin) if valid else None
 
 
-def _keep(path: Path, code: bytes) -> bool:
+def _keep(path: Path, code: bytes, origin: bytes) -> bool:
     """Keep machine code; return whether that succeeded. Without a cache the next process compiles it again."""
+    content = code + origin
     with suppress(WriteError):
-        write_bytes(path, code + hashlib.sha256(code).digest())
+        write_bytes(path, content + _checksum(content))
         return True
     return False
 
 
-def _link(module: str, count: int, path: Path) -> bool:
+def _checksum(content: bytes) -> bytes:
+    return zlib.crc32(content).to_bytes(_CHECKSUM, "little")
+
+
+def _link(module: str, count: int, path: Path, origin: bytes) -> bool:
     """Keep a function as a shared library; return whether that succeeded. It needs a linker and temporary files."""
     import shutil  # slow to import, all three
     import subprocess
@@ -153,7 +167,7 @@ def _link(module: str, count: int, path: Path) -> bool:
         write_bytes(source, _compile(module, _machine(reloc="pic"), count))
         command = [linker, "-shared", "-o", str(library), str(source)]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-        return done.returncode == 0 and _keep(path, library.read_bytes())
+        return done.returncode == 0 and _keep(path, library.read_bytes(), origin)
     return False
 
 

@@ -1,12 +1,12 @@
 """Files by local path, or by URL of an object store (`s3://bucket/folder`, `gs://…`, whatever fsspec opens).
 
-Local paths are `Path`s and go through `refine.files`. URLs are `Url`s, and fsspec is imported for them alone.
+Local paths are `Path`s and go through `refine.files`. URLs are `Url`s: for them alone, fsspec and `tempfile` are
+imported.
 """
 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -104,6 +104,8 @@ def replacing(place: Location) -> Iterator[BinaryIO]:
         with replacing_local(place) as file:
             yield file
         return
+    import tempfile
+
     with tempfile.NamedTemporaryFile() as file:
         yield file  # type: ignore[misc]  # a wrapper with the same methods
         file.flush()
@@ -122,6 +124,8 @@ def local_copy(place: Location) -> Iterator[Path]:
     if not isinstance(place, Url):
         yield place
         return
+    import tempfile
+
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / (PurePosixPath(place.name).name or "file")
         with _failures(place):

@@ -44,16 +44,18 @@ def test_kept_code_is_not_compiled_again(kept, monkeypatch):
     assert first_run(Kernel(MODULE)) == (0, 7)
 
 
-@pytest.mark.parametrize("change", ["damaged", "cut off", "other source", "no folder"])
+@pytest.mark.parametrize("change", ["damaged", "cut off", "other source", "other source, same name", "no folder"])
 def test_what_cannot_be_used_is_compiled_again(kept, tmp_path, monkeypatch, change):
     (file,) = (kept / "refine" / "kernels").iterdir()
     data = file.read_bytes()
     copy = tmp_path / "refine" / "kernels" / file.name
     copy.parent.mkdir(parents=True)
     copy.write_bytes({"damaged": data[:-1] + bytes([data[-1] ^ 1]), "cut off": data[:20]}.get(change, data))
-    if change == "other source":
+    if change.startswith("other source"):
         source = compiled._source
         monkeypatch.setattr(compiled, "_source", lambda module: source(module) + b"#")
+    if change.endswith("same name"):  # as if the short checksum were the same
+        monkeypatch.setattr(compiled, "_path", lambda *_: copy)
     monkeypatch.setenv("XDG_CACHE_HOME", str(copy if change == "no folder" else tmp_path))
     compilations, compile_ = [], compiled._compile
     monkeypatch.setattr(compiled, "_compile", lambda *what: compilations.append(1) or compile_(*what))
@@ -68,7 +70,7 @@ def test_what_cannot_be_used_is_compiled_again(kept, tmp_path, monkeypatch, chan
 def test_constants_of_other_modules_are_part_of_the_source(monkeypatch):
     read, source = [], compiled._source
     monkeypatch.setattr(compiled, "_source", lambda module: read.append(module) or source(module))
-    monkeypatch.setattr(compiled, "_read", lambda path: 1 / 0)
+    monkeypatch.setattr(compiled, "_read", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         Kernel("refine.evaluation.count")()
     assert {

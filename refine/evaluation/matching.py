@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -35,8 +34,7 @@ UNKNOWN_ID, WRONG_AREA = 1, 2
 _count = Kernel("refine.evaluation.count")
 
 
-@dataclass(frozen=True)
-class Side:
+class Side(NamedTuple):
     """Ground truth or prediction of one image.
 
     Attributes:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 import posixpath
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from refine.cores import available_cores
 from refine.errors import RefineError, counted, shown
+from refine.evaluation.in_order import in_order
 from refine.evaluation.matching import Side
 from refine.evaluation.pq import PanopticQuality
 from refine.evaluation.report import PQReport
@@ -56,7 +55,7 @@ def evaluate_files(
     quality = PanopticQuality(gt.categories)
     classes, remapped = _pred_classes(gt, pred)
     pairs, joined = _pairs(gt, pred, Path(gt_dir), Path(pred_dir), classes)
-    for part in _in_order(
+    for part in in_order(
         [pairs[n : n + TOGETHER] for n in range(0, len(pairs), TOGETHER)],
         lambda some: _evaluate(gt.categories, some),
         workers or available_cores(),
@@ -69,8 +68,7 @@ def evaluate_files(
     return report
 
 
-@dataclass(frozen=True)
-class _Side:
+class _Side(NamedTuple):
     """Ground truth or prediction of one image: its map, the prefix of messages and its segments, [S, 4] int64."""
 
     map: Path
@@ -78,8 +76,7 @@ class _Side:
     rows: np.ndarray
 
 
-@dataclass(frozen=True)
-class _Pair:
+class _Pair(NamedTuple):
     """Ground truth and prediction of one image, and its (height, width) in pixels if the ground truth states it."""
 
     image_id: int | str
@@ -245,20 +242,3 @@ def _pred_classes(gt: PanopticJson, pred: PanopticJson) -> tuple[np.ndarray, str
         return classes, None
     names = ", ".join(shown(category.name) for category in moved[:3]) + (", …" if len(moved) > 3 else "")
     return classes, f"{pred.path} numbers categories differently from {gt.path}: matched by name ({names})"
-
-
-def _in_order(
-    tasks: Sequence[Sequence[_Pair]], work: Callable[[Sequence[_Pair]], PanopticQuality], threads: int
-) -> Iterator[PanopticQuality]:
-    """Yield results in the order of the tasks, computed by threads that run at most a few tasks ahead."""
-    running: deque[Future[PanopticQuality]] = deque()
-    pool = ThreadPoolExecutor(threads)
-    try:
-        for task in tasks:
-            if len(running) == 4 * threads:
-                yield running.popleft().result()
-            running.append(pool.submit(work, task))
-        while running:
-            yield running.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from refine.errors import printable
 from refine.files import write_json
@@ -15,8 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-@dataclass(frozen=True)
-class ClassPQ:
+class ClassPQ(NamedTuple):
     """Panoptic quality of one class: PQ = SQ · RQ, each 0-1; `iou` is the summed IoU of the `tp` matches."""
 
     category: Category
@@ -34,8 +32,7 @@ class ClassPQ:
         return self.tp + self.fp + self.fn > 0
 
 
-@dataclass(frozen=True)
-class ImagePQ:
+class ImagePQ(NamedTuple):
     """Panoptic quality of one image: mean PQ over its classes, and counts summed over them."""
 
     image_id: int | str

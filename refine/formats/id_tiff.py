@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,7 @@ TIFF_IDS = 2**32
 
 def is_id_tiff(name: str | Path) -> bool:
     """Return whether a map is stored as TIFF, by its name."""
-    return PurePath(name).suffix.lower() in (".tif", ".tiff")
+    return os.path.splitext(name)[1].lower() in (".tif", ".tiff")
 
 
 def write_id_tiff(path: Path, bands: Iterable[Tensor], size: tuple[int, int], mpp: float | None = None) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from refine.errors import RefineError
 from refine.files import MAX_PIXELS, read_bytes
@@ -17,8 +17,7 @@ GRAY, RGB, PALETTE, RGBA = 0, 2, 3, 6
 _TYPES = {GRAY: "grey", RGB: "RGB", PALETTE: "palette", 4: "grey with alpha", RGBA: "RGB with alpha"}
 
 
-@dataclass(frozen=True)
-class PngData:
+class PngData(NamedTuple):
     """Complete PNG in memory whose pixels are not decoded yet.
 
     Attributes:

@@ -2,6 +2,9 @@
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from panopticapi.evaluation import pq_compute_single_core
 
+from refine import compiled
 from refine.errors import RefineError
 from refine.evaluation.panoptic_files import evaluate_files
 from refine.evaluation.pq import PanopticQuality
@@ -255,6 +259,27 @@ def test_missing_and_damaged_files_raise(tmp_path):
     (tmp_path / "pred/p.json").write_text("{")
     with pytest.raises(RefineError, match=r"p.json: is not valid JSON"):
         evaluate_files(*arguments)
+
+
+IMPORTS = """
+import sys
+import numpy
+before = set(sys.modules)
+from refine.evaluation.panoptic_files import evaluate_files
+assert evaluate_files(*sys.argv[1:]).pq == 1
+print(*sys.modules.keys() - before)
+"""
+
+
+def test_files_are_evaluated_without_imports_that_take_long(tmp_path):
+    write_set(tmp_path, MAP, GOOD)
+    arguments = [str(tmp_path / "p.json"), str(tmp_path)] * 2
+    evaluate_files(*arguments)  # compiles the loops where none are kept
+    done = subprocess.run([sys.executable, "-c", IMPORTS, *arguments], capture_output=True, text=True, check=True)
+    slow = {"torch", "numba", "cv2", "rich", "concurrent", "logging", "hashlib", "uuid"}
+    if shutil.which("cc") and compiled._processor():  # else LLVM's library, which imports the others
+        slow |= {"llvmlite.binding", "shutil", "tempfile", "random"}
+    assert not slow & set(done.stdout.split())
 
 
 def test_png_round_trip(tmp_path):
