@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import resource
 import statistics
 import time
@@ -20,6 +21,7 @@ from refine.modeling.blocks import Bottleneck
 from refine.modeling.box_head import BoxHead
 from refine.modeling.config import ModelConfig
 from refine.modeling.model import PanopticModel
+from refine.networks.native import NativeNetwork
 
 
 @dataclass
@@ -27,7 +29,7 @@ class Stage:
     """Cost of one stage of prediction.
 
     Attributes:
-        seconds: wall time on a CPU, kernel time on a GPU.
+        seconds: wall time on a CPU, time on the stream on a GPU.
         gflops: 10⁹ floating-point operations of convolutions and matrix products (two per multiply-add).
     """
 
@@ -86,7 +88,8 @@ def measure_cost(
     saved = replace(saved, test_size=(min(size), max(size)))
     with count_stages() as counted:
         _run(Predictor(saved, device=device), images)
-    predictor = Predictor(saved, device=device, precision=precision, compiled=compiled)
+    copied = replace(saved, model=copy.deepcopy(saved.model))
+    predictor = Predictor(NativeNetwork(copied, device, precision, compiled, folded=True))
     _run(predictor, images)
     runs, timed = [], []
     for _ in range(rounds):
@@ -98,7 +101,7 @@ def measure_cost(
     heads = sum(medians.get(name, 0.0) for name in get_args(Head))
     medians["other"] = max(network - (sum(medians.values()) - heads), 0.0)
     medians["fusion"] = max(seconds - network - heads, 0.0)
-    parameters = list(predictor.model.parameters())
+    parameters = list(saved.model.parameters())
     return Cost(
         parameters=sum(p.numel() for p in parameters),
         trained=sum(p.numel() for p in parameters if p.requires_grad),

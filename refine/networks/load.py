@@ -59,7 +59,7 @@ def load_network(
         raise RefineError(f"{source}: knows its categories; --categories and --class-map are for other models")
     saved = load_model(folder)
     saved.model.to(find_device(device))
-    return NativeNetwork(saved, None, precision, compiled)
+    return NativeNetwork(saved, None, precision, compiled, folded=True)
 
 
 def _exported(path: Path, device: str | torch.device | None, own: bool) -> Network:

@@ -15,6 +15,7 @@ from torch import Tensor
 from refine.checkpoint.folder import SavedModel
 from refine.data.resize import fit_scale, network_size, resize_for_test
 from refine.fusion.config import Head
+from refine.modeling.folding import fold_norms
 from refine.modeling.model import PanopticModel
 from refine.modeling.output import NetworkOutput
 from refine.networks.network import Network
@@ -51,6 +52,7 @@ class NativeNetwork(Network):
         precision: "bf16" or "fp16" runs the network under autocast.
         compiled: whether to compile backbone and FPN with torch.compile, once per image size and with constant
             weights. A network that the caller holds is copied, so that it can be trained further.
+        folded: whether to fold norms into convolutions in place, for a network that the caller does not hold.
 
     Raises:
         RefineError: the device does not exist.
@@ -62,8 +64,12 @@ class NativeNetwork(Network):
         device: str | torch.device | None = None,
         precision: Precision = "32",
         compiled: bool = False,
+        folded: bool = False,
     ) -> None:
         self.model = _placed(saved.model, device)
+        self._digest = digest(self.model.state_dict()) if folded else None
+        if folded:
+            fold_norms(self.model)
         self.device = self.model.pixel_mean.device
         self.categories, self.test_size = saved.categories, saved.test_size
         self.method, self.fusion = saved.method, saved.fusion
@@ -106,8 +112,8 @@ class NativeNetwork(Network):
         return [rescale(outputs[n], part.size, classes, part.grid) for n, part in enumerate(parts)]
 
     def digest(self) -> str:
-        """Return a digest of the weights and their names."""
-        return digest(self.model.state_dict())
+        """Return a digest of the weights and their names, before folding."""
+        return self._digest or digest(self.model.state_dict())
 
     def fusion_heads(self) -> dict[Head, Any]:
         """Return the functions of the occlusion and ranking heads that the network has.

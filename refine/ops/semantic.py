@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,11 +12,11 @@ from torch import Tensor
 
 from refine.ops.upsample import labels_and_confidence_x4
 
-CPU_BLOCK = (32, 64)
-"""Output rows and columns computed at a time on a CPU; the logits of all classes stay in its cache."""
+CPU_LOGITS = 2**17
+"""Full-size logits computed at a time on a CPU, which stay in its cache."""
 
-GPU_BLOCK = (256, 512)
-"""Output rows and columns computed at a time elsewhere; limits memory, and is large enough to occupy a GPU."""
+GPU_LOGITS = 2**24
+"""Full-size logits computed at a time elsewhere: 64 MiB, enough to occupy a GPU."""
 
 
 @dataclass(frozen=True)
@@ -100,19 +101,27 @@ def _best(
             overwrite.
     """
     height, width = vertical.shape[1], horizontal.shape[1]
-    band, block = CPU_BLOCK if logits.device.type == "cpu" else GPU_BLOCK
+    side = _side(len(logits), CPU_LOGITS if logits.device.type == "cpu" else GPU_LOGITS)
     labels = torch.empty(height, width, dtype=torch.int64, device=logits.device)
     confidence = torch.empty(height, width, device=logits.device)
-    column_ranges = [(x, *_support(horizontal[:, x : x + block])) for x in range(0, width, block)]
-    for y in range(0, height, band):
-        top, bottom = _support(vertical[:, y : y + band])
-        rows = vertical[top:bottom, y : y + band].T @ logits[:, top:bottom]  # L × band × w
+    column_ranges = [(x, *_support(horizontal[:, x : x + side])) for x in range(0, width, side)]
+    for y in range(0, height, side):
+        top, bottom = _support(vertical[:, y : y + side])
+        rows = vertical[top:bottom, y : y + side].T @ logits[:, top:bottom]  # L × side × w
         for x, left, right in column_ranges:
-            part = rows[:, :, left:right] @ horizontal[left:right, x : x + block]  # L × band × block
+            part = rows[:, :, left:right] @ horizontal[left:right, x : x + side]  # L × side × side
             best, label = part.max(0)
-            labels[y : y + band, x : x + block] = label
-            confidence[y : y + band, x : x + block] = confidence_of(best, part)
+            labels[y : y + side, x : x + side] = label
+            confidence[y : y + side, x : x + side] = confidence_of(best, part)
     return labels, confidence
+
+
+def _side(classes: int, logits: int) -> int:
+    """Return the side of the square blocks of so many logits, an odd number.
+
+    With a power of two, all classes of a pixel would share few places of a CPU's cache.
+    """
+    return max(math.isqrt(logits // classes), 16) | 1
 
 
 def semantic_probabilities(

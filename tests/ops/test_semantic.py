@@ -61,7 +61,7 @@ def test_blocks_of_a_gpu_give_the_same_map(monkeypatch):
     logits = torch.randn(3, 80, 150, generator=torch.Generator().manual_seed(0)) * 3
     size, output = (310, 600), (300, 590)
     expected = semantic_map(logits, size, output)
-    monkeypatch.setattr(semantic, "CPU_BLOCK", semantic.GPU_BLOCK)
+    monkeypatch.setattr(semantic, "CPU_LOGITS", semantic.GPU_LOGITS)
     for value, other in zip(semantic_map(logits, size, output), expected, strict=True):
         torch.testing.assert_close(value, other)
 
