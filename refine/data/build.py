@@ -5,7 +5,6 @@ from __future__ import annotations
 from refine.data.coco_panoptic import CocoPanoptic
 from refine.data.config import DatasetConfig, check_dataset_fields
 from refine.data.loader import PanopticDataset
-from refine.errors import RefineError
 from refine.formats.raw import ImageOptions
 
 
@@ -32,9 +31,5 @@ def build_dataset(config: DatasetConfig, where: str = "data") -> PanopticDataset
         instances=config.instances,
         options=ImageOptions(config.page, config.channel, config.range, exif=config.exif),
     )
-    if dataset.is_swapped():
-        raise RefineError(
-            f"{where}.images, {where}.segments: the folders are swapped, as {config.images} holds the id-PNGs; "
-            f"exchange them"
-        )
+    dataset.check_folders(f"{where}.images, {where}.segments")
     return dataset

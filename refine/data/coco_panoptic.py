@@ -23,6 +23,30 @@ from refine.formats.segments_info import CLASS, CROWD, ID
 from refine.structures import VOID
 
 
+def check_folders(
+    images: Path, segments: Path, png: str, size: tuple[int, int] | None, ids: Sequence[int], where: str
+) -> None:
+    """Raise RefineError if an id-PNG lies in `images`, and not in `segments`.
+
+    Args:
+        images, segments: the folders.
+        png: file name of the id-PNG of an image.
+        size: its (height, width) in pixels, or None if it is unknown.
+        ids: its segment ids.
+        where: names of the two options or fields, for the message.
+    """
+
+    def fits(folder: Path) -> bool:
+        try:
+            found = read_runs(folder / png, size).ids
+            return bool(found.any() and np.isin(found, [0, *ids]).all())
+        except RefineError:  # reported when the image is read
+            return False
+
+    if not fits(segments) and fits(images):
+        raise RefineError(f"{where}: the folders are swapped, as {images} holds the id-PNGs; exchange them")
+
+
 @dataclass(frozen=True)
 class Record:
     """Entries of one image in the JSON.
@@ -135,20 +159,12 @@ class CocoPanoptic:
             self._crowd[part],
         )
 
-    def is_swapped(self) -> bool:
-        """Return whether `images` holds the id-PNG of the first image, and `segments` does not."""
-        if not len(self):
-            return False
-        record = self.record(0)
-
-        def fits(folder: Path) -> bool:
-            try:
-                ids = read_runs(folder / self._pngs[0], record.size).ids
-                return bool(ids.any() and np.isin(ids, [0, *record.ids]).all())
-            except RefineError:  # reported when the image is read
-                return False
-
-        return not fits(self.segments) and fits(self.images)
+    def check_folders(self, where: str) -> None:
+        """Raise RefineError if the folders of images and of id-PNGs are swapped; `where` names both."""
+        if len(self):
+            record = self.record(0)
+            png = self._pngs[0]
+            check_folders(self.images, self.segments, str(png), record.size, record.ids.tolist(), where)
 
     def name(self, index: int) -> tuple[int | str, str]:
         """Return (image id, file name with its folders) of an image."""

@@ -14,6 +14,7 @@ from refine.data.check.entries import entries, warnings
 from refine.data.check.pixels import Context, Frame, ReferenceMasks, check_cityscapes_frame, check_frame
 from refine.data.check.report import ClassRow, Finding, Report
 from refine.data.cityscapes import CATEGORIES, list_frames, unannotated
+from refine.data.coco_panoptic import check_folders
 from refine.data.remap import Remap, read_remap
 from refine.errors import RefineError
 from refine.formats.image_list import SUFFIXES
@@ -48,7 +49,7 @@ def check_dataset(
         progress: called after every few images.
 
     Raises:
-        RefineError: the JSON cannot be read or lacks one of the three lists.
+        RefineError: the JSON cannot be read or lacks one of the three lists, or the folders are swapped.
     """
     report = Report(str(json))
 
@@ -60,6 +61,9 @@ def check_dataset(
     isthing = {category.id: category.isthing for category in content.categories}
     image_folder, pngs = Path(images), Path(segments)
     found = entries(content, image_folder, pngs)
+    if found:
+        first, png = found[0], content.annotations[0].file_name
+        check_folders(image_folder, pngs, png, first.size, list(first.segments), "--images, --segments")
     names = (image.file_name for image in content.images.values())
     _unlisted(report, image_folder, (image_folder / name for name in names if name is not None), SUFFIXES)
     _unlisted(report, pngs, (entry.png for entry in found), {".png"})
