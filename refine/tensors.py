@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -116,7 +117,12 @@ def _load_checkpoint(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # torch.load raises many kinds of errors on a damaged file
         foreign = re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error))
-        reason = f"it holds the Python object {foreign[1]}, not only tensors" if foreign else first_line(error)
+        if foreign:
+            reason = f"it holds the Python object {foreign[1]}, not only tensors"
+        elif isinstance(error, UnpicklingError):  # whose text advises to run the code in the file
+            reason = "it is not a file of torch.save, or is damaged"
+        else:
+            reason = first_line(error)
         raise RefineError(
             f"{path}: cannot be read as weights ({reason}); save a state dict with torch.save, or give a "
             f".safetensors file"

@@ -68,6 +68,12 @@ def test_a_tensor_larger_than_its_data_is_rejected(tmp_path, zipped):
         read_weights(path)
 
 
+def test_the_advice_of_torch_to_run_code_is_not_passed_on(tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"II*\0 a TIFF image")
+    with pytest.raises(RefineError, match=r"w\.pth: cannot be read as weights \(it is not a file of torch\.save"):
+        read_weights(tmp_path / "w.pth")
+
+
 def test_archives_that_torch_does_not_write_are_rejected(tmp_path):
     """A storage that claims more than its record, and a compressed one, which may be a decompression bomb."""
     source = zipfile.ZipFile(saved(tmp_path / "whole.pth", {"w": torch.zeros(1000)}))
