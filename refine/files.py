@@ -165,6 +165,13 @@ def check_replaceable(folder: str | Path, names: Collection[str] | None = None) 
             raise RefineError(f"{folder}: {lost[0]} in it would be deleted; choose another path, or move it away")
 
 
+def check_empty(folder: str | Path, fix: str) -> None:
+    """Raise RefineError if `folder` is a file, or holds anything; `fix` says what to do."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RefineError(f"{folder}: is not an empty folder; {fix}")
+
+
 def write_error(path: str | Path, error: OSError) -> WriteError:
     """Return the `WriteError` for a path that cannot be written."""
     reason = error.strerror or str(error)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from refine import __version__
 from refine.errors import RefineError, did_you_mean, missing_extra, shown
+from refine.files import read_json, write_json
 from refine.formats.results import (
     coco_instances,
     cutouts,
@@ -19,6 +20,7 @@ from refine.formats.results import (
     objects,
 )
 from refine.formats.results.saver import ImageResult, Saver
+from refine.formats.stream import check_results_json
 
 COCO = "coco"
 """Name of the format that is always written: id-PNGs and panoptic.json, which `--resume` reads."""
@@ -111,14 +113,27 @@ def encode(savers: Iterable[Saver], item: ImageResult) -> Iterator[tuple[str, by
             yield from saver.files(item)
 
 
+def _check_alone(out: Path, file_name: str) -> None:
+    """Raise RefineError if OUT/panoptic.json lists other images, which would no longer be listed."""
+    check_results_json(out)
+    if (out / "panoptic.json").is_file():
+        others = [image["file_name"] for image in read_json(out / "panoptic.json")["images"]]
+        others = [name for name in others if name != file_name]
+        if others:
+            raise RefineError(
+                f"{out}: its panoptic.json lists {others[0]}, and would list {file_name} alone; give each image "
+                "its own folder, or predict them together by refine predict"
+            )
+
+
 def save_result(item: ImageResult, path: str | Path, formats: str | Sequence[str], image_id: int | str) -> Path:
     """Write one result; see `PanopticResult.save`."""
-    from refine.files import write_json
     from refine.formats.id_png import write_png
     from refine.formats.writer import PredictionWriter
 
     path, savers, result = Path(path), find_savers(formats), item.result
     if path.suffix.lower() != ".png":
+        _check_alone(path, item.file_name)
         with PredictionWriter(path, result.categories, savers=savers) as writer:
             writer.add(image_id, item.file_name, result, encode(savers, item))
         return path / "panoptic.json"

@@ -36,7 +36,9 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     names = result_names(files)
     written = [out / f"{name}{suffix}" for name in names for suffix in (".png", ".json")]
     refuse_overwriting("--out: its", written, (file.path for file in files))
-    check_out_folder(out, options.source)
+    inputs = {file.path.parent for file in files if isinstance(file.path, Path)}
+    for folder in {path.parent for path in written}:  # NAME.json may be the annotation of an image
+        check_out_folder(folder, [*options.source, *inputs])
 
     from refine.drawing.explanation import explanation_sheet
     from refine.drawing.overlay import write_image

@@ -57,8 +57,8 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     out = Path(options.out)
     given = [options.instances, options.categories, options.semantic, options.confidence]
     require_paths(given)
-    check_results_folder(out, [options.semantic, options.confidence])
     refuse_overwriting("--out: its", [out / "panoptic.json", out / "panoptic"], given)
+    check_results_folder(out, [options.semantic, options.confidence])
 
     from refine.formats.fusion_inputs import read_results
     from refine.formats.panoptic_json import PanopticJson

@@ -173,13 +173,11 @@ def check_out_folder(out: str | Path, read: Iterable[str | Location | None] = ()
 
 
 def check_results_folder(out: str | Path, read: Iterable[str | Location | None]) -> None:
-    """Raise as `check_out_folder` does, or if `out` holds a data set, whose panoptic.json would be replaced."""
+    """Raise as `check_out_folder` does, or if `out` holds the panoptic.json of a data set, which would be lost."""
+    from refine.formats.stream import check_results_json
+
     check_out_folder(out, read)
-    place = location(out)
-    if (place / "panoptic.json").exists() and (place / "segments").exists():
-        raise RefineError(
-            f"--out {out}: holds a data set, whose panoptic.json would be lost; choose another folder"
-        )
+    check_results_json(location(out))
 
 
 def add_fusion(parser: Any, default: FusionConfig | None = None) -> None:

@@ -123,8 +123,8 @@ def _check(options: argparse.Namespace) -> tuple[Sequence[ImageFile], list[Saver
     written += [path for file in files for saver in savers for path in saver.paths(file.name, ())]
     written += ["panoptic.json", *(saver.joint for saver in SAVERS.values() if saver.joint)]
     given = (options.json, *class_files(options), *(file.path for file in files))
-    check_results_folder(options.out, options.source)
     refuse_overwriting("--out: its", (out / path for path in written), given)
+    check_results_folder(options.out, options.source)
     return files, savers, out
 
 

@@ -13,10 +13,9 @@ from refine.cli.networks import add_model, check_model, note_remarks
 from refine.cli.options import (
     add_image_options,
     add_threads,
-    check_above,
+    check_out_folder,
     count_from,
     positive,
-    refuse_overwriting,
     require_paths,
 )
 from refine.cli.parser import Parser
@@ -31,8 +30,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     require_paths([*dataset_paths(options), options.cityscapes])
     check_model(options)
     read = [*dataset_paths(options), options.cityscapes, *options.model.instances, *options.model.semantic]
-    refuse_overwriting("--out", [options.out], read)
-    check_above("--out", options.out)
+    check_out_folder(options.out, read)
 
     from refine.checkpoint.occlusion import check_out, save_occlusion
     from refine.data.build import build_dataset

@@ -6,11 +6,15 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from refine import __version__
 from refine.errors import RefineError
 from refine.storage import Location, Stamp, local_copy, replacing
 
 Entry = dict[str, Any]
 """`image` and `annotation` of a result, entries of the JSON; `source`, if known, is the stamp of the image."""
+
+DESCRIPTION = "Panoptic results of refine"
+"""Begin of `info.description` in the JSON of results, by which `check_results_json` recognises it."""
 
 SOURCES = "sources.jsonl"
 """Name of the file in the folder of results that lists the stamps of the images, one line [name, *stamp] each."""
@@ -36,6 +40,30 @@ def stream_panoptic_json(
     with replacing(path) as file:
         for text in _texts(entries, categories, info):
             file.write(text.encode())
+
+
+def results_info(info: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the field `info` of the JSON of results: their description, and the settings they depend on."""
+    info = info or {}
+    model = f", model {info['model']}" if "model" in info else ""
+    return {"description": f"{DESCRIPTION} {__version__}{model}"} | info
+
+
+def check_results_json(out: Location) -> None:
+    """Raise RefineError if OUT/panoptic.json is not that of results of refine, for example of a ground truth.
+
+    New results would replace it. A file that was formatted or described anew after a correction is refused too.
+    """
+    path = out / "panoptic.json"
+    if not path.is_file():
+        return
+    with local_copy(path) as copy, copy.open("rb") as file:
+        start = f'{{"info": {{"description": "{DESCRIPTION}'.encode()
+        if file.read(len(start)) != start:
+            raise RefineError(
+                f"{path}: was not written by refine predict or fuse, and would be replaced; choose another folder "
+                "for the results"
+            )
 
 
 def write_sources(out: Location, entries: Callable[[], Iterable[Entry]]) -> None:

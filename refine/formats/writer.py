@@ -15,7 +15,14 @@ from refine.formats.result_files import ResultFiles, Written, png_name, remove
 from refine.formats.results.saver import Saver
 from refine.formats.settings import other_settings
 from refine.formats.shards import FAILED, Shard, ShardHead, read_shard, write_joint_files, write_shard
-from refine.formats.stream import SOURCES, Entry, read_sources, stream_panoptic_json, write_sources
+from refine.formats.stream import (
+    SOURCES,
+    Entry,
+    read_sources,
+    results_info,
+    stream_panoptic_json,
+    write_sources,
+)
 from refine.storage import Location, Stamp, Url, local_copy, location
 
 if TYPE_CHECKING:
@@ -44,7 +51,7 @@ class PredictionWriter:
     Args:
         out: path or URL of the output folder, created if necessary.
         categories: categories of the results.
-        info: settings that the results depend on, written to `info` of the JSON; None omits the field.
+        info: settings that the results depend on, written to `info` of the JSON (see `results_info`).
         journal: whether OUT/unfinished.jsonl is kept if the block raises an exception, for `resume`, which also
             finds it after the process was killed.
         shard: (number, count) if this run writes one of `count` parts of the results, of which `merge_shards` makes
@@ -71,7 +78,7 @@ class PredictionWriter:
         self.savers = savers
         self._joint = {saver.joint for saver in [*savers, *known] if saver.joint}
         self._files = ResultFiles(self.out, savers)
-        self._info = info
+        self._info = results_info(info)
         self._keep_journal = journal
         self._shard = shard
         self._journal_path = self.out / (JOURNAL if shard is None else f"unfinished.{shard}.jsonl")
@@ -107,7 +114,7 @@ class PredictionWriter:
         earlier = [] if found else self._earlier()
         if not (earlier or found):
             return set()
-        self._journal = journal = open_journal(path, self._settings(), keep=True)
+        self._journal = journal = open_journal(path, self._info, keep=True)
         for entry in earlier:
             journal.append(entry)
         latest = {entry["image"]["file_name"]: offset for offset, entry in journal.entries()}
@@ -233,16 +240,13 @@ class PredictionWriter:
         elif self._journal is not None:
             self._journal.close() if self._keep_journal else self._journal.remove()
 
-    def _settings(self) -> dict[str, Any]:
-        return self._info or {}
-
     def begin(self) -> None:
         """Prepare for the first result: open the journal and remove files about results that will be replaced."""
         with self._beginning:
             if self._begun:
                 return
             if self._journal is None:
-                self._journal = open_journal(self._journal_path, self._settings())
+                self._journal = open_journal(self._journal_path, self._info)
             names = (self.json.name, SOURCES, FAILED, *sorted(self._joint))
             stale = [self.out / name for name in names]
             for path in stale if self._shard is None else [*stale, self._shard.path(self.out)]:
@@ -263,8 +267,8 @@ class PredictionWriter:
         """Return the entries of an existing list of this shard, or else of an existing JSON."""
         if self._shard is not None and (path := self._shard.path(self.out)).is_file():
             head, entries = read_shard(path)
-            if (head.info or {}) != self._settings():
-                raise other_settings(path, head.info, self._settings())
+            if (head.info or {}) != self._info:
+                raise other_settings(path, head.info, self._info)
             if head.images != self._shard.images:
                 raise RefineError(
                     f"{path}: was written for another list of images; run all shards without --resume"
@@ -276,8 +280,8 @@ class PredictionWriter:
             content = read_json(copy)
         match content:
             case {"images": list() as images, "annotations": list() as annotations, "info": dict() as info}:
-                if info != self._settings():
-                    raise other_settings(self.json, info, self._settings())
+                if info != self._info:
+                    raise other_settings(self.json, info, self._info)
                 maps = {annotation["image_id"]: annotation for annotation in annotations}
                 stamps = read_sources(self.out)
                 return [
@@ -285,4 +289,4 @@ class PredictionWriter:
                     for i in images
                     if i["id"] in maps
                 ]
-        raise other_settings(self.json, {}, self._settings())
+        raise other_settings(self.json, {}, self._info)

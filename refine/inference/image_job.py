@@ -95,7 +95,6 @@ class JobSettings:
         if isinstance(self.reading.range, tuple):
             reading["range"] = list(self.reading.range)  # as JSON gives it back
         return {
-            "description": f"Panoptic results of refine {__version__}, model {self.checkpoint}",
             "version": __version__,
             "model": str(self.checkpoint),
             "weights": predictor.network.digest(),

@@ -93,9 +93,8 @@ def archive_file(upload: Upload, result: PanopticResult) -> dict[str, str]:
     stem, content = Path(upload.name).stem, io.BytesIO()
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         out = Path(folder)
-        info = {"description": f"Panoptic result of refine, model {upload.model}", "model": upload.model}
         savers = find_savers("overlay")
-        with PredictionWriter(out, result.categories, info, savers=savers) as writer:
+        with PredictionWriter(out, result.categories, {"model": upload.model}, savers=savers) as writer:
             item = ImageResult(result, upload.name, upload.image, model=upload.model)
             writer.add(1, upload.name, result, encode(savers, item))
         for path in sorted(out.rglob("*.*")):

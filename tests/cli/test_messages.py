@@ -10,6 +10,7 @@ from PIL import Image
 
 from refine.cli.main import main
 from refine.data.build import build_dataset
+from refine.data.check.dataset import check_dataset
 from refine.data.config import DatasetConfig
 from refine.errors import RefineError, counted, did_you_mean
 from refine.networks.hub.categories import read_class_map
@@ -17,10 +18,12 @@ from refine.networks.hub.categories import read_class_map
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """The working directory, with images/a.png, an empty folder, a file and a panoptic.json."""
+    """The working directory, with images, an empty folder, a file, and a panoptic.json here and in set."""
     monkeypatch.chdir(tmp_path)
-    for name in ("images", "empty", "set", "set/segments"):
+    for name in ("images", "empty", "set", "photos"):
         Path(name).mkdir()
+    for name in ("photos/b.png", "photos/b.jpg"):
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(name)
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save("images/a.png")
     Path("file").touch()
     category = {"id": 1, "name": "cell", "isthing": 1}
@@ -138,8 +141,10 @@ def test_no_option_swallows_the_source_after_a_range(folder, capsys, value):
         ("fuse --instances file --semantic images --categories panoptic.json -o images", "is also an input folder"),
         (
             "predict images -o set --checkpoint nuclei",
-            "--out set: holds a data set, whose panoptic.json",
+            "set/panoptic.json: was not written by refine predict or fuse, and would be replaced",
         ),
+        ("explain photos/b.jpg -o photos --checkpoint nuclei", "--out photos: is also an input folder"),
+        ("synthesize set --images 1 --size 64 64", "set: is not an empty folder; choose another one"),
         ("predict images --json panoptic.json -o . --checkpoint nuclei", "panoptic.json: is also an input file"),
         (
             "evaluate --gt panoptic.json --gt-dir images --pred file --pred-dir images --out empty",
@@ -162,6 +167,8 @@ def test_swapped_folders_are_told(tmp_path):
     swapped = DatasetConfig(images=str(files.segments), json=str(files.json), segments=str(files.images))
     with pytest.raises(RefineError, match=r"^data\.train\.images, data\.train\.segments: the folders are swapped"):
         build_dataset(swapped, "data.train")
+    with pytest.raises(RefineError, match=r"^--images, --segments: the folders are swapped, as .*; exchange them"):
+        check_dataset(files.segments, files.json, files.images)
 
 
 def test_a_class_map_may_be_text():

@@ -50,6 +50,21 @@ def test_paths_that_cannot_be_written_raise(result: PanopticResult, tmp_path) ->
         result.save(tmp_path / "file" / "found.png")
 
 
+def test_saving_replaces_no_results_of_other_images(result: PanopticResult, tmp_path) -> None:
+    """Neither those of `refine predict` nor those saved before; of the same image, it does."""
+    path = result.save(tmp_path, file_name="a.png")
+    assert path == result.save(tmp_path, formats="labels", file_name="a.png")
+    before = path.read_bytes()
+    with pytest.raises(
+        RefineError, match=r"lists a\.png, and would list b\.png alone; give each image its own folder"
+    ):
+        result.save(tmp_path, file_name="b.png")
+    path.write_text(json.dumps(json.loads(before) | {"info": {"description": "COCO"}}))
+    with pytest.raises(RefineError, match=r"panoptic\.json: was not written by refine predict"):
+        result.save(tmp_path, file_name="a.png")
+    assert not (tmp_path / "panoptic/b.png").exists()
+
+
 def test_overlay_accepts_every_image_type(result: PanopticResult, tmp_path) -> None:
     image = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     Image.fromarray(image).save(tmp_path / "image.png")

@@ -213,7 +213,7 @@ def test_a_model_of_transformers_gets_soe(scenes, tmp_path, capsys):
     assert "no pairs: in 3 images" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
     assert main([*train[:-1], model]) == 1  # before anything is computed
-    assert "model: is also an input file" in capsys.readouterr().err
+    assert "model: is also an input folder" in capsys.readouterr().err
     assert main([*train[:-1], str(scenes)]) == 1
     assert "scenes0: images in it would be deleted" in capsys.readouterr().err
     assert main([*train, "--lr", "1e9", "--steps", "9", "--width", "4", "--device", "cpu"]) == 1

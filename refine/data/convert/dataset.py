@@ -12,7 +12,7 @@ from typing import Any
 from refine.data.convert.paint import Counts, Painter
 from refine.data.convert.source import Sample
 from refine.errors import RefineError
-from refine.files import read_bytes, write_bytes, write_error, write_json
+from refine.files import check_empty, read_bytes, write_bytes, write_error, write_json
 from refine.formats.id_png import write_png
 from refine.formats.image_size import image_size
 from refine.formats.journal import Journal
@@ -53,8 +53,8 @@ class DatasetWriter:
         self._categories, self._painter, self._info, self._copy = categories, painter, info, copy
         if resume and not (self.out / JOURNAL).is_file():
             raise RefineError(f"{self.out}: holds no unfinished conversion; leave out --resume")
-        if not resume and self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-            raise RefineError(f"{self.out}: is not an empty folder; choose another one, or use --resume")
+        if not resume:
+            check_empty(self.out, "choose another one, or use --resume")
         settings = info | {"categories": categories.to_json(), "copy": copy}
         self._journal = Journal(self.out / JOURNAL, settings, keep=resume)
         self._done = {entry["image"]["file_name"]: entry for _, entry in self._journal.entries()}

@@ -17,7 +17,7 @@ from hotcoco import mask as rle
 
 from refine.data.synthetic import shapes as shapes
 from refine.errors import RefineError
-from refine.files import write_bytes, write_json
+from refine.files import check_empty, write_bytes, write_json
 from refine.structures import id_to_rgb
 
 MIN_VISIBLE = 24
@@ -121,14 +121,14 @@ def generate(
     *complete* mask of each thing as run lengths, with `depth` and the `segment_id` of its visible part.
 
     Args:
-        out: output folder.
+        out: output folder, empty or missing.
         images: number of images; image n depends only on n, `seed`, `size` and `things`.
         size: (height, width) in pixels, each at least 64.
         seed: seed of the data set, at least 0.
         things: minimum and maximum number of things per image.
 
     Raises:
-        RefineError: an argument is out of range, or the folder cannot be written.
+        RefineError: an argument is out of range, or the folder is not empty or cannot be written.
     """
     if images < 1 or min(size) < 64 or seed < 0 or not 0 <= things[0] <= things[1]:
         raise RefineError(
@@ -136,6 +136,7 @@ def generate(
             f"image, sides of at least 64, a seed of at least 0 and an increasing range of things"
         )
     out = Path(out)
+    check_empty(out, "choose another one")
     entries: list[dict[str, Any]] = []
     panoptic: list[dict[str, Any]] = []
     instances: list[dict[str, Any]] = []
