@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
-import re
 import threading
 import zlib
 from collections.abc import Callable
@@ -37,6 +36,7 @@ _CHECKSUM = 4
 _LIBC = ("memset", "memcpy", "memmove")
 """Functions that LLVM itself may call in place of loops."""
 
+_NO_BYTES = ctypes.c_char * 0
 _loading = threading.Lock()
 
 
@@ -59,15 +59,16 @@ class Kernel:
             with _loading:
                 self._call = self._call or self._load(len(arguments))
         result, error = ctypes.c_int64(), ctypes.c_void_p()
-        numbers = [a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments]
+        numbers = [_address(a) if isinstance(a, np.ndarray) else a for a in arguments]
         status = self._call(ctypes.addressof(result), ctypes.addressof(error), *numbers)
         assert status == 0, f"{self.module}: status {status}"
         return result.value
 
     def _load(self, count: int) -> Callable[..., int]:
         source = _source(self.module) + _source(__name__)  # which determines how the code is called
-        for name in re.findall(rb"^from (refine\.[\w.]+) import", source, re.MULTILINE):  # constants
-            source += _source(name.decode())
+        for line in source.splitlines():
+            if line.startswith(b"from refine."):  # constants
+                source += _source(line.split()[1].decode())
         # Pointers are passed as integers, which all 64-bit conventions pass alike.
         function = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_int64] * (count + 2))
         origin = source + f"{llvmlite.__version__}\n{_processor()}".encode()
@@ -96,6 +97,13 @@ class Kernel:
         engine.finalize_object()
         self._owner = engine
         return engine.get_function_address("kernel")
+
+
+def _address(array: np.ndarray) -> int:
+    """Return where the values of an array begin in memory."""
+    if array.flags.writeable:  # ctypes then takes a quarter of NumPy's time
+        return ctypes.addressof(_NO_BYTES.from_buffer(array.data))
+    return array.ctypes.data
 
 
 def _path(module: str, origin: bytes, suffix: str) -> Path | None:

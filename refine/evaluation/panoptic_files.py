@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import posixpath
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -71,7 +72,7 @@ def evaluate_files(
 class _Side(NamedTuple):
     """Ground truth or prediction of one image: its map, the prefix of messages and its segments, [S, 4] int64."""
 
-    map: Path
+    map: str
     where: str
     rows: np.ndarray
 
@@ -97,8 +98,8 @@ def _evaluate(categories: Categories, pairs: Sequence[_Pair]) -> PanopticQuality
     return quality
 
 
-def _read(path: Path, size: tuple[int, int] | None) -> Runs:
-    return read_tiff_runs(path, size) if is_id_tiff(path) else read_runs(path, size)
+def _read(path: str, size: tuple[int, int] | None) -> Runs:
+    return read_tiff_runs(Path(path), size) if is_id_tiff(path) else read_runs(path, size)
 
 
 def _pairs(
@@ -116,7 +117,7 @@ def _pairs(
     for annotation, match in zip(gt.annotations, matches, strict=True):
         image = gt.images.get(annotation.image_id, ImageEntry(None, None))
         rows = table[match.rows]
-        png, pred_png = gt_dir / annotation.file_name, pred_dir / match.file_name
+        png, pred_png = os.path.join(gt_dir, annotation.file_name), os.path.join(pred_dir, match.file_name)
         where = f"{pred.path}: image {match.image_id} ({pred_png})"
         if (rows[:, CLASS] < 0).any():
             n = match.rows.start + int((rows[:, CLASS] < 0).argmax())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import deflate
 import numpy as np
@@ -13,7 +14,9 @@ from refine.errors import RefineError
 from refine.formats import png_runs
 from refine.formats.png import GRAY, PALETTE, RGB, RGBA, PngData, read_container
 from refine.formats.runs import Runs
-from refine.storage import Location, write_bytes
+
+if TYPE_CHECKING:
+    from refine.storage import Location
 
 _LARGE = 2**24
 """Number of pixels above which maps are decoded one at a time, to limit memory with any number of threads."""
@@ -102,6 +105,8 @@ def write_png(path: str | Location, segment_ids: np.ndarray) -> None:
         RefineError: the file cannot be written.
     """
     import cv2
+
+    from refine.storage import write_bytes  # reading maps does without
 
     if segment_ids.ndim != 2 or segment_ids.dtype.kind not in "iu" or not segment_ids.size:
         raise ValueError(f"write_png: expected integers [H, W], got {segment_ids.dtype} {segment_ids.shape}")
