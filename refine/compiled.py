@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import importlib.util
 import threading
 import zlib
 from collections.abc import Callable
@@ -120,10 +119,8 @@ def _path(module: str, origin: bytes, suffix: str) -> Path | None:
 
 
 def _source(module: str) -> bytes:
-    spec = importlib.util.find_spec(module)
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).read_bytes()
+    """Return the source of a module of refine without importing it: most of these modules need numba."""
+    return Path(__file__).parents[1].joinpath(*module.split(".")).with_suffix(".py").read_bytes()
 
 
 def _processor() -> str:

@@ -88,6 +88,7 @@ def test_code_that_calls_python_is_refused(tmp_path, monkeypatch):
         "def kernel(a, b):\n    if b == 3:\n        raise ValueError(a)\n    return a\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(compiled, "_source", lambda module: b"")  # it is no module of refine
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(RuntimeError, match="dividing: numba made"):
         Kernel("dividing")(1, 2)

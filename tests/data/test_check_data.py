@@ -20,7 +20,8 @@ from refine.data.check.report import Finding, Report
 from refine.data.synthetic.scenes import generate
 from refine.errors import RefineError
 from refine.files import write_json
-from refine.formats.runs import Regions, Runs
+from refine.formats.regions import Regions
+from refine.formats.runs import Runs
 
 
 def check(files: Files, **more: Any) -> Report:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from helpers.converted import SIZE, convert, draw_image, same_objects
 
+from refine.formats.regions import Regions
 from refine.formats.results.saver import ImageResult
-from refine.formats.runs import Regions, Runs
+from refine.formats.runs import Runs
 from refine.savers import SAVERS, encode
 from refine.structures import Categories, Category, PanopticResult, Segment
 

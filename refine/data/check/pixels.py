@@ -20,7 +20,8 @@ from refine.formats.id_png import read_gray, read_runs
 from refine.formats.images import read_image
 from refine.formats.instances_json import InstanceFile
 from refine.formats.raw import ImageOptions
-from refine.formats.runs import Regions, Runs
+from refine.formats.regions import Regions
+from refine.formats.runs import Runs
 from refine.formats.segments_info import UNSTATED
 from refine.structures import VOID
 

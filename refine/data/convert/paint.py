@@ -10,6 +10,7 @@ import numpy as np
 
 from refine.data.convert.source import LabelMap, Region, Regions
 from refine.errors import RefineError, shown
+from refine.formats import regions as map_regions
 from refine.formats import rle, runs
 from refine.structures import Category
 
@@ -141,7 +142,7 @@ class Painter:
     def _finish(
         self, ids: np.ndarray, keys: list[_Key], counts: Counts
     ) -> tuple[np.ndarray, list[dict[str, Any]], Counts]:
-        regions = runs.Regions.of(runs.Runs.from_map(np.ascontiguousarray(ids)))
+        regions = map_regions.Regions.of(runs.Runs.from_map(np.ascontiguousarray(ids)))
         infos = []
         for value, area, box in zip(
             regions.values.tolist(), regions.area.tolist(), regions.boxes.tolist(), strict=True
