@@ -3,7 +3,8 @@
     python benchmarks/pq.py --gt val.json --gt-dir val --pred pred.json --pred-dir pred --out pq.json
 
 Images are repeated under new names until there are `--images`. All three use every core (panopticapi a process per
-core, hotcoco and refine a thread). They run in turns for `--rounds` rounds, each in a separate process, and medians
+core, hotcoco and refine a thread). They run in turns for `--rounds` rounds, after one to warm up, each in a
+separate process that imports nothing else and finds bytecode of all modules, as in any usual installation. Medians
 are reported: of reading JSON and PNGs and computing PQ, and of the whole process including start-up. CPU time of
 all threads and processes is reported too, because its ratio hardly depends on other load of the machine. Memory is
 the peak of the largest process.
@@ -12,14 +13,10 @@ the peak of the largest process.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
-import gc
-import io
 import json
 import os
 import platform
-import resource
 import shutil
 import statistics
 import subprocess
@@ -48,11 +45,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         gt = repeat(args.gt, args.gt_dir, Path(folder, "gt"), args.images)
         pred = repeat(args.pred, args.pred_dir, Path(folder, "pred"), args.images)
-        in_process("refine", *gt, *pred)  # compiles, where nothing is kept yet
+        # Where the environment forbids bytecode, each start would compile the sources of NumPy and of refine.
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = str(Path(folder, "bytecode"))
         samples: dict[str, list[dict[str, float]]] = {name: [] for name in COMPETITORS}
-        for _ in range(args.rounds):
+        for number in range(args.rounds + 1):
             for name in COMPETITORS:
-                samples[name].append(in_process(name, *gt, *pred))
+                sample = in_process(name, *gt, *pred)
+                if number:  # the first round writes bytecode, and compiles refine's loops where none are kept
+                    samples[name].append(sample)
     numbers = {
         name: {key: statistics.median(s[key] for s in taken) for key in taken[0]} for name, taken in samples.items()
     }
@@ -108,9 +109,10 @@ def repeat(source: Path, folder: Path, out: Path, count: int) -> tuple[str, str]
 
 
 def in_process(name: str, *files: str) -> dict[str, float]:
-    """Run `compute` in a new process; return its results, and the times and memory of the process."""
+    """Run `pq_process.py`; return its results, and the times and memory of the process."""
     begin = time.perf_counter()
-    process = subprocess.Popen([sys.executable, __file__, "--run", name, *files], stdout=subprocess.PIPE, text=True)
+    script = Path(__file__).with_name("pq_process.py")
+    process = subprocess.Popen([sys.executable, script, name, *files], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
@@ -118,42 +120,11 @@ def in_process(name: str, *files: str) -> dict[str, float]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{name} failed")
+    keys = ("wall_s", "cpu_s", "pq")
+    computing = dict(zip(keys, map(float, output.splitlines()[-1].split()), strict=True))
     whole = {"process_wall_s": wall, "process_cpu_s": usage.ru_utime + usage.ru_stime}
-    return json.loads(output) | whole | {"peak_mib": usage.ru_maxrss / 1024}
-
-
-def compute(name: str, gt: str, gt_dir: str, pred: str, pred_dir: str) -> dict[str, float]:
-    """Compute PQ; return it, and the seconds without imports."""
-    if name == "refine":
-        from refine.evaluation.panoptic_files import evaluate_files
-
-        def run() -> float:
-            return evaluate_files(gt, gt_dir, pred, pred_dir).pq
-    else:
-        if name == "hotcoco":
-            from hotcoco.panoptic import pq_compute
-        else:
-            from panopticapi.evaluation import pq_compute
-
-        def run() -> float:
-            return pq_compute(gt, pred, gt_dir, pred_dir)["All"]["pq"]
-
-    cpu, wall = cpu_seconds(), time.perf_counter()
-    with contextlib.redirect_stdout(io.StringIO()):
-        pq = run()
-    wall = time.perf_counter() - wall
-    gc.collect()  # ends panopticapi's processes, so that their CPU time is counted
-    return {"wall_s": wall, "cpu_s": cpu_seconds() - cpu, "pq": pq}
-
-
-def cpu_seconds() -> float:
-    """Return the CPU time of this process and its finished child processes."""
-    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(u.ru_utime + u.ru_stime for u in usage)
+    return computing | whole | {"peak_mib": usage.ru_maxrss / 1024}
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--run"]:
-        print(json.dumps(compute(*sys.argv[2:])))
-    else:
-        main()
+    main()
