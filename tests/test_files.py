@@ -81,7 +81,7 @@ EXEMPT = {
     "training/logs.py",  # grows line by line
     "formats/journal.py",
     "formats/image_like.py",  # a temporary file
-    "checkpoint/fetch.py",  # a download that resumes, checked before it gets its name
+    "checkpoint/download.py",  # a download that resumes, checked before it gets its name
     "training/run_folder.py",  # a lock
     "cli/main.py",  # the null device
     "formats/results/label_images.py",  # memory

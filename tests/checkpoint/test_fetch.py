@@ -6,6 +6,8 @@ The server, on the loopback address, can interrupt connections, ignore ranges an
 import hashlib
 import pickle
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +18,6 @@ import pytest
 import torch
 from helpers.full_width import panoptic_fpn_state
 
-from refine.checkpoint import fetch as fetching
 from refine.checkpoint import find
 from refine.checkpoint.fetch import cache_folder, fetch
 from refine.checkpoint.folder import load_model
@@ -162,10 +163,10 @@ def test_without_a_network_the_message_describes_a_manual_download(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     def unreachable(*_: object, **__: object) -> None:
-        raise fetching.urllib.error.URLError("Temporary failure in name resolution")
+        raise urllib.error.URLError("Temporary failure in name resolution")
 
     with monkeypatch.context() as context:
-        context.setattr(fetching.urllib.request, "urlopen", unreachable)
+        context.setattr(urllib.request, "urlopen", unreachable)
         assert main(["models", "--fetch", NAME]) == 1
     message = capsys.readouterr().err
     path = cache_folder() / "downloads" / "model_final_c10459.pkl"
@@ -252,7 +253,7 @@ def test_full_width(server: Server, monkeypatch: pytest.MonkeyPatch, name: str) 
 
 def test_without_a_home_folder_weights_need_a_folder(monkeypatch):
     monkeypatch.delenv("REFINE_CACHE", raising=False)
-    monkeypatch.setattr(fetching, "user_cache", lambda: None)
+    monkeypatch.setattr("refine.checkpoint.fetch.user_cache", lambda: None)
     assert not find.is_cached(NAME)
     with pytest.raises(RefineError, match="set REFINE_CACHE to a folder"):
         find.find_model(NAME)
