@@ -192,18 +192,16 @@ def shared_areas(runs: MaskRuns) -> tuple[Tensor, Tensor]:
     """
     order = torch.argsort(runs.start)
     start, end, mask = runs.start[order], runs.end[order], runs.mask[order]
-    keys, shared = [mask.new_zeros(0)], [mask.new_zeros(0)]
-    # Compare each run with the 1st, 2nd, … run after it, for as long as that begins before the run ends.
-    earlier, step = torch.arange(len(start), device=start.device), 1
-    while len(earlier := earlier[: torch.searchsorted(earlier, len(start) - step)]):
-        earlier = earlier[start[earlier + step] < end[earlier]]
-        later = earlier + step
-        one, other = mask[earlier], mask[later]
-        keys.append(torch.minimum(one, other) * runs.count + torch.maximum(one, other))
-        shared.append(torch.minimum(end[earlier], end[later]) - start[later])
-        step += 1
-    pairs, place = torch.unique(torch.cat(keys), return_inverse=True)
-    areas = torch.zeros_like(pairs).index_add_(0, place, torch.cat(shared))
+    # A run meets the runs after it that begin before it ends.
+    index = torch.arange(len(start), device=start.device)
+    met = (torch.searchsorted(start, end) - index - 1).clamp(min=0)
+    earlier = index.repeat_interleave(met)
+    later = earlier + 1 + torch.arange(len(earlier), device=start.device) - (met.cumsum(0) - met)[earlier]
+    one, other = mask[earlier], mask[later]
+    keys = torch.minimum(one, other) * runs.count + torch.maximum(one, other)
+    pairs, place = torch.unique(keys, return_inverse=True)
+    shared = torch.minimum(end[earlier], end[later]) - start[later]
+    areas = torch.zeros_like(pairs).index_add_(0, place, shared)
     count = max(runs.count, 1)
     return torch.stack([pairs.div(count, rounding_mode="floor"), pairs % count], 1), areas
 
