@@ -18,7 +18,7 @@ from refine.structures import VOID, Instances, Targets
 
 # Shape letters: N instances, P ordered pairs, C feature channels, S = 14, K thing classes.
 
-AT_ONCE = 128
+CPU_AT_ONCE, GPU_AT_ONCE = 128, 512
 """Number of pairs per batch at test, which limits the memory."""
 
 
@@ -76,14 +76,17 @@ class OcclusionHead(nn.Module):
             RefineError: `roi_masks` or `features` are missing.
         """
         maps = self._maps(instances)
-        front, back = pairs.unbind(1)
-        x = F.relu(self.of_front(maps)[front] + self.of_back(maps)[back])  # P×width×S×S
+        return self._of_pairs(self.of_front(maps), self.of_back(maps), instances.labels, pairs)
+
+    def _of_pairs(self, front: Tensor, back: Tensor, labels: Tensor, pairs: Tensor) -> Tensor:
+        """Compute `forward` from the results of the first convolution, Tensor[N, width, S, S] each."""
+        one, other = pairs.unbind(1)
+        x = F.relu(front[one] + back[other])  # P×width×S×S
         for conv in self.convs:
             x = F.relu(conv(x))
         x = x.flatten(1)
         if "label" in self.config.cues:
-            one_hots = F.one_hot(instances.labels, self.num_things).to(x.dtype)
-            x = torch.cat([x, one_hots[front], one_hots[back]], 1)
+            x = torch.cat([x, F.one_hot(labels[pairs], self.num_things).flatten(1).to(x.dtype)], 1)
         return self.predictor(F.relu(self.fc2(F.relu(self.fc1(x)))))[:, 0]
 
     def _maps(self, instances: Instances) -> Tensor:
@@ -117,10 +120,14 @@ class OcclusionHead(nn.Module):
             return occlusion
         involved, index = torch.unique(pairs, return_inverse=True)  # the others need no convolution
         some, both = instances[involved], torch.cat([index, index.flip(1)])
+        at_once = CPU_AT_ONCE if pairs.device.type == "cpu" else GPU_AT_ONCE
         with span("occlusion"):
-            for part in both.split(AT_ONCE):
-                front, back = involved[part].unbind(1)
-                occlusion[front, back] = torch.sigmoid(self(some, part).float())
+            maps = self._maps(some)
+            front, back = self.of_front(maps), self.of_back(maps)
+            for part in both.split(at_once):
+                one, other = involved[part].unbind(1)
+                logits = self._of_pairs(front, back, some.labels, part)
+                occlusion[one, other] = torch.sigmoid(logits.float())
         return occlusion
 
 
