@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -64,20 +66,18 @@ class Targets:
         return int(self.sem_seg.shape[0]), int(self.sem_seg.shape[1])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Targets:
-        moved = {
-            f.name: getattr(self, f.name).to(device, non_blocking=non_blocking)
-            for f in fields(self)
-            if isinstance(getattr(self, f.name), Tensor)
-        }
-        return replace(self, **moved)
+        return self._copied(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Targets:
-        pinned = {
-            f.name: getattr(self, f.name).pin_memory()
-            for f in fields(self)
-            if isinstance(getattr(self, f.name), Tensor)
-        }
-        return replace(self, **pinned)
+        return self._copied(Tensor.pin_memory)
+
+    def _copied(self, change: Callable[[Tensor], Tensor]) -> Targets:
+        """Return a copy with other tensors of the same values, which are not checked again: a GPU would wait."""
+        copied = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(copied, name, change(value))
+        return copied
 
     @classmethod
     def from_panoptic(
