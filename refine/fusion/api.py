@@ -207,13 +207,14 @@ def _content_order(instances: Instances, runs: MaskRuns) -> list[list[int]]:
     Returns:
         Groups of indices of instances that are equal in all of these, increasing within a group.
     """
-    areas = runs.areas().tolist()
-    keys = list(zip((-instances.scores).tolist(), [-a for a in areas], instances.labels.tolist(), strict=True))
+    areas, labels = torch.stack([runs.areas(), instances.labels]).tolist()
+    keys = list(zip((-instances.scores).tolist(), [-a for a in areas], labels, strict=True))
     ties = Counter(keys)
     if len(ties) == len(keys):
         return [[n] for n in sorted(range(len(keys)), key=lambda n: keys[n]) if areas[n]]
     # Pixels and boxes are compared only where everything else is equal.
     details: list[Any] = [None] * len(keys)
+    runs = runs.to("cpu")
     edges, counts = torch.stack([runs.start, runs.end], 1), torch.bincount(runs.mask, minlength=len(keys)).tolist()
     for n, (edge, box) in enumerate(zip(torch.split(edges, counts), instances.boxes.tolist(), strict=True)):
         if ties[keys[n]] > 1:

@@ -52,7 +52,7 @@ def check(
         raise RefineError("instances.scores: expected probabilities 0-1, got other values; rescale the scores")
     if sem_confidence is not None:
         check_shape("sem_confidence", sem_confidence, instances.image_size)
-        low, high = (float(v) for v in sem_confidence.aminmax()) if sem_confidence.numel() else (0.0, 0.0)
+        low, high = torch.stack(sem_confidence.aminmax()).tolist() if sem_confidence.numel() else (0.0, 0.0)
         if not sem_confidence.is_floating_point() or not (low >= 0 and high <= 1.0001):  # half precision rounds
             raise RefineError(
                 f"sem_confidence: expected floats 0-1, got {sem_confidence.dtype} {low:.4g}..{high:.4g}; give the "
@@ -73,7 +73,7 @@ def _check_labels(name: str, labels: Tensor, low: int, high: int, categories: Ca
         return
     if labels.is_floating_point() or labels.is_complex():
         raise RefineError(f"{name}: expected integers, got {labels.dtype}; give contiguous classes")
-    smallest, largest = (int(v) for v in labels.aminmax())
+    smallest, largest = torch.stack(labels.aminmax()).tolist()
     if smallest < low or largest >= high:
         raise RefineError(
             f"{name}: expected labels {low}..{high - 1} of {categories!r}, got {smallest}..{largest}; "

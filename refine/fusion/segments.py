@@ -166,12 +166,10 @@ class Totals:
         """
         values = ids.nonzero().squeeze(1)
         means = (self.confidence[values] / self.areas[values]).tolist() if self.scored else None
-        areas, bounds = self.areas[values].tolist(), self.bounds[:, values].T.tolist()
-        labels, scores, originals = instances.labels.tolist(), instances.scores.tolist(), indices.tolist()
+        found = torch.cat([values[None], self.areas[None, values], self.bounds[:, values]]).T.tolist()
+        (labels, originals), scores = torch.stack([instances.labels, indices]).tolist(), instances.scores.tolist()
         segments = []
-        for n, (value, area, (left, top, right, bottom)) in enumerate(
-            zip(values.tolist(), areas, bounds, strict=True)
-        ):
+        for n, (value, area, left, top, right, bottom) in enumerate(found):
             isthing = value < self.count
             category = self.categories[labels[value] if isthing else value - self.count]
             score = scores[value] if isthing else None if means is None else means[n]

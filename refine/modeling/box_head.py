@@ -241,9 +241,8 @@ class BoxHeads(nn.Module):
     def _detect(self, boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> Instances:
         """Apply the score threshold, NMS per class and `max_detections` to boxes [n, 4 or 4K] and scores [n, K]."""
         finite = boxes.isfinite().all(1) & scores.isfinite().all(1)
-        boxes, scores = clip_boxes(boxes[finite], size), scores[finite]
-        boxes = boxes.unflatten(1, (-1, 4)).expand(-1, self.num_things, -1)  # n×K×4
-        row, label = torch.nonzero(scores > self.config.score_threshold, as_tuple=True)
+        boxes = clip_boxes(boxes, size).unflatten(1, (-1, 4)).expand(-1, self.num_things, -1)  # n×K×4
+        row, label = torch.nonzero((scores > self.config.score_threshold) & finite[:, None], as_tuple=True)
         boxes, scores = boxes[row, label], scores[row, label]
         keep = nms(boxes, scores, label, self.config.nms)
         keep = keep[is_nonempty(boxes[keep])][: self.config.max_detections]

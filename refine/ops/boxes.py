@@ -115,8 +115,10 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou: float) -> Tensor:
     if not len(boxes):
         return groups.new_zeros(0)
     if boxes.numel() > (4000 if boxes.device.type == "cpu" else 100_000):  # as torchvision's batched_nms
-        members = [torch.nonzero(groups == group).squeeze(1) for group in torch.unique(groups)]
-        keep = torch.cat([m[vision.nms(boxes[m], scores[m], iou)] for m in members])
+        order = torch.argsort(groups, stable=True)
+        sizes = torch.unique_consecutive(groups[order], return_counts=True)[1].tolist()
+        members = [values.split(sizes) for values in (order, boxes[order], scores[order])]
+        keep = torch.cat([m[vision.nms(b, s, iou)] for m, b, s in zip(*members, strict=True)])
     else:
         offset = groups.to(boxes) * (boxes.max() + 1)  # boxes of different groups then do not overlap
         keep = vision.nms(boxes + offset[:, None], scores, iou)

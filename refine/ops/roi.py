@@ -74,13 +74,13 @@ def roi_align_levels(
     if len(features) == 1:
         return align(features[0], rois, output_size, sampling, strides[0])
     level = assign_levels(rois[:, 1:], len(features), sampling.canonical_size)
-    parts, indices = [], []
-    for n, (feature, stride) in enumerate(zip(features, strides, strict=True)):
-        on_level = torch.nonzero(level == n).squeeze(1)
-        indices.append(on_level)
-        parts.append(align(feature, rois[on_level], output_size, sampling, stride))
-    order = torch.argsort(torch.cat(indices))
-    return torch.cat(parts)[order]
+    order = torch.argsort(level, stable=True)
+    counts = (level == torch.arange(len(features), device=level.device)[:, None]).sum(1).tolist()
+    parts = [
+        align(feature, part, output_size, sampling, stride)
+        for feature, part, stride in zip(features, rois[order].split(counts), strides, strict=True)
+    ]
+    return torch.cat(parts)[torch.argsort(order)]
 
 
 def align(feature: Tensor, rois: Tensor, output_size: int, sampling: Sampling, stride: int) -> Tensor:

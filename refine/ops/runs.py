@@ -49,7 +49,7 @@ def run_starts(labels: Tensor, cuts: Tensor | None = None, width: int | None = N
 
 def run_lengths(starts: Tensor, total: int) -> Tensor:
     """Return the length in pixels of contiguous runs that cover `total` pixels: Tensor[R] int64."""
-    return torch.diff(starts, append=starts.new_tensor([total]))
+    return torch.diff(starts, append=starts.new_full((1,), total))
 
 
 def run_sums(values: Tensor, starts: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def run_sums(values: Tensor, starts: Tensor) -> Tensor:
     if values.device.type == "cpu":
         return torch.from_numpy(np.add.reduceat(flat.numpy(), starts.numpy())).double()
     totals = torch.cat([flat.new_zeros(1, dtype=torch.float64), flat.cumsum(0, dtype=torch.float64)])
-    return torch.diff(totals[torch.cat([starts, starts.new_tensor([flat.numel()])])])
+    return torch.diff(totals[torch.cat([starts, starts.new_full((1,), flat.numel())])])
 
 
 def spread(values: Tensor, lengths: Tensor, size: tuple[int, int]) -> Tensor:

@@ -104,9 +104,8 @@ def _best(
     side = _side(len(logits), CPU_LOGITS if logits.device.type == "cpu" else GPU_LOGITS)
     labels = torch.empty(height, width, dtype=torch.int64, device=logits.device)
     confidence = torch.empty(height, width, device=logits.device)
-    column_ranges = [(x, *_support(horizontal[:, x : x + side])) for x in range(0, width, side)]
-    for y in range(0, height, side):
-        top, bottom = _support(vertical[:, y : y + side])
+    row_ranges, column_ranges = _supports(vertical, side), _supports(horizontal, side)
+    for y, top, bottom in row_ranges:
         rows = vertical[top:bottom, y : y + side].T @ logits[:, top:bottom]  # L × side × w
         for x, left, right in column_ranges:
             part = rows[:, :, left:right] @ horizontal[left:right, x : x + side]  # L × side × side
@@ -171,7 +170,11 @@ def _resizing(maps: Tensor, axis: int, output: int) -> Tensor:
     return F.interpolate(samples, size=output, mode="linear", align_corners=False)[0]
 
 
-def _support(weights: Tensor) -> tuple[int, int]:
-    """Return the first row with a non-zero weight and the row after the last one."""
-    rows = weights.any(1).nonzero()
-    return int(rows[0]), int(rows[-1]) + 1
+def _supports(weights: Tensor, step: int) -> list[tuple[int, int, int]]:
+    """Return the rows with non-zero weights for each `step` columns: first column, first row, row after the last.
+
+    On a GPU this waits once, not once per block.
+    """
+    used = (weights != 0).byte()
+    first, after = torch.stack([used.argmax(0), len(used) - used.flip(0).argmax(0)]).tolist()
+    return [(n, min(first[n : n + step]), max(after[n : n + step])) for n in range(0, len(first), step)]

@@ -99,6 +99,8 @@ class Instances:
 
     def __getitem__(self, index: Tensor | slice) -> Instances:
         """Select instances by an index tensor, a boolean tensor or a slice; tensors may share memory."""
+        if isinstance(index, Tensor) and index.dtype == torch.bool:  # is searched once, not for each field
+            index = torch.arange(len(self), device=self.boxes.device)[index]
         return self._with({k: v[index] for k, v in self._tensors().items()})
 
     def to(self, device: torch.device | str) -> Instances:
