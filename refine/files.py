@@ -218,7 +218,7 @@ def read_json(path: str | Path) -> Any:
     """
     data = read_bytes(path)
     try:
-        with _no_collection():
+        with no_collection():
             return json.loads(data)
     except ValueError as error:
         raise RefineError(f"{path}: is not valid JSON ({error}); write it again") from error
@@ -227,8 +227,8 @@ def read_json(path: str | Path) -> Any:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
-    """Suspend the garbage collector, which would take half the time of parsing without finding garbage."""
+def no_collection() -> Iterator[None]:
+    """Suspend the garbage collector, which would take a third of the time of reading a JSON and find no garbage."""
     enabled = gc.isenabled()
     gc.disable()
     try:

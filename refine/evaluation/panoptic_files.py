@@ -17,6 +17,7 @@ from refine.evaluation.in_order import in_order
 from refine.evaluation.matching import Side
 from refine.evaluation.pq import PanopticQuality
 from refine.evaluation.report import PQReport
+from refine.files import no_collection
 from refine.formats.id_png import read_runs
 from refine.formats.id_tiff import is_id_tiff, read_tiff_runs
 from refine.formats.panoptic_json import Annotation, ImageEntry, PanopticJson, differing_names
@@ -51,8 +52,11 @@ def evaluate_files(
         RefineError: a file is missing, damaged or contradicts another; the first such image in the order of
             the ground truth is reported.
     """
-    gt = PanopticJson(gt_json, needs=("annotations", "categories"), large=True)
-    pred = PanopticJson(pred_json, needs=("annotations",), categories=gt.categories, large=True)
+    with no_collection():
+        gt = PanopticJson(gt_json, needs=("annotations", "categories"), large=True)
+        pred = PanopticJson(pred_json, needs=("annotations",), categories=gt.categories, large=True)
+        for side in (gt, pred):
+            side.content.clear()  # the tables have all that PQ needs
     quality = PanopticQuality(gt.categories)
     classes, remapped = _pred_classes(gt, pred)
     pairs, joined = _pairs(gt, pred, Path(gt_dir), Path(pred_dir), classes)

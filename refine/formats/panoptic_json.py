@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 
 from refine.errors import RefineError, shown
-from refine.files import MAX_PIXELS, name_problem, read_json
+from refine.files import MAX_PIXELS, name_problem, no_collection, read_json
 from refine.formats.id_tiff import TIFF_IDS, is_id_tiff
 from refine.formats.segments_info import ID_LIMIT, segment_rows
 from refine.structures import Categories
@@ -70,6 +70,7 @@ class PanopticJson:
         RefineError: the file is not a JSON with these lists; without `on_error`, also if an entry is invalid.
     """
 
+    @no_collection()
     def __init__(
         self,
         path: str | Path,
