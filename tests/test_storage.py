@@ -18,6 +18,7 @@ from refine.checkpoint.folder import SavedModel, save_model
 from refine.cli.main import main
 from refine.errors import RefineError, WriteError
 from refine.formats import journal
+from refine.formats.image_list import list_images
 from refine.formats.journal import StoredJournal
 from refine.fusion.config import FusionConfig
 from refine.inference.predictor import Predictor
@@ -79,6 +80,14 @@ def test_files(bucket, tmp_path):
     place.unlink()
     place.unlink(missing_ok=True)
     assert not place.exists()
+
+
+def test_the_folder_of_results_is_not_read(bucket):
+    for name in ("a.png", "out/panoptic/a.png", "outer/b.png"):
+        write_bytes(bucket / "photos" / name, b"x")
+    for source in (f"{bucket}/photos", f"{bucket}/photos/**/*.png"):
+        images = list_images([source], recursive=True, skip=f"{bucket}/photos/out/")
+        assert [image.name for image in images] == ["a.png", "outer/b.png"]
 
 
 def test_failures_are_reported_in_one_line(bucket):

@@ -6,11 +6,13 @@ import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Literal
 
 from refine.errors import RefineError
+from refine.formats.stream import is_results_json
 from refine.storage import Location, Url, list_folder, local_copy, location
 
 SLIDES = {".svs", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif"}
@@ -21,6 +23,8 @@ SUFFIXES = SLIDES | {
 VIDEOS = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv"}
 """Suffixes of videos, which are listed if they are named themselves, not in folders: phones store many beside
 photographs."""
+RESULTS = {"panoptic", "overlays", "labels", "classes", "cutouts"}
+"""Subfolders of a folder of results that hold images."""
 
 
 if TYPE_CHECKING:  # imports NumPy, which listing does not need
@@ -62,7 +66,7 @@ def list_images(
 
     The name of a file is its last path component; the name of an image found in a folder or by a pattern is its
     path relative to that folder or to the part of the pattern without wildcards. Hidden files and folders are
-    skipped, as in shells.
+    skipped, as in shells, and so are results of earlier runs.
 
     Args:
         sources: paths, URLs and glob patterns ("**" matches any number of folders).
@@ -77,15 +81,16 @@ def list_images(
     for source in sources:
         path = location(source)
         if isinstance(path, Url):
-            found |= {url: name for url, name in _in_store(path, recursive) if url not in found}
+            found |= {url: name for url, name in _in_store(path, recursive, skip) if url not in found}
             continue
         if path.is_dir():
-            files, root = sorted(_in_folder(path, recursive, skip)), path
+            files, root = sorted(_in_folder(path, recursive, skip, notify)), path
             _check_subfolders(path, recursive, skip, bool(files), notify)
         elif path.exists():
             files, root = [path], path.parent
         else:
-            files, root = sorted(_matching(source)), _fixed_part(source)
+            root = _fixed_part(source)
+            files = _without_results(sorted(_matching(source)), root, skip, notify)
         if not files:
             raise _no_image(path)
         for file in files:
@@ -133,7 +138,7 @@ def _count_pages(place: Location, is_video: bool) -> int:
         return count_pages(path)
 
 
-def _in_store(source: Url, recursive: bool) -> list[tuple[Url, str]]:
+def _in_store(source: Url, recursive: bool, skip: str | Path | None) -> list[tuple[Url, str]]:
     """Return the images of a URL, which is a file, a folder or a pattern, with their names."""
     if glob.has_magic(str(source)):
         root = Url("/".join(takewhile(lambda part: not glob.has_magic(part), str(source).split("/"))))
@@ -142,6 +147,8 @@ def _in_store(source: Url, recursive: bool) -> list[tuple[Url, str]]:
         return [(source, source.name)]
     else:
         root, files = source, list_folder(source, recursive)
+    if skip is not None:
+        files = [url for url in files if not str(url).startswith(f"{location(str(skip))}/")]
     images = [(url, str(url).removeprefix(f"{root}/")) for url in files if _is_image(url.name)]
     if not images:
         raise _no_image(source)
@@ -167,18 +174,49 @@ def result_names(files: Iterable[ImageFile]) -> dict[str, ImageFile]:
     for file in files:
         name = PurePath(file.name).with_suffix("").as_posix()
         if name in names:
+            first = names[name].path
+            apart = isinstance(first, Path) and isinstance(file.path, Path) and first.parent != file.path.parent
+            fix = ", or give the folder above both with --recursive" if apart else ""
             raise RefineError(
-                f"{file.path}: its results would be named {name!r} like those of {names[name].path}; rename one, "
-                "or give the folder above both with --recursive"
+                f"{file.path}: its results would be named {name!r} like those of {first}; rename one{fix}"
             )
         names[name] = file
     return names
 
 
-def _in_folder(folder: Path, recursive: bool, skip: str | Path | None) -> Iterator[Path]:
+def _has_results(folder: Path) -> bool:
+    """Return whether results of refine were written into a folder, beside images or not."""
+    path = folder / "panoptic.json"
+    return path.is_file() and os.access(path, os.R_OK) and is_results_json(path)
+
+
+def _without_results(
+    files: list[Path], root: Path, skip: str | Path | None, notify: Callable[[str], None]
+) -> list[Path]:
+    """Leave out the files of a pattern that lie in `skip` or are results; `root` is its part without wildcards."""
+    skipped = None if skip is None else os.path.realpath(skip)
+    has_results, real = cache(_has_results), cache(os.path.realpath)
+    left, results = [], set()
+    for file in files:
+        above = file.parents[: len(file.relative_to(root).parts) - 1]
+        found = {p.parent for p in above if p.name in RESULTS and has_results(p.parent)}
+        results |= found
+        if not found and not any(real(p) == skipped for p in above):
+            left.append(file)
+    for folder in sorted(results):
+        notify(f"{folder}: skipped the results of refine in it")
+    return left
+
+
+def _in_folder(
+    folder: Path, recursive: bool, skip: str | Path | None, notify: Callable[[str], None]
+) -> Iterator[Path]:
     """Yield the images of a folder; links to folders are followed once."""
     seen = set() if skip is None else {os.path.realpath(skip)}
     for here, folders, files in os.walk(folder, followlinks=True):
+        if recursive and (results := RESULTS & set(folders)) and _has_results(Path(here)):
+            folders[:] = set(folders) - results
+            notify(f"{here}: skipped the results of refine in it")
         for name in list(folders):
             real = os.path.realpath(os.path.join(here, name))
             if not recursive or name.startswith(".") or real in seen:

@@ -14,7 +14,7 @@ Entry = dict[str, Any]
 """`image` and `annotation` of a result, entries of the JSON; `source`, if known, is the stamp of the image."""
 
 DESCRIPTION = "Panoptic results of refine"
-"""Begin of `info.description` in the JSON of results, by which `check_results_json` recognises it."""
+"""Begin of `info.description` in the JSON of results, by which `is_results_json` recognises it."""
 
 SOURCES = "sources.jsonl"
 """Name of the file in the folder of results that lists the stamps of the images, one line [name, *stamp] each."""
@@ -49,21 +49,21 @@ def results_info(info: dict[str, Any] | None) -> dict[str, Any]:
     return {"description": f"{DESCRIPTION} {__version__}{model}"} | info
 
 
-def check_results_json(out: Location) -> None:
-    """Raise RefineError if OUT/panoptic.json is not that of results of refine, for example of a ground truth.
-
-    New results would replace it. A file that was formatted or described anew after a correction is refused too.
-    """
-    path = out / "panoptic.json"
-    if not path.is_file():
-        return
+def is_results_json(path: Location) -> bool:
+    """Return whether a JSON is that of results of refine, and not formatted or described anew since."""
     with local_copy(path) as copy, copy.open("rb") as file:
         start = f'{{"info": {{"description": "{DESCRIPTION}'.encode()
-        if file.read(len(start)) != start:
-            raise RefineError(
-                f"{path}: was not written by refine predict or fuse, and would be replaced; choose another folder "
-                "for the results"
-            )
+        return file.read(len(start)) == start
+
+
+def check_results_json(out: Location) -> None:
+    """Raise RefineError if OUT/panoptic.json is a ground truth or a correction, which results would replace."""
+    path = out / "panoptic.json"
+    if path.is_file() and not is_results_json(path):
+        raise RefineError(
+            f"{path}: was not written by refine predict or fuse, and would be replaced; choose another folder "
+            "for the results"
+        )
 
 
 def write_sources(out: Location, entries: Callable[[], Iterable[Entry]]) -> None:

@@ -6,7 +6,9 @@ import re
 import pytest
 
 from refine.errors import RefineError
+from refine.files import write_json
 from refine.formats.image_list import list_images, result_names
+from refine.formats.stream import results_info
 
 FILES = (
     "b.JPG",
@@ -66,6 +68,26 @@ def test_subfolders_are_read_on_request_and_otherwise_noted(folder):
     assert "sub/deep/a.png" in names(folder, recursive=True, skip=folder / "out")
 
 
+def test_results_are_not_read_as_images(folder):
+    """Neither those in the folder to skip, nor those of earlier runs: the panoptic.json beside them tells."""
+    results = {"out/overlays/a.jpg", "out/labels/s/a.tif", "out/panoptic/a.png", "overlays/a.jpg"}
+    for name in results:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    images = {"a.png", "b.JPG", "sub/a.png", "sub/c.webp", "sub/deep/a.png"}
+    for kind in ({"recursive": True}, {}):
+        source, notes = folder if kind else f"{folder}/**/*", []
+        assert set(names(source, **kind)) == images | results | {"out/a.png"}
+        assert set(names(source, **kind, skip=folder / "out")) == images | {"overlays/a.jpg"}
+        for place in (folder, folder / "out"):
+            write_json(place / "panoptic.json", {"info": results_info(None), "images": []})
+        assert set(names(source, **kind, notify=notes.append)) == images | {"out/a.png"}
+        assert notes == [f"{place}: skipped the results of refine in it" for place in (folder, folder / "out")]
+        assert names(folder / "overlays") == names(f"{folder}/overlays/*") == ["a.jpg"]  # named by the user
+        for place in (folder, folder / "out"):  # a ground truth
+            write_json(place / "panoptic.json", {"images": [], "info": {}})
+
+
 def test_equal_names_of_results_raise(folder):
     assert list(result_names(list_images([f"{folder}/**/a.png"]))) == ["a", "out/a", "sub/a", "sub/deep/a"]
     with pytest.raises(
@@ -73,5 +95,5 @@ def test_equal_names_of_results_raise(folder):
     ):
         result_names(list_images([str(folder / "out"), str(folder / "sub")]))
     (folder / "a.jpg").touch()
-    with pytest.raises(RefineError, match="rename one"):
+    with pytest.raises(RefineError, match=r"rename one$"):  # in one folder, --recursive would not help
         result_names(list_images([str(folder)]))
