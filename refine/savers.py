@@ -9,6 +9,7 @@ from pathlib import Path
 from refine import __version__
 from refine.errors import RefineError, did_you_mean, missing_extra, shown
 from refine.files import read_json, write_json
+from refine.formats.image_list import SUFFIXES
 from refine.formats.results import (
     coco_instances,
     cutouts,
@@ -132,6 +133,8 @@ def save_result(item: ImageResult, path: str | Path, formats: str | Sequence[str
     from refine.formats.writer import PredictionWriter
 
     path, savers, result = Path(path), find_savers(formats), item.result
+    if path.suffix.lower() in SUFFIXES - {".png"} | {".json"}:
+        raise ValueError(f"{path}: expected a folder, or the name of a PNG")
     if path.suffix.lower() != ".png":
         _check_alone(path, item.file_name)
         with PredictionWriter(path, result.categories, savers=savers) as writer:

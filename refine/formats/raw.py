@@ -114,7 +114,10 @@ def check_page(path: str | Path, page: int | None, pages: int, what: str) -> int
         RefineError: the page does not exist, or there are several and none is selected.
     """
     if page is None and pages > 1:
-        raise RefineError(f"{path}: has {what}; choose one with --page 1 to {pages}, or --page all in predict")
+        raise RefineError(
+            f"{path}: has {what}; choose one with --page 1 to {pages}, or --page all in predict; or save it as a "
+            "file"
+        )
     if page is not None and page > pages:
         raise RefineError(f"{path}: has no page {page}; choose one with --page 1 to {pages}")
     return 0 if page is None else page - 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from refine.errors import counted
 from refine.structures import Prediction
 
 REDUCED = 0.5
@@ -69,4 +70,4 @@ class Limits:
 
 def _count(names: list[str]) -> str:
     """Return the subject and verb of a remark about images; names the first image."""
-    return f"{names[0]} is" if len(names) == 1 else f"{names[0]} and {len(names) - 1} more images are"
+    return f"{names[0]} is" if len(names) == 1 else f"{names[0]} and {counted(len(names) - 1, 'more image')} are"

@@ -92,7 +92,9 @@ class PanopticResult:
         return self._by_id[segment_id]
 
     def mask(self, segment_id: int) -> Tensor:
-        """Return the pixels of one segment: Tensor[H, W] bool."""
+        """Return the pixels of one segment, or of void (0): Tensor[H, W] bool; raise KeyError if there is none."""
+        if segment_id:
+            self.segment(segment_id)
         return self.segment_ids == segment_id
 
     def name(self, segment: Segment) -> str:

@@ -39,7 +39,7 @@ def test_pages_and_frames(tmp_path: Path, kind: str) -> None:
         more = {"lossless": True} if kind == "a.webp" else {"compression": "tiff_lzw"} if kind == "lzw.tif" else {}
         images[0].save(path, save_all=True, append_images=images[1:], **more)
     what = "pages" if path.suffix == ".tif" else "frames"
-    _raises(path, f"has 6 {what}; choose one with --page 1 to 6, or --page all in predict")
+    _raises(path, f"has 6 {what}; choose one with --page 1 to 6, or --page all in predict; or save it as a file")
     _raises(path, "has no page 7; choose one with --page 1 to 6", page=7)
     for number in (3, 1, 6):
         read = _read(path, number, **({"range": (0, 255)} if kind == "16.tif" else {}))
@@ -48,7 +48,10 @@ def test_pages_and_frames(tmp_path: Path, kind: str) -> None:
 
 def test_a_black_first_page_is_not_selected_silently(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", np.stack([STACK[0] * 0, STACK[0]]))
-    _raises(tmp_path / "a.tif", "has 2 pages; choose one with --page 1 to 2, or --page all in predict")
+    _raises(
+        tmp_path / "a.tif",
+        "has 2 pages; choose one with --page 1 to 2, or --page all in predict; or save it as a file",
+    )
 
 
 @pytest.mark.parametrize("kind", ["imagej", "one_header", "ome"])
@@ -57,7 +60,10 @@ def test_slices_and_channels(tmp_path: Path, kind: str, bits: int) -> None:
     path, values = tmp_path / "a.tif", STACK.reshape(2, 3, 20, 30).astype(f"u{bits // 8}")
     more = {"one_header": {"imagej": True, "truncate": True}, "imagej": {"imagej": True}, "ome": {"ome": True}}
     tifffile.imwrite(path, values, metadata={"axes": "ZCYX"}, photometric="minisblack", **more[kind])
-    _raises(path, "has 2 slices of 3 channels; choose one with --page 1 to 2, or --page all in predict")
+    _raises(
+        path,
+        "has 2 slices of 3 channels; choose one with --page 1 to 2, or --page all in predict; or save it as a file",
+    )
     _raises(path, "has 3 channels; choose one with --channel 1 to 3, or save it as a file", page=1)
     _raises(path, "has no channel 4; choose one with --channel 1 to 3", page=1, channel=4)
     for page, channel in ((1, 1), (2, 3)):
@@ -108,7 +114,7 @@ def test_three_channels_are_rgb_only_if_the_header_says_so(tmp_path: Path, plana
     tifffile.imwrite(path, samples, photometric="minisblack", planarconfig=planar)
     _raises(path, "has 3 channels; choose one with --channel 1 to 3, or save it as a file")
     tifffile.imwrite(path, values, photometric="minisblack")
-    _raises(path, "has 3 pages; choose one with --page 1 to 3, or --page all in predict")
+    _raises(path, "has 3 pages; choose one with --page 1 to 3, or --page all in predict; or save it as a file")
 
 
 def test_channels_of_grey_and_rgb_images(tmp_path: Path) -> None:
@@ -144,7 +150,10 @@ def test_pages_of_different_sizes(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "a.tif") as file:
         for page in (STACK[0], STACK[1, :7], STACK[2]):
             file.write(page, contiguous=False)
-    _raises(tmp_path / "a.tif", "has 3 pages; choose one with --page 1 to 3, or --page all in predict")
+    _raises(
+        tmp_path / "a.tif",
+        "has 3 pages; choose one with --page 1 to 3, or --page all in predict; or save it as a file",
+    )
     shapes = {_read(tmp_path / "a.tif", page).shape for page in (1, 2, 3)}
     assert shapes == {(20, 30), (7, 30)}
 

@@ -50,6 +50,12 @@ def test_paths_that_cannot_be_written_raise(result: PanopticResult, tmp_path) ->
         result.save(tmp_path / "file" / "found.png")
 
 
+def test_a_segment_that_is_not_there_has_no_mask(result: PanopticResult) -> None:
+    assert [int(result.mask(number).sum()) for number in (0, 1, 2)] == [17, 15, 16]
+    with pytest.raises(KeyError, match="3"):
+        result.mask(3)
+
+
 def test_saving_replaces_no_results_of_other_images(result: PanopticResult, tmp_path) -> None:
     """Neither those of `refine predict` nor those saved before; of the same image, it does."""
     path = result.save(tmp_path, file_name="a.png")
@@ -97,3 +103,5 @@ def test_other_formats_are_saved_beside_the_coco_files(result: PanopticResult, t
     assert not any(path.is_file() for path in (tmp_path / "other").rglob("*"))
     with pytest.raises(ValueError, match="give a folder"):
         result.save(tmp_path / "one.png", formats=["geojson"])
+    with pytest.raises(ValueError, match="expected a folder, or the name of a PNG"):
+        result.save(tmp_path / "one.jpg")
