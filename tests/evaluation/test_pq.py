@@ -1,5 +1,6 @@
 """Tests of PQ against stored results of panopticapi, panopticapi on random maps, and hand-drawn maps."""
 
+import gc
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from refine.errors import RefineError
 from refine.evaluation.panoptic_files import evaluate_files
 from refine.evaluation.pq import PanopticQuality
 from refine.formats.id_png import read_png, write_png
+from refine.formats.panoptic_json import PanopticJson
 from refine.structures import Categories, Category
 
 CATEGORIES = Categories(
@@ -280,6 +282,22 @@ def test_files_are_evaluated_without_imports_that_take_long(tmp_path):
     if shutil.which("cc") and compiled._processor():  # else LLVM's library, which imports the others
         slow |= {"llvmlite.binding", "shutil", "tempfile", "random"}
     assert not slow & set(done.stdout.split())
+
+
+def test_many_entries_are_read_without_garbage_collections(tmp_path):
+    write_set(tmp_path, MAP, segments(*((n, 4) for n in range(1, 20_000))))
+    begun = []
+
+    def callback(phase, info):
+        begun.append(phase)
+
+    gc.callbacks.append(callback)
+    try:
+        assert len(PanopticJson(tmp_path / "p.json").table) == 19_999
+    finally:
+        gc.callbacks.remove(callback)
+    assert len(begun) <= 2  # begin and end of the one that is due when all are read
+    assert gc.isenabled()
 
 
 def test_png_round_trip(tmp_path):
