@@ -40,6 +40,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--images", type=int, default=600)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tools", nargs="+", choices=COMPETITORS, default=COMPETITORS, help="(all three)")
     parser.add_argument("--out", type=Path, default=Path("pq.json"))
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -48,16 +49,16 @@ def main() -> None:
         # Where the environment forbids bytecode, each start would compile the sources of NumPy and of refine.
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         os.environ["PYTHONPYCACHEPREFIX"] = str(Path(folder, "bytecode"))
-        samples: dict[str, list[dict[str, float]]] = {name: [] for name in COMPETITORS}
+        samples: dict[str, list[dict[str, float]]] = {name: [] for name in args.tools}
         for number in range(args.rounds + 1):
-            for name in COMPETITORS:
+            for name in args.tools:
                 sample = in_process(name, *gt, *pred)
                 if number:  # the first round writes bytecode, and compiles refine's loops where none are kept
                     samples[name].append(sample)
     numbers = {
         name: {key: statistics.median(s[key] for s in taken) for key in taken[0]} for name, taken in samples.items()
     }
-    base = numbers["panopticapi"]
+    base = numbers[args.tools[0]]
     for row in numbers.values():
         row["images_per_s"] = args.images / row["wall_s"]
         for key in ("wall_s", "cpu_s", "process_wall_s", "process_cpu_s"):
@@ -84,7 +85,7 @@ def main() -> None:
             if key == "images_per_s":
                 cells.append(f"{row[key]:.0f}")
             else:
-                cells += [f"{row[key + '_s']:.2f}", f"{row['ratio_' + key]:.1f}"]
+                cells += [f"{row[key + '_s']:.3f}", f"{row['ratio_' + key]:.1f}"]
         table.add_row(*cells, f"{row['peak_mib']:.0f}", f"{row['pq']:.12f}")
     Console(width=140).print(table)
 
