@@ -15,8 +15,8 @@ from refine.formats.segments_info import CROWD, ID, UNSTATED, segment_rows
 if TYPE_CHECKING:
     from refine.structures import Segment
 
-VOID_ROW = (0, -1, 0, UNSTATED)
-"""Table row of void pixels, which belong to no segment."""
+VOID_ROWS = np.array([(0, -1, 0, UNSTATED)])
+"""Table of void pixels, which belong to no segment."""
 
 FORGIVES = 2
 """Value of CROWD for crowds whose pixels excuse unmatched predictions; other crowds have 1. As in panopticapi, only
@@ -51,7 +51,7 @@ class Side(NamedTuple):
     @classmethod
     def of(cls, runs: Runs, rows: np.ndarray, where: str) -> Side:
         """Sort validated segments, [S, 4] int64 in the order of the file, by id."""
-        table = np.concatenate([[VOID_ROW], rows[np.argsort(rows[:, ID])]])
+        table = np.concatenate([VOID_ROWS, rows[rows[:, ID].argsort()]])
         if table[:, CROWD].any():
             crowds = rows[rows[:, CROWD] != 0, :2].tolist()
             forgiving = list({label: number for number, label in crowds}.values())
@@ -138,7 +138,7 @@ def match(gt: Side, pred: Side, classes: int) -> tuple[np.ndarray, float]:
 
 def _mean_pq(counts: np.ndarray) -> float:
     """PQ of [5, classes] counts: the mean over the classes that count anything, 1 if none does."""
-    tp, fp, fn, high, low = counts[:, counts[:3].any(0)].astype(np.float64)
-    if not len(tp):
-        return 1.0
-    return float((2 * (high * LOW_UNITS + low) / UNITS / (2 * tp + fp + fn)).cumsum()[-1]) / len(tp)
+    total, present = 0.0, counts[:, counts[: FN + 1].any(0)].T.tolist()
+    for tp, fp, fn, high, low in present:  # few, so that arrays would take longer
+        total += 2 * (high * LOW_UNITS + low) / UNITS / (2 * tp + fp + fn)
+    return total / len(present) if present else 1.0

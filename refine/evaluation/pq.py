@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refine.errors import RefineError
-from refine.evaluation.matching import FN, FP, LOW_UNITS, TP, UNITS, Side, match
+from refine.evaluation.matching import FN, LOW_UNITS, UNITS, Side, match
 from refine.evaluation.report import ClassPQ, ImagePQ, PQReport
 from refine.formats.runs import Runs
 from refine.structures import Categories
@@ -85,7 +85,7 @@ class PanopticQuality:
             )
         counts, pq = match(gt, pred, len(self.categories))
         self._state += counts
-        totals = counts[[TP, FP, FN]].sum(1).tolist()
+        totals = counts[: FN + 1].sum(1).tolist()  # TP, FP and FN
         self.images.append(ImagePQ(image_id, file_name, pq, *totals))
         return self.images[-1]
 
