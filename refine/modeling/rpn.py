@@ -116,11 +116,13 @@ class RegionProposals(nn.Module):
         before = self.config.pre_nms_top_n[0 if training else 1]
         after = self.config.post_nms_top_n[0 if training else 1]
         boxes, logits, levels = [], [], []
-        sizes = output.anchors[0].new_tensor(image_sizes).T[..., None]  # 2×B×1
+        sizes: Sequence[int] | Tensor = image_sizes[0]
+        if len(set(image_sizes)) > 1:  # else a copy would only make a GPU wait
+            sizes = output.anchors[0].new_tensor(image_sizes).T[..., None]  # 2×B×1
         for n, (objectness, deltas, anchors) in enumerate(
             zip(output.objectness, output.deltas, output.anchors, strict=True)
         ):
-            inside = is_inside(anchors, sizes)  # B×R_l
+            inside = is_inside(anchors, sizes)  # R_l or B×R_l
             objectness = objectness.float().masked_fill(~inside, -torch.inf)
             best, index = objectness.topk(min(before, objectness.shape[1]), dim=1)  # B×k
             selected = deltas.gather(1, index[..., None].expand(-1, -1, 4))
@@ -174,12 +176,12 @@ class RegionProposals(nn.Module):
         }
 
 
-def is_inside(anchors: Tensor, size: Tensor) -> Tensor:
+def is_inside(anchors: Tensor, size: Sequence[int] | Tensor) -> Tensor:
     """Return which anchors are centred inside an image of `size` (height, width).
 
     Args:
         anchors: Tensor[R, 4] in pixels.
-        size: Tensor[2], or Tensor[2, B, 1] for B images.
+        size: two numbers or Tensor[2], or Tensor[2, B, 1] for B images.
 
     Returns:
         Tensor[R] or Tensor[B, R] bool.

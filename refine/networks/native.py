@@ -212,8 +212,9 @@ def rescale(
     """
     channels, confidence = semantic_map(prediction.sem_logits, prediction.image_size, size, grid=grid)
     (height, width), instances = prediction.image_size, prediction.instances
-    (down, right), origin = (grid.step, grid.origin) if grid else ((size[0] / height, size[1] / width), (0, 0))
-    scale, begin = instances.boxes.new_tensor([[right, down] * 2, [*origin[::-1]] * 2])
-    instances = replace(instances, image_size=size, boxes=instances.boxes * scale + begin)
+    (down, right), (top, left) = (grid.step, grid.origin) if grid else ((size[0] / height, size[1] / width), (0, 0))
+    x, y = instances.boxes.unflatten(1, (2, 2)).unbind(2)
+    boxes = torch.stack([x * right + left, y * down + top], 2).flatten(1)
+    instances = replace(instances, image_size=size, boxes=boxes)
     probabilities = ClassProbabilities(prediction.sem_logits, prediction.image_size, size, semantic_classes, grid)
     return Prediction(instances, semantic_classes[channels.long()], confidence, probabilities)
