@@ -94,10 +94,10 @@ def erase_dilated(
         own = torch.where(labels == c, regions + 1, 0)[None, None].double()
         for kernel, padding in (((2 * radius + 1, 1), (radius, 0)), ((1, 2 * radius + 1), (0, radius))):
             own = F.max_pool2d(own, kernel, 1, padding)
-        region = own[0, 0].long() - 1
-        inside = region >= 0
-        total[0].index_add_(0, region[inside], probabilities[c][inside].double())
-        total[1].index_add_(0, region[inside], torch.ones_like(region[inside], dtype=torch.float64))
+        inside = flatnonzero(own > 0)
+        region = own.view(-1)[inside].long() - 1
+        values = probabilities[c].reshape(-1)[inside].double()
+        total.index_add_(1, region, torch.stack([values, torch.ones_like(values)]))
     erased = total[0] < threshold * total[1]
     erased[:first] = False
     return torch.where(erased[regions], VOID, labels)
