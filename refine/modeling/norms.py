@@ -85,8 +85,8 @@ class SharedStatistics:
     def __init__(self) -> None:
         self.counted = (0.0, 0.0, 1.0, 1.0)
         """Part of the next images that is measured: (top, left, bottom, right) as fractions of their sides."""
-        self._moments: dict[nn.Module, list[Tensor]] = {}  # mean and mean square of each group, Tensor[2, G]
-        self._sums: dict[nn.Module, list[Tensor]] | None = None  # of values, squares and ones, Tensor[3, G]
+        self._moments: dict[nn.GroupNorm, list[tuple[Tensor, Tensor]]] = {}  # results of `_moments_of`
+        self._sums: dict[nn.GroupNorm, list[Tensor]] | None = None  # of values, squares and ones, Tensor[3, G]
         self._batch: ImageBatch | None = None
         self._calls: Counter[nn.Module] = Counter()
 
@@ -105,7 +105,7 @@ class SharedStatistics:
         try:
             with self.applied():
                 yield
-            self._moments = {layer: [s[:2] / s[2:] for s in calls] for layer, calls in self._sums.items()}
+            self._moments = {layer: [_moments_of(layer, s) for s in calls] for layer, calls in self._sums.items()}
         finally:
             self._sums = None
 
@@ -119,7 +119,7 @@ class SharedStatistics:
             _SHARED.reset(token)
 
     def of_call(self, layer: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Return mean and variance of each group for the next call of a layer, Tensor[G] each, or None."""
+        """Return mean and variance of each channel for the next call of a layer, Tensor[C] each, or None."""
         images = _PADDED.get()
         if images is None:
             return None
@@ -135,8 +135,8 @@ class SharedStatistics:
                 calls[number] += sums
             else:
                 calls.append(sums)
-            moments = sums[:2] / sums[2:] if moments is None else moments
-        return None if moments is None else (moments[0], (moments[1] - moments[0].square()).clamp(min=0))
+            moments = _moments_of(layer, sums) if moments is None else moments
+        return moments
 
     def _sum(self, x: Tensor, images: ImageBatch, groups: int) -> Tensor:
         """Sum values, squares and ones of each group over what is counted of the images: Tensor[3, groups]."""
@@ -149,16 +149,24 @@ class SharedStatistics:
         return torch.stack([values.sum(1), values.square().sum(1), torch.full_like(values[:, 0], values.shape[1])])
 
 
+def _moments_of(layer: nn.GroupNorm, sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of each channel, Tensor[C] each, from the sums of each group, Tensor[3, G]."""
+    mean, square = sums[:2] / sums[2:]
+    repeats = layer.num_channels // layer.num_groups
+    both = torch.stack([mean, (square - mean.square()).clamp(min=0)]).repeat_interleave(repeats, 1)
+    mean, variance = both.to(layer.weight)
+    return mean, variance
+
+
 class ImageGroupNorm(nn.GroupNorm):
     """GroupNorm of image maps, whose statistics exclude the padding (see `by_image`), or are shared by images."""
 
     def forward(self, x: Tensor) -> Tensor:
         shared = _SHARED.get()
-        statistics = None if shared is None else shared.of_call(self, x)
-        if statistics is None:
+        moments = None if shared is None else shared.of_call(self, x)
+        if moments is None:
             return by_image(x, super().forward)
-        repeats = self.num_channels // self.num_groups
-        mean, variance = (s.repeat_interleave(repeats).to(self.weight) for s in statistics)
+        mean, variance = moments
         return by_image(x, lambda part: F.batch_norm(part, mean, variance, self.weight, self.bias, eps=self.eps))
 
 

@@ -84,10 +84,11 @@ def predict_tiles(
     # Networks that are not ours resize windows themselves.
     resized = resized_size(image.size, scale) if isinstance(network, NativeNetwork) else image.size
     read = partial(read_part, image, resized=resized)
+    at_once = GPU_BATCH if predictor.device.type == "cuda" else 1
     if len(windows) > 1:
-        _measure(statistics, network, read, windows, scale)
+        _measure(statistics, network, read, windows, scale, at_once)
     with statistics.applied():
-        for numbers, parts in _read_ahead(read, windows, GPU_BATCH if predictor.device.type == "cuda" else 1):
+        for numbers, parts in _read_ahead(read, windows, at_once, lambda window: window.resized_size):
             for n, prediction in zip(numbers, _predict(network, parts, scale, threshold), strict=True):
                 if limits is not None and name not in limits.full:
                     limits.add(name, replace(prediction, scale=1.0), threshold)  # the scale is what was asked for
@@ -179,7 +180,12 @@ def _predict(network: Network, parts: Sequence[Part], scale: float, min_score: f
 
 
 def _measure(
-    statistics: SharedStatistics, network: Network, read: ReadPart, windows: Sequence[Window], scale: float
+    statistics: SharedStatistics,
+    network: Network,
+    read: ReadPart,
+    windows: Sequence[Window],
+    scale: float,
+    at_once: int,
 ) -> None:
     """Measure the statistics of layers that normalise over the whole image, if the network has some.
 
@@ -190,19 +196,34 @@ def _measure(
         _predict(network, [Part(blank, (PROBE, PROBE))], 1.0, 1.0)
     if not statistics:
         return
-    chosen = np.random.default_rng(0).permutation(len(windows))[:MEASURED]
+    chosen = [windows[n] for n in sorted(np.random.default_rng(0).permutation(len(windows))[:MEASURED])]
     statistics.reset()
     for _ in range(ROUNDS):
         with statistics.measured():
-            for w in (windows[n] for n in sorted(chosen)):
-                statistics.counted = tuple((np.array(w.core) - w.place[:2] * 2) / (w.size * 2))
-                _predict(network, [read(w)], scale, 1.0)
+            for numbers, parts in _read_ahead(read, chosen, at_once, lambda w: (w.resized_size, _core_share(w))):
+                statistics.counted = _core_share(chosen[numbers[0]])
+                _predict(network, parts, scale, 1.0)
 
 
-def _read_ahead(read: ReadPart, windows: Sequence[Window], most: int) -> Iterator[tuple[list[int], list[Part]]]:
-    """Yield the indices and the parts of batches of windows of one size, while a thread reads the next batch."""
+def _core_share(window: Window) -> tuple[float, float, float, float]:
+    """Return (top, left, bottom, right) of a window's core as fractions of the window's sides."""
+    top, left, bottom, right = (np.array(window.core) - window.place[:2] * 2) / (window.size * 2)
+    return top, left, bottom, right
+
+
+def _read_ahead(
+    read: ReadPart, windows: Sequence[Window], most: int, alike: Callable[[Window], Any]
+) -> Iterator[tuple[list[int], list[Part]]]:
+    """Yield the indices and the parts of batches of windows, while a thread reads the next batch.
+
+    Args:
+        read: reads a window.
+        windows: all windows.
+        most: number of windows of a batch at most.
+        alike: function of a window that is equal for all windows of a batch.
+    """
     batches = []
-    for _, group in groupby(range(len(windows)), key=lambda n: windows[n].resized_size):
+    for _, group in groupby(range(len(windows)), key=lambda n: alike(windows[n])):
         numbers = list(group)
         batches += [numbers[n : n + most] for n in range(0, len(numbers), most)]
 
