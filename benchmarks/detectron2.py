@@ -7,8 +7,8 @@
 The checkout need not be compiled: this network uses ROI-Align and NMS of torchvision. The weights are random, with
 norms and last layers scaled on the image so that there are 100 detections, most of which reach the panoptic map;
 `refine.checkpoint.convert.convert` converts them. Both networks run from the image to the panoptic map, in turns
-for `--rounds` rounds, and the medians and the two maps are compared. CPU time of the process is reported too,
-because its ratio hardly depends on other load of the machine.
+for `--rounds` rounds, in float32 and under autocast in bf16, and the medians and the maps are compared. CPU time of
+the process is reported too, because its ratio hardly depends on other load of the machine.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from refine.checkpoint.folder import SavedModel
 from refine.experiments.machine import describe_machine
 from refine.files import read_json, write_json
 from refine.inference.predictor import Predictor
+from refine.networks.native import NativeNetwork, Precision
 from refine.structures import Categories
 
 CONFIG = "configs/COCO-PanopticSegmentation/panoptic_fpn_R_50_3x.yaml"
@@ -96,12 +97,12 @@ def calibrate(model: nn.Module, image: Tensor) -> None:
         hook.remove()
 
 
-def load_refine(model: nn.Module) -> Predictor:
-    """Convert detectron2's network to refine."""
+def load_refine(model: nn.Module, precision: Precision) -> Predictor:
+    """Convert detectron2's network to refine, and load it as from a file."""
     categories = Categories.from_json(read_json(COCO), str(COCO))
     conversion = convert({name: value.numpy() for name, value in model.state_dict().items()})
     saved = SavedModel(to_model(conversion, categories), categories, SIZE, "heuristic", conversion.fusion)
-    return Predictor(saved, device="cpu")
+    return Predictor(NativeNetwork(saved, "cpu", precision, folded=True))
 
 
 def make_image(seed: int = 0) -> Tensor:
@@ -137,11 +138,12 @@ def main() -> None:
     bgr = image.flip(0).float()
     model = load_detectron2(options.detectron2, options.site)
     calibrate(model, bgr)
-    predictor = load_refine(model)
+    predictor, in_bf16 = load_refine(model, "32"), load_refine(model, "bf16")
 
     @torch.no_grad()
-    def run_detectron2() -> dict[str, Any]:
-        return model([{"image": bgr}])[0]
+    def run_detectron2(bf16: bool = False) -> dict[str, Any]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return model([{"image": bgr}])[0]
 
     expected, result = run_detectron2(), predictor(image)
     expected_map, segments = expected["panoptic_seg"]
@@ -150,8 +152,16 @@ def main() -> None:
         "detections": len(expected["instances"]),
         "segments": {"things": sum(s["isthing"] for s in segments), "all": len(segments)},
         "same_pixels": agreement(result.segment_ids, expected_map),
+        "same_pixels_bf16": agreement(in_bf16(image).segment_ids, expected_map),
+        "same_pixels_detectron2_bf16": agreement(run_detectron2(bf16=True)["panoptic_seg"][0], expected_map),
     }
-    numbers = take_turns({"detectron2": run_detectron2, "refine": lambda: predictor(image)}, options.rounds)
+    networks = {
+        "detectron2": run_detectron2,
+        "refine": lambda: predictor(image),
+        "detectron2, bf16": lambda: run_detectron2(bf16=True),
+        "refine, bf16": lambda: in_bf16(image),
+    }
+    numbers = take_turns(networks, options.rounds)
     table = Table("network", "wall s", "CPU s", "ratio wall", "ratio CPU")
     for name, row in numbers.items():
         table.add_row(name, *(f"{row[k]:.2f}" for k in ("wall_s", "cpu_s", "ratio_wall", "ratio_cpu")))

@@ -92,7 +92,10 @@ class Predictor:
 
     @property
     def model(self) -> PanopticModel:
-        """The `PanopticModel`; RefineError if the predictions come from another kind of network."""
+        """The `PanopticModel`; RefineError if the predictions come from another kind of network.
+
+        If it was loaded by name or folder, BatchNorms are folded into convolutions; to train it, use `load_model`.
+        """
         if not isinstance(self.network, NativeNetwork):
             raise RefineError(f"the model: expected one of refine's own, got a {type(self.network).__name__}")
         return self.network.model

@@ -189,9 +189,10 @@ def test_public_weights_by_name(
     predictor = Predictor(NAME, device="cpu")
     assert len(server.requests) == 2
     assert (predictor.categories.num_things, predictor.categories.num_stuff) == (80, 53)
-    conv = predictor.model.get_parameter("backbone.conv1.weight")
+    model = load_model(NAME).model
+    conv = model.get_parameter("backbone.conv1.weight")
     assert np.array_equal(conv.detach().numpy(), state["backbone.bottom_up.stem.conv1.weight"])
-    assert load_model(NAME).model.config.channels == "BGR"
+    assert model.config.channels == "BGR"
     assert main(["models"]) == 0
     assert capsys.readouterr().out.count("fetched at first use") == len(PUBLIC) - 1
     # The downloaded file and its address are valid sources too; each is converted once.
