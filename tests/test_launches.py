@@ -10,8 +10,11 @@ import torch
 
 from refine.checkpoint.folder import SavedModel
 from refine.experiments.cost import random_model
+from refine.formats.windows import TensorWindows
 from refine.fusion import FusionConfig, fuse
 from refine.inference.predictor import Predictor
+from refine.inference.tiling.plan import Tiling
+from refine.inference.tiling.predict import predict_tiles
 from refine.modeling.config import OcclusionConfig
 from refine.modeling.occlusion import OcclusionHead
 from refine.ops.boxes import nms
@@ -68,6 +71,17 @@ def test_a_panoptic_map(predictor, size, objects):
     # connected components take a few more rounds
     assert more_kernels <= kernels + 40
     assert more_waits <= waits + 3
+
+
+def test_tiles_are_measured_and_predicted_in_batches(predictor):
+    image = torch.randint(0, 256, (3, 192, 256), dtype=torch.uint8)
+    predictor.limit_detections(3)
+    with count_launches() as one:
+        predictor.predict_raw([image[:, :64, :64]])
+    with count_launches() as tiles:
+        predict_tiles(predictor, TensorWindows(image), Tiling(128, 32))
+    # a small image, two rounds that measure, the prediction, and O of the pairs of each tile
+    assert tiles.kernels["convolution"] < 5 * one.kernels["convolution"]
 
 
 @pytest.mark.parametrize("method", ["heuristic", "shr", "srm", "soe"])

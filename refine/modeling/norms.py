@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar, cast
@@ -83,8 +83,9 @@ class SharedStatistics:
     """
 
     def __init__(self) -> None:
-        self.counted = (0.0, 0.0, 1.0, 1.0)
-        """Part of the next images that is measured: (top, left, bottom, right) as fractions of their sides."""
+        self.counted: Sequence[tuple[float, float, float, float]] | None = None
+        """Part of each of the next images that is measured: (top, left, bottom, right) as fractions of its sides;
+        None stands for whole images."""
         self._moments: dict[nn.GroupNorm, list[tuple[Tensor, Tensor]]] = {}  # results of `_moments_of`
         self._sums: dict[nn.GroupNorm, list[Tensor]] | None = None  # of values, squares and ones, Tensor[3, G]
         self._batch: ImageBatch | None = None
@@ -143,10 +144,14 @@ class SharedStatistics:
         (rows, columns), (height, width) = x.shape[-2:], images.tensor.shape[-2:]
         h, w = images.sizes[0]
         sides = [-(-h * rows // height), -(-w * columns // width)] * 2
-        top, left, bottom, right = (round(part * side) for part, side in zip(self.counted, sides, strict=True))
-        part = x[..., top : max(bottom, top + 1), left : max(right, left + 1)]
-        values = part.double().unflatten(1, (groups, -1)).transpose(0, 1).flatten(1)
-        return torch.stack([values.sum(1), values.square().sum(1), torch.full_like(values[:, 0], values.shape[1])])
+        sums = []
+        for image, counted in zip(x, self.counted or [(0.0, 0.0, 1.0, 1.0)] * len(x), strict=True):
+            top, left, bottom, right = (round(part * side) for part, side in zip(counted, sides, strict=True))
+            part = image[:, top : max(bottom, top + 1), left : max(right, left + 1)]
+            values = part.double().unflatten(0, (groups, -1)).flatten(1)
+            ones = torch.full_like(values[:, 0], values.shape[1])
+            sums.append(torch.stack([values.sum(1), values.square().sum(1), ones]))
+        return torch.stack(sums).sum(0)
 
 
 def _moments_of(layer: nn.GroupNorm, sums: Tensor) -> tuple[Tensor, Tensor]:

@@ -88,7 +88,7 @@ def predict_tiles(
     if len(windows) > 1:
         _measure(statistics, network, read, windows, scale, at_once)
     with statistics.applied():
-        for numbers, parts in _read_ahead(read, windows, at_once, lambda window: window.resized_size):
+        for numbers, parts in _read_ahead(read, windows, at_once):
             for n, prediction in zip(numbers, _predict(network, parts, scale, threshold), strict=True):
                 if limits is not None and name not in limits.full:
                     limits.add(name, replace(prediction, scale=1.0), threshold)  # the scale is what was asked for
@@ -200,8 +200,8 @@ def _measure(
     statistics.reset()
     for _ in range(ROUNDS):
         with statistics.measured():
-            for numbers, parts in _read_ahead(read, chosen, at_once, lambda w: (w.resized_size, _core_share(w))):
-                statistics.counted = _core_share(chosen[numbers[0]])
+            for numbers, parts in _read_ahead(read, chosen, at_once):
+                statistics.counted = [_core_share(chosen[n]) for n in numbers]
                 _predict(network, parts, scale, 1.0)
 
 
@@ -211,19 +211,10 @@ def _core_share(window: Window) -> tuple[float, float, float, float]:
     return top, left, bottom, right
 
 
-def _read_ahead(
-    read: ReadPart, windows: Sequence[Window], most: int, alike: Callable[[Window], Any]
-) -> Iterator[tuple[list[int], list[Part]]]:
-    """Yield the indices and the parts of batches of windows, while a thread reads the next batch.
-
-    Args:
-        read: reads a window.
-        windows: all windows.
-        most: number of windows of a batch at most.
-        alike: function of a window that is equal for all windows of a batch.
-    """
+def _read_ahead(read: ReadPart, windows: Sequence[Window], most: int) -> Iterator[tuple[list[int], list[Part]]]:
+    """Yield the indices and the parts of batches of windows of one size, while a thread reads the next batch."""
     batches = []
-    for _, group in groupby(range(len(windows)), key=lambda n: alike(windows[n])):
+    for _, group in groupby(range(len(windows)), key=lambda n: windows[n].resized_size):
         numbers = list(group)
         batches += [numbers[n : n + most] for n in range(0, len(numbers), most)]
 

@@ -190,3 +190,25 @@ def test_statistics_of_batches_are_those_of_all_images():
     with shared.applied():
         torch.testing.assert_close(run(images[1:2]), whole[..., 64:128], rtol=1e-4, atol=1e-4)
     assert (run(images[1:2]) - whole[..., 64:128]).abs().max() > 0.1
+
+
+def test_parts_of_each_image_of_a_batch_are_measured():
+    layer, images = conv_norm(3, 8, kernel=1), [torch.rand(3, 64, 64) * 100 * (n + 1) for n in range(3)]
+    parts = [(0.0, 0.0, 1.0, 0.5), (0.25, 0.0, 1.0, 1.0)]
+
+    def run(numbers: list[int]) -> torch.Tensor:
+        batch = ImageBatch.from_images([images[n] for n in numbers], torch.zeros(3), torch.ones(3))
+        with torch.no_grad(), valid_pixels(batch):
+            return layer(batch.tensor)
+
+    found = []
+    for batches in ([[0, 1]], [[0], [1]]):
+        shared = SharedStatistics()
+        with shared.measured():
+            for numbers in batches:
+                shared.counted = [parts[n] for n in numbers]
+                run(numbers)
+        with shared.applied():
+            found.append(run([2]))
+    torch.testing.assert_close(*found)
+    assert (found[0] - run([2])).abs().max() > 0.1
