@@ -192,15 +192,17 @@ def shared_areas(runs: MaskRuns) -> tuple[Tensor, Tensor]:
     """
     order = torch.argsort(runs.start)
     start, end, mask = runs.start[order], runs.end[order], runs.mask[order]
-    # A run meets the runs after it that begin before it ends.
-    index = torch.arange(len(start), device=start.device)
-    met = (torch.searchsorted(start, end) - index - 1).clamp(min=0)
+    # A run meets the runs after it that begin before it ends, if the next one does.
+    index = flatnonzero(start[1:] < end[:-1])
+    after = torch.searchsorted(start, end.index_select(0, index))
+    met = after - index - 1
     earlier = index.repeat_interleave(met)
-    later = earlier + 1 + torch.arange(len(earlier), device=start.device) - (met.cumsum(0) - met)[earlier]
-    one, other = mask[earlier], mask[later]
+    first = (after - met.cumsum(0)).repeat_interleave(met)  # plus the number of a meeting: the later run
+    later = torch.arange(len(earlier), device=start.device) + first
+    one, other = mask.index_select(0, earlier), mask.index_select(0, later)
     keys = torch.minimum(one, other) * runs.count + torch.maximum(one, other)
     pairs, place = torch.unique(keys, return_inverse=True)
-    shared = torch.minimum(end[earlier], end[later]) - start[later]
+    shared = torch.minimum(end.index_select(0, earlier), end.index_select(0, later)) - start.index_select(0, later)
     areas = torch.zeros_like(pairs).index_add_(0, place, shared)
     count = max(runs.count, 1)
     return torch.stack([pairs.div(count, rounding_mode="floor"), pairs % count], 1), areas
