@@ -133,7 +133,7 @@ def save_result(item: ImageResult, path: str | Path, formats: str | Sequence[str
     from refine.formats.writer import PredictionWriter
 
     path, savers, result = Path(path), find_savers(formats), item.result
-    if path.suffix.lower() in SUFFIXES - {".png"} | {".json"}:
+    if path.suffix.lower() in SUFFIXES - {".png"} | {".json"} and not path.is_dir():
         raise ValueError(f"{path}: expected a folder, or the name of a PNG")
     if path.suffix.lower() != ".png":
         _check_alone(path, item.file_name)

@@ -137,6 +137,16 @@ def local_copy(place: Location) -> Iterator[Path]:
             raise type(error)(str(error).replace(str(copy), str(place))) from error
 
 
+def read_start(place: Location, count: int) -> bytes:
+    """Return the first bytes of a file, which is not transferred as a whole."""
+    if isinstance(place, Url):
+        with _failures(place):
+            system, path = _open(place)
+            return bytes(system.cat_file(path, start=0, end=count))
+    with place.open("rb") as file:
+        return file.read(count)
+
+
 def modified(place: Location) -> float:
     """Return the time of the last change in seconds since 1970; raises OSError or RefineError without the file."""
     if not isinstance(place, Url):

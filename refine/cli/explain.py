@@ -36,9 +36,9 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     names = result_names(files)
     written = [out / f"{name}{suffix}" for name in names for suffix in (".png", ".json")]
     refuse_overwriting("--out: its", written, (file.path for file in files))
-    inputs = {file.path.parent for file in files if isinstance(file.path, Path)}
+    inputs = {file.path.parent.resolve() for file in files if isinstance(file.path, Path)}
     for folder in {path.parent for path in written}:  # NAME.json may be the annotation of an image
-        check_out_folder(folder, [*options.source, *inputs])
+        check_out_folder(folder, [*options.source, *([folder] if folder.resolve() in inputs else [])])
 
     from refine.drawing.explanation import explanation_sheet
     from refine.drawing.overlay import write_image

@@ -17,7 +17,7 @@ def in_order(tasks: Sequence[Task], work: Callable[[Task], Result], threads: int
     """Yield the result of each task, in the order of the tasks.
 
     Threads begin the tasks in order and run ahead of the caller until a few results wait for it. When the caller
-    stops, or a task has failed, no further task begins, and the running ones are waited for.
+    stops or gets an error, no further task begins, and the running ones are waited for.
 
     Args:
         tasks: arguments of `work`.

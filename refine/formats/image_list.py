@@ -215,7 +215,7 @@ def _in_folder(
     seen = set() if skip is None else {os.path.realpath(skip)}
     for here, folders, files in os.walk(folder, followlinks=True):
         if recursive and (results := RESULTS & set(folders)) and _has_results(Path(here)):
-            folders[:] = set(folders) - results
+            folders[:] = [name for name in folders if name not in results]
             notify(f"{here}: skipped the results of refine in it")
         for name in list(folders):
             real = os.path.realpath(os.path.join(here, name))

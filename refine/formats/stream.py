@@ -8,7 +8,7 @@ from typing import Any
 
 from refine import __version__
 from refine.errors import RefineError
-from refine.storage import Location, Stamp, local_copy, replacing
+from refine.storage import Location, Stamp, local_copy, read_start, replacing
 
 Entry = dict[str, Any]
 """`image` and `annotation` of a result, entries of the JSON; `source`, if known, is the stamp of the image."""
@@ -46,23 +46,23 @@ def results_info(info: dict[str, Any] | None) -> dict[str, Any]:
     """Return the field `info` of the JSON of results: their description, and the settings they depend on."""
     info = info or {}
     model = f", model {info['model']}" if "model" in info else ""
-    return {"description": f"{DESCRIPTION} {__version__}{model}"} | info
+    description = {"description": f"{DESCRIPTION} {__version__}{model}"}
+    return description | info | description
 
 
 def is_results_json(path: Location) -> bool:
-    """Return whether a JSON is that of results of refine, and not formatted or described anew since."""
-    with local_copy(path) as copy, copy.open("rb") as file:
-        start = f'{{"info": {{"description": "{DESCRIPTION}'.encode()
-        return file.read(len(start)) == start
+    """Return whether a JSON begins as that of results of refine, whatever was changed in it since."""
+    start = f'{{"info": {{"description": "{DESCRIPTION}'.encode()
+    return read_start(path, len(start)) == start
 
 
 def check_results_json(out: Location) -> None:
-    """Raise RefineError if OUT/panoptic.json is a ground truth or a correction, which results would replace."""
+    """Raise RefineError if OUT/panoptic.json was written by another program, and would be replaced by results."""
     path = out / "panoptic.json"
     if path.is_file() and not is_results_json(path):
         raise RefineError(
-            f"{path}: was not written by refine predict or fuse, and would be replaced; choose another folder "
-            "for the results"
+            f"{path}: was not written by this version of refine, and would be replaced; choose another folder for "
+            "the results, or move it away"
         )
 
 

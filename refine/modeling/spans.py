@@ -37,8 +37,8 @@ class span(record_function):  # a context, named like a function
         self.stage = name
 
     def __enter__(self) -> span:
+        self._ends = [listener(self.stage) for listener in tuple(_listeners)]
         super().__enter__()
-        self._ends = [listener(self.stage) for listener in _listeners]
         return self
 
     def __exit__(self, *error: Any) -> None:

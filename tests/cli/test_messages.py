@@ -141,7 +141,7 @@ def test_no_option_swallows_the_source_after_a_range(folder, capsys, value):
         ("fuse --instances file --semantic images --categories panoptic.json -o images", "is also an input folder"),
         (
             "predict images -o set --checkpoint nuclei",
-            "set/panoptic.json: was not written by refine predict or fuse, and would be replaced",
+            "set/panoptic.json: was not written by this version of refine, and would be replaced",
         ),
         ("explain photos/b.jpg -o photos --checkpoint nuclei", "--out photos: is also an input folder"),
         ("synthesize set --images 1 --size 64 64", "set: is not an empty folder; choose another one"),

@@ -4,8 +4,16 @@ import pytest
 import torch
 from torch import nn
 
+from refine.experiments.cost import random_model
 from refine.modeling.backbones import build_backbone
-from refine.modeling.config import BackboneConfig
+from refine.modeling.config import (
+    BackboneConfig,
+    BoxHeadConfig,
+    IBPPConfig,
+    MaskHeadConfig,
+    ModelConfig,
+    SemanticHeadConfig,
+)
 from refine.modeling.folding import fold_norms
 from refine.modeling.norms import FrozenBatchNorm, conv_norm
 
@@ -31,6 +39,8 @@ def with_statistics(network: nn.Module) -> nn.Module:
         (BackboneConfig("resnet18", norm="bn", weights=None), 0),
         (BackboneConfig("resnet18", norm="sync_bn", weights=None), 0),
         (BackboneConfig("timm/tf_efficientnet_lite0", norm="bn", weights=None), 0),
+        (BackboneConfig("timm/mobilenetv2_050", norm="bn", weights=None), None),  # norms contain the activation
+        (BackboneConfig("timm/regnetx_002", norm="bn", weights=None), None),
     ],
     ids=lambda value: "-".join([value.name.rpartition("/")[2], value.norm]) if hasattr(value, "norm") else None,
 )
@@ -42,7 +52,33 @@ def test_outputs_stay_the_same(config, left):
         fold_norms(network)
         for value, before in zip(network(x), expected, strict=True):
             torch.testing.assert_close(value, before, rtol=1e-4, atol=1e-4 * float(before.abs().max()))
-    assert sum(isinstance(module, NORMS) for module in network.modules()) == left
+    if left is not None:
+        assert sum(isinstance(module, NORMS) for module in network.modules()) == left
+
+
+@pytest.mark.parametrize("norm", ["bn", "frozen_bn"])
+@pytest.mark.parametrize("exchange", ["paper", "balanced"])
+def test_norms_of_sums_in_the_heads_stay(norm, exchange):
+    """The first norm of a mask head and of a refining head normalises the sum of two or three convolutions."""
+    config = ModelConfig(
+        backbone=BackboneConfig("resnet18", norm=norm, weights=None),
+        fpn_channels=16,
+        fpn_norm=norm,
+        box_head=BoxHeadConfig(num_convs=1, conv_channels=16, fc_channels=32, norm=norm),
+        mask_head=MaskHeadConfig(num_convs=2, channels=16, norm=norm),
+        semantic_head=SemanticHeadConfig(channels=16, norm=norm),
+        ibpp=IBPPConfig(2, sem_channels=16, exchange=exchange),
+    )
+    torch.manual_seed(0)
+    model = with_statistics(random_model(config, 3, 5))
+    image = torch.randint(0, 255, (3, 64, 96), generator=torch.Generator().manual_seed(1)).float()
+    (before,) = model.predict(model.image_batch([image]))
+    fold_norms(model)
+    (after,) = model.predict(model.image_batch([image]))
+    spread = float(before.sem_logits.std())
+    torch.testing.assert_close(after.sem_logits, before.sem_logits, rtol=0, atol=1e-3 * spread)
+    torch.testing.assert_close(after.instances.roi_masks, before.instances.roi_masks, rtol=0, atol=2e-3)
+    assert any(isinstance(module, nn.Identity) for module in model.fpn.modules())
 
 
 def test_other_norms_are_left_and_modes_kept():

@@ -66,7 +66,7 @@ def test_saving_replaces_no_results_of_other_images(result: PanopticResult, tmp_
     ):
         result.save(tmp_path, file_name="b.png")
     path.write_text(json.dumps(json.loads(before) | {"info": {"description": "COCO"}}))
-    with pytest.raises(RefineError, match=r"panoptic\.json: was not written by refine predict"):
+    with pytest.raises(RefineError, match=r"panoptic\.json: was not written by this version"):
         result.save(tmp_path, file_name="a.png")
     assert not (tmp_path / "panoptic/b.png").exists()
 
