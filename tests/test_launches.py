@@ -80,8 +80,9 @@ def test_tiles_are_measured_and_predicted_in_batches(predictor):
         predictor.predict_raw([image[:, :64, :64]])
     with count_launches() as tiles:
         predict_tiles(predictor, TensorWindows(image), Tiling(128, 32))
-    # a small image, two rounds that measure, the prediction, and O of the pairs of each tile
-    assert tiles.kernels["convolution"] < 5 * one.kernels["convolution"]
+    # a small image, six tiles that are measured one at a time, a batch of them that is measured and one that is
+    # predicted, and O of the pairs of each tile
+    assert tiles.kernels["convolution"] < 11 * one.kernels["convolution"]
 
 
 @pytest.mark.parametrize("method", ["heuristic", "shr", "srm", "soe"])

@@ -78,8 +78,9 @@ class SharedStatistics:
         with statistics.applied():
             network(another_part)
 
-    The first time, each part is normalised by its own statistics, so deeper layers do not have the statistics of a
-    whole; the second time, by those of the first.
+    The first time, each batch is normalised by its own statistics, so deeper layers do not have the statistics of a
+    whole; the second time, by those of the first. With one part per batch in the first, larger ones in the second
+    change nothing.
     """
 
     def __init__(self) -> None:

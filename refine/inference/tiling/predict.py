@@ -198,9 +198,10 @@ def _measure(
         return
     chosen = [windows[n] for n in sorted(np.random.default_rng(0).permutation(len(windows))[:MEASURED])]
     statistics.reset()
-    for _ in range(ROUNDS):
+    for n in range(ROUNDS):
+        most = at_once if n else 1  # layers without statistics use those of the batch, which is to be one window
         with statistics.measured():
-            for numbers, parts in _read_ahead(read, chosen, at_once):
+            for numbers, parts in _read_ahead(read, chosen, most):
                 statistics.counted = [_core_share(chosen[n]) for n in numbers]
                 _predict(network, parts, scale, 1.0)
 

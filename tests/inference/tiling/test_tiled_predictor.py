@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,14 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from refine.checkpoint.folder import SavedModel
 from refine.errors import RefineError
 from refine.formats.windows import TensorWindows
 from refine.inference.predictor import Predictor
 from refine.inference.tiling import predict
 from refine.inference.tiling.plan import ALIGN, Tiling, plan, resized_size
+from refine.modeling.config import BackboneConfig, BoxHeadConfig, IBPPConfig, ModelConfig, SemanticHeadConfig
+from refine.modeling.model import PanopticModel
 from refine.modeling.norms import SharedStatistics, conv_norm, valid_pixels
 from refine.networks.compose import Compose
 from refine.networks.hub.network import HubNetwork
+from refine.networks.native import NativeNetwork
 from refine.networks.onnx import OnnxNetwork
 from refine.structures import ImageBatch, Prediction
 from tests.helpers.painted import PaintedNetwork, painted
@@ -212,3 +217,27 @@ def test_parts_of_each_image_of_a_batch_are_measured():
             found.append(run([2]))
     torch.testing.assert_close(*found)
     assert (found[0] - run([2])).abs().max() > 0.1
+
+
+def test_the_size_of_batches_does_not_change_the_statistics():
+    """Deeper layers depend on how the first ones were normalised when they were measured."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        BackboneConfig("resnet18", None, norm="gn"),
+        fpn_channels=16,
+        box_head=BoxHeadConfig(num_convs=1, conv_channels=16, fc_channels=16),
+        semantic_head=SemanticHeadConfig(channels=16),
+        ibpp=IBPPConfig(0),
+    )
+    categories, size = PaintedNetwork.categories, (64, 256)
+    model = PanopticModel(config, categories.num_things, len(categories)).eval()
+    network = NativeNetwork(SavedModel(model, categories, (64, 128)))
+    image = (torch.rand(3, *size) * torch.linspace(10, 250, size[1])).byte()
+    read = partial(predict.read_part, TensorWindows(image), resized=size)
+    found = []
+    for at_once in (1, 4):
+        statistics = SharedStatistics()
+        predict._measure(statistics, network, read, plan(size, Tiling(64), 1.0), 1.0, at_once)
+        found.append([torch.cat(both) for calls in statistics._moments.values() for both in calls])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
