@@ -127,6 +127,17 @@ def _check_alone(out: Path, file_name: str) -> None:
             )
 
 
+def _check_own(png: Path) -> None:
+    """Raise RefineError if a PNG or the JSON beside it exists, and is no result: it may be the image itself."""
+    beside = png.with_suffix(".json")
+    match read_json(beside) if beside.is_file() else {}:
+        case {"annotations": [{"file_name": png.name}]}:
+            return
+    for path in (png, beside):
+        if path.exists():
+            raise RefineError(f"{path}: is not a result of refine, and would be replaced; choose another name")
+
+
 def save_result(item: ImageResult, path: str | Path, formats: str | Sequence[str], image_id: int | str) -> Path:
     """Write one result; see `PanopticResult.save`."""
     from refine.formats.id_png import write_png
@@ -142,6 +153,7 @@ def save_result(item: ImageResult, path: str | Path, formats: str | Sequence[str
         return path / "panoptic.json"
     if savers:
         raise ValueError("PanopticResult.save: a PNG is the format coco alone; give a folder for the others")
+    _check_own(path)
     height, width = item.ids.shape
     write_png(path, item.ids)
     content = {

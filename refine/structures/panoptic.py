@@ -136,8 +136,8 @@ class PanopticResult:
             Path of the COCO JSON.
 
         Raises:
-            RefineError: the files cannot be written, or the panoptic.json in the folder lists other images and
-                would be lost; a format is unknown or its package is not installed.
+            RefineError: the files cannot be written, or would replace a panoptic.json that lists other images, or a
+                PNG or JSON that is no result; a format is unknown or its package is not installed.
             ValueError: a format needs the image and there is none, or its size differs from the result's.
         """
         from refine.formats.image_like import to_tensor

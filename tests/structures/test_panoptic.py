@@ -71,6 +71,16 @@ def test_saving_replaces_no_results_of_other_images(result: PanopticResult, tmp_
     assert not (tmp_path / "panoptic/b.png").exists()
 
 
+def test_saving_a_png_replaces_no_image_and_no_annotation(result: PanopticResult, tmp_path) -> None:
+    path = tmp_path / "a.png"
+    assert result.save(path) == result.save(path) == tmp_path / "a.json"  # its own files it does
+    for name, content in (("photo.png", b"image"), ("note.json", b'{"shapes": []}'), ("other.json", b"[]")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(RefineError, match=f"{name}: is not a result of refine, and would be replaced"):
+            result.save((tmp_path / name).with_suffix(".png"))
+        assert (tmp_path / name).read_bytes() == content
+
+
 def test_overlay_accepts_every_image_type(result: PanopticResult, tmp_path) -> None:
     image = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     Image.fromarray(image).save(tmp_path / "image.png")
