@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -60,11 +59,11 @@ def count_stages() -> Iterator[dict[str, int]]:
     Yields:
         Operations by stage, in the order of their first run, updated while the context is open.
     """
-    flops: dict[str, int] = defaultdict(int)
+    flops: dict[str, int] = {}
 
     def begin(name: str) -> Callable[[], None]:
         before = counter.get_total_flops()
-        flops[name] += 0
+        flops.setdefault(name, 0)
 
         def end() -> None:
             flops[name] += counter.get_total_flops() - before

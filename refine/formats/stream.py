@@ -47,7 +47,7 @@ def results_info(info: dict[str, Any] | None) -> dict[str, Any]:
     info = info or {}
     model = f", model {info['model']}" if "model" in info else ""
     description = {"description": f"{DESCRIPTION} {__version__}{model}"}
-    return description | info | description
+    return description | info | description  # first in the file, and not that of `info`
 
 
 def is_results_json(path: Location) -> bool:
