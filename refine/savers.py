@@ -21,7 +21,8 @@ from refine.formats.results import (
     objects,
 )
 from refine.formats.results.saver import ImageResult, Saver
-from refine.formats.stream import check_results_json
+from refine.formats.stream import check_results_json, read_sources
+from refine.storage import Stamp, stamp
 
 COCO = "coco"
 """Name of the format that is always written: id-PNGs and panoptic.json, which `--resume` reads."""
@@ -114,17 +115,30 @@ def encode(savers: Iterable[Saver], item: ImageResult) -> Iterator[tuple[str, by
             yield from saver.files(item)
 
 
-def _check_alone(out: Path, file_name: str) -> None:
-    """Raise RefineError if OUT/panoptic.json lists other images, which would no longer be listed."""
+def _check_same(out: Path, item: ImageResult, source: Stamp | None, is_named: bool) -> None:
+    """Raise RefineError if OUT/panoptic.json lists other images than `item`'s, which would no longer be listed.
+
+    Two images may have the same name. An earlier result of this name is of the same image if the caller named it,
+    if the image file has the same stamp as then, or if the segments are equal.
+    """
     check_results_json(out)
-    if (out / "panoptic.json").is_file():
-        others = [image["file_name"] for image in read_json(out / "panoptic.json")["images"]]
-        others = [name for name in others if name != file_name]
-        if others:
-            raise RefineError(
-                f"{out}: its panoptic.json lists {others[0]}, and would list {file_name} alone; give each image "
-                "its own folder, or predict them together by refine predict"
-            )
+    path = out / "panoptic.json"
+    if not path.is_file():
+        return
+    earlier = read_json(path)
+    others = [image["file_name"] for image in earlier["images"] if image["file_name"] != item.file_name]
+    if others:
+        raise RefineError(
+            f"{out}: its panoptic.json lists {others[0]}, and would list {item.file_name} alone; give each image "
+            "its own folder, or predict them together by refine predict"
+        )
+    is_same_file = source is not None and read_sources(out).get(item.file_name) == source
+    segments = [segment.to_json() for segment in item.result.segments]
+    if not (is_named or is_same_file or all(a["segments_info"] == segments for a in earlier["annotations"])):
+        raise RefineError(
+            f"{path}: its {item.file_name} may be another image, and would be replaced; give each image its own "
+            f"folder, or pass file_name={item.file_name!r} to replace it"
+        )
 
 
 def _check_own(png: Path) -> None:
@@ -138,8 +152,24 @@ def _check_own(png: Path) -> None:
             raise RefineError(f"{path}: is not a result of refine, and would be replaced; choose another name")
 
 
-def save_result(item: ImageResult, path: str | Path, formats: str | Sequence[str], image_id: int | str) -> Path:
-    """Write one result; see `PanopticResult.save`."""
+def save_result(
+    item: ImageResult,
+    path: str | Path,
+    formats: str | Sequence[str],
+    image_id: int | str,
+    file: Path | None,
+    is_named: bool,
+) -> Path:
+    """Write one result; see `PanopticResult.save`.
+
+    Args:
+        item: the result.
+        path: folder, or path of a PNG.
+        formats: names of formats.
+        image_id: id of the image in the JSON.
+        file: path of the image; None if it is unknown.
+        is_named: whether the caller gave the name of the image.
+    """
     from refine.formats.id_png import write_png
     from refine.formats.writer import PredictionWriter
 
@@ -147,9 +177,10 @@ def save_result(item: ImageResult, path: str | Path, formats: str | Sequence[str
     if path.suffix.lower() in SUFFIXES - {".png"} | {".json"} and not path.is_dir():
         raise ValueError(f"{path}: expected a folder, or the name of a PNG")
     if path.suffix.lower() != ".png":
-        _check_alone(path, item.file_name)
+        source = stamp(file) if file else None
+        _check_same(path, item, source, is_named)
         with PredictionWriter(path, result.categories, savers=savers) as writer:
-            writer.add(image_id, item.file_name, result, encode(savers, item))
+            writer.add(image_id, item.file_name, result, encode(savers, item), source)
         return path / "panoptic.json"
     if savers:
         raise ValueError("PanopticResult.save: a PNG is the format coco alone; give a folder for the others")

@@ -171,6 +171,8 @@ class Predictor:
             for (name, _), raw in zip(named, raws, strict=True):
                 limits.add(name, raw, threshold)
             results = [self.fuse(raw) for raw in raws]
+        for (_, image), result in zip(named, results, strict=True):
+            result.path = Path(image) if isinstance(image, str | Path) else None
         for reason, remark in limits.remarks(IN_PYTHON).items():
             if reason not in self._warned:
                 self._warned.add(reason)

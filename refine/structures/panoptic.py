@@ -63,6 +63,7 @@ class PanopticResult:
         segment_ids: Tensor[H, W] int32, 0 = void/unknown.
         segments: segments sorted by id; each id occurs in `segment_ids`.
         categories: categories of the model or data set; `category_id` is an id in them.
+        path: path of the image file; None if the image was predicted from memory, or is unknown.
 
     Examples:
         >>> categories = refine.Categories([refine.Category(3, "cup", True)])
@@ -77,6 +78,7 @@ class PanopticResult:
     segment_ids: Tensor
     segments: list[Segment]
     categories: Categories
+    path: Path | None = None
     _by_id: dict[int, Segment] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -118,7 +120,7 @@ class PanopticResult:
         formats: str | Sequence[str] = ("coco",),
         image: ImageLike | None = None,
         mpp: float | None = None,
-        file_name: str = "image.png",
+        file_name: str | None = None,
         image_id: int | str = 1,
     ) -> Path:
         """Write the result in COCO panoptic format (an id-PNG and a JSON), and in other formats beside it.
@@ -129,15 +131,16 @@ class PanopticResult:
             formats: names of `refine predict --save`, as a list or separated by commas.
             image: image of any type that `Predictor` accepts; the formats overlay, csv and cutouts need it.
             mpp: micrometres per pixel; None stands for what the file `image` states, if it is one.
-            file_name: name of the image, recorded in the files; NAME above is this name without its suffix.
+            file_name: name of the image, recorded in the files; NAME above is this name without its suffix. None
+                stands for the name of the file that was predicted, or else of the file `image`, or else image.png.
             image_id: id of the image, recorded in the JSON.
 
         Returns:
             Path of the COCO JSON.
 
         Raises:
-            RefineError: the files cannot be written, or would replace a panoptic.json that lists other images, or a
-                PNG or JSON that is no result; a format is unknown or its package is not installed.
+            RefineError: the files cannot be written, or would replace the result of another image, or a PNG or JSON
+                that is no result; a format is unknown or its package is not installed.
             ValueError: a format needs the image and there is none, or its size differs from the result's.
         """
         from refine.formats.image_like import to_tensor
@@ -145,7 +148,10 @@ class PanopticResult:
         from refine.savers import save_result
 
         pixels = None if image is None else to_tensor(image)
-        return save_result(ImageResult(self, file_name, pixels, mpp, source=image), path, formats, image_id)
+        file = self.path or (Path(image) if isinstance(image, str | Path) else None)
+        name = file_name or (file.name if file else "image.png")
+        item = ImageResult(self, name, pixels, mpp, source=image)
+        return save_result(item, path, formats, image_id, file, is_named=file_name is not None)
 
     def to_supervision(self) -> Detections:
         """Return the things as `supervision.Detections`: boxes, masks, scores, class indices and class names.

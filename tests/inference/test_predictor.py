@@ -134,11 +134,13 @@ def test_a_result_does_not_depend_on_the_batch(iterations: int) -> None:
             assert (batched.sem_seg != alone[n].sem_seg).float().mean() < 1e-3
 
 
-def test_a_list_equals_single_images() -> None:
+def test_a_list_equals_single_images(tmp_path) -> None:
     predictor = Predictor(saved_model(), device="cpu")
-    images = [random_image(64, 96), random_image(40, 64, 1), Image.fromarray(random_image(64, 96, 2))]
+    Image.fromarray(random_image(40, 64, 1)).save(tmp_path / "a.png")
+    images = [random_image(64, 96), tmp_path / "a.png", Image.fromarray(random_image(64, 96, 2))]
     results = predictor(images)
     assert predictor([]) == []
+    assert [result.path for result in results] == [None, tmp_path / "a.png", None]
     for image, result in zip(images, results, strict=True):
         expected = predictor(image)
         assert torch.equal(result.segment_ids, expected.segment_ids)

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -69,6 +71,33 @@ def test_saving_replaces_no_results_of_other_images(result: PanopticResult, tmp_
     with pytest.raises(RefineError, match=r"panoptic\.json: was not written by this version"):
         result.save(tmp_path, file_name="a.png")
     assert not (tmp_path / "panoptic/b.png").exists()
+
+
+def test_saving_replaces_no_result_of_another_image_of_the_same_name(result: PanopticResult, tmp_path) -> None:
+    """Of the same image it does: known by its file, by equal segments, or because the caller names it."""
+    out, others = tmp_path / "out", replace(result, segments=[replace(s, score=0.5) for s in result.segments])
+    path = result.save(out)
+    assert path == result.save(out, formats="labels")  # a cell of a notebook that runs twice
+    before = path.read_bytes()
+    with pytest.raises(RefineError, match=r"its image\.png may be another .* or pass file_name='image\.png' to"):
+        others.save(out)
+    assert path.read_bytes() == before
+    others.save(out, file_name="image.png")
+    assert path.read_bytes() != before
+
+    for name in ("one", "two"):  # of the same name and size
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.zeros((6, 8), np.uint8)).save(tmp_path / name / "a.png")
+        os.utime(tmp_path / name / "a.png", ns=(0, ord(name[0])))
+    one, two = tmp_path / "one/a.png", tmp_path / "two/a.png"
+    out = tmp_path / "files"
+    replace(result, path=one).save(out)
+    replace(others, path=one).save(out)  # the same image, predicted with another threshold
+    assert json.loads((out / "panoptic.json").read_text())["images"][0]["file_name"] == "a.png"
+    with pytest.raises(RefineError, match=r"its a\.png may be another image"):
+        replace(result, path=two).save(out)
+    with pytest.raises(RefineError, match=r"its a\.png may be another image"):
+        result.save(out, image=two)
 
 
 def test_saving_a_png_replaces_no_image_and_no_annotation(result: PanopticResult, tmp_path) -> None:
