@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -146,8 +147,9 @@ def _model(options: argparse.Namespace) -> None:
     evaluation.write(options.out, precision=options.precision)
     print_tables(*evaluation.report.tables())
     limit = evaluation[BoxAndMaskAP].precision.limit
-    for name in ("AP_box", "AP_mask"):
-        print(f"{name}: {100 * evaluation.metrics[name]:.1f} (at most {limit} detections per image)")
+    for name, value in evaluation[BoxAndMaskAP].compute().items():
+        shown = f"{100 * value:.1f} (at most {limit} detections per image)"
+        print(f"{name}: {'none, as the data set has no object' if math.isnan(value) else shown}")
     for path in write_worst(evaluation.report, predictor, dataset, Path(options.out).parent, options.worst):
         print(f"worst: {path}")
     for remark in evaluation[Missable].limits.remarks(ELSEWHERE).values():

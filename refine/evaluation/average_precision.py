@@ -97,11 +97,10 @@ class AveragePrecision:
         """Return the metrics of `names`, 0-1, for `bbox` and `segm`; -1 where a metric is undefined."""
         categories = [{"id": c.id, "name": c.name} for c in self.categories if c.isthing]
         truth = COCO({"images": self._images, "annotations": self._truth, "categories": categories})
-        if not self._detections:
-            nothing = 0.0 if self._truth else -1.0
-            return {kind: dict.fromkeys(self.names(), nothing) for kind in ("bbox", "segm")}
-        results = truth.load_res(self._detections)
-        return {kind: self._evaluate(truth, results, kind) for kind in ("bbox", "segm")}
+        # A box would give its area to the mask, and so decide whether it is small, medium or large.
+        masks = [{key: entry[key] for key in entry if key != "bbox"} for entry in self._detections]
+        detections = {"bbox": self._detections, "segm": masks}
+        return {kind: self._evaluate(truth, truth.load_res(found), kind) for kind, found in detections.items()}
 
     def _evaluate(self, truth: COCO, results: COCO, kind: str) -> dict[str, float]:
         evaluation = COCOeval(truth, results, kind)

@@ -191,14 +191,16 @@ class BoxAndMaskAP(Measure):
     def merge(self, other: Self) -> None:
         self.precision.merge(other.precision)
 
-    @cached_property
+    @property
     def table(self) -> dict[str, dict[str, float]]:
-        """COCO's twelve numbers for "bbox" and for "segm"."""
+        """COCO's twelve numbers for "bbox" and for "segm"; -1 where one is undefined."""
         return self.precision.compute()
 
     def compute(self) -> dict[str, float]:
         """Return AP_box and AP_mask."""
-        return {"AP_box": self.table["bbox"]["AP"], "AP_mask": self.table["segm"]["AP"]}
+        table = self.table
+        numbers = {"AP_box": table["bbox"]["AP"], "AP_mask": table["segm"]["AP"]}
+        return {name: value if value >= 0 else math.nan for name, value in numbers.items()}
 
 
 class OrderAccuracy(Measure):

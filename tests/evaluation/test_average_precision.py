@@ -28,7 +28,7 @@ def scene(seed):
     for mask in masks:
         y, x = g.integers(0, 80, 2)
         h, w = g.integers(5, 60, 2)
-        mask[y : y + h, x : x + w] = True
+        mask[y : y + h, x : x + w] = np.tri(h, w, w // 2)[: size - y, : size - x]  # its box is up to twice as large
     shifted = np.concatenate([np.roll(masks, g.integers(-6, 7), axis=1), masks[:1].transpose(0, 2, 1)])
     truth = torch.from_numpy(masks)
     targets = Targets(
@@ -66,17 +66,11 @@ def by_pycocotools(scenes, kind):
             )
         for m in range(len(instances)):
             x1, y1, x2, y2 = instances.boxes[m].tolist()
-            detections.append(
-                {
-                    "image_id": n,
-                    "category_id": CATEGORIES[int(instances.labels[m])].id,
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "segmentation": coco_mask.encode(
-                        np.asfortranarray(instances.masks[m].numpy().astype(np.uint8))
-                    ),
-                    "score": float(instances.scores[m]),
-                }
-            )
+            mask = coco_mask.encode(np.asfortranarray(instances.masks[m].numpy().astype(np.uint8)))
+            # As in detectron2, masks come without boxes, whose areas `loadRes` would take for those of the masks.
+            shape = {"bbox": [x1, y1, x2 - x1, y2 - y1]} if kind == "bbox" else {"segmentation": mask}
+            label = CATEGORIES[int(instances.labels[m])].id
+            detections.append({"image_id": n, "category_id": label, "score": float(instances.scores[m]), **shape})
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         categories = [{"id": c.id, "name": c.name} for c in CATEGORIES if c.isthing]
@@ -134,7 +128,8 @@ def test_ap_without_detections_is_zero():
             masks=torch.zeros(0, 120, 120, dtype=torch.bool),
         ),
     )
-    assert ap.compute()["segm"]["AP"] == 0
+    got = ap.compute()["segm"]
+    assert (got["AP"], got["APs"], got["APl"]) == (0, 0, -1)  # no object is large
     assert AveragePrecision(CATEGORIES).compute()["segm"]["AP"] == -1  # no ground truth either
 
 

@@ -18,7 +18,7 @@ from refine.errors import RefineError
 from refine.evaluation.pq import PanopticQuality
 from refine.fusion import FusionConfig
 from refine.inference.drawings import Drawings, to_result, write_worst
-from refine.inference.evaluate import Evaluation, evaluate, gathered
+from refine.inference.evaluate import Evaluation, evaluate, gathered, merged
 from refine.inference.measures import BoxAndMaskAP, Measure, OrderAccuracy, Quality
 from refine.inference.predictor import Predictor
 from refine.modeling.model import PanopticModel
@@ -100,11 +100,32 @@ def test_measures_of_shards_merge_to_the_whole(dataset: CocoPanoptic) -> None:
     group = Processes(0, 2, torch.device("cpu"))
     others = [part[kind] for part in parts for kind in (Quality, BoxAndMaskAP, OrderAccuracy, Drawings)]
     object.__setattr__(group, "gather", lambda value: [others[: len(value)], others[len(value) :]])
-    merged = Evaluation(gathered(others[:4], dataset.categories, group))
-    assert merged.metrics == pytest.approx(whole.metrics)
-    assert merged.report.to_json() == whole.report.to_json()
-    assert merged[Drawings].drawn.keys() == whole[Drawings].drawn.keys()
-    assert merged[OrderAccuracy].totals == whole[OrderAccuracy].totals
+    joined = Evaluation(gathered(others[:4], dataset.categories, group))
+    assert joined.metrics == pytest.approx(whole.metrics)
+    assert joined.report.to_json() == whole.report.to_json()
+    assert joined[Drawings].drawn.keys() == whole[Drawings].drawn.keys()
+    assert joined[OrderAccuracy].totals == whole[OrderAccuracy].totals
+
+
+def test_ap_follows_the_images_that_are_added(dataset: CocoPanoptic) -> None:
+    def measured(rank: int, count: int) -> Evaluation:
+        group = Processes(rank, count, torch.device("cpu"))
+        object.__setattr__(group, "gather", lambda value: [value])
+        return evaluate(Oracle(dataset), dataset, measures=[BoxAndMaskAP()], group=group)
+
+    first, second, whole = measured(0, 2), measured(1, 2), measured(0, 1)
+    second[BoxAndMaskAP].precision._detections.clear()
+    assert first.metrics["AP_box"] == pytest.approx(1)
+    joined = merged([first, second])
+    assert joined.metrics["AP_box"] < 1
+    again = evaluate(Oracle(dataset), dataset, measures=[joined[BoxAndMaskAP]])
+    assert again.metrics == whole.metrics
+
+
+def test_ap_without_objects_is_not_a_number(dataset: CocoPanoptic) -> None:
+    measure = BoxAndMaskAP()
+    measure.reset(dataset.categories)
+    assert Evaluation([measure]).metrics == {}
 
 
 def test_a_data_set_given_by_its_fields(dataset: CocoPanoptic, tmp_path: Path) -> None:
