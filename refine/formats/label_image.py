@@ -69,7 +69,7 @@ def decode(data: bytes, where: str, mode: str | None = None) -> np.ndarray:
             _check_pixels(where, (image.height, image.width))
             if image.format in _LOSSY:
                 raise RefineError(f"{where}: is {image.format}, which changes labels; save it as PNG or TIFF")
-            return np.asarray(image if mode is None else image.convert(mode))
+            return _as_stored(image) if mode is None else np.asarray(image.convert(mode))
     except RefineError:
         raise
     except UnidentifiedImageError as error:
@@ -87,7 +87,29 @@ def _read_tiff(path: Path, number: int | None) -> np.ndarray:
     with Image.open(path, formats=["TIFF"]) as image:
         _check_pixels(path, (image.height, image.width))
         image.seek(page)
-        return np.asarray(image)
+        return _as_stored(image)
+
+
+def _as_stored(image: Image.Image) -> np.ndarray:
+    """Return the values of an image that is not decoded yet as its file has them.
+
+    Pillow scales grey values of 2 or 4 bits, and those of a PGM with another maximum, to 8 or 16 bits, and inverts
+    those of a TIFF in which 0 is white.
+    """
+    arguments = image.tile[0].args
+    raw, *more = [arguments] if isinstance(arguments, str) else arguments  # "L;4I": 4 bits, inverted
+    kind, _, change = str(raw).partition(";")
+    values = np.asarray(image)
+    if image.format == "TIFF" and kind in ("1", "L") and "I" in change:
+        values = ~values
+    most = None
+    if image.format == "PPM" and more:
+        most = more[-1]
+    elif kind == "L" and change[:1] in ("2", "4"):
+        most = 2 ** int(change[0]) - 1
+    if most is None:
+        return values
+    return np.rint(values * (most / (65535 if image.mode == "I" else 255))).astype(values.dtype)
 
 
 def _read_npy(path: Path, data: bytes) -> np.ndarray:
