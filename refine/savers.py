@@ -21,7 +21,7 @@ from refine.formats.results import (
     objects,
 )
 from refine.formats.results.saver import ImageResult, Saver
-from refine.formats.stream import check_results_json, read_sources
+from refine.formats.stream import check_results_folder, read_sources
 from refine.storage import Stamp, stamp
 
 COCO = "coco"
@@ -121,7 +121,6 @@ def _check_same(out: Path, item: ImageResult, source: Stamp | None, is_named: bo
     Two images may have the same name. An earlier result of this name is of the same image if the caller named it,
     if the image file has the same stamp as then, or if the segments are equal.
     """
-    check_results_json(out)
     path = out / "panoptic.json"
     if not path.is_file():
         return
@@ -178,6 +177,7 @@ def save_result(
         raise ValueError(f"{path}: expected a folder, or the name of a PNG")
     if path.suffix.lower() != ".png":
         source = stamp(file) if file else None
+        check_results_folder(path, (name for saver in savers for name in saver.names))
         _check_same(path, item, source, is_named)
         with PredictionWriter(path, result.categories, savers=savers) as writer:
             writer.add(image_id, item.file_name, result, encode(savers, item), source)

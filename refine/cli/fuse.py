@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 from refine.cli.options import (
     add_fusion,
     add_ray,
-    check_results_folder,
+    check_results_out,
     connect,
     fusion_changes,
     refuse_overwriting,
@@ -58,7 +58,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     given = [options.instances, options.categories, options.semantic, options.confidence]
     require_paths(given)
     refuse_overwriting("--out: its", [out / "panoptic.json", out / "panoptic"], given)
-    check_results_folder(out, [options.semantic, options.confidence])
+    check_results_out(out, [options.semantic, options.confidence])
 
     from refine.formats.fusion_inputs import read_results
     from refine.formats.panoptic_json import PanopticJson

@@ -172,12 +172,12 @@ def check_out_folder(out: str | Path, read: Iterable[str | Location | None] = ()
         raise RefineError(f"--out {out}: is also an input folder; choose another one, to keep them apart")
 
 
-def check_results_folder(out: str | Path, read: Iterable[str | Location | None]) -> None:
-    """Raise as `check_out_folder` does, or if `out` holds the panoptic.json of a data set, which would be lost."""
-    from refine.formats.stream import check_results_json
+def check_results_out(out: str | Path, read: Iterable[str | Location | None], names: Iterable[str] = ()) -> None:
+    """Raise RefineError, before the work, as `check_out_folder` and `check_results_folder` do."""
+    from refine.formats.stream import check_results_folder
 
     check_out_folder(out, read)
-    check_results_json(location(out))
+    check_results_folder(location(out), names)
 
 
 def add_fusion(parser: Any, default: FusionConfig | None = None) -> None:

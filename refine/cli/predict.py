@@ -22,7 +22,7 @@ from refine.cli.networks import check_model, class_files, note_remarks
 from refine.cli.options import (
     add_image_options,
     add_ray,
-    check_results_folder,
+    check_results_out,
     connect,
     count_from,
     fusion_changes,
@@ -119,12 +119,13 @@ def _check(options: argparse.Namespace) -> tuple[Sequence[ImageFile], list[Saver
         options.shard = options.shard.identify(files)
         files = options.shard.of(files)
     out = location(options.out)
+    joint = [saver.joint for saver in SAVERS.values() if saver.joint]
     written = [f"panoptic/{n}.png" for n in names]
     written += [path for file in files for saver in savers for path in saver.paths(file.name, ())]
-    written += ["panoptic.json", *(saver.joint for saver in SAVERS.values() if saver.joint)]
+    written += ["panoptic.json", *joint]
     given = (options.json, *class_files(options), *(file.path for file in files))
     refuse_overwriting("--out: its", (out / path for path in written), given)
-    check_results_folder(options.out, options.source)
+    check_results_out(options.out, options.source, [*joint, *(name for saver in savers for name in saver.names)])
     return files, savers, out
 
 

@@ -56,13 +56,22 @@ def is_results_json(path: Location) -> bool:
     return read_start(path, len(start)) == start
 
 
-def check_results_json(out: Location) -> None:
-    """Raise RefineError if OUT/panoptic.json was written by another program, and would be replaced by results."""
+def check_results_folder(out: Location, names: Iterable[str] = ()) -> None:
+    """Raise RefineError if results in `out` would replace files that refine did not write.
+
+    Args:
+        out: folder of the results.
+        names: files and folders in it that are written after the first id-PNG, so that those of refine are never
+            there without OUT/panoptic.
+    """
     path = out / "panoptic.json"
-    if path.is_file() and not is_results_json(path):
+    foreign = [path] if path.is_file() and not is_results_json(path) else []
+    if not (out / "panoptic").is_dir():
+        foreign += [out / name for name in names if (out / name).exists()]
+    if foreign:
         raise RefineError(
-            f"{path}: was not written by this version of refine, and would be replaced; choose another folder for "
-            "the results, or move it away"
+            f"{foreign[0]}: was not written by this version of refine, and would be replaced; choose another "
+            "folder for the results, or move it away"
         )
 
 

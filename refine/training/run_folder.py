@@ -23,15 +23,25 @@ from typing import Any
 from refine.errors import RefineError
 from refine.files import read_json, write_json, write_text
 
+REPLACED = ("log.jsonl", "curves.png", "last", "best")
+"""Files that a new run would replace."""
+
 
 @contextmanager
 def run_lock(out: str | Path) -> Iterator[None]:
     """Lock a run's folder for this process; the lock is released when the process ends, even if it is killed.
 
     Raises:
-        RefineError: another process holds the lock, or the folder cannot be written.
+        RefineError: another process holds the lock, the folder cannot be written, or it holds files of `REPLACED`
+            although no run began in it.
     """
     out = Path(out)
+    foreign = [] if (out / ".lock").exists() or last_checkpoint(out) else [out / name for name in REPLACED]
+    for path in foreign:
+        if path.exists():
+            raise RefineError(
+                f"{path}: was not written by a run of refine, and would be replaced; choose another --out"
+            )
     try:
         out.mkdir(parents=True, exist_ok=True)
         file = (out / ".lock").open("a+", encoding="utf-8")

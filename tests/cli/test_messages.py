@@ -18,14 +18,15 @@ from refine.networks.hub.categories import read_class_map
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """The working directory, with images, an empty folder, a file, and a panoptic.json here and in set."""
+    """The working directory: images, an empty folder, a file, a panoptic.json here and in set, a table in mine."""
     monkeypatch.chdir(tmp_path)
-    for name in ("images", "empty", "set", "photos"):
+    for name in ("images", "empty", "set", "photos", "mine"):
         Path(name).mkdir()
     for name in ("photos/b.png", "photos/b.jpg"):
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(name)
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save("images/a.png")
     Path("file").touch()
+    Path("mine/objects.csv").write_text("drug,dose")
     category = {"id": 1, "name": "cell", "isthing": 1}
     image = {"id": 1, "file_name": "a.png", "width": 8, "height": 8}
     content = {"images": [image], "annotations": [], "categories": [category]}
@@ -142,6 +143,10 @@ def test_no_option_swallows_the_source_after_a_range(folder, capsys, value):
         (
             "predict images -o set --checkpoint nuclei",
             "set/panoptic.json: was not written by this version of refine, and would be replaced",
+        ),
+        (
+            "predict images -o mine --checkpoint nuclei",
+            "mine/objects.csv: was not written by this version of refine, and would be replaced",
         ),
         ("explain photos/b.jpg -o photos --checkpoint nuclei", "--out photos: is also an input folder"),
         ("synthesize set --images 1 --size 64 64", "set: is not an empty folder; choose another one"),

@@ -71,6 +71,12 @@ def test_saving_replaces_no_results_of_other_images(result: PanopticResult, tmp_
     with pytest.raises(RefineError, match=r"panoptic\.json: was not written by this version"):
         result.save(tmp_path, file_name="a.png")
     assert not (tmp_path / "panoptic/b.png").exists()
+    mine = tmp_path / "mine/labels/a.tif"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("drawn by hand")
+    with pytest.raises(RefineError, match=r"mine/labels: was not written by this version of refine"):
+        result.save(tmp_path / "mine", formats="labels", file_name="a.png")
+    assert [path for path in mine.parents[1].rglob("*") if path.is_file()] == [mine]
 
 
 def test_saving_replaces_no_result_of_another_image_of_the_same_name(result: PanopticResult, tmp_path) -> None:

@@ -18,7 +18,7 @@ from refine.errors import RefineError
 from refine.files import read_json, write_json
 from refine.training.config import RunConfig
 from refine.training.logs import one_line, read_log
-from refine.training.run_folder import recover
+from refine.training.run_folder import REPLACED, recover
 from refine.training.train import train
 from refine.training.update import TrainingModule
 
@@ -121,6 +121,17 @@ def test_signal_ends_the_command(
         assert output.out == ""
     assert main(["train", "--resume", "--out", str(tmp_path / "typo")]) == 1
     assert "typo: holds no run to resume" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_a_run_replaces_no_files_of_others(config: RunConfig, name: str) -> None:
+    path = Path(config.out, name)
+    path.parent.mkdir()
+    path.write_text("mine")
+    with pytest.raises(RefineError, match=f"{name}: was not written by a run of refine, and would be replaced"):
+        train(config, resume=name == "last")  # which starts a run where there is none
+    assert list(path.parent.iterdir()) == [path]
+    assert path.read_text() == "mine"
 
 
 def test_a_second_run_in_a_folder_is_rejected(config: RunConfig) -> None:

@@ -121,6 +121,12 @@ class Saver:
     join: Callable[[Iterable[Part], Categories], Iterator[bytes]] | None = None
     needs: tuple[str, str] | None = None
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the files and folders in the folder of results."""
+        folders = dict.fromkeys(pattern.partition("/")[0] for pattern in self.patterns)
+        return [*folders, *([self.joint] if self.joint else [])]
+
     def paths(self, file_name: str, segments: Sequence[dict[str, Any]]) -> list[str]:
         """Return the paths of an image's files below the folder of results.
 
