@@ -115,12 +115,15 @@ def exchange(one: str | Path, other: str | Path) -> bool:
 
 @contextmanager
 def atomic_folder(folder: str | Path) -> Iterator[Path]:
-    """Yield a new folder next to `folder`; on success sync its files and replace `folder` by it.
+    """Yield a new folder; on success sync its files and let it replace `folder`.
 
     An earlier folder is replaced only if all of its files have names of the new ones: nothing else is deleted.
     Readers always find the old or the new folder, however the process ends. If the file system cannot exchange two
     names, there is a moment without a folder; a process killed then leaves the old folder as .*.NAME.old, and
     `find_model` raises an error that names it.
+
+    An earlier folder that is empty is kept, and what is new is moved into it in the order in which it was written:
+    it may be a mounted volume, which cannot be replaced, or a shell's working directory.
 
     Raises:
         RefineError: the disk is full or not writable, or see `check_replaceable`.
@@ -129,29 +132,43 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
 
     folder = Path(folder).resolve()  # keeps a symbolic link
     check_replaceable(folder)
-    temporary = folder.with_name(f".{os.urandom(4).hex()}.{folder.name}")
+    is_empty = folder.is_dir() and not any(folder.iterdir())
+    temporary = (folder if is_empty else folder.parent) / f".{os.urandom(4).hex()}.{folder.name}"
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        check_replaceable(folder, [path.name for path in temporary.iterdir()])
-        for path in temporary.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        if not folder.exists():
-            temporary.rename(folder)
-        elif not exchange(temporary, folder):
-            old = folder.with_name(f"{temporary.name}.old")
-            folder.rename(old)
-            try:
-                temporary.rename(folder)
-            except OSError:
-                old.rename(folder)
-                raise
-            shutil.rmtree(old)
+        new = sorted(temporary.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        for path in new:
+            if path.is_file():  # `write_bytes` has synced those in subfolders
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        if is_empty:
+            for path in new:
+                path.rename(folder / path.name)
+        else:
+            check_replaceable(folder, [path.name for path in new])
+            _replace_folder(folder, temporary)
     except OSError as error:
         raise write_error(folder, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace_folder(folder: Path, temporary: Path) -> None:
+    """Let a folder of files replace another one, which may be missing."""
+    import shutil
+
+    if not folder.exists():
+        temporary.rename(folder)
+    elif not exchange(temporary, folder):
+        old = folder.with_name(f"{temporary.name}.old")
+        folder.rename(old)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            old.rename(folder)
+            raise
+        shutil.rmtree(old)
 
 
 def check_replaceable(folder: str | Path, names: Collection[str] | None = None) -> None:

@@ -1,6 +1,7 @@
 """Folders of models are replaced whole, or not at all."""
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,22 @@ def test_links_to_folders_are_kept_and_files_raise(tmp_path: Path) -> None:
     with pytest.raises(RefineError, match="expected a folder, got a file"), atomic_folder(tmp_path / "real/new"):
         pass
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["link", "new", "real"]
+
+
+def test_an_empty_folder_is_filled_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be a mounted volume or a working directory; what is written last comes last."""
+    folder, moved, rename = tmp_path / "data", [], Path.rename
+    folder.mkdir()
+    inode = folder.stat().st_ino
+    monkeypatch.setattr(Path, "rename", lambda path, target: moved.append(target.name) or rename(path, target))
+    with atomic_folder(folder) as temporary:
+        for name in ("segments/a.png", "images/a.jpg", "panoptic.json"):
+            write_text(temporary / name, name)
+            time.sleep(0.01)  # file systems may count in ticks of the clock
+        assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert folder.stat().st_ino == inode
+    assert moved == ["segments", "images", "panoptic.json"]
+    assert sorted(path.name for path in folder.rglob("*.*")) == ["a.jpg", "a.png", "panoptic.json"]
 
 
 @pytest.mark.parametrize("name", ["thesis.txt", "config.json/"])

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.kill import run_until_killed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from refine.cli.main import main
 from refine.data.coco_panoptic import CocoPanoptic
-from refine.data.synthetic.scenes import CATEGORIES, MIN_VISIBLE, generate, make_scene
+from refine.data.synthetic import scenes
+from refine.data.synthetic.scenes import CATEGORIES, MIN_VISIBLE, Scene, generate, make_scene
 from refine.errors import RefineError
 from refine.formats.id_png import read_png
 
@@ -117,6 +119,27 @@ def test_class_and_depth_are_correlated() -> None:
         front += [near in thin for near, far in pairs if (near in thin) != (far in thin)]
     assert len(front) > 300
     assert np.mean(front) == pytest.approx(0.8, abs=0.08)
+
+
+def test_an_interrupted_data_set_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").mkdir()
+
+    def draw(seed: int, index: int, *others: object) -> Scene:
+        if index == 1:
+            raise KeyboardInterrupt
+        return make_scene(seed, index, (64, 64))
+
+    monkeypatch.setattr(scenes, "make_scene", draw)
+    for name in ("new", "empty"):
+        assert main(["synthesize", str(tmp_path / name), "--images", "2", "--size", "64", "64"]) == 130
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+    killed = run_until_killed(
+        lambda: generate(tmp_path / "new", 1, (64, 64)),
+        lambda event, arguments: event == "os.rename" and arguments[1].endswith("panoptic.json"),
+    )
+    assert killed == 137
+    assert not (tmp_path / "new").exists()
+    generate(tmp_path / "new", 1, (64, 64))  # what was left does not hinder it
 
 
 def test_invalid_arguments_raise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict
@@ -92,7 +93,9 @@ class DatasetWriter:
                 self._journal.close()
             else:  # nothing to resume: leave no folder that the next try would have to mention
                 self._journal.remove()
-                with suppress(OSError):  # it holds files of the first image
+                for name in ("segments", "images"):  # with files of the first image
+                    shutil.rmtree(self.out / name, ignore_errors=True)
+                with suppress(OSError):  # it is a mounted volume
                     self.out.rmdir()
             raise
         content = {

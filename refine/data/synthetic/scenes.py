@@ -17,7 +17,7 @@ from hotcoco import mask as rle
 
 from refine.data.synthetic import shapes as shapes
 from refine.errors import RefineError
-from refine.files import check_empty, write_bytes, write_json
+from refine.files import atomic_folder, check_empty, write_bytes, write_json
 from refine.structures import id_to_rgb
 
 MIN_VISIBLE = 24
@@ -115,7 +115,7 @@ def generate(
     seed: int = 0,
     things: tuple[int, int] = (4, 12),
 ) -> None:
-    """Write a data set: images/*.jpg, segments/*.png, panoptic.json and instances.json.
+    """Write a data set: images/*.jpg, segments/*.png, panoptic.json and instances.json; all of it or nothing.
 
     Thing segments of panoptic.json have a `depth` (0 = nearest). instances.json (COCO instances) contains the
     *complete* mask of each thing as run lengths, with `depth` and the `segment_id` of its visible part.
@@ -135,8 +135,13 @@ def generate(
             f"synthetic data: images {images}, size {size}, seed {seed}, things {things}: give at least one "
             f"image, sides of at least 64, a seed of at least 0 and an increasing range of things"
         )
-    out = Path(out)
     check_empty(out, "choose another one")
+    with atomic_folder(out) as folder:
+        _write_scenes(folder, images, size, seed, things)
+
+
+def _write_scenes(out: Path, images: int, size: tuple[int, int], seed: int, things: tuple[int, int]) -> None:
+    """Write the files of `generate`."""
     entries: list[dict[str, Any]] = []
     panoptic: list[dict[str, Any]] = []
     instances: list[dict[str, Any]] = []
@@ -151,8 +156,8 @@ def generate(
             instances.append({"id": len(instances) + 1, "image_id": n} | _instance(whole, segment))
     common = {"info": {"description": f"procedural scenes, seed {seed}"}, "images": entries}
     things_only = [category for category in CATEGORIES if category["isthing"]]
-    write_json(out / "panoptic.json", common | {"annotations": panoptic, "categories": CATEGORIES})
     write_json(out / "instances.json", common | {"annotations": instances, "categories": things_only})
+    write_json(out / "panoptic.json", common | {"annotations": panoptic, "categories": CATEGORIES})
 
 
 def _instance(whole: np.ndarray, segment: dict[str, Any]) -> dict[str, Any]:
