@@ -48,13 +48,14 @@ def merge(
         taken = covered[mask][0] & claims[mask][0][owner] & alive[mask]
         kept, area = torch.where(taken, cell_areas, 0).sum(), areas[mask]
         missing, allowed = (area - kept).double(), overlap_threshold * area
-        enough = (kept > 0) & ((missing < allowed) if pairwise else (missing <= allowed))
+        enough = (kept > 0) & (((missing < allowed) | (missing == 0)) if pairwise else (missing <= allowed))
         pasted = torch.where(taken & enough, mask, owner)
         if not again:
             return n + 1, pasted, alive.clone()
         # After the last instance: remove the one that later ones covered most, and start again.
         held = torch.zeros(count + 1, dtype=torch.int64).scatter_add(0, owner, cell_areas)[:-1]
-        overwritten = (held > 0) & ((areas - held).double() >= overlap_threshold * areas)
+        lost = (areas - held).double()
+        overwritten = (held > 0) & (lost > 0) & (lost >= overlap_threshold * areas)
         share = torch.where(overwritten, held.double() / areas.clamp(min=1), torch.inf)
         restart = (n >= count) & overwritten.any()
         removed = restart & (torch.arange(count) == share.argmin())

@@ -89,7 +89,8 @@ class _Canvas:
     def most_overwritten(self, owner: np.ndarray) -> int | None:
         """Return the instance that kept the smallest fraction of its mask if that is too small, else None."""
         kept = np.bincount(owner + 1, self.areas, len(self.mask_areas) + 1)[1:]
-        overwritten = (kept > 0) & (self.mask_areas - kept >= self.overlap_threshold * self.mask_areas)
+        covered = self.mask_areas - kept
+        overwritten = (kept > 0) & (covered > 0) & (covered >= self.overlap_threshold * self.mask_areas)
         if not overwritten.any():
             return None
         return int(np.where(overwritten, kept / self.mask_areas, np.inf).argmin())
@@ -99,10 +100,10 @@ def _is_enough(kept: int, area: int, overlap_threshold: float, pairwise: bool) -
     """Return whether an instance that gets `kept` of its `area` pixels is kept.
 
     At exactly the threshold, the heuristic keeps it (detectron2 drops if covered > threshold) and pairwise
-    merges drop it (BCC drops if kept <= threshold).
+    merges drop it (BCC drops if kept <= threshold). An instance that nothing covers is kept at any threshold.
     """
     covered, allowed = area - kept, overlap_threshold * area
-    return kept > 0 and (covered < allowed if pairwise else covered <= allowed)
+    return kept > 0 and (not covered or (covered < allowed if pairwise else covered <= allowed))
 
 
 def _by_wins(order: Sequence[int], front: Tensor) -> list[int]:

@@ -49,6 +49,7 @@ CHANGES = {
     "soe": {},
     "soe, wins": {"resolve": "wins"},
     "soe, no recheck": {"recheck": False},
+    "soe, nothing covered": {"overlap_threshold": 0.0},
     "soe, soft scores": {"soft_scores": True},
     "heuristic, unknown erasing": {"unknown_erasing": True, "ue_threshold": 0.55, "ue_radius": 60},
 }

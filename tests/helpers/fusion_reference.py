@@ -62,7 +62,7 @@ def merge_instances(masks, order, front, pairwise: bool, config) -> dict[int, se
             total = mine.union(*stolen.values())
             covered = len(pixels[i]) - len(total)
             limit = config.overlap_threshold * len(pixels[i])
-            if not total or covered > limit or (pairwise and covered == limit):
+            if not total or covered > limit or (pairwise and covered == limit > 0):
                 continue
             for j, some in stolen.items():
                 kept[j] -= some
@@ -70,7 +70,7 @@ def merge_instances(masks, order, front, pairwise: bool, config) -> dict[int, se
         robbed = {
             i: len(some) / len(pixels[i])
             for i, some in kept.items()
-            if some and len(pixels[i]) - len(some) >= config.overlap_threshold * len(pixels[i])
+            if some and 0 < len(pixels[i]) - len(some) >= config.overlap_threshold * len(pixels[i])
         }
         if not (pairwise and config.recheck and robbed):
             return kept
