@@ -136,28 +136,22 @@ def decode(
     if path.suffix.lower() in VIDEOS:
         return _read_frame(path, options.page, max_pixels), options.channel
     head = read_head(path)
-    number, channel = None, options.channel
-    raw: RawImage | None = None
     if head.startswith(TIFF_MAGIC):
-        from refine.formats.tiff import open_page  # imported late: takes half a second
+        from refine.formats.tiff import decode_plain, open_page  # imported late: takes half a second
 
-        page, channel = open_page(path, options.page, channel, max_pixels)
-        raw, number = (page, None) if isinstance(page, RawImage) else (None, page)
-    if raw is None:
-        with Image.open(path, formats=pillow_formats(path, head)) as image:
+        page, channel = open_page(path, options.page, options.channel, max_pixels)
+        return page if isinstance(page, RawImage) else decode_plain(path, page), channel
+    with Image.open(path, formats=pillow_formats(path, head)) as image:
+        _check_size(image, max_pixels)
+        frames = count_frames(image)
+        number = check_page(path, options.page, frames, f"{frames} frames")
+        if number != image.tell():  # HEIF files may open elsewhere
+            image.seek(number)
             _check_size(image, max_pixels)
-            if number is None:
-                frames = count_frames(image)
-                number = check_page(path, options.page, frames, f"{frames} frames")
-            if number != image.tell():  # HEIF files may open elsewhere
-                image.seek(number)
-                _check_size(image, max_pixels)
-            image.load()
-        if image.format == "PNG" and head[24] == 16 and not number:
-            raw = _decode_png(path)
-        elif _is_wide(image):
-            raw = _raw(image)
-    return raw or image, channel
+        image.load()
+    if image.format == "PNG" and head[24] == 16 and not number:
+        return _decode_png(path), options.channel
+    return _raw(image) if _is_wide(image) else image, options.channel
 
 
 def _read_frame(path: Path, page: int | None, max_pixels: int) -> Image.Image:

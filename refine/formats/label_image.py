@@ -6,7 +6,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from refine.errors import RefineError
 from refine.files import MAX_PIXELS, read_bytes
@@ -84,27 +84,27 @@ def _read_tiff(path: Path, number: int | None) -> np.ndarray:
     page, _ = open_page(path, number, None, MAX_PIXELS)
     if not isinstance(page, int):
         return page.values
-    with Image.open(path, formats=["TIFF"]) as image:
+    with path.open("rb") as file, Image.open(file, formats=["TIFF"]) as image:  # see `decode_plain`
         _check_pixels(path, (image.height, image.width))
         image.seek(page)
         return _as_stored(image)
 
 
-def _as_stored(image: Image.Image) -> np.ndarray:
+def _as_stored(image: ImageFile.ImageFile) -> np.ndarray:
     """Return the values of an image that is not decoded yet as its file has them.
 
     Pillow scales grey values of 2 or 4 bits, and those of a PGM with another maximum, to 8 or 16 bits, and inverts
     those of a TIFF in which 0 is white.
     """
     arguments = image.tile[0].args
-    raw, *more = [arguments] if isinstance(arguments, str) else arguments  # "L;4I": 4 bits, inverted
+    raw, *more = arguments if isinstance(arguments, tuple) else (arguments,)  # "L;4I": 4 bits, inverted
     kind, _, change = str(raw).partition(";")
     values = np.asarray(image)
     if image.format == "TIFF" and kind in ("1", "L") and "I" in change:
         values = ~values
-    most = None
+    most: int | None = None
     if image.format == "PPM" and more:
-        most = more[-1]
+        most = int(more[-1])
     elif kind == "L" and change[:1] in ("2", "4"):
         most = 2 ** int(change[0]) - 1
     if most is None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 from tifffile import COMPRESSION, PHOTOMETRIC, TiffFile, TiffFrame, TiffPage, TiffPageSeries
 
 from refine.errors import RefineError
@@ -28,6 +28,16 @@ UNBOUNDED: dict[int, Callable[[], Any]] = {
     COMPRESSION.LZMA: lzma.LZMADecompressor,
 }
 """Codecs that tifffile decompresses to any size, regardless of the header."""
+UNDO = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+"""What gives the stored pixels back of an image that was rotated upright, by its EXIF orientation."""
 MAX_LAST_CHANNELS = 16
 """Length up to which the last of three axes without names is channels if the other two are longer."""
 GREY = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK)
@@ -57,6 +67,25 @@ def open_page(
     """
     with opened(path) as file:
         return _read(file, path, page, channel, max_pixels)
+
+
+def decode_plain(path: Path, index: int) -> Image.Image:
+    """Decode a page by Pillow as it is stored; the EXIF data of the result give the orientation.
+
+    Args:
+        path: path of a TIFF file.
+        index: index, from 0, of the page.
+    """
+    # Given a path, Pillow maps some files into memory, and those that are rotated with width and height exchanged.
+    with path.open("rb") as file, Image.open(file, formats=["TIFF"]) as image:
+        image.seek(index)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        image.load()  # rotates it upright
+        if orientation not in UNDO:
+            return image
+    stored = image.transpose(UNDO[orientation])
+    stored.getexif()[ExifTags.Base.Orientation] = orientation
+    return stored
 
 
 def page_size(path: Path, page: int | None) -> tuple[int, int]:
@@ -225,11 +254,9 @@ def _decode(page: TiffPage | TiffFrame | None, key: TiffPage, path: Path) -> tup
             raise
         # tifffile alone has no LZW and JPEG codecs; Pillow has both, for one sample of 16 bits or more.
         if key.samplesperpixel == 1:
-            with Image.open(path, formats=["TIFF"]) as image:
-                image.seek(int(page.index))
-                values = np.asarray(image)  # already upright
+            values = np.asarray(decode_plain(path, int(page.index)))
             if values.dtype == key.dtype:
-                return values, 1
+                return values, orientation_of(key)
         compression = getattr(key.compression, "name", key.compression)
         raise RefineError(
             f"{path}: its {compression} compression needs the package imagecodecs; install the extra `tiff`, or "

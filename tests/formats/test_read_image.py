@@ -80,8 +80,9 @@ def test_transparent_pixels_are_composited_over_white(tmp_path: Path) -> None:
     assert _pixels(read_image(path)) == [[[255] * 3, [200, 100, 50]]]
 
 
+@pytest.mark.parametrize("kind", ["a.png", "grey.tif", "rgb.tif", "lzw.tif", "16.tif", "16-lzw.tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, kind: str) -> None:
     """A viewer shows the letter F; the file stores it rotated according to the tag."""
     upright = np.zeros((5, 4, 3), np.uint8)
     upright[:, 0] = upright[0, :] = upright[2, :3] = 255
@@ -97,8 +98,10 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
     }[orientation]
     exif = Image.Exif()
     exif[0x112] = orientation
-    path = tmp_path / "a.png"
-    Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif)
+    path = tmp_path / kind
+    saved = np.ascontiguousarray(stored if kind in ("a.png", "rgb.tif") else stored[..., 0])
+    saved = saved * np.uint16(257) if "16" in kind else saved
+    Image.fromarray(saved).save(path, exif=exif, **({"compression": "tiff_lzw"} if "lzw" in kind else {}))
     assert _pixels(read_image(path)) == upright.tolist()
     if 2 <= orientation <= 4:  # the size fits with and without rotation
         with pytest.raises(RefineError, match="set exif of the data set"):
