@@ -3,6 +3,7 @@
 The code for GPUs runs on the CPU; see `tests.helpers.launches`.
 """
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -35,11 +36,25 @@ def test_operations_are_counted():
     with count_launches() as launches:
         assert values.device.type == "cuda"
         chosen = values[values > 0.5]  # compares; searches, waits and gathers
-        total = (chosen.cpu() + torch.ones(len(chosen))).sum()  # on the CPU, after a copy
+        total = (chosen.cpu() * 2 + torch.ones(len(chosen))).sum()  # on the CPU, after a copy
         assert total.device.type == "cpu"
         assert int(torch.arange(3, device=values.device)[1]) == 1  # makes; a copy
     assert launches.kernels == {"gt": 1, "index": 1, "arange": 1, "_local_scalar_dense": 1}
     assert launches.waits == {"index": 1, "to": 1, "_local_scalar_dense": 1}
+
+
+def test_copies_are_counted():
+    values = torch.rand(6)
+    with count_launches() as launches:
+        factors = torch.tensor([2.0] * 6, device=values.device)  # waits, as a copy of what lies in Python
+        zero = torch.zeros((), device=values.device)
+        values.mul_(factors).index_put_((values > 1,), zero)  # one value is filled in without a search
+        values.tolist()
+        values.to("cpu", non_blocking=True).numpy()
+        with pytest.raises(TypeError, match="a tensor on a GPU"):
+            values.numpy()
+    assert launches.kernels == {"zeros": 1, "mul_": 1, "gt": 1, "index_put_": 1}
+    assert launches.waits == Counter(tensor=1, tolist=1)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +100,7 @@ def test_tiles_are_measured_and_predicted_in_batches(predictor):
     assert tiles.kernels["convolution"] < 11 * one.kernels["convolution"]
 
 
-@pytest.mark.parametrize("method", ["heuristic", "shr", "srm", "soe"])
+@pytest.mark.parametrize("method", ["heuristic", "shr", "srm", "ocfusion", "soe"])
 def test_fusion_of_masks(method):
     found = []
     for count in (4, 30):
