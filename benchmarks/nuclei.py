@@ -26,7 +26,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -35,6 +35,7 @@ from typing import Any
 
 import torch
 from cells import F1, Fitted
+from held_out import Part, split
 from maskrcnn import MaskRCNN
 from torch import Tensor, nn
 from unet import UNet, Watershed, to_panoptic, tune
@@ -42,7 +43,6 @@ from unet import UNet, Watershed, to_panoptic, tune
 from refine.checkpoint.folder import SavedModel
 from refine.data.build import build_dataset
 from refine.data.loader import PanopticDataset
-from refine.data.segments import SegmentMap
 from refine.drawing.overlay import write_image
 from refine.drawing.sheet import contact_sheet
 from refine.errors import RefineError
@@ -72,50 +72,11 @@ METHODS = {
 PROGRAMS = {"stardist": "stardist tensorflow-cpu", "cellpose": "'cellpose<4'"}
 """Packages to install for each program that is trained by its own code, in `by_NAME.py`."""
 
-HELD_OUT = 16
-"""One in this many originals of the training split is not used for training."""
-
 DRAWN = 4
 """Number of validation images that are drawn."""
 
 Predict = Callable[[Tensor], PanopticResult]
 """Function from Tensor[3, H, W] uint8 RGB to a result of the same size."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """Subset of a data set."""
-
-    whole: PanopticDataset
-    numbers: list[int]
-
-    @property
-    def categories(self) -> Categories:
-        return self.whole.categories
-
-    @property
-    def sizes(self) -> list[tuple[int, int]]:
-        sizes = self.whole.sizes
-        return [sizes[n] for n in self.numbers]
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, SegmentMap]:
-        return self.whole[self.numbers[index]]
-
-    def name(self, index: int) -> tuple[int | str, str]:
-        return self.whole.name(self.numbers[index])
-
-
-def split(config: RunConfig) -> tuple[Part, Part]:
-    """Split the training data into training and held-out images; tiles of one original stay together."""
-    whole = build_dataset(config.data.train)
-    groups = {image["id"]: image["group"] for image in read_json(str(config.data.train.json))["images"]}
-    held = set(sorted(set(groups.values()))[::HELD_OUT])
-    is_held = [groups[whole.name(n)[0]] in held for n in range(len(whole))]
-    trained, held_out = (Part(whole, [n for n, h in enumerate(is_held) if h is side]) for side in (False, True))
-    return trained, held_out
 
 
 def build(name: str, config: RunConfig, categories: Categories) -> nn.Module:
