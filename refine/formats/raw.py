@@ -54,6 +54,7 @@ class RawImage:
         stated: range of values stated by the file, or None.
         is_rgb: whether the first three channels are red, green and blue.
         has_alpha: whether the last channel is opacity.
+        multiplied: whether the other channels are stored multiplied by the opacity.
         inverted: whether the lowest value is white.
         orientation: EXIF orientation, 1-8.
     """
@@ -62,6 +63,7 @@ class RawImage:
     stated: Range | None = None
     is_rgb: bool = False
     has_alpha: bool = False
+    multiplied: bool = False
     inverted: bool = False
     orientation: int = 1
 
@@ -91,7 +93,10 @@ class RawImage:
             RefineError: the channel does not exist, or there are several that are not RGB and none is selected.
             ValueError: as in `to_bytes`.
         """
-        colors = to_bytes(self.channels(path, channel), requested, self.stated, notify)
+        stored = self.channels(path, channel)
+        if self.multiplied:
+            stored = _divided(stored, self.values[..., -1:])
+        colors = to_bytes(stored, requested, self.stated, notify)
         if self.inverted:
             colors = 255 - colors
         if self.has_alpha and channel is None:
@@ -188,6 +193,14 @@ def to_bytes(
     for source, target in zip(np.atleast_2d(values), np.atleast_2d(result), strict=True):  # row by row
         target[...] = _scale(source, low, high)
     return result
+
+
+def _divided(values: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Divide values by the opacity, of the same dtype; where that is 0 they are 0."""
+    most = _full(values.dtype)[1]
+    divided = np.divide(values * most, alpha, out=np.zeros(values.shape), where=alpha > 0).clip(max=most)
+    rounded: np.ndarray = divided if values.dtype.kind == "f" else np.rint(divided)
+    return rounded.astype(values.dtype)
 
 
 def _scale(values: np.ndarray, low: float, high: float) -> np.ndarray:

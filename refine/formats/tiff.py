@@ -147,6 +147,7 @@ def _read(
         stated=stated_range(file, key),
         is_rgb=key.photometric == PHOTOMETRIC.RGB,
         has_alpha=has_alpha(key),
+        multiplied=is_multiplied(key),
         inverted=key.photometric == PHOTOMETRIC.MINISWHITE,
         orientation=orientation,
     )
@@ -205,6 +206,10 @@ def _leading_axes(series: TiffPageSeries) -> int | None:
 
 def has_alpha(page: TiffPage) -> bool:
     return page.samplesperpixel in (2, 4) and bool(page.extrasamples) and page.extrasamples[-1] in (1, 2)
+
+
+def is_multiplied(page: TiffPage) -> bool:
+    return has_alpha(page) and page.extrasamples[-1] == 1
 
 
 def _is_plain(page: TiffPage) -> bool:

@@ -17,7 +17,16 @@ from refine.files import MAX_PIXELS
 from refine.formats.images import from_pil
 from refine.formats.raw import Exif, ImageOptions, Range, RawImage, check_channel, percentiles
 from refine.formats.resolution import mpp_of
-from refine.formats.tiff import GREY, axes_of, find_page, has_alpha, opened, orientation_of, stated_range
+from refine.formats.tiff import (
+    GREY,
+    axes_of,
+    find_page,
+    has_alpha,
+    is_multiplied,
+    opened,
+    orientation_of,
+    stated_range,
+)
 
 CELLS, CELL = 4, 256
 """Windows per side from which the range of values is estimated, and their side in pixels."""
@@ -96,6 +105,7 @@ class TiffWindows:
             values.transpose([self._left.index(axis) for axis in "YXS" if axis in self._left]),
             is_rgb=self._key.photometric in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR),
             has_alpha=has_alpha(self._key),
+            multiplied=is_multiplied(self._key),
             inverted=self._key.photometric == PHOTOMETRIC.MINISWHITE,
         )
 

@@ -13,6 +13,7 @@ from PIL import Image
 from refine.errors import RefineError
 from refine.formats.images import from_pil, read_image
 from refine.formats.raw import PERCENTILES, ImageOptions, to_bytes
+from refine.formats.windows import open_windows
 
 
 @pytest.fixture
@@ -93,6 +94,20 @@ def test_alpha_and_inversion(tmp_path: Path) -> None:
         assert image[0, :, 0].tolist() == [255, 0, 255, 255]
     tifffile.imwrite(tmp_path / "w.tif", np.array([[0, 65535]], np.uint16), photometric="miniswhite")
     assert _grey(tmp_path / "w.tif").tolist() == [[255, 0]]
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("window", [False, True])
+def test_colours_multiplied_by_the_opacity(tmp_path: Path, bits: int, window: bool, monkeypatch) -> None:
+    monkeypatch.setattr("refine.formats.windows.WHOLE", 0 if window else 1 << 24)
+    values = np.random.default_rng(0).integers(0, 256, (70, 90, 4))
+    values[..., :3] = np.rint(values[..., :3] * (values[..., 3:] / 255))
+    stored = (values * (257 if bits == 16 else 1)).astype(f"u{bits // 8}")
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, stored, photometric="rgb", extrasamples=["assocalpha"], tile=(32, 32))
+    image = open_windows(path, ImageOptions(range="full")).read(0, 0, 70, 90)
+    over_white = values[..., :3] + 255 - values[..., 3:]
+    np.testing.assert_allclose(image.permute(1, 2, 0), over_white, atol=2)
 
 
 def test_a_requested_range(tmp_path: Path) -> None:
