@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.annotated import DISC, LEFT, SMALL, SQUARE, TOP, mask_of, png, save
+from helpers.annotated import DISC, LEFT, SMALL, SQUARE, TOP, png, save
 from helpers.converted import SIZE, convert, draw_image, refused, same_objects
 
 
@@ -32,6 +32,11 @@ def supervisely(folder: Path, change: Callable[[list], object] = lambda objects:
             "points": {"exterior": [[70, 12], [60, 2]], "interior": []},
         },
         {"classTitle": "dog", "geometryType": "point", "points": {"exterior": [[1, 1]], "interior": []}},
+        {
+            "classTitle": "cat",
+            "geometryType": "polygon",
+            "points": {"exterior": [[60, 50], [62.5, 50.5], [64, 50]], "interior": []},
+        },
     ]
     change(objects)
     save(
@@ -45,9 +50,12 @@ def supervisely(folder: Path, change: Callable[[list], object] = lambda objects:
 
 def test_supervisely(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = convert(capsys, tmp_path / "out", supervisely(tmp_path / "project"))
-    hole = mask_of([[15, 15], [20, 15], [20, 20], [15, 20]])
-    assert same_objects(found.masks("a.jpg", "cat"), [mask_of(SQUARE) & ~hole])
-    rectangle = mask_of([[60, 2], [70, 2], [70, 12], [60, 12]])
+    square, rectangle, line = np.zeros((3, *SIZE), bool)  # corners are pixels, which belong to the figure
+    square[10:41, 10:41] = True
+    square[15:21, 15:21] = False
+    rectangle[2:13, 60:71] = True
+    line[50, 60:65] = True
+    assert same_objects(found.masks("a.jpg", "cat"), [square, line])
     assert same_objects(found.masks("a.jpg", "dog"), [DISC, rectangle])
     assert found.categories == {"dog": (1, 1), "cat": (2, 1)}
 
@@ -60,6 +68,9 @@ def test_supervisely(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (lambda o: o[1]["bitmap"].update(data="aaaa"), "objects[1]: the bitmap is damaged"),
         (lambda o: o[1]["bitmap"].pop("origin"), "objects[1]: geometryType 'bitmap' is unknown or incomplete"),
         (lambda o: o[2]["points"].update(exterior=[[1, 2]]), "objects[2]: geometryType 'rectangle' is unknown"),
+        (lambda o: o[0]["points"].update(exterior=[[1, 2], [3]]), "objects[0]: the points are invalid"),
+        (lambda o: o[0]["points"].update(interior=[[[1, 2e9]]]), "objects[0]: interior: the points are invalid"),
+        (lambda o: o[2]["points"].update(exterior=[["a", 2], [3, 4]]), "objects[2]: the points are invalid"),
     ],
 )
 def test_invalid_supervisely(

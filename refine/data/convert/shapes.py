@@ -40,16 +40,6 @@ def polygon(points: Any, size: Size, where: str) -> Code:
         raise RefineError(f"{where}: the polygon is invalid ({error}); correct or drop it") from error
 
 
-def with_holes(outline: Code, holes: Sequence[Code]) -> Code:
-    """Return a mask without the pixels of others."""
-    if not holes:
-        return outline
-    remaining = mask.decode(outline)
-    for hole in holes:
-        remaining[mask.decode(hole) > 0] = 0
-    return encode(remaining)
-
-
 def rectangle(
     box: Sequence[float],
     size: Size,

@@ -8,22 +8,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from refine.data.convert.shapes import (
-    Code,
-    Size,
-    bitmap,
-    embedded_png,
-    from_base64,
-    polygon,
-    rectangle,
-    with_holes,
-)
+import cv2
+import numpy as np
+
+from refine.data.convert.shapes import Code, Size, bitmap, embedded_png, encode, from_base64
 from refine.data.convert.source import ReadOptions, Region, Regions, Sample, Source, SourceClass, choose_split
 from refine.errors import RefineError, shown
 from refine.files import MAX_PIXELS, read_json
 from refine.formats.panoptic_json import valid_size
 
 WITHOUT_AREA = ("point", "line", "graph", "cuboid")
+FARTHEST = 2**20
+"""Limit of a coordinate, which may lie outside the image."""
 
 
 def recognise(path: Path) -> bool:
@@ -85,14 +81,33 @@ def _code(entry: dict[str, Any], kind: Any, size: Size, where: str) -> Code:
         case "bitmap", {"bitmap": {"data": str() as data, "origin": [int() as left, int() as top]}}:
             return bitmap(embedded_png(_unpacked(data, where), where), left, top, size, where)
         case "polygon", {"points": {"exterior": list() as outline, "interior": list() as inner}}:
-            holes = [polygon(hole, size, f"{where}: interior") for hole in inner]
-            return with_holes(polygon(outline, size, where), holes)
-        case "rectangle", {"points": {"exterior": [[x1, y1], [x2, y2]]}}:
-            if all(type(number) in (int, float) for number in (x1, y1, x2, y2)):
-                return rectangle((min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)), size, where)
+            pixels = np.zeros(size, np.uint8)
+            cv2.fillPoly(pixels, [_corners(outline, where)], [1])
+            cv2.fillPoly(pixels, [_corners(hole, f"{where}: interior") for hole in inner], [0])
+            return encode(pixels)
+        case "rectangle", {"points": {"exterior": [[_, _], [_, _]] as corners}}:
+            pixels = np.zeros(size, np.uint8)
+            one, other = _corners(corners, where).tolist()
+            cv2.rectangle(pixels, one, other, [1], cv2.FILLED)
+            return encode(pixels)
     raise RefineError(
         f"{where}: geometryType {shown(kind)} is unknown or incomplete; export it as bitmap or polygon"
     )
+
+
+def _corners(points: Any, where: str) -> np.ndarray:
+    """Return the pixels of the corners, [N, 2] int32 (x, y).
+
+    Coordinates are those of pixels, not of a plane: a figure contains the pixels of its corners and edges, and a
+    hole those of its own, as Supervisely's SDK draws them with OpenCV.
+    """
+    try:
+        corners = np.asarray(points, np.float64)
+        if corners.ndim != 2 or corners.shape[1] != 2 or not (np.abs(corners) < FARTHEST).all():
+            raise ValueError(f"expected pairs of numbers below {FARTHEST}")
+    except (ValueError, TypeError, OverflowError) as error:
+        raise RefineError(f"{where}: the points are invalid ({error}); correct or drop them") from error
+    return np.floor(corners).astype(np.int32)
 
 
 def _unpacked(data: str, where: str) -> bytes:
