@@ -46,7 +46,7 @@ def main() -> None:
     torch.set_num_threads(1)
     data = load_run(options.config, overrides).data.val
     assert data is not None
-    dataset = build_dataset(data, "data.val")
+    dataset = build_dataset(data, "data.val.")
     every = np.ones((1, len(dataset)), int)
     rows = {threshold: measure(options.checkpoints, dataset, threshold) for threshold in options.thresholds}
     first = rows[options.thresholds[0]]

@@ -56,7 +56,7 @@ def now(device: torch.device) -> float:
 
 def measure(config: RunConfig, group: Processes, updates: int) -> dict[str, float]:
     """Return the median seconds per update of each part, images per second, and the fraction spent computing."""
-    dataset = build_dataset(config.data.train, "data.train")
+    dataset = build_dataset(config.data.train, "data.train.")
     torch.manual_seed(config.seed)
     model = PanopticModel(config.model, dataset.categories.num_things, len(dataset.categories))
     module = TimedModule(model.to(group.device), config, group)

@@ -127,7 +127,7 @@ def _model(options: argparse.Namespace) -> None:
     from refine.runtime import processes, set_threads
 
     data = dataset_config(options)
-    dataset = build_dataset(data)
+    dataset = build_dataset(data, "--")
     set_threads(options.threads)
     cluster = connect(options)
     device = "cpu" if cluster else options.device

@@ -18,7 +18,7 @@ from refine.cli.options import (
 )
 from refine.cli.parser import Parser
 from refine.formats.image_list import ImageFile, result_names
-from refine.fusion.config import HEADS, OWN_MERGE, FusionConfig, Method
+from refine.fusion.config import HEADS, OWN_MERGE, Method
 
 if TYPE_CHECKING:
     from refine.fusion.explain import Explanation
@@ -31,7 +31,6 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     options = parser.parse_args(arguments)
     check_model(options)
     reading = image_options(options)
-    FusionConfig(**fusion_changes(options))
     files, out = find_images(options), Path(options.out)
     names = result_names(files)
     written = [out / f"{name}{suffix}" for name in names for suffix in (".png", ".json")]

@@ -12,7 +12,7 @@ from refine.checkpoint.find import find_model, licence_of
 from refine.cli.options import add_fusion, add_threads, check_out_file, fusion_changes, require_paths
 from refine.cli.parser import Parser
 from refine.errors import RefineError
-from refine.fusion.config import FusionConfig, check_known
+from refine.fusion.config import check_known
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +45,6 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     if Path(options.out).suffix != suffix:
         raise RefineError(f"--out {options.out}: expected a file name that ends in {suffix}")
     find_model(options.checkpoint)
-    FusionConfig(**fusion_changes(options))
     if options.method:
         check_known(options.method)
     require_paths(options.images)

@@ -53,6 +53,8 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
 
     if options.unknown_erasing and not options.confidence:
         raise RefineError("--unknown-erasing: needs --confidence; give the folder, or omit --unknown-erasing")
+    if options.unknown_erasing and options.ue_region == "dilated":
+        raise RefineError("--ue-region dilated: needs the probabilities of all classes; give --ue-region core")
     config = FusionConfig(**fusion_changes(options))
     out = Path(options.out)
     given = [options.instances, options.categories, options.semantic, options.confidence]

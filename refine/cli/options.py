@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from refine.bounds import Bounds
 from refine.errors import RefineError, counted, printable
 from refine.storage import Location, Url, location
 
@@ -67,15 +68,25 @@ def count_from(least: int, most: int = MOST) -> Callable[[str], int]:
     return count
 
 
-def positive(text: str) -> float:
-    """Convert text to a finite number above 0; an argparse type."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r:.40}: expected a number above 0")
+def number_in(bounds: Bounds) -> Callable[[str], float]:
+    """Return an argparse type for numbers in a range."""
+
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not bounds.hold(value):
+            raise argparse.ArgumentTypeError(f"{text!r:.40}: expected {bounds}")
+        return value
+
     return number
+
+
+positive = number_in(Bounds(above=0))
+"""Argparse type for numbers above 0."""
+fraction = number_in(Bounds(least=0, most=1))
+"""Argparse type for numbers from 0 to 1."""
 
 
 def add_device(parser: Any) -> None:
@@ -192,12 +203,12 @@ def add_fusion(parser: Any, default: FusionConfig | None = None) -> None:
         value = "the checkpoint's" if default is None else getattr(default, name)
         parser.add_argument(f"--{name.replace('_', '-')}", help=f"{text} (default: {value})", **keywords)
 
-    add("score_threshold", "minimum score of an instance, 0-1", type=float)
-    add("overlap_threshold", "drop an instance if more than this fraction of it is covered, 0-1", type=float)
+    add("score_threshold", "minimum score of an instance, 0-1", type=fraction)
+    add("overlap_threshold", "drop an instance if more than this fraction of it is covered, 0-1", type=fraction)
     add("stuff_area", "minimum area of a stuff segment in pixels", type=count_from(0))
-    add("sigma", "width of the soe penalty", type=float)
+    add("sigma", "width of the soe penalty", type=positive)
     add("unknown_erasing", "erase uncertain regions to unknown", action=argparse.BooleanOptionalAction)
-    add("ue_threshold", "erase regions whose mean confidence is below this, 0-1", type=float)
+    add("ue_threshold", "erase regions whose mean confidence is below this, 0-1", type=fraction)
     add("ue_region", "pixels of a region over which the mean is taken", choices=["core", "dilated"])
 
 

@@ -35,7 +35,7 @@ from refine.cli.parser import Parser
 from refine.errors import RefineError, counted
 from refine.formats.image_list import ImageFile, result_names
 from refine.formats.shards import FAILED, Shard
-from refine.fusion.config import OWN_MERGE, FusionConfig, check_known
+from refine.fusion.config import OWN_MERGE, check_known
 from refine.savers import SAVERS, find_savers
 from refine.storage import Location, location
 
@@ -109,7 +109,6 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
 def _check(options: argparse.Namespace) -> tuple[Sequence[ImageFile], list[Saver], Location]:
     """Check the options before torch is imported; return the images of this shard, the formats and the folder."""
     check_model(options)
-    FusionConfig(**fusion_changes(options))
     if options.method not in (None, OWN_MERGE):
         check_known(options.method)
     savers = find_savers(options.save)

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from refine.cli.options import check_out_folder, count_from, print_tables
+from refine.cli.options import check_out_folder, count_from, positive, print_tables
 from refine.cli.parser import Parser
 from refine.errors import RefineError, counted
 
@@ -51,7 +51,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser.add_argument(
         "--occlusion", nargs="+", metavar="HEAD", default=[], help="occlusion head of each checkpoint, for order"
     )
-    parser.add_argument("--budget", type=float, help="minutes after which to stop; the same command resumes")
+    parser.add_argument("--budget", type=positive, help="minutes after which to stop; the same command resumes")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: auto)")
     parser.add_argument("--out", default="runs/tables", help="folder of runs and tables (default: runs/tables)")
     options, overrides = parser.parse_known_args(arguments)
@@ -123,7 +123,7 @@ def evaluate_checkpoints(base: Path, options: argparse.Namespace, overrides: Seq
     if config.data.val is None:
         raise RefineError(f"{base}: data.val is missing; {name} is evaluated on it")
     out = Path(options.out)
-    dataset = build_dataset(config.data.val, "data.val")
+    dataset = build_dataset(config.data.val, "data.val.")
     path = out / f"{name}_{base.stem}"
     if name == "figure2":
         paths = draw_figure(options.checkpoint, dataset, path, config.eval.max_images, options.device)

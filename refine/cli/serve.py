@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from refine.cli.networks import add_model, check_optional_model, note_remarks
-from refine.cli.options import add_device, add_threads
+from refine.cli.options import add_device, add_threads, count_from
 from refine.cli.parser import Parser
 
 
@@ -16,7 +16,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     add_device(parser)
     add_threads(parser)
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 allows other computers (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=7860, help="(default: 7860)")
+    parser.add_argument("--port", type=count_from(0, 65535), default=7860, help="(default: 7860)")
     parser.add_argument("--auth", metavar="USER:PASSWORD", help="user name and password that the page requires")
     options = parser.parse_args(arguments)
 

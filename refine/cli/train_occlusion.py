@@ -15,6 +15,7 @@ from refine.cli.options import (
     add_threads,
     check_out_folder,
     count_from,
+    fraction,
     positive,
     require_paths,
 )
@@ -40,7 +41,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
 
     check_out(options.out)
     training = OcclusionTraining(**{f.name: getattr(options, f.name) for f in fields(OcclusionTraining)})
-    dataset = build_dataset(dataset_config(options))
+    dataset = build_dataset(dataset_config(options), "--")
     set_threads(options.threads)
     predictor = Predictor(options.model, device=options.device)
     note_remarks(predictor.network)
@@ -86,10 +87,16 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
     add_image_options(parser)
     training = parser.add_argument_group("training")
     training.add_argument(
-        "--min-score", type=float, default=0.05, help="minimum score of the detections, 0-1 (default: %(default)s)"
+        "--min-score",
+        type=fraction,
+        default=0.05,
+        help="minimum score of the detections, 0-1 (default: %(default)s)",
     )
     training.add_argument(
-        "--pair-overlap", type=float, default=0.2, help="minimum overlap, fraction of a mask (default: %(default)s)"
+        "--pair-overlap",
+        type=fraction,
+        default=0.2,
+        help="minimum overlap, fraction of a mask (default: %(default)s)",
     )
     training.add_argument(
         "--false-pairs", action="store_true", help="also train true detections to lie in front of false ones"

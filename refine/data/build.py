@@ -8,17 +8,17 @@ from refine.data.loader import PanopticDataset
 from refine.formats.raw import ImageOptions
 
 
-def build_dataset(config: DatasetConfig, where: str = "data") -> PanopticDataset:
+def build_dataset(config: DatasetConfig, prefix: str = "data.") -> PanopticDataset:
     """Open one split of a data set.
 
     Args:
         config: format and files of the split.
-        where: name of the config field, for error messages.
+        prefix: what precedes the names of the fields in error messages, such as "data.train." or "--".
 
     Raises:
         RefineError: a field is missing, or a file is missing or invalid.
     """
-    check_dataset_fields(config, where)
+    check_dataset_fields(config, prefix)
     if config.kind == "cityscapes":
         from refine.data.cityscapes import Cityscapes
 
@@ -31,5 +31,5 @@ def build_dataset(config: DatasetConfig, where: str = "data") -> PanopticDataset
         instances=config.instances,
         options=ImageOptions(config.page, config.channel, config.range, exif=config.exif),
     )
-    dataset.check_folders(f"{where}.images, {where}.segments")
+    dataset.check_folders(f"{prefix}images, {prefix}segments")
     return dataset

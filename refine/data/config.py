@@ -74,11 +74,11 @@ class DatasetConfig:
     split: str | None = None
 
 
-def check_dataset_fields(config: DatasetConfig, where: str) -> None:
+def check_dataset_fields(config: DatasetConfig, prefix: str) -> None:
     """Raise RefineError if a field that the kind of the data set needs is missing."""
     needed = ("images", "json", "segments") if config.kind == "coco" else ("root", "split")
     for name in needed:
         if not getattr(config, name):
-            raise RefineError(f"{where}.{name} is not given; kind {config.kind!r} needs {', '.join(needed)}")
+            raise RefineError(f"{prefix}{name} is not given; kind {config.kind!r} needs {', '.join(needed)}")
     if config.range is not None and not config.range[0] < config.range[1]:
-        raise RefineError(f"{where}.range is {list(config.range)}; expected two increasing numbers")
+        raise RefineError(f"{prefix}range is {list(config.range)}; expected two increasing numbers")

@@ -132,7 +132,7 @@ def _set_schedule(row: Row, config: RunConfig) -> None:
     optim = config.optim
     optim.lr *= row.rate
     if row.epochs is not None:
-        epoch = len(build_dataset(config.data.train, "data.train")) / optim.batch_size
+        epoch = len(build_dataset(config.data.train, "data.train.")) / optim.batch_size
         optim.max_steps = max(round(row.epochs * epoch), 1)
         optim.milestones = [round(n * epoch) for n in range(1, row.epochs)]
         return
@@ -212,7 +212,7 @@ def _measure(rows: Sequence[Row], config: RunConfig, seed: int, average_precisio
         measures.append(BoxAndMaskAP(COCO_LIMIT))
     evaluations = evaluate(
         predictor,
-        build_dataset(config.data.val, "data.val"),
+        build_dataset(config.data.val, "data.val."),
         rules=[(row.method, replace(config.eval.fusion, **row.fusion)) for row in rows],
         measures=measures,
         max_images=config.eval.max_images,

@@ -99,7 +99,8 @@ def _erase_dilated(
     """Return the semantic map after Unknown Erasing, and the configuration without it."""
     if probabilities is None:
         raise RefineError(
-            "sem_probabilities: missing, but fusion.ue_region 'dilated' needs them; give them or use 'core'"
+            "sem_probabilities: missing, but fusion.ue_region (--ue-region) 'dilated' needs them; give them or use "
+            "'core'"
         )
     given = probabilities() if callable(probabilities) else as_tensor("sem_probabilities", probabilities)
     given = check_shape("sem_probabilities", given.detach(), (len(categories), *sem_seg.shape))

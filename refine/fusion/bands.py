@@ -110,7 +110,9 @@ def fuse_bands(
     check_known(method)
     config = config or FusionConfig()
     if config.unknown_erasing and config.ue_region == "dilated":
-        raise RefineError("fusion.ue_region 'dilated' needs the whole image in memory; use 'core' with tiles")
+        raise RefineError(
+            "fusion.ue_region (--ue-region) 'dilated' needs the whole image in memory; use 'core' with tiles"
+        )
     size, count = instances.image_size, len(instances)
     instances, runs, indices, _ = prepare(instances, config.score_threshold)
     occlusion = None if occlusion is None else _select_pairs(occlusion, indices, count)

@@ -60,8 +60,8 @@ def check(
             )
     if config.unknown_erasing and sem_confidence is None:
         raise RefineError(
-            "fusion.unknown_erasing needs the confidence of the semantic map; give `sem_confidence`, or "
-            "set fusion.unknown_erasing to false"
+            "fusion.unknown_erasing (--unknown-erasing) needs the confidence of the semantic map; give "
+            "`sem_confidence`, or leave it out"
         )
     _check_labels("sem_seg", sem_seg, VOID, len(categories), categories)
     _check_labels("instances.labels", instances.labels, 0, categories.num_things, categories)

@@ -143,7 +143,7 @@ def evaluate(
         RefineError: model and data set have different categories, or a file cannot be read.
     """
     if isinstance(dataset, Mapping):
-        dataset = build_dataset(from_mapping(DatasetConfig, dataset, "dataset"), "dataset")
+        dataset = build_dataset(from_mapping(DatasetConfig, dataset, "dataset"), "dataset.")
     predictor.categories.check_equal(dataset.categories, "the model", "the data set")
     pairs = [(predictor.method, predictor.fusion)] if rules is None else list(rules)
     requested = [Quality()] if measures is None else list(measures)

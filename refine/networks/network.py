@@ -65,4 +65,4 @@ class Network(Protocol):
         Raises:
             RefineError: the maximum is fixed.
         """
-        raise RefineError(f"max_detections: cannot be {most}; the number of objects of this model is fixed")
+        raise RefineError(f"--max-detections {most}: the number of objects of this model is fixed; leave it out")

@@ -242,6 +242,6 @@ def check_run(config: RunConfig) -> None:
         raise RefineError(
             f"augment.jitter is {list(jitter)}; give at least {SMALLEST} / {side}, as images need {SMALLEST} pixels"
         )
-    check_dataset_fields(config.data.train, "data.train")
+    check_dataset_fields(config.data.train, "data.train.")
     if config.data.val is not None:
-        check_dataset_fields(config.data.val, "data.val")
+        check_dataset_fields(config.data.val, "data.val.")

@@ -118,8 +118,8 @@ class _Run:
 
     def __init__(self, config: RunConfig, group: Processes, last: Path | None) -> None:
         self.config, self.group = config, group
-        self.dataset = build_dataset(config.data.train, "data.train")
-        self.validation = build_dataset(config.data.val, "data.val") if config.data.val else None
+        self.dataset = build_dataset(config.data.train, "data.train.")
+        self.validation = build_dataset(config.data.val, "data.val.") if config.data.val else None
         self.categories: Categories = self.dataset.categories
         if self.validation is not None:
             self.categories.check_equal(self.validation.categories, "data.train", "data.val")

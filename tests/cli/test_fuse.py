@@ -161,7 +161,6 @@ def edit(path, change):
         (lambda f: None, ["--method", "srm"], "--method srm: needs --checkpoint with a trained ranking head"),
         (lambda f: None, ["--checkpoint", "nuclei"], "method 'heuristic' is not learned"),
         (lambda f: None, ["--method", "soe", "--checkpoint", "nuclei"], "has no occlusion head"),
-        (lambda f: None, ["--score-threshold", "2"], "fusion.score_threshold is 2"),
     ],
 )  # fmt: skip
 def test_mistakes_are_reported_in_one_line(files, change, more, message, capsys):

@@ -1,6 +1,7 @@
 """One-line errors of the command line: what a misspelt, missing or swallowed argument says."""
 
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,48 @@ def test_no_option_swallows_the_source_after_a_range(folder, capsys, value):
     assert error(capsys, f"predict --range {value} gone -o out --checkpoint nuclei")[1].startswith("gone: does not")
 
 
+FRACTIONS = ("--score-threshold", "--overlap-threshold", "--ue-threshold")
+
+
+@pytest.mark.parametrize(
+    ("line", "options", "values", "expected"),
+    [
+        *(
+            (line, options, values, expected)
+            for line in (
+                "predict images -o out",
+                "explain images -o out",
+                "evaluate --gt panoptic.json",
+                "export nuclei -o x.onnx",
+                "fuse --instances file --semantic images --categories panoptic.json -o out",
+            )
+            for options, values, expected in (
+                (FRACTIONS, ("nan", "3", "-0.1", "x"), "a number from 0 to 1"),
+                (("--sigma",), ("nan", "0", "inf"), "a number above 0"),
+                (("--stuff-area",), ("-1", "nan"), "an integer from 0"),
+            )
+        ),
+        ("synthesize out", ("--images",), ("0", "x"), "an integer from 1"),
+        ("synthesize out --images 1", ("--size 64",), ("63",), "an integer from 64"),
+        ("synthesize out --images 1", ("--seed",), ("-1",), "an integer from 0"),
+        ("train-occlusion -o out", ("--min-score", "--pair-overlap"), ("nan", "3"), "a number from 0 to 1"),
+        ("reproduce table3", ("--budget",), ("nan", "-1"), "a number above 0"),
+        ("serve", ("--port",), ("65536",), "an integer from 0 to 65535"),
+    ],
+)
+def test_a_value_out_of_range_is_named_by_its_option(folder, capsys, line, options, values, expected):
+    for option, value in product(options, values):
+        code, text = error(capsys, f"{line} {option} {value}")
+        assert code == 2
+        assert text.startswith(f"argument {option.split()[0]}: '{value}': expected {expected}"), text
+
+
+def test_the_region_of_erasing_fits_what_there_is(folder, capsys):
+    line = "fuse --instances file --semantic images --confidence images --categories panoptic.json -o out"
+    code, text = error(capsys, f"{line} --unknown-erasing --ue-region dilated")
+    assert (code, text[:22]) == (1, "--ue-region dilated: n")
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -166,14 +209,17 @@ def test_outputs_never_replace_or_mix_with_inputs(folder, capsys, line, message)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_swapped_folders_are_told(tmp_path):
+def test_swapped_folders_are_told(tmp_path, capsys):
     files = write_coco(tmp_path)
     build_dataset(DatasetConfig(images=str(files.images), json=str(files.json), segments=str(files.segments)))
     swapped = DatasetConfig(images=str(files.segments), json=str(files.json), segments=str(files.images))
     with pytest.raises(RefineError, match=r"^data\.train\.images, data\.train\.segments: the folders are swapped"):
-        build_dataset(swapped, "data.train")
+        build_dataset(swapped, "data.train.")
     with pytest.raises(RefineError, match=r"^--images, --segments: the folders are swapped, as .*; exchange them"):
         check_dataset(files.segments, files.json, files.images)
+    words = ("evaluate", "--images", files.segments, "--segments", files.images, "--json", files.json)
+    assert main([*map(str, words), "--checkpoint", "nuclei", "--out", str(tmp_path / "x.json")]) == 1
+    assert capsys.readouterr().err.startswith("refine: error: --images, --segments: the folders are swapped")
 
 
 def test_a_class_map_may_be_text():

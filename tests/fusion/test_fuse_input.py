@@ -155,7 +155,7 @@ def test_fusion_without_a_semantic_map():
     assert torch.equal(alone.segment_ids, expected.segment_ids)
     with pytest.raises(RefineError, match="sem_confidence: given without `sem_seg`"):
         fuse(case.instances, None, categories=CATEGORIES, sem_confidence=case.confidence)
-    with pytest.raises(RefineError, match="unknown_erasing needs"):
+    with pytest.raises(RefineError, match=r"--unknown-erasing\) needs the confidence"):
         fuse(case.instances, None, categories=CATEGORIES, config=replace(SMALL, unknown_erasing=True))
 
 

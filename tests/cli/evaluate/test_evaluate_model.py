@@ -57,8 +57,6 @@ def test_fusion_thresholds_are_applied(folder, capsys, thresholds):
     words = ["--checkpoint", folder / "model", "--cityscapes", folder / "data", "--out", folder / "r.json"]
     assert main(["evaluate", *map(str, words), *thresholds]) == 0, capsys.readouterr().err
     assert json.loads((folder / "r.json").read_text())["per_class"]["7"]["pq"] == 0
-    assert main(["evaluate", *map(str, words), "--ue-threshold", "1.5"]) == 1
-    assert "fusion.ue_threshold is 1.5" in capsys.readouterr().err
 
 
 def test_fusion_options_need_a_checkpoint(capsys):

@@ -220,12 +220,6 @@ def test_values_out_of_range_are_reported(words, checkpoint, images, tmp_path, c
     assert f"argument {words[0]}: '{words[1][:8]}"[:30] in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["score-threshold", "overlap-threshold", "sigma", "ue-threshold"])
-def test_nan_thresholds_are_reported(name, checkpoint, images, tmp_path, capsys):
-    assert run(checkpoint, images, tmp_path / "out", f"--{name}", "nan") == 1
-    assert f"fusion.{name.replace('-', '_')} is nan" in capsys.readouterr().err
-
-
 HELP = """
 import sys
 from refine.cli.main import main
