@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import tempfile
 from io import FileIO
 from pathlib import Path
@@ -43,7 +45,8 @@ class SemanticFile:
             for (kind, file), values in zip(self._files, (sem_seg, confidence), strict=True):
                 for row, line in enumerate(values.cpu().numpy().astype(kind), top):
                     file.seek((row * self.width + left) * kind.itemsize)
-                    file.write(line.tobytes())
+                    if file.write(line.tobytes()) != line.nbytes:  # a full disk takes a part of a row
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise write_error(self._folder, error) from error
 
