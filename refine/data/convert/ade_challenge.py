@@ -48,7 +48,8 @@ def read(path: Path, options: ReadOptions) -> Source:
         for file in (image, semantic):
             if not file.is_file():
                 raise RefineError(f"{file}: no such file, but {instances} is there; copy the data set again")
-        samples.append(Sample(image.name, image, instances, partial(_read, semantic, instances, classes)))
+        reading = partial(_read, semantic, instances, classes)
+        samples.append(Sample(image.name, image, instances, reading, others=(semantic,)))
     return Source(classes, samples)
 
 

@@ -165,6 +165,7 @@ def _png_name(name: str) -> str:
 def _stamps(sample: Sample) -> list[Stamp]:
     """Return the stamps of a sample's files, as far as they exist."""
     files = [sample.file, *sorted(sample.file.iterdir())] if sample.file.is_dir() else [sample.file]
+    files += sample.others
     if isinstance(sample.image, Path):
         files.append(sample.image)
     return [found for found in map(stamp, files) if found is not None]

@@ -48,7 +48,7 @@ def read(path: Path, options: ReadOptions) -> Source:
         for info in infos:
             things[info["category_id"]] = bool(info.get("isthing", 1))
         name = image.relative_to(file.parent).as_posix()
-        samples.append(Sample(name, image, label, partial(_read, label, infos, names, where)))
+        samples.append(Sample(name, image, label, partial(_read, label, infos, names, where), others=(file,)))
     classes = [
         SourceClass(class_name(names, n, str(file)), n, things.get(n, True)) for n in sorted(names or things)
     ]

@@ -90,6 +90,7 @@ class Sample:
         file: file with the annotation, for messages.
         read: returns the annotation.
         id: image id in the data set, or None if the format has none.
+        others: further files that the annotation depends on.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Sample:
     file: Path
     read: Callable[[], LabelMap | Regions]
     id: int | str | None = None
+    others: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)

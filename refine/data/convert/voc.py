@@ -65,7 +65,9 @@ def read(path: Path, options: ReadOptions) -> Source:
         suffix = next((s for s in _SUFFIXES if (images / (name + s)).is_file()), _SUFFIXES[0])
         existing([images], name + suffix, str(chosen), "give the folder of the images with --images")
         classes = path / "SegmentationClass" / f"{name}.png"
-        samples.append(Sample(name + suffix, images / (name + suffix), file, partial(_read, file, classes, colors)))
+        reading = partial(_read, file, classes, colors)
+        others = (classes, path / "labelmap.txt")
+        samples.append(Sample(name + suffix, images / (name + suffix), file, reading, others=others))
     listed = (
         CLASSES if colors is None else list(dict.fromkeys(name for name in colors.values() if name != BACKGROUND))
     )
