@@ -12,7 +12,7 @@ from torch import Tensor
 from refine.fusion import FusionConfig, Method, OcclusionFn, fuse
 from refine.fusion.api import RankingFn, arrange, prepare
 from refine.fusion.rules import evaluate_occlusion
-from refine.fusion.unknown import KEPT, unknown_regions
+from refine.fusion.unknown import KEPT, unknown_dilated_regions, unknown_regions
 from refine.ops.cells import cells_of
 from refine.ops.masks import MaskRuns, overlapping
 from refine.ops.penalty import soft_occlusion
@@ -196,11 +196,9 @@ def explain(
         "ranking": None if ranking is None else ranking(kept),
     }
     common: dict[str, Any] = {"categories": categories, "sem_confidence": raw.sem_confidence, "config": config}
+    common["sem_probabilities"] = raw.sem_probabilities
     results = {method: fuse(kept, raw.sem_seg, method=method, **common, **given) for method in methods}
     covers = spread(cells.covers().sum(1)[cells.cell], run_lengths(cells.starts, raw.sem_seg.numel()), runs.size)
-    erased = unknown_regions(
-        raw.sem_seg, raw.sem_confidence, config.radius_at(runs.size), config.ue_threshold, categories.num_things
-    )
     on_cpu: dict[str, Any] = {name: None if value is None else value.cpu() for name, value in given.items()}
     return Explanation(
         instances=kept.to("cpu"),
@@ -216,10 +214,19 @@ def explain(
         shown={method: _shown(result, len(kept)) for method, result in results.items()},
         sem_seg=raw.sem_seg.cpu(),
         sem_confidence=raw.sem_confidence.cpu(),
-        erased=erased.cpu(),
+        erased=_unknown(raw, categories, config).cpu(),
         categories=categories,
         config=config,
     )
+
+
+def _unknown(raw: Prediction, categories: Categories, config: FusionConfig) -> Tensor:
+    """Number the regions that Unknown Erasing erases, Tensor[H, W] int64; see `Explanation.erased`."""
+    size = (raw.sem_seg.shape[0], raw.sem_seg.shape[1])
+    thresholds = config.radius_at(size), config.ue_threshold, categories.num_things
+    if config.ue_region == "dilated" and raw.sem_probabilities is not None:
+        return unknown_dilated_regions(raw.sem_seg, raw.sem_probabilities(), *thresholds)
+    return unknown_regions(raw.sem_seg, raw.sem_confidence, *thresholds)
 
 
 def _complete(order: Sequence[int], front: Tensor | None) -> Tensor:

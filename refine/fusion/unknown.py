@@ -84,6 +84,14 @@ def erase_dilated(
     Returns:
         Tensor[H, W] int64, erased pixels `VOID`.
     """
+    regions = unknown_dilated_regions(labels, probabilities, radius, threshold, first_class)
+    return torch.where(regions != KEPT, VOID, labels)
+
+
+def unknown_dilated_regions(
+    labels: Tensor, probabilities: Tensor, radius: int, threshold: float, first_class: int = 0
+) -> Tensor:
+    """Number the regions that `erase_dilated` erases; arguments as there, result as of `unknown_regions`."""
     everything = 2.0  # a threshold above any confidence, so that all regions are numbered
     regions = unknown_regions(labels, torch.zeros_like(probabilities[0]), radius, everything, first_class)
     numbers, regions = torch.unique(regions, return_inverse=True)  # KEPT comes first if it occurs
@@ -100,7 +108,7 @@ def erase_dilated(
         total.index_add_(1, region, torch.stack([values, torch.ones_like(values)]))
     erased = total[0] < threshold * total[1]
     erased[:first] = False
-    return torch.where(erased[regions], VOID, labels)
+    return torch.where(erased, numbers, KEPT)[regions]
 
 
 def unknown_regions(

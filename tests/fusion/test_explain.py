@@ -17,6 +17,7 @@ from helpers.explained import (
 
 from refine.errors import RefineError
 from refine.fusion import FusionConfig
+from refine.fusion.unknown import KEPT
 from refine.structures import VOID, Prediction
 
 
@@ -115,3 +116,16 @@ def test_a_missing_head_raises(raw):
         explanation_of(raw, ["heuristic", "soe"])
     with pytest.raises(RefineError, match="'srm': `ranking` is missing"):
         explanation_of(raw, ["heuristic", "srm"])
+
+
+def test_erasing_of_dilated_regions():
+    """A confident crumb of haze is erased, as in most of its dilated region other classes are likely."""
+    raw = prediction(torch.zeros(0, *SIZE, dtype=torch.bool), [], [])
+    raw.sem_seg[2:4, 4:6] = 2
+    probabilities = torch.nn.functional.one_hot(raw.sem_seg, 4).movedim(2, 0).float()
+    raw.sem_probabilities = lambda: probabilities
+    config = FusionConfig(stuff_area=1, unknown_erasing=True, ue_region="dilated", ue_radius=133)  # 1 pixel here
+    explanation = explanation_of(raw, ["heuristic"], config)
+    assert torch.equal(explanation.shown["heuristic"] == -1, raw.sem_seg == 2)
+    assert torch.equal(explanation.erased != KEPT, raw.sem_seg == 2)
+    assert explanation.to_json()["erased"] == [{"class": "haze", "pixels": 4, "confidence": 0.9}]
