@@ -114,6 +114,7 @@ def _measure(
     states: dict[str, list[np.ndarray]] = {row.name: [] for row in table.rows}
     for n in range(count):
         image, segments = dataset[n]
+        segments = segments.named(len(categories))
         batch, targets = _at_network_size(predictor, image, segments, n)
         outputs = _altered_outputs(model, batch, targets, predictor.fusion.score_threshold)
         for name, output in outputs:
@@ -243,7 +244,8 @@ def _mean_flow(predictor: Predictor, dataset: PanopticDataset, count: int) -> di
     flows = []
     torch.manual_seed(0)  # for the sampled boxes
     for n in range(count):
-        batch, targets = _at_network_size(predictor, *dataset[n], n)
+        image, segments = dataset[n]
+        batch, targets = _at_network_size(predictor, image, segments.named(len(predictor.categories)), n)
         if len(targets):
             flows.append(gradient_flow(predictor.model, batch, [targets]))
     return {name: float(np.mean([flow[name] for flow in flows])) for name in flows[0]} if flows else {}

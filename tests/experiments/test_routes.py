@@ -12,7 +12,16 @@ from refine.cli.main import main
 from refine.config import to_mapping
 from refine.data.build import build_dataset
 from refine.errors import RefineError
-from refine.experiments.routes import _altered_outputs, _at_network_size, gradient_flow, measure_routes, true_inputs
+from refine.experiments.routes import (
+    _altered_outputs,
+    _at_network_size,
+    _mean_flow,
+    _measure,
+    gradient_flow,
+    measure_routes,
+    route_table,
+    true_inputs,
+)
 from refine.files import read_json, write_json
 from refine.inference.predictor import Predictor
 from refine.modeling.model import PanopticModel
@@ -52,6 +61,19 @@ def test_each_change_affects_the_heads_of_its_route(dataset, exchange):
         assert same == ((True, True) if name == "as it is" else (name.startswith("canvas"), False)), name
     (after,) = model.predict(batch)
     assert after.sem_logits.equal(plain.sem_logits)  # nothing is left behind
+
+
+def test_unnamed_stuff_counts_as_void(dataset):
+    predictor = make_predictor(dataset)
+    table = route_table(predictor.model)
+    image, truth = dataset[0]
+    unnamed = replace(truth, labels=truth.labels.masked_fill(truth.labels == 2, 3))
+    found = []
+    for segments in (unnamed, truth.named(2)):
+        data = [(image, segments)]
+        numbers = {name: metrics for name, (metrics, _) in _measure(predictor, data, table, 1).items()}
+        found.append((repr(numbers), _mean_flow(predictor, data, 1)))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("exchange", ["paper", "balanced"])
