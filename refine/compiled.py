@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import os
 import threading
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import takewhile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import llvmlite
@@ -74,7 +74,7 @@ class Kernel:
         library = _path(self.module, origin, "so")
         if library and (_read(library, origin) is not None or _link(self.module, count, library, origin)):
             with suppress(OSError):  # for example a file system that does not execute files
-                self._owner = ctypes.CDLL(str(library))
+                self._owner = ctypes.CDLL(library)
                 return function(("kernel", self._owner))
         return function(self._load_object(source, count))
 
@@ -105,7 +105,7 @@ def _address(array: np.ndarray) -> int:
     return array.ctypes.data
 
 
-def _path(module: str, origin: bytes, suffix: str) -> Path | None:
+def _path(module: str, origin: bytes, suffix: str) -> str | None:
     """Return the file that keeps the code; None for a user without a cache, who compiles it in each process.
 
     Args:
@@ -115,12 +115,14 @@ def _path(module: str, origin: bytes, suffix: str) -> Path | None:
         suffix: "so" or "o".
     """
     cache = user_cache()
-    return cache and cache / "kernels" / f"{module}-{zlib.crc32(origin):08x}.{suffix}"
+    return cache and os.path.join(cache, "kernels", f"{module}-{zlib.crc32(origin):08x}.{suffix}")
 
 
 def _source(module: str) -> bytes:
     """Return the source of a module of refine without importing it: most of these modules need numba."""
-    return Path(__file__).parents[1].joinpath(*module.split(".")).with_suffix(".py").read_bytes()
+    root = os.path.dirname(os.path.dirname(__file__))
+    with open(os.path.join(root, *module.split(".")) + ".py", "rb") as file:
+        return file.read()
 
 
 def _processor() -> str:
@@ -134,10 +136,11 @@ def _processor() -> str:
         return ""
 
 
-def _read(path: Path, origin: bytes) -> bytes | None:
+def _read(path: str, origin: bytes) -> bytes | None:
     """The machine code of a kept file; None if there is none, or it is damaged or of another origin."""
     try:
-        data = path.read_bytes()
+        with open(path, "rb") as file:
+            data = file.read()
     except OSError:
         return None
     content = data[:-_CHECKSUM]
@@ -145,7 +148,7 @@ def _read(path: Path, origin: bytes) -> bytes | None:
     return content.removesuffix(origin) if valid else None
 
 
-def _keep(path: Path, code: bytes, origin: bytes) -> bool:
+def _keep(path: str, code: bytes, origin: bytes) -> bool:
     """Keep machine code; return whether that succeeded. Without a cache the next process compiles it again."""
     content = code + origin
     with suppress(WriteError):
@@ -158,11 +161,12 @@ def _checksum(content: bytes) -> bytes:
     return zlib.crc32(content).to_bytes(_CHECKSUM, "little")
 
 
-def _link(module: str, count: int, path: Path, origin: bytes) -> bool:
+def _link(module: str, count: int, path: str, origin: bytes) -> bool:
     """Keep a function as a shared library; return whether that succeeded. It needs a linker and temporary files."""
-    import shutil  # slow to import, all three
+    import shutil  # slow to import, all four
     import subprocess
     import tempfile
+    from pathlib import Path
 
     linker = shutil.which("cc")
     if linker is None or not _processor():

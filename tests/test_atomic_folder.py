@@ -9,7 +9,8 @@ from helpers.kill import run_until_killed
 
 from refine.checkpoint import find
 from refine.errors import RefineError
-from refine.files import atomic_folder, exchange, write_text
+from refine.files import write_text
+from refine.folders import atomic_folder, exchange
 
 
 def test_failure_keeps_the_old_folder(tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_a_kill_leaves_the_old_or_the_new_folder(tmp_path: Path) -> None:
 
 
 def test_a_kill_without_exchange_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refine.files.exchange", lambda *paths: False)
+    monkeypatch.setattr("refine.folders.exchange", lambda *paths: False)
     model, rename = tmp_path / "model", Path.rename
     model.mkdir()
     (model / "config.json").write_text("old")

@@ -158,4 +158,4 @@ def test_the_cache_is_never_in_the_working_directory(cache, home, expected, monk
         monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
     else:
         monkeypatch.setenv("HOME", home)
-    assert user_cache() == (expected and Path(expected))
+    assert user_cache() == expected

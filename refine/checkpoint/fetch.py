@@ -19,7 +19,7 @@ def cache_folder() -> Path:
     if folder := os.environ.get("REFINE_CACHE"):
         return Path(folder)
     if cache := user_cache():
-        return cache
+        return Path(cache)
     raise RefineError("no folder for weights: the user has no home folder; set REFINE_CACHE to a folder")
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from refine.checkpoint.find import ONNX, find_model
 from refine.config import from_mapping, to_mapping
 from refine.errors import RefineError
-from refine.files import atomic_folder, read_json, write_json
+from refine.files import read_json, write_json
+from refine.folders import atomic_folder
 from refine.fusion.config import FusionConfig, Method
 from refine.modeling.config import ModelConfig
 from refine.modeling.model import PanopticModel

@@ -10,7 +10,8 @@ from refine.checkpoint.find import find_model
 from refine.checkpoint.folder import OCCLUSION_KIND, load_model
 from refine.config import from_mapping, to_mapping
 from refine.errors import RefineError, shown
-from refine.files import atomic_folder, check_replaceable, read_json, write_json
+from refine.files import read_json, write_json
+from refine.folders import atomic_folder, check_replaceable
 from refine.modeling.config import OcclusionConfig
 from refine.modeling.occlusion import OcclusionHead
 from refine.structures import Categories

@@ -6,8 +6,7 @@ import itertools
 import os
 import posixpath
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -24,6 +23,9 @@ from refine.formats.panoptic_json import Annotation, ImageEntry, PanopticJson, d
 from refine.formats.runs import Runs
 from refine.formats.segments_info import CLASS, ID
 from refine.structures import Categories
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TOGETHER = 16
 """Number of images per task of a thread."""
@@ -59,7 +61,7 @@ def evaluate_files(
             side.content.clear()  # the tables have all that PQ needs
     quality = PanopticQuality(gt.categories)
     classes, remapped = _pred_classes(gt, pred)
-    pairs, joined = _pairs(gt, pred, Path(gt_dir), Path(pred_dir), classes)
+    pairs, joined = _pairs(gt, pred, gt_dir, pred_dir, classes)
     for part in in_order(
         [pairs[n : n + TOGETHER] for n in range(0, len(pairs), TOGETHER)],
         lambda some: _evaluate(gt.categories, some),
@@ -103,11 +105,11 @@ def _evaluate(categories: Categories, pairs: Sequence[_Pair]) -> PanopticQuality
 
 
 def _read(path: str, size: tuple[int, int] | None) -> Runs:
-    return read_tiff_runs(Path(path), size) if is_id_tiff(path) else read_runs(path, size)
+    return read_tiff_runs(path, size) if is_id_tiff(path) else read_runs(path, size)
 
 
 def _pairs(
-    gt: PanopticJson, pred: PanopticJson, gt_dir: Path, pred_dir: Path, classes: np.ndarray
+    gt: PanopticJson, pred: PanopticJson, gt_dir: str | Path, pred_dir: str | Path, classes: np.ndarray
 ) -> tuple[list[_Pair], str | None]:
     """Pair the annotations of ground truth and predictions.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from refine.errors import printable
@@ -11,6 +10,8 @@ from refine.files import write_json
 from refine.structures import Category
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.table import Table
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import deflate
@@ -16,6 +15,8 @@ from refine.formats.png import GRAY, PALETTE, RGB, RGBA, PngData, read_container
 from refine.formats.runs import Runs
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from refine.storage import Location
 
 _LARGE = 2**24

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +13,8 @@ from refine.files import replacing
 from refine.formats.runs import Runs
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tifffile import TiffPage
     from torch import Tensor
 
@@ -68,7 +69,7 @@ def _tiles(bands: Iterable[Tensor]) -> Iterator[np.ndarray]:
             yield np.ascontiguousarray(ids[:, left : left + SIDE])
 
 
-def read_tiff_runs(path: Path, size: tuple[int, int] | None = None) -> Runs:
+def read_tiff_runs(path: str | Path, size: tuple[int, int] | None = None) -> Runs:
     """Read a map of unsigned integers, such as `write_id_tiff` writes; its runs and one row of tiles are in memory.
 
     Args:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ntpath
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path, PureWindowsPath
-from typing import Any, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from refine.files import MAX_PIXELS, name_problem, no_collection, read_json
 from refine.formats.id_tiff import TIFF_IDS, is_id_tiff
 from refine.formats.segments_info import ID_LIMIT, segment_rows
 from refine.structures import Categories
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LISTS = ("images", "annotations", "categories")
 """Lists of a data set; results may contain only `annotations`."""
@@ -80,7 +84,7 @@ class PanopticJson:
         on_error: OnError | None = None,
         large: bool = False,
     ) -> None:
-        self.path = Path(path)
+        self.path = os.fspath(path)
         self._fault = on_error or self._raise
         self._needs, self._large = needs, large
         self.content = self._read_lists()
@@ -237,5 +241,5 @@ def differing_names(
 
 
 def _plain_names(name: str) -> set[str]:
-    path = PureWindowsPath(name)  # accepts both kinds of slashes
-    return {path.name, path.stem}
+    last = ntpath.basename(name)  # accepts both kinds of slashes
+    return {last, ntpath.splitext(last)[0]}

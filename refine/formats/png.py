@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import struct
 import zlib
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from refine.errors import RefineError
 from refine.files import MAX_PIXELS, read_bytes
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GRAY, RGB, PALETTE, RGBA = 0, 2, 3, 6

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ UNSTATED = -1
 
 ID_LIMIT = 2**24
 """Exclusive upper limit of segment ids, which are stored in three 8-bit channels."""
+
+_INTS = {int, *(np.dtype(code).type for code in np.typecodes["AllInteger"])}
+"""Types of integers; a bool is none, although Python derives it from int."""
 
 
 def segment_rows(
@@ -37,9 +40,10 @@ def segment_rows(
     rows: list[tuple[int, int, int, int]] = []
     index: dict[int, int] = {}
     for k, info in enumerate(infos):
-        info = info if isinstance(info, dict) else {}
-        number, category = info.get("id"), info.get("category_id")
-        if not _is_int(number) or not 0 < number < limit:
+        entry: dict[str, Any] = info if isinstance(info, dict) else {}
+        number: Any = entry.get("id")
+        category: Any = entry.get("category_id")
+        if type(number) not in _INTS or not 0 < number < limit:
             on_error(f"segments_info[{k}]: id is {shown(number)}; expected an integer from 1 to {limit - 1}")
             continue
         if number in index:
@@ -49,21 +53,17 @@ def segment_rows(
             )
             continue
         index[number] = k
-        if not _is_int(category) or category not in classes:
+        if type(category) not in _INTS or category not in classes:
             on_error(f"segment {number}: unknown category_id {shown(category)}; correct it or add the category")
             continue
-        crowd, area = info.get("iscrowd", 0), info.get("area")
+        crowd, area = entry.get("iscrowd", 0), entry.get("area")
         if crowd not in (0, 1):
             on_error(f"segment {number}: iscrowd is {shown(crowd)}; expected 0 or 1")
             crowd = 0
         if area is None:
             area = UNSTATED
-        elif not (_is_int(area) or (isinstance(area, float) and area.is_integer())) or not 0 <= area < 2**62:
+        elif not (type(area) in _INTS or (isinstance(area, float) and area.is_integer())) or not 0 <= area < 2**62:
             on_error(f"segment {number}: area is {shown(area)}; expected a whole number of pixels")
             area = UNSTATED
         rows.append((number, classes[category], int(crowd), int(area)))
     return rows
-
-
-def _is_int(value: Any) -> TypeGuard[int]:
-    return type(value) is int or isinstance(value, np.integer)

@@ -97,7 +97,7 @@ def page_size(path: Path, page: int | None) -> tuple[int, int]:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[TiffFile]:
+def opened(path: str | Path) -> Iterator[TiffFile]:
     """Open a TIFF file, but not the other files that an OME file refers to; errors as in `open_page`."""
     try:
         with TiffFile(path, _multifile=False) as file:

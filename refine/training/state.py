@@ -22,7 +22,8 @@ from torch.optim.swa_utils import AveragedModel
 from refine.checkpoint.folder import SavedModel, write_description
 from refine.config import from_mapping, to_mapping
 from refine.errors import RefineError
-from refine.files import atomic_folder, read_json, write_json
+from refine.files import read_json, write_json
+from refine.folders import atomic_folder
 from refine.tensors import load_weights, read_weights, write_weights
 from refine.training.config import RunConfig
 from refine.training.run_folder import best_checkpoint, checkpoint_path, update_pointers

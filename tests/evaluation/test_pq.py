@@ -280,7 +280,7 @@ def test_files_are_evaluated_without_imports_that_take_long(tmp_path):
     done = subprocess.run([sys.executable, "-c", IMPORTS, *arguments], capture_output=True, text=True, check=True)
     slow = {"torch", "numba", "cv2", "rich", "concurrent", "logging", "hashlib", "uuid"}
     if shutil.which("cc") and compiled._processor():  # else LLVM's library, which imports the others
-        slow |= {"llvmlite.binding", "shutil", "tempfile", "random"}
+        slow |= {"llvmlite.binding", "pathlib", "shutil", "tempfile", "random"}
     assert not slow & set(done.stdout.split())
 
 

@@ -13,7 +13,8 @@ from typing import Any
 from refine.data.convert.paint import Counts, Painter
 from refine.data.convert.source import Sample
 from refine.errors import RefineError
-from refine.files import check_empty, read_bytes, write_bytes, write_error, write_json
+from refine.files import read_bytes, write_bytes, write_error, write_json
+from refine.folders import check_empty
 from refine.formats.id_png import write_png
 from refine.formats.image_size import image_size
 from refine.formats.journal import Journal

@@ -17,7 +17,8 @@ from hotcoco import mask as rle
 
 from refine.data.synthetic import shapes as shapes
 from refine.errors import RefineError
-from refine.files import atomic_folder, check_empty, write_bytes, write_json
+from refine.files import write_bytes, write_json
+from refine.folders import atomic_folder, check_empty
 from refine.structures import id_to_rgb
 
 MIN_VISIBLE = 24
