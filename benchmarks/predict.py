@@ -24,7 +24,7 @@ from refine.formats.writer import PredictionWriter
 from refine.inference.image_job import ImageJob, JobSettings, ReadImage
 from refine.inference.pipeline import Workers, run_pipeline
 from refine.inference.predictor import Predictor
-from refine.runtime import set_threads
+from refine.runtime import prepare_cpu
 from refine.savers import find_savers
 
 
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="threads of torch (one per core)")
     parser.add_argument("--save", default="coco,overlay", help="formats to write (coco,overlay)")
     options = parser.parse_args()
-    set_threads(options.threads)
+    prepare_cpu(options.threads)
     files = list_images(options.source)[: options.images]
     settings = JobSettings(options.checkpoint, device=options.device)
     predictor = Predictor(options.checkpoint, device=options.device, precision=options.precision)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,16 +17,26 @@ from torch import Tensor
 from refine.cores import available_cores
 from refine.errors import RefineError
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's mallopt."""
 
-def set_threads(count: int | None) -> None:
-    """Set the number of CPU threads that torch uses in this process.
+
+def prepare_cpu(threads: int | None) -> None:
+    """Set the number of CPU threads that torch uses in this process, and let the process keep freed memory.
+
+    By default, glibc returns the memory of every large tensor to the system at once, and the system clears memory
+    for the next tensor, which takes a sixth of the time of a large network. Here up to 2 GiB of freed memory stay
+    with the process. Other C libraries have no such setting.
 
     Args:
-        count: number of threads; None stands for OMP_NUM_THREADS if set, else for one per physical core that this
+        threads: number of threads; None stands for OMP_NUM_THREADS if set, else for one per physical core that this
             process may use (see `available_cores`).
     """
-    if count is not None or "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(count or available_cores())
+    if threads is not None or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads or available_cores())
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
+        library.mallopt(M_MMAP_THRESHOLD, 2**30)
+        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def find_device(name: str | torch.device | None) -> torch.device:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from refine.cores import available_cores, cgroup_quota
-from refine.runtime import set_threads
+from refine.runtime import prepare_cpu
 
 
 def test_the_smallest_quota_of_all_parent_groups_applies(tmp_path: Path) -> None:
@@ -54,12 +54,12 @@ def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
         monkeypatch.setattr("refine.runtime.available_cores", lambda: 2)
-        set_threads(None)
+        prepare_cpu(None)
         assert torch.get_num_threads() == 2
-        set_threads(1)
+        prepare_cpu(1)
         assert torch.get_num_threads() == 1
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
-        set_threads(None)  # torch reads the variable at start
+        prepare_cpu(None)  # torch reads the variable at start
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)

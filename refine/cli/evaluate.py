@@ -124,11 +124,11 @@ def _model(options: argparse.Namespace) -> None:
     from refine.inference.limits import ELSEWHERE
     from refine.inference.measures import BoxAndMaskAP, Missable, Quality
     from refine.inference.on_ray import evaluate_on
-    from refine.runtime import processes, set_threads
+    from refine.runtime import prepare_cpu, processes
 
     data = dataset_config(options)
     dataset = build_dataset(data, "--")
-    set_threads(options.threads)
+    prepare_cpu(options.threads)
     cluster = connect(options)
     device = "cpu" if cluster else options.device
     settings = JobSettings(options.model, device, options.precision, options.method, fusion_changes(options))

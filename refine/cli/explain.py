@@ -46,10 +46,10 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     from refine.fusion.explain import explain
     from refine.inference.limits import ELSEWHERE
     from refine.inference.predictor import Predictor
-    from refine.runtime import set_threads
+    from refine.runtime import prepare_cpu
     from refine.storage import local_copy
 
-    set_threads(options.threads)
+    prepare_cpu(options.threads)
     fusion = fusion_changes(options)
     predictor = Predictor(options.model, device=options.device, fusion=fusion, precision=options.precision)
     note_remarks(predictor.network)

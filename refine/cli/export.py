@@ -60,9 +60,9 @@ def _export(options: argparse.Namespace) -> None:
     from refine.formats.images import read_image
     from refine.fusion.config import check_method
     from refine.inference.predictor import Predictor
-    from refine.runtime import set_threads
+    from refine.runtime import prepare_cpu
 
-    set_threads(options.threads)
+    prepare_cpu(options.threads)
     saved = load_model(options.checkpoint)
     saved = replace(
         saved, method=options.method or saved.method, fusion=saved.fusion.changed(fusion_changes(options))

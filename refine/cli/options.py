@@ -101,7 +101,7 @@ def add_device(parser: Any) -> None:
 
 
 def add_threads(parser: Any) -> None:
-    """Add `--threads` to a parser or an argument group; see `refine.runtime.set_threads`."""
+    """Add `--threads` to a parser or an argument group; see `refine.runtime.prepare_cpu`."""
     parser.add_argument(
         "--threads",
         type=count_from(1, 1024),

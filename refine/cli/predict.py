@@ -53,10 +53,10 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
 
     from refine.formats.writer import PredictionWriter
     from refine.inference.limits import IN_PREDICT
-    from refine.runtime import set_threads
+    from refine.runtime import prepare_cpu
 
     settings = _settings(options)
-    set_threads(options.threads)
+    prepare_cpu(options.threads)
     cluster = connect(options)
     predictor = (settings if cluster is None else replace(settings, device="cpu")).predictor()
     note_remarks(predictor.network)

@@ -29,11 +29,11 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     if find_spec("gradio") is None:
         raise missing_extra("the page needs Gradio", "serve")
 
-    from refine.runtime import set_threads
+    from refine.runtime import prepare_cpu
     from refine.serve.models import Models
     from refine.serve.page import serve
 
-    set_threads(options.threads)
+    prepare_cpu(options.threads)
     auth = (user, password) if options.auth else None
     models = Models(options.model, options.device, options.precision)
     if models.first:

@@ -36,13 +36,13 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     from refine.checkpoint.occlusion import check_out, save_occlusion
     from refine.data.build import build_dataset
     from refine.inference.predictor import Predictor
-    from refine.runtime import set_threads
+    from refine.runtime import prepare_cpu
     from refine.training.occlusion import OcclusionTraining, train_occlusion
 
     check_out(options.out)
     training = OcclusionTraining(**{f.name: getattr(options, f.name) for f in fields(OcclusionTraining)})
     dataset = build_dataset(dataset_config(options), "--")
-    set_threads(options.threads)
+    prepare_cpu(options.threads)
     predictor = Predictor(options.model, device=options.device)
     note_remarks(predictor.network)
     provenance = {"model": str(options.model), "data": options.json or f"{options.cityscapes} ({options.split})"}

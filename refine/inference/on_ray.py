@@ -29,7 +29,7 @@ from refine.inference.image_job import Finished, ImageJob, JobSettings
 from refine.inference.measures import Measure
 from refine.inference.pipeline import Workers, run_pipeline
 from refine.inference.starts import Starts
-from refine.runtime import Processes, set_threads
+from refine.runtime import Processes, prepare_cpu
 from refine.savers import find_savers
 from refine.storage import Location
 
@@ -181,7 +181,7 @@ class PredictWorker:
     """
 
     def __init__(self, settings: JobSettings, out: Location, save: str, threads: int) -> None:
-        set_threads(threads)
+        prepare_cpu(threads)
         predictor = settings.predictor()
         self.job = ImageJob(settings, predictor, ResultFiles(out, find_savers(save)))
         self.workers = Workers.on(predictor.device.type)
@@ -217,7 +217,7 @@ class EvaluateWorker:
     def __init__(
         self, settings: JobSettings, data: DatasetConfig, measures: Sequence[Measure], threads: int
     ) -> None:
-        set_threads(threads)
+        prepare_cpu(threads)
         self.predictor, self.dataset = settings.predictor(), build_dataset(data)
         self.measures = measures
 

@@ -31,7 +31,7 @@ from refine.inference.predictor import Predictor
 from refine.modeling.detector import Detector
 from refine.modeling.model import PanopticModel
 from refine.modeling.pretrained import load_pretrained
-from refine.runtime import Processes, processes, set_threads
+from refine.runtime import Processes, prepare_cpu, processes
 from refine.structures import Categories
 from refine.tensors import load_weights
 from refine.training.batches import training_parts
@@ -83,7 +83,7 @@ def train(
     if not isinstance(config, RunConfig):
         config = load_run(config, overrides)
     check_run(config)
-    set_threads(config.threads)
+    prepare_cpu(config.threads)
     with (
         processes(config.device) as group,
         stop_signals() if stop is None else nullcontext(stop) as request,

@@ -1,0 +1,99 @@
+"""3 × 3 convolutions by Winograd's algorithm."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from refine.modeling.winograd import MAX_BYTES, WinogradConv2d, use_winograd
+
+pytestmark = pytest.mark.skipif(not torch._nnpack_available(), reason="this PyTorch has no NNPACK")
+
+
+def make_conv(channels=64, outputs=80, **options):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(channels, outputs, 3, **{"padding": 1} | options))
+    use_winograd(network)
+    return network[0]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Shapes of the inputs that NNPACK has convolved."""
+    shapes, compute = [], torch._nnpack_spatial_convolution
+
+    def counted(x, *arguments):
+        shapes.append(tuple(x.shape))
+        return compute(x, *arguments)
+
+    monkeypatch.setattr(torch, "_nnpack_spatial_convolution", counted)
+    return shapes
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(1, 30, 31), (2, 24, 36), (30, 14, 14), (1, 9, 300)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_outputs_equal_the_direct_convolution(calls, layout, shape, bias):
+    conv = make_conv(bias=bias)
+    x = (3 * torch.randn(shape[0], 64, *shape[1:]) + 2).relu().to(memory_format=layout)
+    with torch.no_grad():
+        outputs = conv(x)
+        exact = F.conv2d(x.double(), conv.weight.double(), conv.bias.double() if bias else None, padding=1)
+    assert calls == [tuple(x.shape)]
+    torch.testing.assert_close(outputs.double(), exact, rtol=0, atol=5e-5 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("shape", [(0, 14, 14), (2, 14, 14), (1000, 7, 7), (1, 12, 18), (1, 2, 400)], ids=str)
+def test_small_maps_are_computed_directly(calls, shape):
+    conv = make_conv()
+    x = torch.randn(shape[0], 64, *shape[1:])
+    with torch.no_grad():
+        torch.testing.assert_close(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=1))
+    assert not calls
+
+
+def test_huge_maps_are_computed_directly(calls):
+    """The transformed maps of this convolution would exceed 1 GiB."""
+    conv = make_conv(outputs=64)
+    side = 6 * int((MAX_BYTES / (4 * 64 * 128)) ** 0.5) + 6
+    with torch.device("meta"), torch.no_grad():
+        conv.to("meta")(torch.empty(1, 64, side, side))
+    assert not calls
+
+
+def test_gradients_and_half_precision_are_computed_directly(calls):
+    conv = make_conv()
+    x = torch.randn(1, 64, 30, 30)
+    torch.testing.assert_close(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=1))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert conv(x).dtype == torch.bfloat16
+    with torch.no_grad():
+        assert conv.double()(x.double()).dtype == torch.float64
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"channels": 32},
+        {"outputs": 32},
+        {"stride": 2},
+        {"padding": 0},
+        {"dilation": 2, "padding": 2},
+        {"groups": 2},
+        {"padding_mode": "reflect"},
+    ],
+    ids=str,
+)
+def test_other_convolutions_stay(options):
+    assert type(make_conv(**options)) is nn.Conv2d
+
+
+def test_subclasses_stay():
+    class Other(nn.Conv2d):
+        pass
+
+    network = nn.Sequential(Other(64, 64, 3, padding=1))
+    use_winograd(network)
+    assert type(network[0]) is Other
+    assert type(make_conv()) is WinogradConv2d
