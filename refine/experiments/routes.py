@@ -7,6 +7,7 @@ Boxes, scores and features stay as they are; a single input of the refining head
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -132,7 +133,8 @@ def _measure(
     for name, of_images in states.items():
         counts = Counts.of(categories, of_images)
         every = np.ones((1, count), int)
-        measured[name] = ({key: float(metric(counts, every, key)[0]) for key in table.metrics}, counts)
+        values = {key: float(metric(counts, every, key)[0]) for key in table.metrics}
+        measured[name] = ({key: value for key, value in values.items() if math.isfinite(value)}, counts)
     return measured
 
 
