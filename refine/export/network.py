@@ -153,8 +153,7 @@ class ExportNetwork(nn.Module):
         mean = sum(masks[1:], masks[0]) / len(masks)
         if ibpp.semantic_weight:
             probabilities = pool(source.softmax(1), rois, mean.shape[-1], ibpp.sampling, STRIDE)
-            own = probabilities.gather(1, found.labels[:, None, None, None].expand(-1, 1, *mean.shape[1:]))[:, 0]
-            mean = add_semantics(mean, own, ibpp.semantic_weight, source.shape[1])
+            mean = add_semantics(mean, probabilities, found.labels, ibpp.semantic_weight)
         return Output(found, mean, boxes.appearance, source[0], size)
 
     def _instance_step(self, t: int, boxes: Boxes, source: Tensor) -> Tensor:

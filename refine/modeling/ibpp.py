@@ -243,8 +243,7 @@ class IBPP(nn.Module):
             with span("masks"):
                 probabilities = sem_logits.float().softmax(1)
                 probabilities = align(probabilities, boxes.rois, masks.shape[-1], self.sampling, STRIDE)
-                own = probabilities[torch.arange(len(masks), device=masks.device), boxes.labels]
-                masks = add_semantics(masks, own, self.semantic_weight, sem_logits.shape[1])
+                masks = add_semantics(masks, probabilities, boxes.labels, self.semantic_weight)
         return masks, sem_logits
 
     def _iterate(self, boxes: Boxes, features: Tensor, first: SemanticHead) -> tuple[Tensor, Tensor]:

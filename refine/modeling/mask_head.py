@@ -108,7 +108,7 @@ class MaskHead(nn.Module):
         return logits.unflatten(1, x.shape[2:]), features
 
 
-def add_semantics(masks: Tensor, probabilities: Tensor, weight: float, num_classes: int) -> Tensor:
+def add_semantics(masks: Tensor, probabilities: Tensor, labels: Tensor, weight: float) -> Tensor:
     """Add the semantic evidence for the class of each box to its mask logits.
 
     UPSNet's panoptic head adds both logits as well (Xiong et al. 2019). Here a probability of 1/L, that of chance,
@@ -116,14 +116,15 @@ def add_semantics(masks: Tensor, probabilities: Tensor, weight: float, num_class
 
     Args:
         masks: mask probabilities, Tensor[N, M, M], 0-1.
-        probabilities: probability of the class of each box in its bins by P_sem, Tensor[N, M, M], 0-1.
+        probabilities: probabilities of the L classes of P_sem in the bins of each box, Tensor[N, L, M, M], 0-1.
+        labels: thing class of each box, Tensor[N] int64, 0..L-1.
         weight: factor of the semantic logits.
-        num_classes: number L of classes of P_sem.
 
     Returns:
         Mask probabilities, Tensor[N, M, M].
     """
-    evidence = torch.logit(probabilities.float(), EPSILON) + math.log(num_classes - 1)
+    own = probabilities.gather(1, labels[:, None, None, None].expand(-1, 1, *masks.shape[1:]))[:, 0]
+    evidence = torch.logit(own.float(), EPSILON) + math.log(probabilities.shape[1] - 1)
     return torch.sigmoid(torch.logit(masks.float(), EPSILON) + weight * evidence)
 
 

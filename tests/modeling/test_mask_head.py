@@ -22,9 +22,12 @@ def test_mask_head_is_one_convolution_and_takes_the_class_channel():
 def test_chance_and_certainty_of_the_semantics():
     masks = torch.tensor([[[0.2, 0.8], [0.0, 1.0]]])
     limited = masks.clamp(1e-4, 1 - 1e-4)
-    torch.testing.assert_close(add_semantics(masks, torch.full_like(masks, 0.2), 0.7, 5), limited)
-    torch.testing.assert_close(add_semantics(masks, torch.zeros_like(masks), 0.0, 5), limited)
-    certain = add_semantics(masks, torch.ones_like(masks), 0.5, 5)
+    probabilities, labels = torch.zeros(1, 5, 2, 2), torch.tensor([3])
+    torch.testing.assert_close(add_semantics(masks, probabilities, labels, 0.0), limited)
+    probabilities[:, 3] = 0.2
+    torch.testing.assert_close(add_semantics(masks, probabilities, labels, 0.7), limited)
+    probabilities[:, 3] = 1
+    certain = add_semantics(masks, probabilities, labels, 0.5)
     assert certain.isfinite().all()
     assert (certain[0, 0] > masks[0, 0]).all()
 
