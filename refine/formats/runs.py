@@ -37,10 +37,6 @@ class Runs(NamedTuple):
         starts = np.concatenate([band.starts + top * width for band, top in zip(bands, tops[:-1], strict=True)])
         return cls(starts, np.concatenate([band.ids for band in bands]), (int(tops[-1]), width))
 
-    def to_map(self) -> np.ndarray:
-        """Convert to a map, [H, W] int32."""
-        return self.spread(self.ids.astype(np.int32))
-
     def spread(self, values: np.ndarray) -> np.ndarray:
         """Assign to every pixel the value of its run: [R] -> [H, W]."""
         return np.repeat(values, self.lengths()).reshape(self.shape)

@@ -120,10 +120,3 @@ def open_windows(
 def open_image(image: ImageLike) -> ImageWindows:
     """Open an image of any type that `Predictor` accepts to read windows of it; errors as in `to_tensor`."""
     return open_windows(image) if isinstance(image, str | Path) else TensorWindows(to_tensor(image))
-
-
-def any_size(path: str | Path, options: ImageOptions | None = None) -> tuple[int, int]:
-    """Return (height, width) in pixels as an image or slide states it; see `stored_size`."""
-    if Path(path).suffix.lower() in SLIDES:
-        return SlideWindows(Path(path)).size
-    return stored_size(path, options)

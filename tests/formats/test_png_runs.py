@@ -73,7 +73,7 @@ def test_every_filter_is_inverted(tmp_path_factory, filtered_map):
     with Image.open(path) as image:  # the PNG itself is correct
         np.testing.assert_array_equal(np.asarray(image), to_bytes(ids))
     runs = read_runs(path)
-    np.testing.assert_array_equal(runs.to_map(), ids)
+    np.testing.assert_array_equal(runs.spread(runs.ids), ids)
     np.testing.assert_array_equal(read_png(path), ids)
     assert runs.starts[0] == 0
     assert (np.diff(runs.starts) > 0).all()
@@ -90,7 +90,8 @@ def test_real_maps_decode_like_pillow(shared_dir):
     for path in itertools.chain(*(sorted(folder.glob("*.png"))[:25] for folder in folders)):
         with Image.open(path) as image:
             pixels = np.asarray(image).astype(np.int64)
-        np.testing.assert_array_equal(read_runs(path).to_map(), pixels @ [1, 256, 65536], err_msg=str(path))
+        runs = read_runs(path)
+        np.testing.assert_array_equal(runs.spread(runs.ids), pixels @ [1, 256, 65536], err_msg=str(path))
 
 
 @pytest.mark.parametrize("read", [read_runs, read_png])
@@ -101,7 +102,7 @@ def test_palette_colours_are_ids(tmp_path, read):
     image.putpalette(to_bytes(colors).tobytes())
     image.save(tmp_path / "x.png")
     found = read(tmp_path / "x.png")
-    np.testing.assert_array_equal(found.to_map() if isinstance(found, Runs) else found, ids)
+    np.testing.assert_array_equal(found.spread(found.ids) if isinstance(found, Runs) else found, ids)
 
 
 @pytest.mark.parametrize("read", [read_runs, read_png])
@@ -112,7 +113,7 @@ def test_alpha_and_bytes_after_the_end_are_ignored(tmp_path, read):
     with (tmp_path / "x.png").open("ab") as file:
         file.write(b"more")
     found = read(tmp_path / "x.png")
-    np.testing.assert_array_equal(found.to_map() if isinstance(found, Runs) else found, ids)
+    np.testing.assert_array_equal(found.spread(found.ids) if isinstance(found, Runs) else found, ids)
 
 
 @pytest.mark.parametrize("read", [read_runs, read_png])
@@ -130,7 +131,7 @@ def test_interlaced_maps_are_read(tmp_path, read):
     rows = b"".join(b"\0" + part.tobytes() for part in (pixels[0, 0], pixels[0, 1], pixels[1]))
     (tmp_path / "x.png").write_bytes(png(2, 2, rows, interlaced=1))
     found = read(tmp_path / "x.png")
-    np.testing.assert_array_equal(found.to_map() if isinstance(found, Runs) else found, ids)
+    np.testing.assert_array_equal(found.spread(found.ids) if isinstance(found, Runs) else found, ids)
 
 
 MAP = np.array([[1, 1, 2, 2], [1, 3, 3, 2]])

@@ -16,8 +16,6 @@ from refine.modeling.backbones import build_backbone
 from refine.modeling.config import BackboneConfig
 from refine.modeling.pretrained import (
     LITE_PACKAGES,
-    LITE_PIXEL_MEAN,
-    LITE_PIXEL_STD,
     lite_to_timm,
     load_pretrained,
 )
@@ -48,7 +46,7 @@ def top5(model: torch.nn.Module, image: Image.Image) -> list[int]:
     scale = 256 / min(image.size)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.BICUBIC)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
-    x = (pixels - LITE_PIXEL_MEAN[0]) / LITE_PIXEL_STD[0]
+    x = (pixels - 127) / 128  # EfficientNet-Lite's normalisation
     x = torchvision.transforms.functional.center_crop(x, [224, 224])
     with torch.no_grad():
         return model(x)[0].topk(5).indices.tolist()

@@ -17,7 +17,7 @@ def test_things_come_first_and_ids_are_sorted():
     categories = Categories.from_json(entries)
     assert [c.name for c in categories] == ["cat", "dog", "sky"]
     assert (categories.num_things, categories.num_stuff, categories.index(9)) == (2, 1, 2)
-    assert categories.palette()[2].tolist() == [70, 130, 180]
+    assert categories[2].color == (70, 130, 180)
     assert Categories.from_json(categories.to_json()) == categories
 
 
@@ -80,5 +80,4 @@ def test_missing_colours_are_generated():
     first, second, again = Category(1, "cat", True), Category(2, "dog", True), Category(1, "cat", True)
     assert first.color == again.color != second.color
     assert all(0 <= value <= 255 for value in first.color)
-    assert Categories([first, second]).palette().shape == (2, 3)
     assert Category(1, "cat", True, (1, 2, 3)).color == (1, 2, 3)
