@@ -25,7 +25,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 from turns import take_turns
 
 from refine.checkpoint.folder import SavedModel
@@ -34,6 +34,8 @@ from refine.experiments.machine import describe_machine
 from refine.files import write_json
 from refine.inference.predictor import Predictor
 from refine.modeling.config import BackboneConfig, IBPPConfig, ModelConfig
+from refine.networks.native import NativeNetwork
+from refine.runtime import prepare_cpu
 from refine.structures import Categories, Instances
 from refine.training.config import RunConfig, load_run
 
@@ -75,7 +77,7 @@ def build(config: RunConfig, detections: Instances, device: torch.device) -> Pre
     model.box_heads = FixedBoxes(model.box_heads, detections)  # type: ignore[assignment]
     names = [{"id": n + 1, "name": f"class {n + 1}", "isthing": n < THINGS} for n in range(CLASSES)]
     saved = SavedModel(model, Categories.from_json(names), SIZE, config.eval.method, config.eval.fusion)
-    return Predictor(saved, device=device)
+    return Predictor(NativeNetwork(saved, device, folded=True))
 
 
 def boxes_of_coco(seed: int = 8) -> Instances:
@@ -102,8 +104,11 @@ def with_all_masks(predictor: Predictor, image: torch.Tensor) -> None:
 
 
 def count_gflop(run: Callable[[], None]) -> float:
-    """Return the 10⁹ operations of convolutions and matrix products, two per multiply-add."""
-    with FlopCounterMode(display=False) as counter:
+    """Return the 10⁹ operations of direct convolutions and matrix products, two per multiply-add."""
+    winograd = {
+        torch.ops.aten._nnpack_spatial_convolution: lambda x, w, *_, out_shape: conv_flop_count(x, w, out_shape)
+    }
+    with FlopCounterMode(display=False, custom_mapping=winograd) as counter:
         run()
     return counter.get_total_flops() / 1e9
 
@@ -131,11 +136,10 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="compute the masks of all detections")
     parser.add_argument("--rounds", type=int, default=5, help="(default: 5)")
     parser.add_argument("--device", default="cpu", help="(default: cpu)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: one per core)")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    prepare_cpu(options.threads)
     device = torch.device(options.device)
     detections = boxes_of_coco().to(device)
     configs = {Path(name).stem: with_occlusion(name) for name in options.configs} or {

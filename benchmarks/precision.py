@@ -19,7 +19,7 @@ from refine.data.config import DatasetConfig
 from refine.experiments.machine import describe_machine
 from refine.inference.evaluate import evaluate
 from refine.inference.predictor import Predictor
-from refine.runtime import find_device
+from refine.runtime import find_device, prepare_cpu
 
 
 def main() -> None:
@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--files", nargs="*", default=[], help="exported files of the model")
     parser.add_argument("--max-images", type=int, help="use the first ones (default: all)")
     options = parser.parse_args()
+    prepare_cpu(None)
     paths = {name: getattr(options, name) for name in ("images", "json", "segments", "remap")}
     dataset = build_dataset(DatasetConfig(**paths))
     count = min(options.max_images or len(dataset), len(dataset))

@@ -1,7 +1,8 @@
-"""The number of threads is limited to the cores that the process may use."""
+"""CPU threads and memory of a process: threads are limited to the cores that it may use."""
 
 import math
 import os
+import platform
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,15 @@ def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")
+def test_freed_memory_stays_with_the_process() -> None:
+    resource = pytest.importorskip("resource")
+    prepare_cpu(torch.get_num_threads())
+    faults = []
+    for _ in range(10):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**24)  # 64 MiB, 16,384 pages of 4 KiB
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert faults[-1] < 1000, faults

@@ -27,7 +27,9 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
 
     from refine.experiments.cost import measure_cost
     from refine.files import write_json
+    from refine.runtime import prepare_cpu
 
+    prepare_cpu(None)
     costs = {
         model: measure_cost(
             _build(model, options, overrides),

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 TILE = 6
 """Side of a tile of outputs; its inputs are 8 × 8, and so is its product in the transformed domain."""
 MIN_CHANNELS = 64
-MIN_TILES = 24
-MAX_WASTE = 1.7
-"""Computed outputs per output; 14 × 14 bins have 1.65, 7 × 7 bins 2.9."""
+MIN_TILES, MIN_TILES_CUT = 24, 200
+"""Fewest tiles for which it is faster, and the same for maps of which many tiles reach beyond the border."""
+CUT, MAX_WASTE = 1.4, 1.7
+"""Computed outputs per output from which a map counts as such, and the most; 14 × 14 bins have 1.65, 7 × 7 2.9."""
 MAX_BYTES = 2**30
 """Memory of the transformed maps, above which a convolution is computed directly."""
 
@@ -25,7 +26,7 @@ class WinogradConv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if _is_faster(x, self.weight):
+        if is_faster(x, self.weight):
             return torch._nnpack_spatial_convolution(x.contiguous(), self.weight.contiguous(), self.bias, 1)
         return super().forward(x)
 
@@ -45,12 +46,15 @@ def _is_plain(conv: nn.Conv2d) -> bool:
     return plain and min(conv.in_channels, conv.out_channels) >= MIN_CHANNELS
 
 
-def _is_faster(x: Tensor, weight: Tensor) -> bool:
+def is_faster(x: Tensor, weight: Tensor) -> bool:
+    """Return whether Winograd's algorithm takes less time for a map and the weight of a `WinogradConv2d`."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
         return False
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
     count, channels, height, width = x.shape
     tiles = ceil(height / TILE) * ceil(width / TILE)
+    waste = tiles * TILE**2 / max(height * width, 1)
     transformed = 4 * 64 * count * tiles * (channels + len(weight))
-    return count * tiles >= MIN_TILES and tiles * TILE**2 <= MAX_WASTE * height * width and transformed <= MAX_BYTES
+    enough = count * tiles >= (MIN_TILES if waste < CUT else MIN_TILES_CUT)
+    return enough and waste <= MAX_WASTE and transformed <= MAX_BYTES
