@@ -81,8 +81,8 @@ def fuse(
     check(instances, sem_seg, sem_confidence, categories, config)
     count = len(instances)
     instances, runs, indices, duplicates = prepare(instances, config.score_threshold)
-    pairwise: Tensor | OcclusionFn | None = _select("occlusion", occlusion, (count, count), indices, duplicates)
-    ranks: Tensor | RankingFn | None = _select("ranking", ranking, (count,), indices, duplicates)
+    pairwise: Tensor | OcclusionFn | None = select("occlusion", occlusion, (count, count), indices, duplicates)
+    ranks: Tensor | RankingFn | None = select("ranking", ranking, (count,), indices, duplicates)
     if config.unknown_erasing and config.ue_region == "dilated" and sem_seg is not None:
         sem_seg, config = _erase_dilated(sem_seg, sem_probabilities, categories, config)
     cells, owner = assign(method, instances, runs, pairwise, ranks, config)
@@ -224,7 +224,7 @@ def _content_order(instances: Instances, runs: MaskRuns) -> list[list[int]]:
     return [list(group) for _, group in groupby(order, key=lambda n: (keys[n], details[n]))]
 
 
-def _select(
+def select(
     name: str, values: Any, shape: tuple[int, ...], indices: Tensor, duplicates: Sequence[Sequence[int]]
 ) -> Any:
     """Select the n kept instances from an argument for all N, Tensor[N] or Tensor[N, N].

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from refine.errors import RefineError
-from refine.fusion.api import assign, prepare
+from refine.fusion.api import assign, prepare, select
 from refine.fusion.config import FusionConfig, Method, check_known
 from refine.fusion.merge import FREE
 from refine.fusion.segments import Partition, Totals, partition
@@ -56,6 +56,23 @@ class PairScores:
         matrix = torch.full((last - first, last - first), NEUTRAL)
         matrix[one, other], matrix[other, one] = self.values[begin:end].float().unbind(1)
         return matrix
+
+    def renumbered(self, number: Tensor) -> PairScores:
+        """Return the pairs under new numbers, each pair once as (i, j), i < j, with the mean of its values.
+
+        Args:
+            number: Tensor[N] int64, new number of each instance, or -1 for one that is left out.
+        """
+        pairs, values = number[self.pairs], self.values
+        known = (pairs >= 0).all(1) & (pairs[:, 0] != pairs[:, 1])
+        pairs, values = pairs[known], values[known]
+        turned = pairs[:, 0] > pairs[:, 1]
+        pairs[turned], values[turned] = pairs[turned].flip(1), values[turned].flip(1)
+        distinct, index = torch.unique(pairs, dim=0, return_inverse=True)
+        total = torch.zeros(len(distinct), 3).index_add_(
+            0, index, torch.cat([values, torch.ones(len(values), 1)], 1)
+        )
+        return PairScores(distinct, total[:, :2] / total[:, 2:])
 
 
 @dataclass(frozen=True)
@@ -114,9 +131,12 @@ def fuse_bands(
             "fusion.ue_region (--ue-region) 'dilated' needs the whole image in memory; use 'core' with tiles"
         )
     size, count = instances.image_size, len(instances)
-    instances, runs, indices, _ = prepare(instances, config.score_threshold)
-    occlusion = None if occlusion is None else _select_pairs(occlusion, indices, count)
-    ranking = None if ranking is None else ranking[indices]
+    instances, runs, indices, duplicates = prepare(instances, config.score_threshold)
+    number = torch.full((count,), -1)
+    for n, group in enumerate(duplicates):
+        number[group] = n
+    occlusion = None if occlusion is None else occlusion.renumbered(number)
+    ranking = None if ranking is None else select("ranking", ranking, (count,), indices, duplicates)
     spans = _assign_groups(instances, runs, method, occlusion, ranking, config)
     radius = config.radius_at(size) if config.unknown_erasing else None
 
@@ -164,14 +184,6 @@ def _gather_rows(
     assert part.confidence is not None
     assert radius is not None
     return gather_rows(part.labels, part.confidence, part.starts, part.lengths, size, radius, things, top)
-
-
-def _select_pairs(occlusion: PairScores, indices: Tensor, count: int) -> PairScores:
-    """Select the pairs of the kept ones of `count` instances, under their new numbers."""
-    number = torch.full((count,), -1).index_copy(0, indices, torch.arange(len(indices)))
-    pairs = number[occlusion.pairs]
-    known = (pairs >= 0).all(1)
-    return PairScores(pairs[known], occlusion.values[known])
 
 
 def _assign_groups(

@@ -44,15 +44,15 @@ class MaskRuns:
         return MaskRuns(self.size, self.count, self.mask.to(device), self.start.to(device), self.end.to(device))
 
     def __getitem__(self, order: Tensor | slice) -> MaskRuns:
-        """Select or reorder masks by a slice, a Tensor[N] bool, or distinct indices, Tensor[n] int64."""
-        if isinstance(order, slice) or order.dtype == torch.bool:
-            order = torch.arange(self.count, device=self.start.device)[order]
-        rank = torch.full((self.count,), -1, dtype=torch.int64, device=self.start.device)
-        rank[order] = torch.arange(len(order), device=self.start.device)
-        mask = rank[self.mask]
-        by_mask = torch.argsort(mask, stable=True)
-        by_mask = by_mask[len(by_mask) - int((mask >= 0).sum()) :]  # runs of unselected masks come first
-        return MaskRuns(self.size, len(order), mask[by_mask], self.start[by_mask], self.end[by_mask])
+        """Select, reorder or repeat masks by a slice, a Tensor[N] bool, or indices, Tensor[n] int64."""
+        device = self.start.device
+        order = torch.arange(self.count, device=device)[order]
+        first = torch.searchsorted(self.mask, torch.arange(self.count + 1, device=device))
+        counts = first.diff()[order]
+        total = int(counts.sum())
+        mask = torch.arange(len(order), device=device).repeat_interleave(counts, output_size=total)
+        run = torch.arange(total, device=device) + (first[order] - (counts.cumsum(0) - counts))[mask]
+        return MaskRuns(self.size, len(order), mask, self.start[run], self.end[run])
 
     def placed(self, top: int, left: int, size: tuple[int, int]) -> MaskRuns:
         """Return the masks in an image of `size` (height, width), in which this one begins at pixel (top, left)."""

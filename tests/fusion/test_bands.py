@@ -62,6 +62,20 @@ def test_bands_equal_the_whole(seed, count, rows, method, changes):
         )
 
 
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 10**6), method=st.sampled_from(["srm", "strong", "soe"]))
+def test_duplicates_with_other_occlusion_and_ranking(seed, method):
+    """Instances 2 and 5 come two and three times."""
+    case, g = scene(seed), torch.Generator().manual_seed(seed)
+    twice = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 2, 5, 5])
+    case.instances = case.instances[twice]
+    case.occlusion, case.ranking = torch.rand(11, 11, generator=g), torch.rand(11, generator=g)
+    whole = case.fuse(method, SMALL)
+    fused = in_bands(case, 5, method, SMALL)
+    assert torch.equal(torch.cat(list(fused.bands())), whole.segment_ids)
+    assert [s.instance for s in fused.segments] == [s.instance for s in whole.segments]
+
+
 def test_dilated_regions_are_refused():
     with pytest.raises(RefineError, match="use 'core' with tiles"):
         in_bands(scene(0), 4, "heuristic", FusionConfig(unknown_erasing=True, ue_region="dilated"))

@@ -118,8 +118,15 @@ def test_runs_round_trip(count, size, share, seed):
     assert bool((position.diff() > 0).all())
     assert bool((runs.end > runs.start).all())
     order = torch.randperm(count)[: max(count - 1, 0)]
-    assert torch.equal(runs[order].dense(), masks[order])
-    assert runs[order].areas().tolist() == masks[order].sum((1, 2)).tolist()
+    for chosen in (
+        order,
+        torch.cat([order, order.flip(0)]),
+        order - count,
+        slice(1, None),
+        share < torch.rand(count),
+    ):
+        assert torch.equal(runs[chosen].dense(), masks[chosen])
+        assert runs[chosen].areas().tolist() == masks[chosen].sum((1, 2)).tolist()
 
 
 def test_pasted_runs_equal_the_runs_of_pasted_masks():

@@ -190,17 +190,10 @@ def _join_pairs(found: Sequence[Found], place: Tensor) -> PairScores:
     pairs, values, first = [place.new_zeros(0, 2)], [torch.zeros(0, 2)], 0
     for part in found:
         if part.occlusion is not None:
-            pairs.append(place[part.occlusion.pairs + first])
+            pairs.append(part.occlusion.pairs + first)
             values.append(part.occlusion.values)
         first += len(part.instances)
-    joined, scores = torch.cat(pairs), torch.cat(values)
-    known = (joined >= 0).all(1) & (joined[:, 0] != joined[:, 1])
-    joined, scores = joined[known], scores[known]
-    turned = joined[:, 0] > joined[:, 1]
-    joined[turned], scores[turned] = joined[turned].flip(1), scores[turned].flip(1)
-    distinct, index = torch.unique(joined, dim=0, return_inverse=True)
-    total = torch.zeros(len(distinct), 3).index_add_(0, index, torch.cat([scores, torch.ones(len(scores), 1)], 1))
-    return PairScores(distinct, total[:, :2] / total[:, 2:])
+    return PairScores(torch.cat(pairs), torch.cat(values)).renumbered(place)
 
 
 def _join_parts(
