@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-from PIL import Image, features
+from PIL import Image, ImageFile, features
 
 from refine.errors import RefineError, missing_extra
 
@@ -46,6 +46,14 @@ def pillow_formats(path: Path, head: bytes) -> tuple[str, ...]:
         register_heif_opener()
         return ("HEIF",)
     return FORMATS
+
+
+def pgm_maximum(image: ImageFile.ImageFile) -> int | None:
+    """Return the maximum of a PGM or PPM that is not decoded yet, if Pillow scales its values to 8 or 16 bits."""
+    if image.format != "PPM" or image.mode == "F":
+        return None
+    arguments = image.tile[0].args
+    return int(arguments[-1]) if isinstance(arguments, tuple) else None
 
 
 def count_frames(image: Image.Image) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from refine.errors import RefineError
 from refine.files import MAX_PIXELS
-from refine.formats.containers import TIFF_MAGIC, count_frames, pillow_formats, read_head
+from refine.formats.containers import TIFF_MAGIC, count_frames, pgm_maximum, pillow_formats, read_head
 from refine.formats.image_list import VIDEOS
 from refine.formats.raw import TILE_IT, Exif, ImageOptions, RawImage, check_channel, check_page
 
@@ -148,10 +148,11 @@ def decode(
         if number != image.tell():  # HEIF files may open elsewhere
             image.seek(number)
             _check_size(image, max_pixels)
+        maximum = pgm_maximum(image)
         image.load()
     if image.format == "PNG" and head[24] == 16 and not number:
         return _decode_png(path), options.channel
-    return _raw(image) if _is_wide(image) else image, options.channel
+    return _raw(image, maximum) if _is_wide(image) else image, options.channel
 
 
 def _read_frame(path: Path, page: int | None, max_pixels: int) -> Image.Image:
@@ -188,9 +189,13 @@ def _is_wide(image: Image.Image) -> bool:
     return image.mode == "F" or image.mode.startswith("I")
 
 
-def _raw(image: Image.Image) -> RawImage:
-    stated = (0, 65535) if image.format == "PPM" and image.mode == "I" else None  # Pillow scales by its maxval
-    return RawImage(np.asarray(image), stated, orientation=_orientation(image))
+def _raw(image: Image.Image, maximum: int | None = None) -> RawImage:
+    """Return the values of an image; those of a PGM, which Pillow scales to 16 bits, as its `maximum` says."""
+    values, stated = np.asarray(image), None
+    if image.format == "PPM" and image.mode == "I":
+        stated = (0, maximum or 65535)
+        values = np.rint(values * (stated[1] / 65535)).astype(np.uint16)
+    return RawImage(values, stated, orientation=_orientation(image))
 
 
 def _decode_png(path: Path) -> RawImage:

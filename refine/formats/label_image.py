@@ -10,7 +10,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from refine.errors import RefineError
 from refine.files import MAX_PIXELS, read_bytes
-from refine.formats.containers import TIFF_MAGIC
+from refine.formats.containers import TIFF_MAGIC, pgm_maximum
 from refine.formats.png import GRAY, SIGNATURE, read_container
 
 SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".bmp", ".gif", ".pgm")
@@ -97,15 +97,13 @@ def _as_stored(image: ImageFile.ImageFile) -> np.ndarray:
     those of a TIFF in which 0 is white.
     """
     arguments = image.tile[0].args
-    raw, *more = arguments if isinstance(arguments, tuple) else (arguments,)  # "L;4I": 4 bits, inverted
+    raw = arguments[0] if isinstance(arguments, tuple) else arguments  # "L;4I": 4 bits, inverted
     kind, _, change = str(raw).partition(";")
+    most = pgm_maximum(image)
     values = np.asarray(image)
     if image.format == "TIFF" and kind in ("1", "L") and "I" in change:
         values = ~values
-    most: int | None = None
-    if image.format == "PPM" and more:
-        most = int(more[-1])
-    elif kind == "L" and change[:1] in ("2", "4"):
+    if kind == "L" and change[:1] in ("2", "4"):
         most = 2 ** int(change[0]) - 1
     if most is None:
         return values

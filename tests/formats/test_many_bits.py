@@ -13,6 +13,7 @@ from PIL import Image
 from refine.errors import RefineError
 from refine.formats.images import from_pil, read_image
 from refine.formats.raw import PERCENTILES, ImageOptions, to_bytes
+from refine.formats.stored_values import stored_values
 from refine.formats.windows import open_windows
 
 
@@ -94,6 +95,16 @@ def test_alpha_and_inversion(tmp_path: Path) -> None:
         assert image[0, :, 0].tolist() == [255, 0, 255, 255]
     tifffile.imwrite(tmp_path / "w.tif", np.array([[0, 65535]], np.uint16), photometric="miniswhite")
     assert _grey(tmp_path / "w.tif").tolist() == [[255, 0]]
+
+
+def test_a_range_of_a_pgm_with_another_maximum(tmp_path: Path) -> None:
+    values, path = np.array([[0, 500, 1000, 2000, 4095]], ">u2"), tmp_path / "a.pgm"
+    path.write_bytes(b"P5\n5 1\n4095\n" + values.tobytes())
+    assert _grey(path, range=(0, 1000)).tolist() == [[0, 128, 255, 255, 255]]
+    assert _grey(path).tolist() == [[0, 31, 62, 125, 255]]  # of the maximum
+    stored = stored_values(path, None, (1, 5))
+    assert stored is not None
+    assert stored[..., 0].tolist() == values.tolist()
 
 
 @pytest.mark.parametrize("bits", [8, 16])
