@@ -47,7 +47,7 @@ class MaskRuns:
         """Select, reorder or repeat masks by a slice, a Tensor[N] bool, or indices, Tensor[n] int64."""
         device = self.start.device
         order = torch.arange(self.count, device=device)[order]
-        first = torch.searchsorted(self.mask, torch.arange(self.count + 1, device=device))
+        first = torch.searchsorted(self.mask.contiguous(), torch.arange(self.count + 1, device=device))
         counts = first.diff()[order]
         total = int(counts.sum())
         mask = torch.arange(len(order), device=device).repeat_interleave(counts, output_size=total)
