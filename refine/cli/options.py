@@ -96,7 +96,7 @@ def add_device(parser: Any) -> None:
         "--precision",
         choices=("32", "bf16", "fp16"),
         default="32",
-        help="bf16 takes about 0.6 of the time on processors that compute in it, at the same PQ (default: 32)",
+        help="bf16 takes 0.6 to 0.8 of the time on processors that compute in it, at the same PQ (default: 32)",
     )
 
 
