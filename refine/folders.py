@@ -102,5 +102,7 @@ def check_replaceable(folder: str | Path, names: Collection[str] | None = None) 
 def check_empty(folder: str | Path, fix: str) -> None:
     """Raise RefineError if `folder` is a file, or holds anything; `fix` says what to do."""
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RefineError(f"{folder}: is not an empty folder; {fix}")
+    first = next(folder.iterdir(), None) if folder.is_dir() else None
+    if first or (folder.exists() and not folder.is_dir()):
+        held = f" ({first.name} is in it)" if first else ""
+        raise RefineError(f"{folder}: is not an empty folder{held}; {fix}")

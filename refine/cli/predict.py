@@ -75,7 +75,6 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
             out,
             predictor.categories,
             info,
-            journal=True,
             shard=options.shard,
             savers=savers,
             known=list(SAVERS.values()),

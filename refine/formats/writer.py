@@ -46,14 +46,13 @@ class PredictionWriter:
     too.
 
     OUT/unfinished.jsonl lists the finished results until the JSON is written from it, line by line: memory grows by
-    a few hundred bytes per image, whatever the number of its segments.
+    a few hundred bytes per image, whatever the number of its segments. It stays if the block raises an exception
+    after a result, or the process is killed: for `resume`, and as a sign that the PNGs are results.
 
     Args:
         out: path or URL of the output folder, created if necessary.
         categories: categories of the results.
         info: settings that the results depend on, written to `info` of the JSON (see `results_info`).
-        journal: whether OUT/unfinished.jsonl is kept if the block raises an exception, for `resume`, which also
-            finds it after the process was killed.
         shard: (number, count) if this run writes one of `count` parts of the results, of which `merge_shards` makes
             the JSON.
         savers: further formats. A result counts as complete if it has the files of all of them. Those that join
@@ -67,7 +66,6 @@ class PredictionWriter:
         categories: Categories,
         info: dict[str, Any] | None = None,
         *,
-        journal: bool = False,
         shard: Shard | None = None,
         savers: Sequence[Saver] = (),
         known: Sequence[Saver] = (),
@@ -79,7 +77,6 @@ class PredictionWriter:
         self._joint = {saver.joint for saver in [*savers, *known] if saver.joint}
         self._files = ResultFiles(self.out, savers)
         self._info = results_info(info)
-        self._keep_journal = journal
         self._shard = shard
         self._journal_path = self.out / (JOURNAL if shard is None else f"unfinished.{shard}.jsonl")
         self._journal: Journal | None = None
@@ -238,7 +235,7 @@ class PredictionWriter:
         if kind is None or (not issubclass(kind, Exception) and self._begun):
             self.close()
         elif self._journal is not None:
-            self._journal.close() if self._keep_journal else self._journal.remove()
+            self._journal.close() if self._lines else self._journal.remove()
 
     def begin(self) -> None:
         """Prepare for the first result: open the journal and remove files about results that will be replaced."""

@@ -27,6 +27,8 @@ def folder(tmp_path, monkeypatch) -> Path:
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(name)
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save("images/a.png")
     Path("file").touch()
+    Path("truth/panoptic").mkdir(parents=True)
+    Path("truth/panoptic/a.png").write_text("drawn by hand")
     Path("mine/objects.csv").write_text("drug,dose")
     category = {"id": 1, "name": "cell", "isthing": 1}
     image = {"id": 1, "file_name": "a.png", "width": 8, "height": 8}
@@ -188,11 +190,18 @@ def test_the_region_of_erasing_fits_what_there_is(folder, capsys):
             "set/panoptic.json: was not written by this version of refine, and would be replaced",
         ),
         (
+            "predict images -o truth --checkpoint nuclei",
+            "truth/panoptic: was not written by this version of refine, and would be replaced",
+        ),
+        (
             "predict images -o mine --checkpoint nuclei",
             "mine/objects.csv: was not written by this version of refine, and would be replaced",
         ),
         ("explain photos/b.jpg -o photos --checkpoint nuclei", "--out photos: is also an input folder"),
-        ("synthesize set --images 1 --size 64 64", "set: is not an empty folder; choose another one"),
+        (
+            "synthesize set --images 1 --size 64 64",
+            "set: is not an empty folder (panoptic.json is in it); choose another one",
+        ),
         ("predict images --json panoptic.json -o . --checkpoint nuclei", "panoptic.json: is also an input file"),
         (
             "evaluate --gt panoptic.json --gt-dir images --pred file --pred-dir images --out empty",

@@ -32,7 +32,7 @@ def test_a_killed_run_has_whole_results_or_none(tmp_path):
     savers, pixels, result = find_savers(list(SAVERS)), torch.from_numpy(PIXELS).permute(2, 0, 1), make_result()
 
     def work(out: Path, resume: bool = False) -> set[str]:
-        with PredictionWriter(out, CATEGORIES, {"model": "m"}, journal=True, savers=savers) as writer:
+        with PredictionWriter(out, CATEGORIES, {"model": "m"}, savers=savers) as writer:
             finished = writer.resume(images) if resume else set()
             for image in images:
                 if image.name not in finished:
