@@ -75,6 +75,11 @@ class RawImage:
             return colors[..., [check_channel(path, channel, colors.shape[2])]]
         return colors[..., :3]  # a fourth has no defined meaning
 
+    def colors(self, path: str | Path, channel: int | None = None) -> np.ndarray:
+        """Return `channels`, divided by the opacity if they are stored multiplied by it."""
+        stored = self.channels(path, channel)
+        return _divided(stored, self.values[..., -1:]) if self.multiplied else stored
+
     def to_pil(
         self,
         path: str | Path,
@@ -93,10 +98,7 @@ class RawImage:
             RefineError: the channel does not exist, or there are several that are not RGB and none is selected.
             ValueError: as in `to_bytes`.
         """
-        stored = self.channels(path, channel)
-        if self.multiplied:
-            stored = _divided(stored, self.values[..., -1:])
-        colors = to_bytes(stored, requested, self.stated, notify)
+        colors = to_bytes(self.colors(path, channel), requested, self.stated, notify)
         if self.inverted:
             colors = 255 - colors
         if self.has_alpha and channel is None:

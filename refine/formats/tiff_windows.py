@@ -117,7 +117,7 @@ class TiffWindows:
         spare = [max(0, length - CELL) for length in self.size]
         starts = [[n * each // (CELLS - 1) for n in range(CELLS)] for each in spare]
         windows = [self._raw(t, x, t + CELL, x + CELL) for t in set(starts[0]) for x in set(starts[1])]
-        values = np.concatenate([raw.channels(self._path, self._channel).ravel() for raw in windows])
+        values = np.concatenate([raw.colors(self._path, self._channel).ravel() for raw in windows])
         if values.dtype.kind == "f":
             values = values[np.isfinite(values)]  # `read` raises for the others where they are
         if not values.size:

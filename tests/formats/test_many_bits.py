@@ -119,6 +119,12 @@ def test_colours_multiplied_by_the_opacity(tmp_path: Path, bits: int, window: bo
     image = open_windows(path, ImageOptions(range="full")).read(0, 0, 70, 90)
     over_white = values[..., :3] + 255 - values[..., 3:]
     np.testing.assert_allclose(image.permute(1, 2, 0), over_white, atol=2)
+    estimated = open_windows(path, ImageOptions()).read(
+        0, 0, 70, 90
+    )  # the range of all windows is that of the image
+    monkeypatch.setattr("refine.formats.windows.WHOLE", 1 << 24)
+    whole = open_windows(path, ImageOptions()).read(0, 0, 70, 90)
+    np.testing.assert_allclose(estimated, whole, atol=2)
 
 
 def test_a_requested_range(tmp_path: Path) -> None:
