@@ -25,8 +25,9 @@ def prepare_cpu(threads: int | None) -> None:
     """Set the number of CPU threads that torch uses in this process, and let the process keep freed memory.
 
     By default, glibc returns the memory of every large tensor to the system at once, and the system clears memory
-    for the next tensor, which takes a sixth of the time of a large network. Here up to 2 GiB of freed memory stay
-    with the process. Other C libraries have no such setting.
+    for the next tensor, which takes a sixth of the time of a large network. Here freed memory stays with the
+    process, up to 2 GiB at the end of the heap. Other C libraries and old versions of glibc, whose thresholds are
+    at most 32 MiB, stay as they are.
 
     Args:
         threads: number of threads; None stands for OMP_NUM_THREADS if set, else for one per physical core that this
@@ -34,9 +35,9 @@ def prepare_cpu(threads: int | None) -> None:
     """
     if threads is not None or "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads or available_cores())
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
-        library.mallopt(M_MMAP_THRESHOLD, 2**30)
-        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt and mallopt(M_MMAP_THRESHOLD, 2**30):
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def find_device(name: str | torch.device | None) -> torch.device:

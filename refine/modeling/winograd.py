@@ -10,10 +10,11 @@ from torch import Tensor, nn
 TILE = 6
 """Side of a tile of outputs; its inputs are 8 × 8, and so is its product in the transformed domain."""
 MIN_CHANNELS = 64
-MIN_TILES, MIN_TILES_CUT = 24, 200
-"""Fewest tiles for which it is faster, and the same for maps of which many tiles reach beyond the border."""
-CUT, MAX_WASTE = 1.4, 1.7
-"""Computed outputs per output from which a map counts as such, and the most; 14 × 14 bins have 1.65, 7 × 7 2.9."""
+MIN_TILES = 24
+"""Fewest tiles of all maps for which it is faster."""
+MAX_WASTE, MIN_TILES_WASTED = 1.7, 200
+"""Most computed outputs per output (14 × 14 bins have 1.65, 7 × 7 bins 2.9), and fewest tiles above `WASTE`."""
+WASTE = 1.4
 MAX_BYTES = 2**30
 """Memory of the transformed maps, above which a convolution is computed directly."""
 
@@ -32,11 +33,10 @@ class WinogradConv2d(nn.Conv2d):
 
 
 def use_winograd(network: nn.Module) -> None:
-    """Replace the 3 × 3 convolutions of a network on a CPU, in place, if this PyTorch can compute them so."""
-    if torch._nnpack_available():  # also initialises NNPACK
-        for module in network.modules():
-            if type(module) is nn.Conv2d and _is_plain(module):
-                module.__class__ = WinogradConv2d
+    """Let the plain 3 × 3 convolutions of a network use Winograd's algorithm, in place."""
+    for module in network.modules():
+        if type(module) is nn.Conv2d and _is_plain(module):
+            module.__class__ = WinogradConv2d
 
 
 def _is_plain(conv: nn.Conv2d) -> bool:
@@ -50,11 +50,13 @@ def is_faster(x: Tensor, weight: Tensor) -> bool:
     """Return whether Winograd's algorithm takes less time for a map and the weight of a `WinogradConv2d`."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
         return False
-    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+        return False
+    if not torch._nnpack_available():  # also initialises NNPACK
         return False
     count, channels, height, width = x.shape
     tiles = ceil(height / TILE) * ceil(width / TILE)
     waste = tiles * TILE**2 / max(height * width, 1)
     transformed = 4 * 64 * count * tiles * (channels + len(weight))
-    enough = count * tiles >= (MIN_TILES if waste < CUT else MIN_TILES_CUT)
+    enough = count * tiles >= (MIN_TILES if waste < WASTE else MIN_TILES_WASTED)
     return enough and waste <= MAX_WASTE and transformed <= MAX_BYTES

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from refine.checkpoint.find import shipped_models
-from refine.errors import RefineError, did_you_mean
+from refine.errors import RefineError, did_you_mean, is_out_of_memory
 from refine.formats.images import read_image
 from refine.fusion.config import AnyMethod, FusionConfig
 from refine.inference.limits import ELSEWHERE
@@ -137,7 +137,9 @@ class Models:
             start = time.perf_counter()
             try:
                 prediction = predictor.predict_raw([image])[0]
-            except (torch.OutOfMemoryError, MemoryError) as error:
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
                 raise RefineError(f"{path.name}: does not fit into memory; use a smaller image") from error
             seconds = time.perf_counter() - start
         # The page does not change `ue_region`, and no other setting needs the probabilities of all classes.

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from refine.modeling.winograd import MAX_BYTES, WinogradConv2d, use_winograd
+from refine.modeling.winograd import MAX_BYTES, WinogradConv2d, is_faster, use_winograd
 
 pytestmark = pytest.mark.skipif(not torch._nnpack_available(), reason="this PyTorch has no NNPACK")
 
@@ -52,12 +52,20 @@ def test_small_maps_are_computed_directly(calls, shape):
     assert not calls
 
 
-def test_huge_maps_are_computed_directly(calls):
+def test_huge_maps_are_computed_directly():
     """The transformed maps of this convolution would exceed 1 GiB."""
-    conv = make_conv(outputs=64)
-    side = 6 * int((MAX_BYTES / (4 * 64 * 128)) ** 0.5) + 6
-    with torch.device("meta"), torch.no_grad():
-        conv.to("meta")(torch.empty(1, 64, side, side))
+    side = 6 * int((MAX_BYTES / (4 * 64 * 128)) ** 0.5)
+    with torch.no_grad():
+        for height, expected in ((side, True), (side + 12, False)):
+            assert is_faster(torch.zeros(()).expand(1, 64, height, height), torch.zeros(64, 64, 3, 3)) is expected
+
+
+def test_without_nnpack_and_in_compilation_it_is_computed_directly(calls, monkeypatch):
+    conv, x = make_conv(), torch.randn(1, 64, 30, 30)
+    for module, name, value in ((torch, "_nnpack_available", False), (torch.compiler, "is_compiling", True)):
+        with monkeypatch.context() as patch, torch.no_grad():
+            patch.setattr(module, name, lambda value=value: value)
+            torch.testing.assert_close(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=1))
     assert not calls
 
 
