@@ -177,24 +177,29 @@ class BoxAndMaskAP(Measure):
 
     max_detections: int | None = None
     precision: AveragePrecision = field(init=False, repr=False)
+    _table: dict[str, dict[str, float]] | None = field(default=None, init=False, repr=False)
     before_fusion: ClassVar[bool] = True
     all_detections: ClassVar[bool] = True
 
     def reset(self, categories: Categories) -> None:
-        self.precision = AveragePrecision(categories, self.max_detections)
+        self.precision, self._table = AveragePrecision(categories, self.max_detections), None
 
     def update(self, example: Example, fused: Fused) -> None:
+        self._table = None
         instances = example.prediction.instances
         masks = instances.mask_runs().dense()
         self.precision.update(example.targets, replace(instances, masks=masks).to("cpu"))
 
     def merge(self, other: Self) -> None:
         self.precision.merge(other.precision)
+        self._table = None
 
     @property
     def table(self) -> dict[str, dict[str, float]]:
         """COCO's twelve numbers for "bbox" and for "segm"; -1 where one is undefined."""
-        return self.precision.compute()
+        if self._table is None:
+            self._table = self.precision.compute()
+        return self._table
 
     def compute(self) -> dict[str, float]:
         """Return AP_box and AP_mask."""
