@@ -12,6 +12,11 @@ confidences.
 All versions run in turns for `--rounds` rounds; medians are reported, of wall time and of the CPU time of the
 process, whose ratio hardly depends on other load of the machine. Peak memory is that of a first call in a separate
 process (Linux).
+
+    python benchmarks/fusion.py --threads 1 --rounds 3 --instances 100 1000 4000
+
+This measures only how fusion with a given semantic map depends on the number of instances. The boxes shrink as their
+number grows, so that masks overlap as often as those of 100 instances.
 """
 
 from __future__ import annotations
@@ -53,25 +58,25 @@ class Case:
     occlusion: Tensor
 
 
-def make_case(noise: float, seed: int = 0) -> Case:
-    """Return random instances and logits.
+def make_case(noise: float, count: int = DETECTIONS, seed: int = 0) -> Case:
+    """Return `count` random instances, and logits.
 
-    Boxes have the sizes of COCO's, masks are blobs, and all scores are above the threshold. The logits form patches
-    of classes, whose edges are more ragged with more `noise`.
+    The boxes of 100 instances have the sizes of COCO's, masks are blobs, and all scores are above the threshold. The
+    logits form patches of classes, whose edges are more ragged with more `noise`.
     """
     g = torch.Generator().manual_seed(seed)
     height, width = SIZE
-    sides = (torch.randn(DETECTIONS, 2, generator=g) * 0.8 - 2.1).exp().clamp(0.01, 0.95)
-    sides = sides * torch.tensor([width, height])
-    corner = torch.rand(DETECTIONS, 2, generator=g) * (torch.tensor([width, height]) - sides)
+    sides = (torch.randn(count, 2, generator=g) * 0.8 - 2.1).exp().clamp(0.01, 0.95)
+    sides = sides * torch.tensor([width, height]) * (DETECTIONS / count) ** 0.5
+    corner = torch.rand(count, 2, generator=g) * (torch.tensor([width, height]) - sides)
     line = torch.linspace(-1, 1, 28)
-    bumps = F.interpolate(torch.randn(DETECTIONS, 1, 5, 5, generator=g), size=(28, 28), mode="bicubic")[:, 0]
+    bumps = F.interpolate(torch.randn(count, 1, 5, 5, generator=g), size=(28, 28), mode="bicubic")[:, 0]
     blobs = torch.sigmoid(8 * (0.9 - (line[:, None] ** 2 + line**2) + 0.4 * bumps))
     instances = Instances(
         SIZE,
         torch.cat([corner, corner + sides], 1),
-        torch.rand(DETECTIONS, generator=g).sort(descending=True).values / 2 + 0.5,
-        torch.randint(THINGS, (DETECTIONS,), generator=g),
+        torch.rand(count, generator=g).sort(descending=True).values / 2 + 0.5,
+        torch.randint(THINGS, (count,), generator=g),
         roi_masks=blobs,
     )
     h, w = height // 4, -(-width // 4)
@@ -79,7 +84,7 @@ def make_case(noise: float, seed: int = 0) -> Case:
     logits = (
         F.interpolate(coarse, size=(h, w), mode="bilinear")[0] + torch.randn(CLASSES, h, w, generator=g) * noise
     )
-    return Case(instances, logits, torch.rand(DETECTIONS, DETECTIONS, generator=g))
+    return Case(instances, logits, torch.rand(count, count, generator=g))
 
 
 def plain(case: Case) -> Tensor:
@@ -161,6 +166,17 @@ def parts(case: Case) -> dict[str, Callable[[], object]]:
     }
 
 
+def by_count(counts: list[int], noise: float) -> dict[str, Callable[[], object]]:
+    """Return the functions to time by name: the fusion of so many instances, given the semantic map."""
+    functions: dict[str, Callable[[], object]] = {}
+    for count in counts:
+        case = make_case(noise, count)
+        given = semantic_map(case.logits, SIZE, SIZE)
+        for method in ("heuristic", "soe"):
+            functions[f"{count}, {method}"] = partial(refined_merge, case, *given, method, False)
+    return functions
+
+
 def measure(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
     """Run the functions in turns; return median milliseconds of CPU and wall time by name."""
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
@@ -198,6 +214,21 @@ def same(case: Case) -> float:
     return (plain(case) == WHOLE["refine heuristic"](case)).double().mean().item()
 
 
+def show(numbers: dict[str, dict[str, float]]) -> None:
+    """Print the figures as a table."""
+    table = Table("", "CPU ms", "wall ms", "ratio CPU", "ratio wall", "peak MiB")
+    for name, row in numbers.items():
+        keys = (
+            ("cpu_ms", ".1f"),
+            ("wall_ms", ".1f"),
+            ("ratio_cpu", ".2f"),
+            ("ratio_wall", ".2f"),
+            ("peak_mib", ".0f"),
+        )
+        table.add_row(name, *(format(row[key], form) if key in row else "" for key, form in keys))
+    Console().print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15, help="(default: 15)")
@@ -208,28 +239,28 @@ def main() -> None:
         default=0.1,
         help="noise of the logits; 0.1 gives 17,000 runs, COCO ground truth has up to 14,000 (default: 0.1)",
     )
+    parser.add_argument("--instances", type=int, nargs="+", default=[], help="only time so many instances each")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.instances:
+        numbers = measure(by_count(options.instances, options.noise), options.rounds)
+        show(numbers)
+        if options.out:
+            write_json(
+                options.out, {"machine": describe_machine(torch.device("cpu")), "numbers": numbers}, indent=1
+            )
+        return
     case = make_case(options.noise)
     numbers = measure(parts(case), options.rounds)
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for name in WHOLE:
             numbers[name]["peak_mib"] = pool.apply(peak_memory, (name, options.threads, options.noise))
-    table = Table("", "CPU ms", "wall ms", "ratio CPU", "ratio wall", "peak MiB")
     for name, row in numbers.items():
         if name != "UE alone":
             base = numbers["given map: plain heuristic" if name.startswith("given map") else "plain heuristic"]
             row["ratio_cpu"], row["ratio_wall"] = (row[k] / base[k] for k in ("cpu_ms", "wall_ms"))
-        keys = (
-            ("cpu_ms", ".1f"),
-            ("wall_ms", ".1f"),
-            ("ratio_cpu", ".2f"),
-            ("ratio_wall", ".2f"),
-            ("peak_mib", ".0f"),
-        )
-        table.add_row(name, *(format(row[key], form) if key in row else "" for key, form in keys))
-    Console().print(table)
+    show(numbers)
     sem_seg, _ = semantic_map(case.logits, SIZE, SIZE)
     facts = {
         "noise": options.noise,

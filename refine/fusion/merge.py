@@ -7,6 +7,7 @@ the previous ones, and a cell takes only a few bytes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from refine.fusion.config import FusionConfig
 from refine.ops.cells import Cells
+from refine.ops.links import connect
 
 FREE = -1
 """Owner of cells that belong to no instance."""
@@ -46,13 +48,15 @@ def merge(cells: Cells, areas: Tensor, order: Sequence[int], front: Tensor | Non
     if front is not None and config.resolve == "wins":
         order, front = _by_wins(order, front), None
     canvas = _Canvas(cells, areas, front, config.overlap_threshold)
-    remaining = list(order)
-    while True:
-        owner = canvas.paste(remaining)
-        overwritten = canvas.most_overwritten(owner)
-        if front is None or not config.recheck or overwritten is None:
-            return torch.from_numpy(owner)
-        remaining.remove(overwritten)
+    owner = np.full(len(cells.areas), FREE)
+    canvas.paste(order, owner)
+    while front is not None and config.recheck and (overwritten := canvas.most_overwritten(owner)) is not None:
+        # What overlaps it, directly or through others, is pasted again; it cannot affect the rest.
+        group, of_cells = canvas.groups
+        order = [n for n in order if n != overwritten]
+        owner[of_cells == group[overwritten]] = FREE
+        canvas.paste([n for n in order if group[n] == group[overwritten]], owner)
+    return torch.from_numpy(owner)
 
 
 class _Canvas:
@@ -68,23 +72,31 @@ class _Canvas:
         self.mask_areas = areas.numpy()
         self.overlap_threshold = overlap_threshold
         self.pairwise = front is not None
-        self.covered = [cells.covered_by(n).numpy().nonzero()[0] for n in range(cells.count)]
+        self.members = cells.members()
+        firsts = torch.searchsorted(self.members[0], torch.arange(1, max(cells.count, 1)))
+        self.covered = np.split(self.members[1].numpy(), firsts.numpy())
         # claims[i, owner]: whether i takes cells from this owner. The last column, FREE = -1, is always True.
         self.claims = np.zeros((cells.count, cells.count + 1), bool)
         self.claims[:, FREE] = True
         if front is not None:
             self.claims[:, :-1] = front.numpy()
 
-    def paste(self, order: Sequence[int]) -> np.ndarray:
-        """Paste the instances in order and return the owner of each cell, [A] int64."""
-        owner = np.full(len(self.areas), FREE)
+    @cached_property
+    def groups(self) -> tuple[np.ndarray, np.ndarray]:
+        """Group of each mask, [N], and of each cell, [A] int64; masks that overlap, also through others, share one."""
+        count = len(self.mask_areas)
+        masks, members = self.members
+        group = connect(masks, members + count, count + len(self.areas)).numpy()
+        return group[:count], group[count:]
+
+    def paste(self, order: Sequence[int], owner: np.ndarray) -> None:
+        """Paste the instances in order; changes the owner of each cell, [A] int64, in place."""
         for mask in order:
             covered = self.covered[mask]
             taken = covered[self.claims[mask][owner[covered]]]
             kept, area = int(self.areas[taken].sum()), int(self.mask_areas[mask])
             if _is_enough(kept, area, self.overlap_threshold, self.pairwise):
                 owner[taken] = mask
-        return owner
 
     def most_overwritten(self, owner: np.ndarray) -> int | None:
         """Return the instance that kept the smallest fraction of its mask if that is too small, else None."""

@@ -36,24 +36,44 @@ class Cells:
     words: Tensor
     areas: Tensor
 
-    def covered_by(self, mask: int) -> Tensor:
-        """Return which cells a mask covers: Tensor[A] bool."""
-        return (self.words[:, mask // 64] >> (mask % 64)).bitwise_and_(1).bool()
-
     def covers(self, part: slice | Tensor | None = None) -> Tensor:
         """Return which masks cover each cell, or each cell of `part`: Tensor[A, N] bool."""
-        words = self.words if part is None else self.words[part]
-        bits = torch.arange(64, device=words.device)
-        unpacked = (words[:, :, None] >> bits).bitwise_and_(1).bool()  # A×W×64
-        return unpacked.flatten(1)[:, : self.count]
+        return _unpack(self.words if part is None else self.words[part]).flatten(1)[:, : self.count]
+
+    def members(self) -> tuple[Tensor, Tensor]:
+        """Return the mask and the cell of each pair of both, Tensor[M] int64 each, sorted by mask, then by cell."""
+        masks, members = [self.words.new_zeros(0)], [self.words.new_zeros(0)]
+        for word in range(self.words.shape[1]):
+            touched = flatnonzero(self.words[:, word] != 0)
+            bit, place = torch.nonzero(_unpack(self.words[touched, word]).T).unbind(1)
+            masks.append(bit + 64 * word)
+            members.append(touched[place])
+        return torch.cat(masks), torch.cat(members)
 
     def intersections(self) -> Tensor:
         """Count the pixels that each pair of masks shares: Tensor[N, N] int64, areas on the diagonal."""
-        total = torch.zeros(self.count, self.count, dtype=torch.float64, device=self.words.device)
+        # Only words that cover a common cell are multiplied: of thousands of masks, few pairs share pixels.
+        width = self.words.shape[1]
+        total = torch.zeros(width, width, 64, 64, dtype=torch.float64, device=self.words.device)
         for first in range(0, len(self.words), CHUNK):
-            covers = self.covers(slice(first, first + CHUNK)).double()
-            total += covers.T @ (covers * self.areas[first : first + CHUNK, None])
+            words, areas = self.words[first : first + CHUNK], self.areas[first : first + CHUNK]
+            for one in range(width):
+                touched = flatnonzero(words[:, one] != 0)
+                part = words[touched]
+                weighted = _unpack(part[:, one]).double() * areas[touched, None]
+                for other in torch.nonzero((part[:, : one + 1] != 0).any(0)).flatten().tolist():
+                    common = flatnonzero(part[:, other] != 0)
+                    shared = weighted[common].T @ _unpack(part[common, other]).double()
+                    total[one, other] += shared
+                    if other < one:
+                        total[other, one] += shared.T
+        total = total.transpose(1, 2).reshape(width * 64, width * 64)[: self.count, : self.count]
         return total.long()  # exact: sums of integers below 2^53
+
+
+def _unpack(words: Tensor) -> Tensor:
+    """Return the bits of words, lowest first: Tensor[...] int64 -> Tensor[..., 64] bool."""
+    return (words[..., None] >> torch.arange(64, device=words.device)).bitwise_and_(1).bool()
 
 
 def cells_of(runs: MaskRuns) -> Cells:

@@ -42,8 +42,7 @@ def test_cells_equal_the_membership_of_pixels(count, height, width, seed):
     assert len(cells.words.unique(dim=0)) == len(cells.words)
     assert torch.equal(cells.areas, of_pixel.bincount(minlength=len(cells.areas)))
     assert bool((cells.areas > 0).all())
-    for n in range(count):
-        assert torch.equal(cells.covered_by(n)[of_pixel], masks[n].flatten())
+    assert torch.equal(torch.stack(cells.members(), 1), cells.covers().T.nonzero())
     flat = masks.flatten(1).long()
     assert torch.equal(cells.intersections(), flat @ flat.T)
 
