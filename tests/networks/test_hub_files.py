@@ -170,6 +170,15 @@ def test_damaged_and_incomplete_models_are_named(folder: Path) -> None:
         load_model(folder)
 
 
+def test_labels_with_gaps_are_refused(folder: Path) -> None:
+    content = json.loads((folder / "config.json").read_text())
+    last = str(len(COCO_LABELS) - 1)
+    content["id2label"][str(len(COCO_LABELS) + 2)] = content["id2label"].pop(last)
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(RefineError, match=f"id2label has the keys .*; expected 0 to {last}, one for each output"):
+        load_network(folder)
+
+
 def test_known_names_give_things_and_stuff() -> None:
     found, classes = find_categories(COCO_LABELS, "m")
     assert (found.num_things, found.num_stuff) == (80, 53)

@@ -86,7 +86,13 @@ def load_hub_network(
         )
     if getattr(processor, "pad_size", None):
         raise RefineError(f"{name}: preprocessor_config.json pads images to a fixed size; set pad_size to null")
-    labels = [label for _, label in sorted(model.config.id2label.items())]
+    numbers = sorted(model.config.id2label)
+    if numbers != list(range(len(numbers))):  # the model has as many outputs as labels: which is whose is unknown
+        raise RefineError(
+            f"{name}: config.json: id2label has the keys {shown(numbers)}; expected 0 to {len(numbers) - 1}, one "
+            f"for each output of the model; correct it"
+        )
+    labels = [model.config.id2label[number] for number in numbers]
     if not combined:
         check_used(class_map or {}, labels)
     found, classes = find_categories(labels, name, categories, class_map, combined)
