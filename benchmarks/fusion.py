@@ -15,8 +15,8 @@ process (Linux).
 
     python benchmarks/fusion.py --threads 1 --rounds 3 --instances 100 1000 4000
 
-This measures only how fusion with a given semantic map depends on the number of instances. The boxes shrink as their
-number grows, so that masks overlap as often as those of 100 instances.
+This measures only how fusion with a given semantic map depends on the number of instances. The boxes shrink as
+their number grows, so that masks overlap as often as those of 100 instances.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Case:
 def make_case(noise: float, count: int = DETECTIONS, seed: int = 0) -> Case:
     """Return `count` random instances, and logits.
 
-    The boxes of 100 instances have the sizes of COCO's, masks are blobs, and all scores are above the threshold. The
-    logits form patches of classes, whose edges are more ragged with more `noise`.
+    The boxes of 100 instances have the sizes of COCO's, masks are blobs, and all scores are above the threshold.
+    The logits form patches of classes, whose edges are more ragged with more `noise`.
     """
     g = torch.Generator().manual_seed(seed)
     height, width = SIZE

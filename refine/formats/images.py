@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from refine.errors import RefineError
@@ -149,6 +149,7 @@ def decode(
             image.seek(number)
             _check_size(image, max_pixels)
         maximum = pgm_maximum(image)
+        _scale_transparency(image)
         image.load()
     if image.format == "PNG" and head[24] == 16 and not number:
         return _decode_png(path), options.channel
@@ -212,8 +213,18 @@ def _decode_png(path: Path) -> RawImage:
         # The standard shifts them to the top of the 16 bits; cameras leave them at the bottom.
         stated = (0, 2**bits - 1 if values[..., :3].max() < 2**bits else 65535)
     with Image.open(path, formats=["PNG"]) as image:
-        orientation = _orientation(image)
-    return RawImage(values, stated, channels > 1, channels == 4, orientation=orientation)
+        orientation, transparent = _orientation(image), image.info.get("transparency")
+    if channels == 1 and transparent is not None:  # OpenCV applies that of colours
+        opacity = np.where(values == transparent, 0, 65535).astype(np.uint16)
+        values = np.stack([values, opacity], 2)
+    return RawImage(values, stated, channels > 1, values.ndim == 3 and channels != 3, orientation=orientation)
+
+
+def _scale_transparency(image: ImageFile.ImageFile) -> None:
+    """Scale the transparent grey value of a PNG of 2 or 4 bits, not decoded yet, as Pillow scales its pixels."""
+    mode, _, bits = str(image.tile[0].args).partition(";") if image.format == "PNG" and image.tile else ("", "", "")
+    if mode == "L" and bits in ("2", "4") and "transparency" in image.info:
+        image.info["transparency"] *= 255 // (2 ** int(bits) - 1)
 
 
 def _significant_bits(png: bytes) -> int | None:
@@ -235,6 +246,7 @@ def _select_channel(path: Path, image: Image.Image, channel: int) -> Image.Image
         image = image.convert("RGB")
     channels = [name for name in image.getbands() if name != "A"]
     grey = image.getchannel(check_channel(path, channel, len(channels)))
+    grey.info.pop("transparency", None)  # of all channels
     grey.getexif()[ExifTags.Base.Orientation] = orientation
     return grey
 

@@ -83,7 +83,7 @@ class _Canvas:
 
     @cached_property
     def groups(self) -> tuple[np.ndarray, np.ndarray]:
-        """Group of each mask, [N], and of each cell, [A] int64; masks that overlap, also through others, share one."""
+        """Group of each mask, [N], and of each cell, [A] int64; masks that overlap, also indirectly, share one."""
         count = len(self.mask_areas)
         masks, members = self.members
         group = connect(masks, members + count, count + len(self.areas)).numpy()

@@ -7,6 +7,7 @@ import struct
 import sys
 import tracemalloc
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from refine.formats.image_list import list_images
 from refine.formats.images import from_pil, read_image, stored_size
 from refine.formats.png import png_size
 from refine.formats.raw import ImageOptions
+from tests.formats.test_png_runs import chunk, png
 
 
 def _pixels(image: torch.Tensor) -> list:
@@ -78,6 +80,22 @@ def test_transparent_pixels_are_composited_over_white(tmp_path: Path) -> None:
     palette.putpixel((1, 0), 1)
     palette.save(path, transparency=0)
     assert _pixels(read_image(path)) == [[[255] * 3, [200, 100, 50]]]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_transparent_grey_value_of_a_png(tmp_path: Path, depth: int) -> None:
+    """The standard compares stored values, of whatever depth, with that of tRNS."""
+    values, most = [0, 1, *([2, 3] if depth > 1 else [])], 2**depth - 1
+    row = int("".join(f"{value:0{depth}b}" for value in values).ljust(8, "0"), 2)
+    data = b"\0" + row.to_bytes(max(len(values) * depth // 8, 1))
+    key = chunk(b"tRNS", struct.pack(">H", 1))
+    (tmp_path / "x.png").write_bytes(png(len(values), 1, data, color=0, depth=depth, before=key))
+    shown = [round(255 * value / most) for value in values]
+    options = ImageOptions(range="full")
+    assert read_image(tmp_path / "x.png", options=options)[:, 0].tolist() == [[shown[0], 255, *shown[2:]]] * 3
+    # A channel has no transparency, as that of an image with alpha.
+    options = replace(options, channel=1)
+    assert read_image(tmp_path / "x.png", options=options)[:, 0].tolist() == [shown] * 3
 
 
 @pytest.mark.parametrize("kind", ["a.png", "grey.tif", "rgb.tif", "lzw.tif", "16.tif", "16-lzw.tif"])
