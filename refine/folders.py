@@ -102,7 +102,7 @@ def check_replaceable(folder: str | Path, names: Collection[str] | None = None) 
 def check_empty(folder: str | Path, fix: str) -> None:
     """Raise RefineError if `folder` is a file, or holds anything; `fix` says what to do."""
     folder = Path(folder)
-    first = next(folder.iterdir(), None) if folder.is_dir() else None
-    if first or (folder.exists() and not folder.is_dir()):
-        held = f" ({first.name} is in it)" if first else ""
-        raise RefineError(f"{folder}: is not an empty folder{held}; {fix}")
+    if folder.exists() and not folder.is_dir():
+        raise RefineError(f"{folder}: expected a folder, got a file; {fix}")
+    if folder.exists() and (first := next(folder.iterdir(), None)):
+        raise RefineError(f"{folder}: is not an empty folder, but holds {first.name}; {fix}")

@@ -200,7 +200,7 @@ def test_the_region_of_erasing_fits_what_there_is(folder, capsys):
         ("explain photos/b.jpg -o photos --checkpoint nuclei", "--out photos: is also an input folder"),
         (
             "synthesize set --images 1 --size 64 64",
-            "set: is not an empty folder (panoptic.json is in it); choose another one",
+            "set: is not an empty folder, but holds panoptic.json; choose another one",
         ),
         ("predict images --json panoptic.json -o . --checkpoint nuclei", "panoptic.json: is also an input file"),
         (
