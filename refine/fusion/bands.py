@@ -207,7 +207,7 @@ def _assign_groups(
     if occlusion is not None:
         occlusion = _within_groups(occlusion, order.argsort(), group)
     firsts = torch.searchsorted(group, torch.arange(int(group.amax()) + 2 if len(group) else 1))
-    run_firsts = torch.searchsorted(runs.mask, firsts).tolist()
+    run_firsts = torch.searchsorted(runs.mask.contiguous(), firsts).tolist()
     parts = [order.new_zeros(3, 0)]
     for n, (first, last) in enumerate(pairwise(firsts.tolist())):
         own = slice(run_firsts[n], run_firsts[n + 1])

@@ -174,7 +174,7 @@ def _areas_within(runs: MaskRuns, index: Tensor, rectangles: Tensor) -> Tensor:
     Returns:
         Tensor[P] int64.
     """
-    edges = torch.searchsorted(runs.mask, torch.arange(runs.count + 1))
+    edges = torch.searchsorted(runs.mask.contiguous(), torch.arange(runs.count + 1))
     counts = edges.diff()[index]
     pair = torch.arange(len(index)).repeat_interleave(counts)
     run = edges[index][pair] + torch.arange(len(pair)) - (counts.cumsum(0) - counts)[pair]
