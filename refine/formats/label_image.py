@@ -6,7 +6,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from refine.errors import RefineError
 from refine.files import MAX_PIXELS, read_bytes
@@ -93,14 +93,20 @@ def _read_tiff(path: Path, number: int | None) -> np.ndarray:
 def _as_stored(image: ImageFile.ImageFile) -> np.ndarray:
     """Return the values of an image that is not decoded yet as its file has them.
 
-    Pillow scales grey values of 2 or 4 bits, and those of a PGM with another maximum, to 8 or 16 bits, and inverts
-    those of a TIFF in which 0 is white.
+    Pillow scales grey values of 2 or 4 bits, and those of a PGM with another maximum, to 8 or 16 bits, inverts
+    those of a TIFF in which 0 is white, and rotates a TIFF upright.
     """
     arguments = image.tile[0].args
     raw = arguments[0] if isinstance(arguments, tuple) else arguments  # "L;4I": 4 bits, inverted
     kind, _, change = str(raw).partition(";")
     most = pgm_maximum(image)
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if image.format == "TIFF" else 1
     values = np.asarray(image)
+    if orientation != 1:
+        from refine.formats.tiff import UNDO  # imported late: takes half a second
+
+        if orientation in UNDO:
+            values = np.asarray(Image.fromarray(values).transpose(UNDO[orientation]))
     if image.format == "TIFF" and kind in ("1", "L") and "I" in change:
         values = ~values
     if kind == "L" and change[:1] in ("2", "4"):

@@ -26,8 +26,8 @@ MICROMETRES = {
     "cm": 1e4,
     "inch": 25400.0,
 }
-UNITS = {2: "inch", 3: "cm"}
-"""Values of the tag ResolutionUnit."""
+UNITS = {2: "inch", 3: "cm", 4: "mm", 5: "µm"}
+"""Values of the tag ResolutionUnit; 4 and 5 are not in the standard, but tifffile writes them."""
 
 
 def stated_mpp(path: Path, page: int | None = None) -> float | None:

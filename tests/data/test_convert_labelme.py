@@ -65,6 +65,16 @@ def test_labelme(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "skipped: 1 × point (no area)" in found.output
 
 
+def test_the_reserved_background_is_stuff(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labelme(tmp_path / "data", lambda content: content["shapes"][2].update(label="_background_"))
+    found = convert(capsys, tmp_path / "out", "labelme", tmp_path / "data", check=False)
+    assert {name: bool(each[1]) for name, each in found.categories.items()} == {
+        "_background_": False,
+        "cat": True,
+        "dog": True,
+    }
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -44,6 +44,15 @@ def test_tiff_in_which_0_is_white(tmp_path, kind, photometric):
     np.testing.assert_array_equal(read_labels(tmp_path / "labels.tif"), values)
 
 
+@pytest.mark.parametrize("kind", [bool, np.uint8, np.uint16])
+@pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
+def test_tiff_with_an_orientation_is_read_as_stored(tmp_path, kind, orientation):
+    values = np.arange(6).reshape(2, 3).astype(kind)
+    tags = [(274, 3, 1, orientation, True)]
+    tifffile.imwrite(tmp_path / "labels.tif", values, photometric="minisblack", extratags=tags)
+    np.testing.assert_array_equal(read_labels(tmp_path / "labels.tif"), values)
+
+
 def test_tiff_of_4_bits(tmp_path):
     values = np.arange(6).reshape(2, 3)
     pixels = b"".join(packed(values, 4))

@@ -19,6 +19,9 @@ OME = {"PhysicalSizeX": 250.0, "PhysicalSizeXUnit": "nm", "axes": "YX"}
     [
         ({"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}, 0.5),
         ({"resolution": (50800, 50800), "resolutionunit": "INCH"}, 0.5),
+        ({"resolution": (2000, 2000), "resolutionunit": "MILLIMETER"}, 0.5),
+        ({"resolution": (2, 2), "resolutionunit": "MICROMETER"}, 0.5),
+        ({"imagej": True, "resolution": (2000, 2000), "metadata": {"unit": "mm"}}, 0.5),
         ({"resolution": (300, 300), "resolutionunit": "INCH"}, None),  # a print
         ({"resolution": (2, 2)}, None),  # no unit
         ({}, None),

@@ -38,6 +38,8 @@ from refine.formats.panoptic_json import is_id, valid_size
 
 IGNORED = "__ignore__"
 """Label that LabelMe reserves for regions to ignore; they become void."""
+BACKGROUND = "_background_"
+"""Label that LabelMe reserves for the background, which has no objects."""
 WITHOUT_AREA = ("line", "linestrip", "point", "points")
 
 
@@ -74,7 +76,7 @@ def read(path: Path, options: ReadOptions) -> Source:
         )
     if not samples:
         raise RefineError(f"{path}: contains no JSON of LabelMe; give the folder of its files")
-    classes = [SourceClass(name) for name in sorted(names - {IGNORED})]
+    classes = [SourceClass(name, isthing=name != BACKGROUND) for name in sorted(names - {IGNORED})]
     return Source(classes, samples, skipped=skipped)
 
 
