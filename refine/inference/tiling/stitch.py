@@ -174,15 +174,12 @@ def _areas_within(runs: MaskRuns, index: Tensor, rectangles: Tensor) -> Tensor:
     Returns:
         Tensor[P] int64.
     """
-    edges = torch.searchsorted(runs.mask.contiguous(), torch.arange(runs.count + 1))
-    counts = edges.diff()[index]
-    pair = torch.arange(len(index)).repeat_interleave(counts)
-    run = edges[index][pair] + torch.arange(len(pair)) - (counts.cumsum(0) - counts)[pair]
-    top, left, bottom, right = rectangles[pair].unbind(1)
-    row, begin = runs.start[run].div(runs.size[1], rounding_mode="floor"), runs.start[run] % runs.size[1]
-    end = begin + runs.end[run] - runs.start[run]
+    chosen = runs[index]
+    top, left, bottom, right = rectangles[chosen.mask].unbind(1)
+    row, begin = chosen.start.div(runs.size[1], rounding_mode="floor"), chosen.start % runs.size[1]
+    end = begin + chosen.end - chosen.start
     length = (torch.minimum(end, right) - torch.maximum(begin, left)).clamp(min=0)
-    return torch.zeros_like(index).index_add_(0, pair, length * ((row >= top) & (row < bottom)))
+    return torch.zeros_like(index).index_add_(0, chosen.mask, length * ((row >= top) & (row < bottom)))
 
 
 def _join_pairs(found: Sequence[Found], place: Tensor) -> PairScores:
