@@ -83,11 +83,20 @@ def shown(value: Any) -> str:
     return _VALUES.repr(value)
 
 
+OUT_OF_MEMORY = (
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "allocate memory",
+    "could not create a memory",
+    "Insufficient memory",
+)
+"""Words of which PyTorch and OpenCV use some if memory ran out."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an exception of Python, NumPy, PyTorch or OpenCV means that memory ran out."""
     if isinstance(error, MemoryError):
         return True
-    words = ["not enough memory", "out of memory", "bad_alloc", "could not create a memory", "Insufficient memory"]
-    words.append("allocate memory")  # of PyTorch on a CPU
     foreign = isinstance(error, RuntimeError) or type(error).__module__.startswith("cv2")
-    return foreign and any(word in str(error) for word in words)
+    return foreign and any(words in str(error) for words in OUT_OF_MEMORY)
