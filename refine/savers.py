@@ -21,7 +21,7 @@ from refine.formats.results import (
     objects,
 )
 from refine.formats.results.saver import ImageResult, Saver
-from refine.formats.stream import check_results_folder, read_sources
+from refine.formats.stream import read_sources
 from refine.storage import Stamp, stamp
 
 COCO = "coco"
@@ -170,6 +170,7 @@ def save_result(
         is_named: whether the caller gave the name of the image.
     """
     from refine.formats.id_png import write_png
+    from refine.formats.results_folder import check_results_folder
     from refine.formats.writer import PredictionWriter
 
     path, savers, result = Path(path), find_savers(formats), item.result

@@ -185,7 +185,7 @@ def check_out_folder(out: str | Path, read: Iterable[str | Location | None] = ()
 
 def check_results_out(out: str | Path, read: Iterable[str | Location | None], names: Iterable[str] = ()) -> None:
     """Raise RefineError, before the work, as `check_out_folder` and `check_results_folder` do."""
-    from refine.formats.stream import check_results_folder
+    from refine.formats.results_folder import check_results_folder
 
     check_out_folder(out, read)
     check_results_folder(location(out), names)

@@ -50,37 +50,10 @@ def results_info(info: dict[str, Any] | None) -> dict[str, Any]:
     return description | info | description  # first in the file, and not that of `info`
 
 
-TRACES = (SOURCES, "failed.json", "unfinished*.jsonl", "shards/*")
-"""Files of runs that failed, were interrupted, or wrote a shard, so that there is no panoptic.json."""
-
-
 def is_results_json(path: Location) -> bool:
     """Return whether a JSON begins as that of results of refine, whatever was changed in it since."""
     start = f'{{"info": {{"description": "{DESCRIPTION}'.encode()
     return read_start(path, len(start)) == start
-
-
-def check_results_folder(out: Location, names: Iterable[str] = ()) -> None:
-    """Raise RefineError if results in `out` would replace files that refine did not write.
-
-    Args:
-        out: folder of the results.
-        names: files and folders in it that would be written, beside panoptic.json and panoptic/.
-    """
-    path, pngs = out / "panoptic.json", out / "panoptic"
-    foreign = [path] if path.is_file() and not is_results_json(path) else []
-    if not (path.is_file() or any(any(out.glob(pattern)) for pattern in TRACES)):
-        foreign += [place for place in (pngs, *(out / name for name in names)) if _holds_files(place)]
-    if foreign:
-        raise RefineError(
-            f"{foreign[0]}: was not written by this version of refine, and would be replaced; choose another "
-            "folder for the results, or move it away"
-        )
-
-
-def _holds_files(place: Location) -> bool:
-    """Return whether a path is a file, or a folder with one; a run that failed leaves empty folders."""
-    return place.is_file() or any(path.is_file() for path in place.glob("**/*"))
 
 
 def write_sources(out: Location, entries: Callable[[], Iterable[Entry]]) -> None:
