@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from math import ceil
+from collections.abc import Sequence
+from math import ceil, isqrt
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 TILE = 6
@@ -15,6 +17,8 @@ MIN_TILES = 24
 MAX_WASTE, MIN_TILES_WASTED = 1.7, 200
 """Most computed outputs per output (14 × 14 bins have 1.65, 7 × 7 bins 2.9), and fewest tiles above `WASTE`."""
 WASTE = 1.4
+MOSAIC_CHANNELS = 128
+"""Fewest channels for which small maps are joined to a mosaic, which takes one more cell per row and column."""
 MAX_BYTES = 2**30
 """Memory of the transformed maps, above which a convolution is computed directly."""
 
@@ -27,16 +31,41 @@ class WinogradConv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if is_faster(x, self.weight):
-            return torch._nnpack_spatial_convolution(x.contiguous(), self.weight.contiguous(), self.bias, 1)
+        if can_use(x, self.weight):
+            many = min(x.shape[1], len(self.weight)) >= MOSAIC_CHANNELS
+            if many and len(x) > 1 and _waste(x.shape) > WASTE and is_faster(_mosaic_shape(x.shape), self.weight):
+                return self._join_maps(x)
+            if is_faster(x.shape, self.weight):
+                return self._compute(x)
         return super().forward(x)
+
+    def _compute(self, x: Tensor) -> Tensor:
+        return torch._nnpack_spatial_convolution(x.contiguous(), self.weight.contiguous(), self.bias, 1)
+
+    def _join_maps(self, x: Tensor) -> Tensor:
+        """Compute the convolution of many small maps as one of a mosaic, in which zeros separate the maps."""
+        count, channels, height, width = x.shape
+        rows, columns = _grid(count)
+        x = F.pad(x, (0, 1, 0, 1, 0, 0, 0, rows * columns - count))
+        x = x.view(rows, columns, channels, height + 1, width + 1).permute(2, 0, 3, 1, 4)
+        x = self._compute(x.reshape(1, *_mosaic_shape((count, channels, height, width))[1:]))
+        x = x.view(-1, rows, height + 1, columns, width + 1)[:, :, :height, :, :width].permute(1, 3, 0, 2, 4)
+        return x.reshape(rows * columns, -1, height, width)[:count]
 
 
 def use_winograd(network: nn.Module) -> None:
-    """Let the plain 3 × 3 convolutions of a network use Winograd's algorithm, in place."""
+    """Let the plain 3 × 3 convolutions of a network use Winograd's algorithm, in place.
+
+    Its outputs are contiguous. Weights of 1 × 1 convolutions get strides that stand for no layout, so that these
+    keep the layout of their input instead of converting it.
+    """
     for module in network.modules():
-        if type(module) is nn.Conv2d and _is_plain(module):
+        if type(module) is not nn.Conv2d:
+            continue
+        if _is_plain(module):
             module.__class__ = WinogradConv2d
+        elif module.kernel_size == (1, 1):
+            module.weight.data = module.weight.data.flatten().view(module.weight.shape)
 
 
 def _is_plain(conv: nn.Conv2d) -> bool:
@@ -46,17 +75,39 @@ def _is_plain(conv: nn.Conv2d) -> bool:
     return plain and min(conv.in_channels, conv.out_channels) >= MIN_CHANNELS
 
 
-def is_faster(x: Tensor, weight: Tensor) -> bool:
-    """Return whether Winograd's algorithm takes less time for a map and the weight of a `WinogradConv2d`."""
+def can_use(x: Tensor, weight: Tensor) -> bool:
+    """Return whether NNPACK can convolve a map with a weight, here and now."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
         return False
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
         return False
-    if not torch._nnpack_available():  # also initialises NNPACK
-        return False
-    count, channels, height, width = x.shape
-    tiles = ceil(height / TILE) * ceil(width / TILE)
-    waste = tiles * TILE**2 / max(height * width, 1)
-    transformed = 4 * 64 * count * tiles * (channels + len(weight))
-    enough = count * tiles >= (MIN_TILES if waste < WASTE else MIN_TILES_WASTED)
+    return torch._nnpack_available()  # also initialises NNPACK
+
+
+def is_faster(shape: Sequence[int], weight: Tensor) -> bool:
+    """Return whether Winograd's algorithm takes less time for maps of a shape and a weight."""
+    count, channels, height, width = shape
+    tiles = count * ceil(height / TILE) * ceil(width / TILE)
+    waste = _waste(shape)
+    transformed = 4 * 64 * tiles * (channels + len(weight))
+    enough = tiles >= (MIN_TILES if waste < WASTE else MIN_TILES_WASTED)
     return enough and waste <= MAX_WASTE and transformed <= MAX_BYTES
+
+
+def _waste(shape: Sequence[int]) -> float:
+    """Return the number of computed outputs per output of a map."""
+    height, width = shape[2:]
+    return ceil(height / TILE) * ceil(width / TILE) * TILE**2 / max(height * width, 1)
+
+
+def _grid(count: int) -> tuple[int, int]:
+    """Return the rows and columns of a mosaic of `count` maps."""
+    rows = max(isqrt(count), 1)
+    return rows, ceil(count / rows)
+
+
+def _mosaic_shape(shape: Sequence[int]) -> tuple[int, int, int, int]:
+    """Return the shape of the mosaic of maps of a shape."""
+    count, channels, height, width = shape
+    rows, columns = _grid(count)
+    return 1, channels, rows * (height + 1), columns * (width + 1)
