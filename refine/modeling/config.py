@@ -169,8 +169,8 @@ class SemanticHeadConfig:
     """Semantic head, which computes F_sem and the first prediction P_sem^(0) at stride 4.
 
     Attributes:
-        channels: number of channels of F_sem; with T > 0 equal to the FPN's, because f_ins and f_sem are summed
-            [P].
+        channels: number of channels of F_sem; equal to the FPN's with the paper's exchange, which sums f_ins and
+            f_sem [P].
         norm: norm of the convolutions.
         classes: "all" predicts every thing and stuff class [P]; "stuff" predicts one merged thing class
             (channel 0) and the stuff classes, as in the original Panoptic-FPN [d2].

@@ -36,7 +36,7 @@ class Boxes:
         labels: thing class of each box, Tensor[N] int64.
         scores: weights on the canvas, Tensor[N], 0-1, detached.
         features: f_ins + f_sem (for T = 0, f_ins), Tensor[N, C, S, S].
-        f_sem: Tensor[N, C, S, S] if it is not part of `features`, else None.
+        f_sem: Tensor[N, C_sem, S, S] if it is not part of `features`, else None.
         before: with `ibpp.mask_flow`, features of the previous iteration's mask head, Tensor[N, width, S, S].
     """
 
@@ -49,8 +49,10 @@ class Boxes:
 
     @property
     def appearance(self) -> Tensor:
-        """f_ins + f_sem, Tensor[N, C, S, S], the features of the occlusion head."""
-        return self.features if self.f_sem is None else self.features + self.f_sem
+        """f_ins + f_sem, Tensor[N, C, S, S], the features of the occlusion head; f_ins if their widths differ."""
+        if self.f_sem is None or self.f_sem.shape[1] != self.features.shape[1]:
+            return self.features
+        return self.features + self.f_sem
 
 
 class IBPP(nn.Module):
@@ -72,13 +74,13 @@ class IBPP(nn.Module):
         self.semantic_weight = config.mask_head.semantic_weight
         self.sampling = sampling
         self.num_things = num_things
-        channels = config.fpn_channels
+        channels, sem_channels = config.fpn_channels, config.semantic_head.channels
         heads = 1 if self.config.shared or not self.config.iterations else self.config.iterations
         self.balanced = self.config.exchange != "paper"
         self.gain = channels**0.5 if self.balanced else 1.0
         routes = self.config.routes if self.config.iterations else []
         num_semantic = num_outputs if "p_sem" in routes else 0
-        num_f_sem = channels if self.balanced and "f_sem" in routes else 0
+        num_f_sem = sem_channels if self.balanced and "f_sem" in routes else 0
         self.mask_heads = nn.ModuleList(
             MaskHead(
                 config.mask_head,
@@ -92,7 +94,7 @@ class IBPP(nn.Module):
             for t in range(heads)
         )
         self.semantic_heads = nn.ModuleList(
-            RefiningSemanticHead(self.config, config.semantic_head.norm, num_things, channels, num_outputs)
+            RefiningSemanticHead(self.config, config.semantic_head.norm, num_things, sem_channels, num_outputs)
             for _ in range(heads if self.config.iterations else 0)
         )
 

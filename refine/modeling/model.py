@@ -45,7 +45,7 @@ class PanopticModel(nn.Module):
         num_classes: number of thing and stuff classes.
 
     Raises:
-        RefineError: the parts do not fit together, such as T > 0 with different widths of F_sem and FPN.
+        RefineError: the parts do not fit together, such as T > 0 with a semantic head that merges all things.
     """
 
     semantic_classes: Tensor
@@ -61,10 +61,11 @@ class PanopticModel(nn.Module):
                 "mask_head.semantic_weight needs semantic_head.classes 'all' and at least two classes; set it to 0"
             )
         if config.ibpp.iterations:
-            if config.semantic_head.channels != config.fpn_channels:
+            if config.ibpp.exchange == "paper" and config.semantic_head.channels != config.fpn_channels:
                 raise RefineError(
                     f"semantic_head.channels is {config.semantic_head.channels}, fpn_channels "
-                    f"{config.fpn_channels}: IBPP sums f_ins and f_sem; make them equal"
+                    f"{config.fpn_channels}: IBPP sums f_ins and f_sem; make them equal, or set ibpp.exchange to "
+                    "'balanced'"
                 )
             if merged:
                 raise RefineError("semantic_head.classes is 'stuff': IBPP (T > 0) needs 'all'; change it")

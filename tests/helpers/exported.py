@@ -41,7 +41,8 @@ def _residual() -> ModelConfig:
     ibpp = replace(config.ibpp, exchange="balanced", residual=True, shared=True)
     config.mask_head.semantic_weight = 0.5
     occlusion = OcclusionConfig(cues=["mask", "label"], conv_channels=16, fc_channels=16)
-    return replace(config, backbone=backbone, ibpp=ibpp, occlusion=occlusion)
+    semantic_head = replace(config.semantic_head, channels=config.fpn_channels // 2)
+    return replace(config, backbone=backbone, ibpp=ibpp, occlusion=occlusion, semantic_head=semantic_head)
 
 
 CONFIGS = {"Panoptic-FPN": _panoptic_fpn, "cascade DCN REFINE": _cascade, "residual balanced REFINE": _residual}

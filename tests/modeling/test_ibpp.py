@@ -14,11 +14,11 @@ from refine.ops.roi import Sampling, roi_flatten, to_rois
 THINGS, CLASSES, CHANNELS = 3, 5, 8
 
 
-def make_ibpp(iterations=3, shared=False, **ibpp) -> IBPP:
+def make_ibpp(iterations=3, shared=False, f_sem=CHANNELS, **ibpp) -> IBPP:
     config = ModelConfig(
         fpn_channels=CHANNELS,
         mask_head=MaskHeadConfig(num_convs=2, channels=8, pool_size=4),
-        semantic_head=SemanticHeadConfig(channels=CHANNELS),
+        semantic_head=SemanticHeadConfig(channels=f_sem),
         ibpp=IBPPConfig(iterations=iterations, shared=shared, sem_channels=8, **ibpp),
     )
     module = IBPP(config, THINGS, CLASSES, Sampling())
@@ -27,20 +27,20 @@ def make_ibpp(iterations=3, shared=False, **ibpp) -> IBPP:
     return module
 
 
-def make_first() -> SemanticHead:
+def make_first(f_sem=CHANNELS) -> SemanticHead:
     """Return H_sem with a non-zero bias; only its 1×1 convolution is used."""
-    first = SemanticHead(SemanticHeadConfig(channels=CHANNELS), CHANNELS, CLASSES).eval()
+    first = SemanticHead(SemanticHeadConfig(channels=f_sem), CHANNELS, CLASSES).eval()
     for parameter in first.predictor.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return first
 
 
-def make_inputs(module: IBPP, counts=(3, 2), dtype=torch.float32):
+def make_inputs(module: IBPP, counts=(3, 2), dtype=torch.float32, f_sem=CHANNELS):
     g = torch.Generator().manual_seed(0)
     pyramid = [
         torch.randn(len(counts), CHANNELS, 16 // 2**n, 16 // 2**n, generator=g, dtype=dtype) for n in range(4)
     ]
-    features = torch.randn(len(counts), CHANNELS, 16, 16, generator=g, dtype=dtype)
+    features = torch.randn(len(counts), f_sem, 16, 16, generator=g, dtype=dtype)
     logits = torch.randn(len(counts), CLASSES, 16, 16, generator=g, dtype=dtype)
     corners = [torch.rand(n, 2, generator=g) * 30 for n in counts]
     rois = to_rois([torch.cat([c, c + 20], 1) for c in corners]).to(dtype)
@@ -115,14 +115,16 @@ def test_semantics_are_added_to_the_masks(iterations):
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_balanced_inputs_by_the_equations(shared):
+@pytest.mark.parametrize("width", [CHANNELS, CHANNELS // 2])
+def test_balanced_inputs_by_the_equations(shared, width):
     """f_ins, f_sem and p_sem have separate convolutions; predictions are probabilities × √C."""
-    module = make_ibpp(iterations=2, shared=shared, exchange="balanced").eval()
-    boxes, features, _ = make_inputs(module)
-    first, gain = make_first(), CHANNELS**0.5
-    f_ins, _, _ = make_inputs(make_ibpp(iterations=0))
+    module = make_ibpp(iterations=2, shared=shared, exchange="balanced", f_sem=width).eval()
+    boxes, features, _ = make_inputs(module, f_sem=width)
+    first, gain = make_first(width), CHANNELS**0.5
+    f_ins, _, _ = make_inputs(make_ibpp(iterations=0), f_sem=width)
     f_sem = roi_align(features, boxes.rois, 4, 0.25, 2, aligned=True)
-    torch.testing.assert_close(boxes.appearance, f_ins.features + f_sem)  # the features of the occlusion head
+    cue = f_ins.features + f_sem if width == CHANNELS else f_ins.features  # of the occlusion head
+    torch.testing.assert_close(boxes.appearance, cue)
     p_sem, masks = first(features), []
     for t in range(2):
         mask_head = module.mask_heads[0 if shared else t]

@@ -13,6 +13,8 @@ from refine.modeling.config import (
 )
 from refine.modeling.model import PanopticModel
 
+BALANCED = IBPPConfig(2, exchange="balanced", residual=True, sem_channels=16)
+
 
 @pytest.mark.parametrize(
     ("config", "masks", "semantics"),
@@ -22,6 +24,7 @@ from refine.modeling.model import PanopticModel
         (tiny(3), 3, 4),
         (tiny(3, ibpp=IBPPConfig(3, shared=True, sem_channels=16)), 3, 4),
         (tiny(3, ibpp=IBPPConfig(3, mask_flow=True, sem_channels=16)), 3, 4),
+        (tiny(2, ibpp=BALANCED, semantic_head=SemanticHeadConfig(channels=8)), 2, 3),
         (tiny(2, box_head=CASCADE), 2, 3),
         (tiny(4, box_head=CASCADE), 4, 5),
         (tiny(0, semantic_head=SemanticHeadConfig(channels=16, classes="stuff")), 1, 1),
