@@ -205,7 +205,11 @@ class BoxHeads(nn.Module):
 
     @torch.no_grad()
     def predict(
-        self, pyramid: Sequence[Tensor], proposals: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
+        self,
+        pyramid: Sequence[Tensor],
+        proposals: Sequence[Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+        min_score: float = 0.0,
     ) -> tuple[list[Instances], Tensor]:
         """Detect objects.
 
@@ -218,6 +222,8 @@ class BoxHeads(nn.Module):
             pyramid: P2..P5.
             proposals: proposed boxes in pixels, Tensor[n, 4] per image.
             image_sizes: (height, width) of the unpadded images in pixels.
+            min_score: minimum score, 0-1, of the detections to return. Others, which could not suppress them, do not
+                take part in NMS.
 
         Returns:
             Detections of each image by decreasing score, and Tensor[B] bool, whether all outputs were finite.
@@ -234,15 +240,17 @@ class BoxHeads(nn.Module):
             boxes = list(decoded.split(counts))
         probabilities = torch.stack(scores).mean(0).split(counts)
         found = [
-            self._detect(b, p[:, :-1], size) for b, p, size in zip(boxes, probabilities, image_sizes, strict=True)
+            self._detect(b, p[:, :-1], size, min_score)
+            for b, p, size in zip(boxes, probabilities, image_sizes, strict=True)
         ]
         return found, torch.stack([f.all() for f in torch.stack(finite).all(0).split(counts)])
 
-    def _detect(self, boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> Instances:
-        """Apply the score threshold, NMS per class and `max_detections` to boxes [n, 4 or 4K] and scores [n, K]."""
+    def _detect(self, boxes: Tensor, scores: Tensor, size: tuple[int, int], min_score: float = 0.0) -> Instances:
+        """Apply the score thresholds, NMS per class and `max_detections` to boxes [n, 4 or 4K] and scores [n, K]."""
         finite = boxes.isfinite().all(1) & scores.isfinite().all(1)
         boxes = clip_boxes(boxes, size).unflatten(1, (-1, 4)).expand(-1, self.num_things, -1)  # n×K×4
-        row, label = torch.nonzero((scores > self.config.score_threshold) & finite[:, None], as_tuple=True)
+        enough = (scores > self.config.score_threshold) & (scores >= min_score)
+        row, label = torch.nonzero(enough & finite[:, None], as_tuple=True)
         boxes, scores = boxes[row, label], scores[row, label]
         keep = nms(boxes, scores, label, self.config.nms)
         keep = keep[is_nonempty(boxes[keep])][: self.config.max_detections]

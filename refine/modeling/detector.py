@@ -109,10 +109,10 @@ class Detector(nn.Module):
         height, width = (n * STRIDES[0] for n in output.maps[1].shape[-2:])  # of the network's input
         whole = images.tensor.shape
         scale = places.new_tensor([whole[3] / width, whole[2] / height] * 2)
-        least = max(self.config.score_threshold, min_score)
         found = []
         for of_cells, score, size in zip(sides, scores, images.sizes, strict=True):
-            row, label = torch.nonzero(score > least, as_tuple=True)
+            enough = (score > self.config.score_threshold) & (score >= min_score)
+            row, label = torch.nonzero(enough, as_tuple=True)
             boxes = clip_boxes(decode(of_cells[row], places[row]) * scale, size)
             keep = nms(boxes, score[row, label], label, self.config.nms)
             keep = keep[is_nonempty(boxes[keep])][: self.config.max_detections]

@@ -175,10 +175,8 @@ class PanopticModel(nn.Module):
                 found = self.rpn(pyramid)
                 proposals = self.rpn.propose(found, images.sizes, training=False)
             with span("box heads"):
-                detections, finite = self.box_heads.predict(pyramid[:4], proposals, images.sizes)
+                detections, finite = self.box_heads.predict(pyramid[:4], proposals, images.sizes, min_score)
             finite = finite & _finite_images([*found.objectness, *found.deltas])
-        if min_score > 0:
-            detections = [d[d.scores >= min_score] for d in detections]
         outputs = self.segment(images, pyramid, features, detections)
         return [replace(output, boxes_finite=good) for output, good in zip(outputs, finite, strict=True)]
 

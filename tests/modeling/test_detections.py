@@ -45,6 +45,20 @@ def test_detections_equal_torchvision():
 
 
 @pytest.mark.parametrize("changes", [{}, CASCADE])
+def test_a_minimum_score_returns_the_first_of_all_detections(changes):
+    heads, x = make_heads(max_detections=30, **changes), pyramid(batch=2)
+    inputs = x, [random_boxes(80, seed=1), random_boxes(50, seed=2)], [SIZE, SIZE]
+    every, _ = heads.predict(*inputs)
+    least = float(every[0].scores[9])
+    best, _ = heads.predict(*inputs, min_score=least)
+    assert len(best[0]) == 10
+    for found, expected in zip(best, every, strict=True):
+        kept = expected.scores >= least
+        for field in ("boxes", "scores", "labels"):
+            assert torch.equal(getattr(found, field), getattr(expected, field)[kept])
+
+
+@pytest.mark.parametrize("changes", [{}, CASCADE])
 def test_images_of_a_batch_do_not_mix(changes):
     heads, x = make_heads(**changes), pyramid(batch=2)
     proposals, sizes = [random_boxes(30, seed=1), random_boxes(20, seed=2)], [SIZE, (100, 120)]

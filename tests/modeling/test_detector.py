@@ -105,8 +105,10 @@ def test_scores_labels_and_clipping(monkeypatch):
     assert result.boxes[0].tolist() == pytest.approx([16, 0, 40, 48])  # clipped to the image: 80 → 40, -16 → 0
     assert result.boxes[1].tolist() == pytest.approx([0, 0, 40, 48])
     assert result.image_size == (100, 40)
-    (result,) = found.detect(images, found(images), min_score=0.7)
-    assert result.labels.tolist() == [2]
+    (best,) = found.detect(images, found(images), min_score=0.7)
+    assert best.labels.tolist() == [2]
+    (best,) = found.detect(images, found(images), min_score=float(result.scores[0]))  # which is itself enough
+    assert best.labels.tolist() == [2]
     # With scale 2 the input of the network is 256 × 256, and its boxes are halved.
     twice = detector(labels=labels, scale=2.0)
     answering(twice, {0: (4, 0.6)}, monkeypatch)
