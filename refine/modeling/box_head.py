@@ -222,8 +222,8 @@ class BoxHeads(nn.Module):
             pyramid: P2..P5.
             proposals: proposed boxes in pixels, Tensor[n, 4] per image.
             image_sizes: (height, width) of the unpadded images in pixels.
-            min_score: minimum score, 0-1, of the detections to return. Others, which could not suppress them, do not
-                take part in NMS.
+            min_score: minimum score, 0-1, of the detections to return. Others take no part in NMS, in which they
+                could not suppress any of these.
 
         Returns:
             Detections of each image by decreasing score, and Tensor[B] bool, whether all outputs were finite.
@@ -246,7 +246,7 @@ class BoxHeads(nn.Module):
         return found, torch.stack([f.all() for f in torch.stack(finite).all(0).split(counts)])
 
     def _detect(self, boxes: Tensor, scores: Tensor, size: tuple[int, int], min_score: float = 0.0) -> Instances:
-        """Apply the score thresholds, NMS per class and `max_detections` to boxes [n, 4 or 4K] and scores [n, K]."""
+        """Apply score thresholds, NMS per class and `max_detections` to boxes [n, 4 or 4K] and scores [n, K]."""
         finite = boxes.isfinite().all(1) & scores.isfinite().all(1)
         boxes = clip_boxes(boxes, size).unflatten(1, (-1, 4)).expand(-1, self.num_things, -1)  # n×K×4
         enough = (scores > self.config.score_threshold) & (scores >= min_score)
