@@ -118,7 +118,7 @@ def restore_state(folder: Path, config: RunConfig, learner: Learner) -> None:
         load_weights(learner.ema.module, folder / "ema.safetensors")
         learner.ema.n_averaged.fill_(state["ema_updates"])
     _load_optimizer(learner.optimizer, tensors)
-    if learner.scaler.is_enabled():
+    if learner.scaler.is_enabled() and state["scaler"]:  # empty if the run had another precision until then
         learner.scaler.load_state_dict(state["scaler"])
     learner.progress = Progress(state["step"], best_checkpoint(config.out, state["best"]))
 

@@ -125,6 +125,16 @@ def test_resuming_with_another_config_is_rejected(tmp_path: Path) -> None:
         train(config, resume=True)
 
 
+def test_resuming_in_another_precision(tmp_path: Path) -> None:
+    config = tiny_run(write_dataset(tmp_path / "data", 2), tmp_path / "out")
+    config.optim.batch_size = 1
+    scales = []
+    for step, precision in enumerate(("32", "fp16"), 1):
+        config.optim.precision, config.optim.max_steps = precision, step
+        scales.append(read_json(train(config, resume=True) / "state.json")["scaler"].get("scale"))
+    assert scales == [None, 65536.0]
+
+
 def test_resuming_with_other_categories_is_rejected(tmp_path: Path) -> None:
     folder = write_dataset(tmp_path / "data", 2)
     config = tiny_run(folder, tmp_path / "out")
