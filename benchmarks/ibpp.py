@@ -21,12 +21,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 from turns import take_turns
 
 from refine.checkpoint.folder import SavedModel
@@ -34,6 +35,7 @@ from refine.experiments.cost import random_model
 from refine.experiments.machine import describe_machine
 from refine.files import write_json
 from refine.inference.predictor import Predictor
+from refine.modeling import winograd
 from refine.modeling.config import BackboneConfig, IBPPConfig, ModelConfig
 from refine.networks.native import NativeNetwork
 from refine.runtime import prepare_cpu
@@ -107,11 +109,9 @@ def with_all_masks(predictor: Predictor, image: torch.Tensor) -> None:
 
 
 def count_gflop(run: Callable[[], None]) -> float:
-    """Return the 10⁹ operations of direct convolutions and matrix products, two per multiply-add."""
-    winograd = {
-        torch.ops.aten._nnpack_spatial_convolution: lambda x, w, *_, out_shape: conv_flop_count(x, w, out_shape)
-    }
-    with FlopCounterMode(display=False, custom_mapping=winograd) as counter:
+    """Return the 10⁹ operations of matrix products and convolutions, all direct ones, two per multiply-add."""
+    direct = patch.object(winograd, "can_use", return_value=False)
+    with direct, FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops() / 1e9
 

@@ -19,6 +19,8 @@ MAX_WASTE, MIN_TILES_WASTED = 1.7, 200
 WASTE = 1.4
 MOSAIC_CHANNELS = 128
 """Fewest channels for which small maps are joined to a mosaic, which takes one more cell per row and column."""
+TINY = torch.finfo(torch.float32).tiny
+"""Smallest divisor of a map; the quotients of a map of zeros are zeros."""
 MAX_BYTES = 2**30
 """Memory of the transformed maps, above which a convolution is computed directly."""
 
@@ -27,7 +29,8 @@ class WinogradConv2d(nn.Conv2d):
     """3 × 3 convolution that uses Winograd's algorithm where this is faster (Lavin and Gray, arXiv 1509.09308).
 
     For each output and pair of channels it multiplies 64 / 36 times rather than 9 times. It is computed by NNPACK,
-    which is part of PyTorch. Outputs differ from those of the direct convolution by about 1e-5 of the largest one.
+    which is part of PyTorch. Outputs of a map differ from those of the direct convolution by about 1e-5 of the
+    largest one.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,28 +39,36 @@ class WinogradConv2d(nn.Conv2d):
             if many and len(x) > 1 and _waste(x.shape) > WASTE and is_faster(_mosaic_shape(x.shape), self.weight):
                 return self._join_maps(x)
             if is_faster(x.shape, self.weight):
-                return self._compute(x)
+                return self._compute(x, self.bias)
         return super().forward(x)
 
-    def _compute(self, x: Tensor) -> Tensor:
-        return torch._nnpack_spatial_convolution(x.contiguous(), self.weight.contiguous(), self.bias, 1)
+    def _compute(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return torch._nnpack_spatial_convolution(x.contiguous(), self.weight.contiguous(), bias, 1)
 
     def _join_maps(self, x: Tensor) -> Tensor:
-        """Compute the convolution of many small maps as one of a mosaic, in which zeros separate the maps."""
+        """Compute the convolution of many small maps as one of a mosaic, in which zeros separate the maps.
+
+        A tile may hold cells of several maps, and its rounding errors are relative to the largest of them. So each
+        map is divided by its largest value, and maps with NaN or infinity are not joined to others.
+        """
         count, channels, height, width = x.shape
+        scale = x.abs().amax((1, 2, 3), keepdim=True)
+        if not scale.isfinite().all():
+            return super().forward(x)
         rows, columns = _grid(count)
-        x = F.pad(x, (0, 1, 0, 1, 0, 0, 0, rows * columns - count))
+        x = F.pad(x / scale.clamp(min=TINY), (0, 1, 0, 1, 0, 0, 0, rows * columns - count))
         x = x.view(rows, columns, channels, height + 1, width + 1).permute(2, 0, 3, 1, 4)
-        x = self._compute(x.reshape(1, *_mosaic_shape((count, channels, height, width))[1:]))
+        x = self._compute(x.reshape(1, *_mosaic_shape((count, channels, height, width))[1:]), None)
         x = x.view(-1, rows, height + 1, columns, width + 1)[:, :, :height, :, :width].permute(1, 3, 0, 2, 4)
-        return x.reshape(rows * columns, -1, height, width)[:count]
+        x = x.reshape(rows * columns, -1, height, width)[:count].contiguous().mul_(scale)
+        return x if self.bias is None else x.add_(self.bias[:, None, None])
 
 
 def use_winograd(network: nn.Module) -> None:
     """Let the plain 3 × 3 convolutions of a network use Winograd's algorithm, in place.
 
-    Its outputs are contiguous. Weights of 1 × 1 convolutions get strides that stand for no layout, so that these
-    keep the layout of their input instead of converting it.
+    Where it is used, outputs are contiguous. Weights of 1 × 1 convolutions get strides that stand for no layout, so
+    that these keep the layout of their input instead of converting it.
     """
     for module in network.modules():
         if type(module) is not nn.Conv2d:
@@ -76,10 +87,12 @@ def _is_plain(conv: nn.Conv2d) -> bool:
 
 
 def can_use(x: Tensor, weight: Tensor) -> bool:
-    """Return whether NNPACK can convolve a map with a weight, here and now."""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
+    """Return whether NNPACK can convolve maps with a weight, here and now."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32 or x.dim() != 4:
         return False
-    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return False
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # the choice depends on the shape
         return False
     return torch._nnpack_available()  # also initialises NNPACK
 

@@ -44,7 +44,9 @@ def test_outputs_equal_the_direct_convolution(calls, layout, shape, bias):
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize(("count", "side", "mosaic"), [(7, 14, (30, 60)), (36, 7, (48, 48)), (50, 7, (56, 64))])
+@pytest.mark.parametrize(
+    ("count", "side", "mosaic"), [(2, 20, (21, 42)), (7, 14, (30, 60)), (36, 7, (48, 48)), (50, 7, (56, 64))]
+)
 def test_small_maps_of_many_channels_are_joined(calls, layout, count, side, mosaic):
     """A row and a column of zeros separate the maps; values at their borders do not reach each other."""
     conv = make_conv(128, 144)
@@ -53,7 +55,34 @@ def test_small_maps_of_many_channels_are_joined(calls, layout, count, side, mosa
         outputs = conv(x)
         exact = F.conv2d(x.double(), conv.weight.double(), conv.bias.double(), padding=1)
     assert calls == [(1, 128, *mosaic)]
+    assert outputs.is_contiguous()
     torch.testing.assert_close(outputs.double(), exact, rtol=0, atol=5e-5 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_joined_maps_are_as_exact_as_each_alone(calls, bias):
+    """Tiles that hold cells of two maps round them separately, however much their values differ."""
+    conv = make_conv(128, 144, bias=bias)
+    x = torch.randn(7, 128, 14, 14)
+    x *= torch.tensor([1, 1e6, 0, 1, 1e-6, 1, 1])[:, None, None, None]
+    before = x.clone()
+    with torch.no_grad():
+        outputs = conv(x)
+        exact = F.conv2d(x.double(), conv.weight.double(), conv.bias.double() if bias else None, padding=1)
+    assert calls == [(1, 128, 30, 60)]
+    assert torch.equal(x, before)
+    errors, largest = (outputs - exact).abs().amax((1, 2, 3)), exact.abs().amax((1, 2, 3))
+    assert (errors <= 5e-5 * largest).all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_infinite_values_stay_in_their_map(value):
+    conv = make_conv(128, 128)
+    x = torch.randn(7, 128, 14, 14)
+    x[1, 0, 6, 0] = value
+    with torch.no_grad():
+        finite = conv(x).isfinite().flatten(1).all(1)
+    assert finite.tolist() == [True, False, True, True, True, True, True]
 
 
 @pytest.mark.parametrize("shape", [(0, 14, 14), (2, 7, 7), (1, 14, 14)], ids=str)
@@ -96,11 +125,19 @@ def test_huge_maps_are_computed_directly():
 
 def test_without_nnpack_and_in_compilation_it_is_computed_directly(calls, monkeypatch):
     conv, x = make_conv(), torch.randn(1, 64, 30, 30)
-    for module, name, value in ((torch, "_nnpack_available", False), (torch.compiler, "is_compiling", True)):
+    cases = ((torch, "_nnpack_available", False), (torch.compiler, "is_compiling", True))
+    for module, name, value in (*cases, (torch.jit, "is_tracing", True)):
         with monkeypatch.context() as patch, torch.no_grad():
             patch.setattr(module, name, lambda value=value: value)
             torch.testing.assert_close(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=1))
     assert not calls
+
+
+def test_map_without_a_batch_is_computed_directly(calls):
+    conv, x = make_conv(), torch.randn(64, 30, 30)
+    with torch.no_grad():
+        torch.testing.assert_close(conv(x), conv(x[None])[0], rtol=0, atol=1e-4)
+    assert calls == [(1, 64, 30, 30)]
 
 
 def test_gradients_and_half_precision_are_computed_directly(calls):
