@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,7 @@ class Actions:
     """
 
     def __init__(self, models: Models, folder: str | Path, examples: Collection[Path] = ()) -> None:
-        self.models, self.uploads, self.serial = models, Uploads(folder, examples), itertools.count(1)
+        self.models, self.uploads = models, Uploads(folder, examples)
 
     def open(
         self,
@@ -42,13 +41,16 @@ class Actions:
         """Run the network on a new image or with a new model, then fuse."""
         if path is None:
             return self.close(request)
-        if model is None:
-            return _failed("Choose a model that fits the image.")
+        visitor = _visitor(request)
+        serial = self.uploads.begin(visitor, Path(path))
         try:
-            upload = replace(self.models.predict(path, model), serial=next(self.serial))
+            if model is None:
+                raise RefineError("Choose a model that fits the image.")
+            upload = replace(self.models.predict(path, model), serial=serial)
         except RefineError as error:
-            return _failed(error)
-        self.uploads.put(_visitor(request), upload)
+            return _failed(error) if self.uploads.is_current(visitor, serial) else (gr.skip(), gr.skip())
+        if not self.uploads.put(visitor, upload):  # the page shows another image since, or none
+            return gr.skip(), gr.skip()
         return self.fuse(request, method, score, erase, certainty)
 
     def fuse(
@@ -61,9 +63,10 @@ class Actions:
         try:
             fusion = self._fusion(upload, score, erase, certainty)
             result = self.models.fuse(upload, method, fusion)
-            return view(upload, result, self.models.remarks(upload, fusion)), gr.Row(visible=True)
+            shown = view(upload, result, self.models.remarks(upload, fusion)), gr.Row(visible=True)
         except RefineError as error:
-            return _failed(error)
+            shown = _failed(error)
+        return shown if self.uploads.is_current(_visitor(request), upload.serial) else (gr.skip(), gr.skip())
 
     def save_archive(
         self, request: gr.Request, method: Method, score: float, erase: bool, certainty: float
@@ -122,7 +125,7 @@ class Actions:
         return replace(own, score_threshold=score, unknown_erasing=erase, ue_threshold=certainty)
 
 
-def _failed(error: RefineError | str) -> tuple[Any, Any]:
+def _failed(error: RefineError) -> tuple[Any, Any]:
     return {"error": str(error)}, gr.Row(visible=False)
 
 

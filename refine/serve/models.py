@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import itertools
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterator
@@ -190,18 +191,33 @@ class Uploads:
     def __init__(self, folder: str | Path, examples: Collection[Path] = (), capacity: int = KEPT_BYTES) -> None:
         self.folder, self.examples, self.capacity = Path(folder).resolve(), examples, capacity
         self._kept: OrderedDict[str, Upload] = OrderedDict()
+        self._opened: dict[str, tuple[int, Path]] = {}  # serial and file of each session, before it is predicted
+        self._serial = itertools.count(1)
         self._lock = Lock()
 
-    def put(self, visitor: str, upload: Upload) -> None:
-        """Store the upload of a session in place of its previous one."""
+    def begin(self, visitor: str, path: Path) -> int:
+        """Remove the upload of a session, which opens a file in its place; return the serial of the new upload."""
         with self._lock:
-            before = self._kept.pop(visitor, None)
+            self._kept.pop(visitor, None)
+            _, before = self._opened.get(visitor, (0, path))
+            self._opened[visitor] = next(self._serial), path
+            self._delete(before)
+            return self._opened[visitor][0]
+
+    def is_current(self, visitor: str, serial: int) -> bool:
+        """Return whether an upload is the last that its session began, and was not removed."""
+        return self._opened.get(visitor, (0, None))[0] == serial
+
+    def put(self, visitor: str, upload: Upload) -> bool:
+        """Store the upload of a session with the serial from `begin`; return False if it is no longer current."""
+        with self._lock:
+            if not self.is_current(visitor, upload.serial):
+                self._delete(upload.path)
+                return False
             self._kept[visitor] = upload
-            if before is not None:
-                self._delete(before.path)
             while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > self.capacity:
-                _, oldest = self._kept.popitem(last=False)
-                self._delete(oldest.path)
+                self._remove(next(iter(self._kept)))
+            return True
 
     def get(self, visitor: str) -> Upload | None:
         """Return the upload of a session, or None if there is none or it was removed."""
@@ -211,17 +227,21 @@ class Uploads:
             return self._kept.get(visitor)
 
     def drop(self, visitor: str) -> None:
-        """Remove the upload of a session and delete its file."""
+        """Remove the upload of a session, also one that is still being predicted, and delete its file."""
         with self._lock:
-            upload = self._kept.pop(visitor, None)
-            if upload is not None:
-                self._delete(upload.path)
+            self._remove(visitor)
+
+    def _remove(self, visitor: str) -> None:
+        self._kept.pop(visitor, None)
+        _, path = self._opened.pop(visitor, (0, None))
+        if path is not None:
+            self._delete(path)
 
     def _delete(self, path: Path) -> None:
         """Delete an uploaded file unless another session uses it; equal uploads share one file."""
         if self.folder not in path.resolve().parents or not path.is_file():
             return
-        if any(kept.path == path for kept in self._kept.values()):
+        if any(opened == path for _, opened in self._opened.values()):
             return
         if not any(filecmp.cmp(path, example, shallow=False) for example in self.examples):
             path.unlink()

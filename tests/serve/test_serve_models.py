@@ -47,7 +47,8 @@ def test_errors_do_not_name_folders(models, upload, images, tmp_path, monkeypatc
 def test_possibly_missed_objects_are_displayed(models, upload, tmp_path, monkeypatch):
     predictor = models.predictor("nuclei")
     actions, visitor = Actions(models, tmp_path), SimpleNamespace(session_hash="visitor")
-    actions.uploads.put("visitor", replace(upload, prediction=replace(upload.prediction, scale=0.4)))
+    serial, reduced = actions.uploads.begin("visitor", upload.path), replace(upload.prediction, scale=0.4)
+    assert actions.uploads.put("visitor", replace(upload, prediction=reduced, serial=serial))
     settings = (visitor, predictor.method, 0.0, False, 0.5)
     (remark,) = actions.fuse(*settings)[0]["remarks"]
     assert remark.startswith("left.png is reduced to less than 50%")
