@@ -49,7 +49,8 @@ def read_remap(path: str | Path, source: Categories) -> Remap:
 
     Raises:
         RefineError: a field is missing, an id is unknown, a category of `source` is not mapped, a stuff category
-            is mapped to a thing (its segments are not objects), or a thing to unnamed stuff.
+            is mapped to a thing (its segments are not objects), or a thing to unnamed stuff, or there is unnamed
+            stuff but no stuff among the new categories.
     """
     content = supercategory_remap(source) if str(path) == "supercategory" else read_json(path)
     if not isinstance(content, dict):
@@ -68,6 +69,11 @@ def read_remap(path: str | Path, source: Categories) -> Remap:
             if category.isthing:
                 raise RefineError(
                     f"{path}: map: {category.id} -> {new!r}: {category.name} is a thing; map it to one or to null"
+                )
+            if not categories.num_stuff:  # no class could be predicted there
+                raise RefineError(
+                    f"{path}: map: {category.id} -> {new!r}: `categories` has no stuff that it could be; map it to "
+                    f"null, or add a category for it"
                 )
             target[category.id] = new
             continue

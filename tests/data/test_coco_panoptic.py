@@ -186,6 +186,15 @@ def test_invalid_remaps_raise(tmp_path: Path) -> None:
     ):
         with pytest.raises(RefineError, match=message):
             load(files, remap=_remap(tmp_path, target))
+    write_json(
+        tmp_path / "things.json",
+        {
+            "categories": [{"id": 1, "name": "object", "isthing": 1}],
+            "map": {"17": 1, "3": 1, "105": None, "200": "stuff"},
+        },
+    )
+    with pytest.raises(RefineError, match="map: 200 -> 'stuff': `categories` has no stuff"):  # an infinite loss
+        load(files, remap=tmp_path / "things.json")
     for content in ([], {"map": {}}, {"categories": 5, "map": {}}, {"categories": [], "map": []}):
         write_json(tmp_path / "remap.json", content)
         with pytest.raises(RefineError, match="expected `categories`"):
