@@ -133,6 +133,11 @@ def _vary(color: tuple[int, int, int], count: int) -> tuple[int, int, int]:
     return round(255 * r), round(255 * g), round(255 * b)
 
 
+def fits_jpeg(image: Tensor) -> bool:
+    """Return whether an image, Tensor[3, H, W], can be a JPEG."""
+    return max(image.shape[1:]) <= JPEG_SIDE
+
+
 def encode_image(image: Tensor, kind: Literal["JPEG", "PNG"], comment: str = "") -> bytes:
     """Encode an image as the content of a file.
 
@@ -144,7 +149,7 @@ def encode_image(image: Tensor, kind: Literal["JPEG", "PNG"], comment: str = "")
     Raises:
         RefineError: the image is too large for JPEG.
     """
-    if kind == "JPEG" and max(image.shape[1:]) > JPEG_SIDE:
+    if kind == "JPEG" and not fits_jpeg(image):
         height, width = image.shape[1:]
         raise RefineError(
             f"{width} × {height} pixels do not fit into a JPEG, which has at most {JPEG_SIDE} on a side; "

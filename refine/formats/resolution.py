@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from html import unescape
 from pathlib import Path
 
 from tifffile import TiffFile, TiffPageSeries
@@ -77,7 +78,7 @@ def _ome_size(ome: str, axis: str) -> float | None:
     """Return the size of a pixel along an axis in OME metadata, in micrometres; NaN if the unit is unknown."""
     size = re.search(rf'PhysicalSize{axis}="([\d.eE+-]+)"', ome)
     unit = re.search(rf'PhysicalSize{axis}Unit="([^"]+)"', ome)
-    return float(size[1]) * MICROMETRES.get(unit[1] if unit else "µm", math.nan) if size else None
+    return float(size[1]) * MICROMETRES.get(unescape(unit[1]) if unit else "µm", math.nan) if size else None
 
 
 def _tag_size(file: TiffFile, series: TiffPageSeries, axis: str) -> float | None:

@@ -117,7 +117,10 @@ class Actions:
     def _result(
         self, upload: Upload, method: Method, score: float, erase: bool, certainty: float
     ) -> PanopticResult:
-        return self.models.fuse(upload, method, self._fusion(upload, score, erase, certainty))
+        try:
+            return self.models.fuse(upload, method, self._fusion(upload, score, erase, certainty))
+        except RefineError as error:
+            raise gr.Error(str(error)) from error
 
     def _fusion(self, upload: Upload, score: float, erase: bool, certainty: float) -> FusionConfig:
         """Return the model's thresholds, of which the page overrides some."""

@@ -9,14 +9,14 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from refine.drawing.overlay import overlay, segment_colors
+from refine.drawing.overlay import encode_image, fits_jpeg, overlay, segment_colors
 from refine.formats.results.saver import ImageResult
 from refine.formats.writer import PredictionWriter
 from refine.savers import encode, find_savers
@@ -78,22 +78,27 @@ def view(upload: Upload, result: PanopticResult, remarks: Sequence[str] = ()) ->
 
 
 def overlay_file(upload: Upload, result: PanopticResult) -> dict[str, str]:
-    """Return the overlay at the size of the original image, a JPEG, as `name` of the file and its `data` URL."""
+    """Return the overlay at the size of the original image as `name` of the file and its `data` URL.
+
+    It is a JPEG, or a PNG if the image is too long for that.
+    """
+    kind: Literal["JPEG", "PNG"] = "JPEG" if fits_jpeg(upload.image) else "PNG"
     return {
-        "name": f"{Path(upload.name).stem}_overlay.jpg",
-        "data": _data_url(_to_pil(overlay(upload.image, result)), "JPEG"),
+        "name": f"{Path(upload.name).stem}_overlay.{'jpg' if kind == 'JPEG' else 'png'}",
+        "data": _url(encode_image(overlay(upload.image, result), kind), f"image/{kind.lower()}"),
     }
 
 
 def archive_file(upload: Upload, result: PanopticResult) -> dict[str, str]:
     """Return the files that `refine predict` writes as a zip archive: `name` of the file and its `data` URL.
 
-    The archive holds panoptic.json, panoptic/NAME.png and overlays/NAME.jpg.
+    The archive holds panoptic.json, panoptic/NAME.png and, unless the image is too long for a JPEG,
+    overlays/NAME.jpg.
     """
     stem, content = Path(upload.name).stem, io.BytesIO()
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         out = Path(folder)
-        savers = find_savers("overlay")
+        savers = find_savers("overlay") if fits_jpeg(upload.image) else []
         with PredictionWriter(out, result.categories, {"model": upload.model}, savers=savers) as writer:
             item = ImageResult(result, upload.name, upload.image, model=upload.model)
             writer.add(1, upload.name, result, encode(savers, item))

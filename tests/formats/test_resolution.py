@@ -43,6 +43,13 @@ def test_tiff(options, expected, tmp_path):
     assert stated_mpp(tmp_path / "x.tif") == (None if expected is None else pytest.approx(expected))
 
 
+def test_a_unit_with_a_character_reference(tmp_path):
+    path = tmp_path / "x.ome.tif"
+    tifffile.imwrite(path, PIXELS, metadata=OME)
+    tifffile.tiffcomment(path, tifffile.tiffcomment(path).replace('"nm"', '"&#181;m"'))
+    assert stated_mpp(path) == 250.0
+
+
 def test_other_files_state_none(tmp_path):
     Image.fromarray(PIXELS).save(tmp_path / "x.png", dpi=(50800, 50800))
     assert stated_mpp(tmp_path / "x.png") is None

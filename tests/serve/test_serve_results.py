@@ -3,17 +3,20 @@
 import io
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers.served import decoded, pixels
 
 import refine.serve.models
 import refine.serve.results
 from refine.cli.main import main
+from refine.drawing.overlay import JPEG_SIDE
 from refine.serve.results import VIEW_SIDE, archive_file, overlay_file, view
-from refine.structures import rgb_to_id
+from refine.structures import Categories, Category, PanopticResult, rgb_to_id
 
 
 def test_the_view_describes_the_pixels(models, upload, monkeypatch):
@@ -75,3 +78,14 @@ def test_downloads_equal_the_files_of_refine_predict(models, upload, images, tmp
         assert (tmp_path / "page" / file).read_bytes() == (tmp_path / "predict" / file).read_bytes()
     assert overlay_file(upload, result)["name"] == "left_overlay.jpg"
     assert pixels(overlay_file(upload, result)["data"]).shape == (480, 640, 3)
+
+
+def test_images_that_are_too_long_for_a_jpeg_can_be_saved(upload, tmp_path):
+    size = (4, JPEG_SIDE + 1)
+    long = replace(upload, path=tmp_path / "long.png", image=torch.zeros(3, *size, dtype=torch.uint8))
+    result = PanopticResult(torch.zeros(size, dtype=torch.int32), [], Categories([Category(1, "cell", True)]))
+    drawn = overlay_file(long, result)
+    assert drawn["name"] == "long_overlay.png"
+    assert pixels(drawn["data"]).shape == (*size, 3)
+    with zipfile.ZipFile(io.BytesIO(decoded(archive_file(long, result)["data"]))) as archive:
+        assert archive.namelist() == ["panoptic/long.png", "panoptic.json"]
