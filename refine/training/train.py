@@ -16,8 +16,7 @@ from typing import get_args
 
 import torch
 
-from refine.checkpoint.find import find_model
-from refine.checkpoint.folder import SavedModel, load_matching
+from refine.checkpoint.folder import SavedModel
 from refine.data.build import build_dataset
 from refine.data.loader import PanopticDataset
 from refine.data.workers import worker_failures
@@ -28,14 +27,12 @@ from refine.inference.drawings import Drawings
 from refine.inference.evaluate import Evaluation, evaluate
 from refine.inference.measures import Quality
 from refine.inference.predictor import Predictor
-from refine.modeling.detector import Detector
 from refine.modeling.model import PanopticModel
-from refine.modeling.pretrained import load_pretrained
 from refine.runtime import Processes, prepare_cpu, processes
 from refine.structures import Categories
-from refine.tensors import load_weights
 from refine.training.batches import training_parts
 from refine.training.config import RunConfig, check_run, load_run
+from refine.training.initial import initialise
 from refine.training.logs import RunLog
 from refine.training.meter import Meter
 from refine.training.run_folder import (
@@ -128,14 +125,7 @@ class _Run:
         if self.validation is not None:
             heads = [name for name in get_args(Head) if getattr(config.model, name)]
             check_method(config.eval.method, heads)
-        if config.init is None and last is None:
-            load_pretrained(model.backbone, config.model.backbone)
-        fresh: list[str] = []
-        if config.init is not None and last is None:
-            fresh = load_matching(model, find_model(config.init))
-        if model.detector is not None and last is None:
-            fresh = _load_detector(model.detector, fresh, config.init is not None)
-        _check_frozen(fresh, config)
+        fresh = initialise(model, config, self.categories) if last is None else []
         self.module = TrainingModule(model.to(group.device), config, group)
         self.learner = self.module.learner
         if last is not None:
@@ -271,28 +261,4 @@ class _Run:
         return (
             f"{parameters / 1e6:.1f} M parameters, {counted(len(self.dataset), 'image')}, {self.categories}, "
             f"{counted(self.group.count, 'process', 'processes')} on {self.group.device.type}; {start}"
-        )
-
-
-def _load_detector(detector: Detector, fresh: list[str], initialised: bool) -> list[str]:
-    """Load a detector's weights unless `init` holds them; return the names in `fresh` outside the detector."""
-    others = [name for name in fresh if not name.startswith("detector.")]
-    if detector.config.weights is not None:
-        load_weights(detector.network, detector.config.weights)
-    elif not initialised or len(others) < len(fresh):
-        raise RefineError(
-            "model.detector.weights is missing, and `init` holds no detector, whose weights would stay random; "
-            "give the file that examples/nanodet.py writes"
-        )
-    return others
-
-
-def _check_frozen(fresh: list[str], config: RunConfig) -> None:
-    """Raise RefineError if tensors are neither in `init` nor trained, and would stay random."""
-    trained = tuple(config.optim.train_only)
-    left = [name for name in fresh if not name.startswith(trained)] if trained else []
-    if left:
-        raise RefineError(
-            f"init: {config.init} has no values for {counted(len(left), 'tensor')} of the model, first {left[0]}, "
-            f"and optim.train_only {config.optim.train_only} would leave them random; use that checkpoint's `model`"
         )

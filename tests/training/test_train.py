@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from refine.checkpoint.folder import load_model, save_model
 from refine.errors import RefineError
+from refine.files import read_json, write_json
 from refine.modeling.model import PanopticModel
 from refine.training.config import RunConfig
 from refine.training.logs import read_log
@@ -158,6 +159,23 @@ def test_frozen_random_weights_are_an_error(config: RunConfig, tmp_path: Path) -
     with pytest.raises(RefineError, match=r"init: .*no values for \d+ tensors.*first ibpp\..*train_only"):
         train(config)
     config.optim.train_only = ["semantic_head", "ibpp"]
+    train(config)
+
+
+def test_frozen_heads_keep_the_classes_of_their_data(config: RunConfig, tmp_path: Path) -> None:
+    """Categories in another order would give each other's names to the predictions."""
+    config.optim.max_steps = 1
+    train(config)
+    config.init, config.out = config.out, str(tmp_path / "second")
+    path = Path(config.data.train.json)
+    content = read_json(path)
+    names = {3: "green", 5: "red", 9: "ground"}
+    write_json(path, content | {"categories": [c | {"name": names[c["id"]]} for c in content["categories"]]})
+    config.optim.train_only = ["backbone", "fpn", "rpn", "semantic_head"]
+    message = r"init: .* predicts 'red' \(thing\) where data.train has 'green'.* leaves box_heads\.\S+ as it is"
+    with pytest.raises(RefineError, match=message):
+        train(config)
+    config.optim.train_only = ["box_heads", "semantic_head", "ibpp"]
     train(config)
 
 
