@@ -222,7 +222,7 @@ class OcclusionConfig:
     """Pairwise occlusion head.
 
     Attributes:
-        cues: inputs for each instance: mask, features f_ins + f_sem, class.
+        cues: inputs for each instance: mask, features f_ins + f_sem (f_ins if F_sem has another width), class.
         conv_channels, fc_channels: widths of the convolutions and the fully connected layers.
         pair_overlap: minimum overlap ρ of the training pairs, as a fraction of either mask.
         false_pairs: whether to train also on pairs of a true detection, in front, and a false or duplicate one [C].

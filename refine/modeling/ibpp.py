@@ -21,7 +21,8 @@ from refine.modeling.semantic_head import RefiningSemanticHead, SemanticHead
 from refine.modeling.spans import span
 from refine.ops.roi import Sampling, align, roi_align_levels, roi_flatten
 
-# Shape suffixes: B images, N boxes of all images, C features, K thing classes, L classes, S = 14, M = 28.
+# Shape suffixes: B images, N boxes of all images, C features of the FPN, C_sem features of F_sem (equal to C in the
+# paper), K thing classes, L classes, S = 14, M = 28.
 
 STRIDE = 4
 """Input pixels per pixel of F_sem, P_sem and the canvas."""
@@ -35,8 +36,8 @@ class Boxes:
         rois: image index and box in input pixels, Tensor[N, 5], detached.
         labels: thing class of each box, Tensor[N] int64.
         scores: weights on the canvas, Tensor[N], 0-1, detached.
-        features: f_ins + f_sem (for T = 0, f_ins), Tensor[N, C, S, S].
-        f_sem: Tensor[N, C_sem, S, S] if it is not part of `features`, else None.
+        features: f_ins + f_sem, or f_ins where f_sem is separate or not used, Tensor[N, C, S, S].
+        f_sem: Tensor[N, C_sem, S, S] if it is separate (`exchange: balanced`), else None.
         before: with `ibpp.mask_flow`, features of the previous iteration's mask head, Tensor[N, width, S, S].
     """
 
@@ -49,7 +50,7 @@ class Boxes:
 
     @property
     def appearance(self) -> Tensor:
-        """f_ins + f_sem, Tensor[N, C, S, S], the features of the occlusion head; f_ins if their widths differ."""
+        """Features of the occlusion head: f_ins + f_sem, or f_ins if their widths differ, Tensor[N, C, S, S]."""
         if self.f_sem is None or self.f_sem.shape[1] != self.features.shape[1]:
             return self.features
         return self.features + self.f_sem
@@ -109,11 +110,11 @@ class IBPP(nn.Module):
     def boxes(
         self, pyramid: Sequence[Tensor], features: Tensor, rois: Tensor, labels: Tensor, scores: Tensor
     ) -> Boxes:
-        """Compute the appearance of each box, f_ins + f_sem (equation 2 and the sum in equation 4).
+        """Compute f_ins and f_sem of each box, and their sum unless the exchange is balanced (equations 2 and 4).
 
         Args:
             pyramid: P2..P5, each Tensor[B, C, h_l, w_l].
-            features: F_sem, Tensor[B, C, h, w].
+            features: F_sem, Tensor[B, C_sem, h, w].
             rois, labels, scores: attributes of `Boxes`.
         """
         rois, scores = rois.detach(), scores.detach()
@@ -136,7 +137,7 @@ class IBPP(nn.Module):
         return self.mask_head(t).project(boxes.features, boxes.f_sem)
 
     def project_pixels(self, t: int, features: Tensor, previous: Tensor | None = None) -> Tensor:
-        """Apply the first convolution of H̃_sem^t to F_sem: Tensor[B, C, h, w] → Tensor[B, width, h, w].
+        """Apply the first convolution of H̃_sem^t to F_sem: Tensor[B, C_sem, h, w] → Tensor[B, width, h, w].
 
         `previous` is the result of the previous iteration, if any; with shared heads it is the same.
         """
@@ -226,7 +227,7 @@ class IBPP(nn.Module):
 
         Args:
             boxes: detections of all images.
-            features: F_sem, Tensor[B, C, h, w].
+            features: F_sem, Tensor[B, C_sem, h, w].
             first: H_sem, which computes P_sem^(0).
 
         Returns:

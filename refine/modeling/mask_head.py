@@ -33,7 +33,7 @@ class MaskHead(nn.Module):
         num_classes: number K of thing classes.
         num_semantic: number L of channels of p_sem; 0 for none.
         balanced: whether the convolutions over p_sem, f_sem and the previous features start at zero.
-        num_f_sem: number C of channels of f_sem if it is a separate input; 0 if it is part of the features.
+        num_f_sem: number of channels of f_sem if it is a separate input; 0 if it is part of the features.
         flow: whether the head also takes features of the previous iteration's head.
     """
 
@@ -75,7 +75,7 @@ class MaskHead(nn.Module):
         nn.init.zeros_(self.predictor.bias)  # type: ignore[arg-type]
 
     def project(self, features: Tensor, f_sem: Tensor | None = None) -> Tensor:
-        """Apply the first convolution to features, each Tensor[N, C, S, S]: Tensor[N, width, S, S]."""
+        """Apply the first convolution to the features, Tensor[N, channels, S, S] each: Tensor[N, width, S, S]."""
         x = self.from_features(features)
         return x if f_sem is None or self.from_f_sem is None else x + self.from_f_sem(f_sem)
 

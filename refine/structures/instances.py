@@ -28,8 +28,8 @@ class Instances:
         roi_masks: Tensor[N, M, M] float or None, mask probability (0-1, sigmoid applied once) on a
             regular grid over the box; M is 28 in the paper.
         masks: Tensor[N, H, W] bool or None, full-image masks.
-        features: Tensor[N, C, 14, 14] float or None, f_ins + f_sem of each box: the appearance cue of
-            the occlusion head.
+        features: Tensor[N, C, 14, 14] float or None, f_ins + f_sem of each box (f_ins if F_sem has another
+            width than the FPN): the appearance cue of the occlusion head.
         runs: full-image masks as runs, or None; needs much less memory than `masks` and takes precedence.
 
     Raises:
