@@ -32,6 +32,9 @@ FIXED = ("model", "augment", "seed")
 """Config sections that must not change on resumption; nor may data.name, optim.batch_size and optim.name. Paths of
 the data may change, because a run may be resumed on another machine."""
 
+MEASURED = ("short", "long", "max_images", "method", "fusion")
+"""Fields of `eval` on which PQ depends."""
+
 
 @dataclass
 class Progress:
@@ -144,9 +147,20 @@ def _load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def changed_evaluation(folder: Path, config: RunConfig) -> list[str]:
+    """Return the fields of `eval` that change PQ and had other values when a checkpoint was written."""
+    now, then = to_mapping(config)["eval"], _config_of(folder / "run.json")["eval"]
+    return [f"eval.{key}" for key in MEASURED if then[key] != now[key]]
+
+
+def _config_of(path: Path) -> dict[str, Any]:
+    """Read the config of a run; fields added since then count as defaults."""
+    return to_mapping(from_mapping(RunConfig, read_json(path), str(path)))
+
+
 def _check_same_run(path: Path, config: RunConfig) -> None:
-    """Raise RefineError if the run had another config; fields added since then count as defaults."""
-    now, then = to_mapping(config), to_mapping(from_mapping(RunConfig, read_json(path), str(path)))
+    """Raise RefineError if the run had another config."""
+    now, then = to_mapping(config), _config_of(path)
     differing = [key for key in FIXED if then[key] != now[key]]
     differing += ["data.name"] if then["data"]["name"] != now["data"]["name"] else []
     differing += [f"optim.{k}" for k in ("batch_size", "name") if then["optim"][k] != now["optim"][k]]

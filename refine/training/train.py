@@ -45,7 +45,7 @@ from refine.training.run_folder import (
     update_pointers,
     write_metrics,
 )
-from refine.training.state import restore_state, save_state
+from refine.training.state import changed_evaluation, restore_state, save_state
 from refine.training.stop import Stop, stop_signals
 from refine.training.update import TrainingModule, too_large
 
@@ -133,6 +133,7 @@ class _Run:
             was = Categories.from_json(read_json(path)["categories"], str(path))
             was.check_equal(self.categories, f"the run {config.out}", "data.train")
             restore_state(last, config, self.learner)
+        changed = changed_evaluation(last, config) if last is not None and self.learner.progress.best else []
         step = self.learner.progress.step
         measured = last is not None and bool(read_metrics(last))
         self.measured_step = step if measured else 0
@@ -141,6 +142,8 @@ class _Run:
             config.out, config.log, step, config.optim.max_steps, group.first, measured, asdict(config)
         )
         self.log.message(step, self._start_message(last, fresh))
+        if changed:
+            self.log.message(step, f"{', '.join(changed)} changed: the best checkpoint is chosen among PQ of both")
 
     def run(self, stop: Stop, deadline: float | None = None) -> Path:
         """Train until the last update, a stop request or the deadline; return the last checkpoint."""

@@ -96,12 +96,18 @@ def test_an_evaluation_skipped_by_a_stop_is_made_up_for(tmp_path: Path) -> None:
         stopped = train(config, resume=True, deadline=0.0)
         assert stopped.name == f"step_{step:06d}"
         assert read_json(stopped / "config.json")["metrics"] == {}
+    texts = [line["text"] for line in read_log(tmp_path / "stopped" / "log.jsonl") if line["group"] == "message"]
+    assert not any("PQ of both" in text for text in texts)
     for _ in range(2):  # the second has nothing left to do
         assert_same_files(whole, train(config, resume=True))
         measured = [line["step"] for line in read_log(tmp_path / "stopped" / "log.jsonl") if line["group"] == "val"]
         assert measured == [2, 4]
     for name in ("config", "state"):
         assert read_json(whole / f"{name}.json") == read_json(stopped / f"{name}.json")
+    config.eval.max_images = 3
+    train(config, resume=True)
+    last = read_log(tmp_path / "stopped" / "log.jsonl")[-2]
+    assert last["text"].startswith("eval.max_images changed: the best checkpoint is chosen among PQ of both")
 
 
 def test_resuming_with_another_config_is_rejected(tmp_path: Path) -> None:
