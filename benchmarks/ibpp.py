@@ -49,15 +49,16 @@ SCORE_POWER = 9  # power of evenly spaced numbers: eight of a hundred are above 
 
 
 class FixedBoxes(nn.Module):
-    """Box heads that run as usual but return the same 100 boxes for every network."""
+    """Box heads that run as usual but find the same 100 boxes for every network."""
 
     def __init__(self, heads: nn.Module, detections: Instances) -> None:
         super().__init__()
         self.heads, self.detections = heads, detections
 
     def predict(self, *arguments: Any) -> tuple[list[Instances], torch.Tensor]:
+        """See `BoxHeads.predict`, whose last argument is the minimum score."""
         _, finite = self.heads.predict(*arguments)
-        return [self.detections], finite
+        return [self.detections[self.detections.scores >= arguments[-1]]], finite
 
 
 def resnet50(iterations: int, shared: bool = False) -> RunConfig:
