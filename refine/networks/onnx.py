@@ -24,6 +24,10 @@ FORMAT = 1
 """Version of exported files; newer versions are rejected."""
 
 
+ENTRIES = ("categories", "method", "fusion", "max_detections", "test_size", "digest")
+"""Entries of the metadata that prediction needs."""
+
+
 class OnnxSession:
     """ONNX file of `refine export` in ONNX Runtime.
 
@@ -114,6 +118,9 @@ class OnnxNetwork(Network):
     def __init__(self, path: str | Path) -> None:
         self.session = OnnxSession(Path(path), str(path))
         entries = self.session.metadata
+        missing = [name for name in ENTRIES if name not in entries]
+        if missing:
+            raise RefineError(f"{path}: metadata {missing[0]!r} is missing; export the model again")
         self.device = torch.device("cpu")
         self.categories = Categories.from_json(entries["categories"], str(path))
         self.method = entries["method"]

@@ -118,7 +118,14 @@ def test_other_files_are_refused(tmp_path, capsys):
     graph.output.append(onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1]))
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
     onnx.save(model, foreign)
-    for path, message in ((broken, "cannot be read"), (foreign, "refine export")):
+    stripped = tmp_path / "partial.onnx"  # of another tool with a `format`, or stripped by one
+    onnx.helper.set_model_props(model, {"format": "1", "method": '"soe"'})
+    onnx.save(model, stripped)
+    for path, message in (
+        (broken, "cannot be read"),
+        (foreign, "refine export"),
+        (stripped, "metadata 'categories' is missing; export"),
+    ):
         with pytest.raises(RefineError, match=message):
             Predictor(path)
     assert main(["export", "photographs", "--out", str(tmp_path / "model.txt")]) == 1
