@@ -249,6 +249,22 @@ def test_unknown_erasing_is_on_only_in_rows_that_set_it(name, tmp_path):
             assert replace(config.eval.fusion, **row.fusion).unknown_erasing == ("UE" in row.name), row.name
 
 
+@pytest.mark.parametrize("name", ["exchange", "exchange_heads", "table3", "table4"])
+def test_models_without_an_occlusion_head_have_a_rule_that_needs_none(name, tmp_path):
+    plan = _configs(load_table(name), CONFIGS / "scenes.yaml", tmp_path, 0, ["--eval.method=soe"])
+    without = [config.eval.method for _, config in plan if config.model.occlusion is None]
+    assert set(without) == {"heuristic"}
+    assert {config.eval.method for _, config in plan if config.model.occlusion is not None} <= {"soe"}
+
+
+def test_rows_of_the_papers_exchange_do_not_depend_on_the_config(tmp_path):
+    (row,) = [row for row in load_table("exchange").rows if row.name == "as the paper has it (T = 3)"]
+    changes = ["--model.ibpp.exchange=balanced", "--model.ibpp.residual=true", "--model.losses.instance=[1.0]"]
+    plans = [_configs(load_table("exchange"), CONFIGS / "scenes.yaml", tmp_path, 0, w) for w in ([], changes)]
+    plain, changed = (next(config.model for r, config in plan if r.name == row.name) for plan in plans)
+    assert plain == changed
+
+
 def test_the_papers_schedule_on_coco(tmp_path, monkeypatch):
     """180k updates of the whole network, then three epochs of the heads as in configs/coco/occlusion_stage.yaml."""
     monkeypatch.setattr("refine.experiments.reproduce.build_dataset", lambda *_: range(118_287))
