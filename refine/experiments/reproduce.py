@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
@@ -27,12 +27,12 @@ from refine.evaluation.interval import write_counts
 from refine.experiments.machine import describe_machine
 from refine.experiments.tables import Row, Table
 from refine.files import read_json, write_json
-from refine.fusion.config import Head, methods_with
+from refine.fusion.config import methods_with
 from refine.inference.evaluate import Evaluation, evaluate
 from refine.inference.measures import BoxAndMaskAP, Measure, OrderAccuracy, Quality
 from refine.inference.predictor import Predictor
 from refine.runtime import Processes, processes
-from refine.training.config import RunConfig, load_run
+from refine.training.config import RunConfig, fusion_heads, load_run
 from refine.training.run_folder import last_checkpoint
 from refine.training.train import train
 
@@ -119,8 +119,7 @@ def _configs(table: Table, base: str | Path, out: Path, seed: int, overrides: Se
         else:
             config = load_run(_find(row, Path(base)), [*overrides, *row.overrides(), f"--seed={seed}"])
             _set_schedule(row, config)
-            heads = [head for head in get_args(Head) if getattr(config.model, head)]
-            if config.eval.method not in methods_with(heads):
+            if config.eval.method not in methods_with(fusion_heads(config.model)):
                 config.eval.method = row.method  # the row omits the head that the rule of the data's config needs
             start = table.start.name if table.start is not None and not row.fresh else ""
             before = folders.get(row.of or start)

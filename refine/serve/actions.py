@@ -48,9 +48,9 @@ class Actions:
                 raise RefineError("Choose a model that fits the image.")
             upload = replace(self.models.predict(path, model), serial=serial)
         except RefineError as error:
-            return _failed(error) if self.uploads.is_current(visitor, serial) else (gr.skip(), gr.skip())
+            return _failed(error) if self.uploads.is_current(visitor, serial) else _unchanged()
         if not self.uploads.put(visitor, upload):  # the page shows another image since, or none
-            return gr.skip(), gr.skip()
+            return _unchanged()
         return self.fuse(request, method, score, erase, certainty)
 
     def fuse(
@@ -59,14 +59,14 @@ class Actions:
         """Fuse the same image with new settings."""
         upload = self.uploads.get(_visitor(request))
         if upload is None:
-            return gr.skip(), gr.skip()
+            return _unchanged()
         try:
             fusion = self._fusion(upload, score, erase, certainty)
             result = self.models.fuse(upload, method, fusion)
             shown = view(upload, result, self.models.remarks(upload, fusion)), gr.Row(visible=True)
         except RefineError as error:
             shown = _failed(error)
-        return shown if self.uploads.is_current(_visitor(request), upload.serial) else (gr.skip(), gr.skip())
+        return shown if self.uploads.is_current(_visitor(request), upload.serial) else _unchanged()
 
     def save_archive(
         self, request: gr.Request, method: Method, score: float, erase: bool, certainty: float
@@ -126,6 +126,11 @@ class Actions:
         """Return the model's thresholds, of which the page overrides some."""
         own = self.models.predictor(upload.model).fusion
         return replace(own, score_threshold=score, unknown_erasing=erase, ue_threshold=certainty)
+
+
+def _unchanged() -> tuple[Any, Any]:
+    """Leave the page as it is."""
+    return gr.skip(), gr.skip()
 
 
 def _failed(error: RefineError) -> tuple[Any, Any]:

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
@@ -20,7 +20,7 @@ from refine.bounds import bounded, check_bounds
 from refine.config import check_structure, field_errors
 from refine.data.config import SMALLEST, AugmentConfig, DatasetConfig, check_dataset_fields
 from refine.errors import RefineError
-from refine.fusion.config import FusionConfig, Method
+from refine.fusion.config import FusionConfig, Head, Method
 from refine.modeling.config import ModelConfig
 from refine.training.config_files import find_config, with_bases
 
@@ -160,6 +160,11 @@ class RunConfig:
     workers: int = bounded(4, least=0, most=1024)
     threads: int | None = bounded(None, least=1, most=1024)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+def fusion_heads(model: ModelConfig) -> list[Head]:
+    """Return the heads of a model that fusion rules use."""
+    return [head for head in get_args(Head) if getattr(model, head)]
 
 
 class _ConfigFile(ActionConfigFile):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,18 +68,17 @@ def _check_classes(path: Path, model: PanopticModel, config: RunConfig, categori
         config: config of the run.
         categories: categories of the training data.
     """
-    trained = tuple(config.optim.train_only)
     was = Categories.from_json(read_json(path).get("categories"), str(path))
     for old, new in zip(was, categories, strict=False):
-        if trained and (old.name, old.isthing) != (new.name, new.isthing):
-            frozen = [name for name in _of_classes(model) if not name.startswith(trained)]
-            if frozen:
-                raise RefineError(
-                    f"init: {config.init} predicts {old} where data.train has {new}, and optim.train_only "
-                    f"{config.optim.train_only} leaves {frozen[0]} as it is; train this part too, or give the "
-                    f"classes the names and the order of ids of that model"
-                )
-            return
+        if (old.name, old.isthing) != (new.name, new.isthing):
+            frozen = _frozen(_of_classes(model), config) if config.optim.train_only else []
+            if not frozen:
+                return
+            raise RefineError(
+                f"init: {config.init} predicts {old} where data.train has {new}, and optim.train_only "
+                f"{config.optim.train_only} leaves {frozen[0]} as it is; train this part too, or give the "
+                f"classes the names and the order of ids of that model"
+            )
 
 
 def _of_classes(model: PanopticModel) -> list[str]:
@@ -90,10 +90,15 @@ def _of_classes(model: PanopticModel) -> list[str]:
     return [name for name, tensor in own.items() if name in more and more[name].shape != tensor.shape]
 
 
+def _frozen(names: Iterable[str], config: RunConfig) -> list[str]:
+    """Return those of the tensors that `optim.train_only` leaves as they are."""
+    trained = tuple(config.optim.train_only)
+    return [name for name in names if not name.startswith(trained)] if trained else []
+
+
 def _check_frozen(fresh: list[str], config: RunConfig) -> None:
     """Raise RefineError if tensors are neither in `init` nor trained, and would stay random."""
-    trained = tuple(config.optim.train_only)
-    left = [name for name in fresh if not name.startswith(trained)] if trained else []
+    left = _frozen(fresh, config)
     if left:
         raise RefineError(
             f"init: {config.init} has no values for {counted(len(left), 'tensor')} of the model, first {left[0]}, "

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import get_args
 
 import torch
 
@@ -22,7 +21,7 @@ from refine.data.loader import PanopticDataset
 from refine.data.workers import worker_failures
 from refine.errors import RefineError, WriteError, counted, is_out_of_memory
 from refine.files import read_json
-from refine.fusion.config import Head, check_method
+from refine.fusion.config import check_method
 from refine.inference.drawings import Drawings
 from refine.inference.evaluate import Evaluation, evaluate
 from refine.inference.measures import Quality
@@ -31,7 +30,7 @@ from refine.modeling.model import PanopticModel
 from refine.runtime import Processes, prepare_cpu, processes
 from refine.structures import Categories
 from refine.training.batches import training_parts
-from refine.training.config import RunConfig, check_run, load_run
+from refine.training.config import RunConfig, check_run, fusion_heads, load_run
 from refine.training.initial import initialise
 from refine.training.logs import RunLog
 from refine.training.meter import Meter
@@ -123,8 +122,7 @@ class _Run:
         torch.manual_seed(config.seed)
         model = PanopticModel(config.model, self.categories.num_things, len(self.categories))
         if self.validation is not None:
-            heads = [name for name in get_args(Head) if getattr(config.model, name)]
-            check_method(config.eval.method, heads)
+            check_method(config.eval.method, fusion_heads(config.model))
         fresh = initialise(model, config, self.categories) if last is None else []
         self.module = TrainingModule(model.to(group.device), config, group)
         self.learner = self.module.learner
