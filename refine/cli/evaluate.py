@@ -91,7 +91,7 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--out",
         required=True,
-        help="JSON file to write; the drawings of --worst are in worst/ beside it",
+        help="JSON file to write; the drawings of --worst replace those of earlier evaluations in worst/ beside it",
     )
     parser.add_argument(
         "--worst",
@@ -107,6 +107,10 @@ def _files(options: argparse.Namespace) -> None:
     from refine.evaluation.panoptic_files import evaluate_files
 
     report = evaluate_files(options.gt, options.gt_dir, options.pred, options.pred_dir, workers=options.workers)
+    if (Path(options.out).parent / "worst").is_dir():
+        from refine.drawing.series import worst_images
+
+        worst_images(Path(options.out)).remove(any_subject=False)  # of a model whose report is replaced
     report.write(options.out)
     print_tables(*report.tables())
     for note in report.notes:
@@ -150,7 +154,7 @@ def _model(options: argparse.Namespace) -> None:
     for name, value in evaluation[BoxAndMaskAP].compute().items():
         shown = f"{100 * value:.1f} (at most {limit} detections per image)"
         print(f"{name}: {'none, as the data set has no object' if math.isnan(value) else shown}")
-    for path in write_worst(evaluation.report, predictor, dataset, Path(options.out).parent, options.worst):
+    for path in write_worst(evaluation.report, predictor, dataset, Path(options.out), options.worst):
         print(f"worst: {path}")
     for remark in evaluation[Missable].limits.remarks(ELSEWHERE).values():
         tell("note", remark)

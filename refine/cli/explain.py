@@ -40,9 +40,10 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         check_out_folder(folder, [*options.source, *([folder] if folder.resolve() in inputs else [])])
 
     from refine.drawing.explanation import explanation_sheet
-    from refine.drawing.overlay import write_image
+    from refine.drawing.series import Series
     from refine.files import write_json
     from refine.formats.images import read_image
+    from refine.formats.result_files import remove
     from refine.fusion.explain import explain
     from refine.inference.limits import ELSEWHERE
     from refine.inference.predictor import Predictor
@@ -58,7 +59,14 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         print(_left_out(methods))
     limits = predictor.limits()
 
+    series = Series(out, "refine explain", f"refine {__version__}, model {options.model}")
+
     def explain_one(file: ImageFile) -> str:
+        name = PurePath(file.name).with_suffix(".png").as_posix()
+        record_path = (out / name).with_suffix(".json")
+        if series.wrote(name):  # an earlier explanation, which would remain if the image cannot be read now
+            remove(record_path)
+            remove(out / name)
         with local_copy(file.path) as path:
             image = read_image(path, options=file.reading(reading), notify=note)
         raw = predictor.predict_raw([image])[0]
@@ -70,11 +78,9 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
             config=predictor.fusion,
             **predictor.fusion_heads(),
         )
-        target = out / PurePath(file.name).with_suffix(".png")
-        sheet = explanation_sheet(image, explanation)
-        write_image(target, sheet, f"refine {__version__}, model {options.model}")
+        series.write(name, explanation_sheet(image, explanation))
         record = {"file_name": file.name, "model": str(options.model)} | explanation.to_json()
-        write_json(target.with_suffix(".json"), record, indent=1)
+        write_json(record_path, record, indent=1)
         return f"{_summary(explanation)}; model: {options.model}"
 
     failures: list[Failure] = []

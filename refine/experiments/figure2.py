@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 from refine.data.loader import PanopticDataset
-from refine.drawing.overlay import overlay, write_image
+from refine.drawing.overlay import overlay
+from refine.drawing.series import Series
 from refine.drawing.sheet import contact_sheet
 from refine.inference.drawings import to_result
 from refine.inference.predictor import Predictor
@@ -23,6 +24,8 @@ def draw_figure(
     device: str = "auto",
 ) -> list[Path]:
     """Draw one sheet per image: image, ground truth, and the result of each model by its own fusion rule.
+
+    The sheets of an earlier figure in the folder are removed.
 
     Args:
         checkpoints: names or folders of models, such as a baseline and REFINE; see `load_model`.
@@ -43,12 +46,12 @@ def draw_figure(
     for name, predictor in zip(checkpoints, predictors, strict=True):
         predictor.categories.check_equal(dataset.categories, f"the model {name}", "the data set")
         titles.append(f"{name}, {predictor.method}"[-TITLE:])
-    paths = []
+    series, paths = Series(out, "refine reproduce figure2", ", ".join(checkpoints)), []
+    series.remove()
     for n in range(min(max_images or len(dataset), len(dataset))):
         image, truth = dataset[n]
         shown = to_result(truth.named(len(dataset.categories)), dataset.categories)
         results = [shown, *(predictor(image) for predictor in predictors)]
         sheet = contact_sheet([image, *(overlay(image, r) for r in results)], titles, columns=len(titles))
-        paths.append(out / PurePath(dataset.name(n)[1]).with_suffix(".png"))
-        write_image(paths[-1], sheet)
+        paths.append(series.write(PurePath(dataset.name(n)[1]).with_suffix(".png").as_posix(), sheet))
     return paths

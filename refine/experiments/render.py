@@ -14,6 +14,7 @@ from refine.evaluation.interval import paired_interval, read_counts
 from refine.experiments.machine import name_machine
 from refine.experiments.tables import Table
 from refine.files import write_bytes, write_json, write_text
+from refine.formats.result_files import remove
 from refine.training.logs import read_log
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -44,8 +45,11 @@ def write_table(table: Table, results: Results, path: Path, command: str, notes:
     write_json(path.with_suffix(".json"), content, indent=1)
     _plot(table, results, path.with_suffix(".png"))
     logs = _logs(results)
+    curves = path.with_name(f"{path.name}_curves.png")
     if logs:
-        write_bytes(path.with_name(f"{path.name}_curves.png"), to_png(draw_curves(logs)))
+        write_bytes(curves, to_png(draw_curves(logs)))
+    else:
+        remove(curves)
     return text
 
 

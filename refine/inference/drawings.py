@@ -11,7 +11,8 @@ from torch import Tensor
 
 from refine.data.loader import PanopticDataset
 from refine.data.segments import SegmentMap
-from refine.drawing.overlay import overlay, write_image
+from refine.drawing.overlay import overlay
+from refine.drawing.series import worst_images
 from refine.drawing.sheet import difference
 from refine.evaluation.report import PQReport
 from refine.inference.measures import Example, Fused, Measure
@@ -50,21 +51,22 @@ class Drawings(Measure):
 
 
 def write_worst(
-    report: PQReport, predictor: Predictor, dataset: PanopticDataset, out: str | Path, count: int
+    report: PQReport, predictor: Predictor, dataset: PanopticDataset, out: Path, count: int
 ) -> list[Path]:
-    """Draw image, ground truth, result and difference of the images with the lowest PQ.
+    """Draw image, ground truth, result and difference of the images with the lowest PQ, in place of earlier ones.
 
     Args:
         report: PQ of the images.
         predictor, dataset: evaluated predictor and data set.
-        out: output folder; the files are OUT/worst/FOLDER/PQ_NAME.png with PQ in thousandths.
+        out: file of the report; the drawings are worst/FOLDER/PQ_NAME.png beside it, with PQ in thousandths.
         count: number of images to draw.
 
     Returns:
         Paths of the files, the lowest PQ first.
     """
     index = {dataset.name(n)[0]: n for n in range(len(dataset))}
-    paths = []
+    series, paths = worst_images(out), dict[str, Path]()
+    series.remove()
     for entry in report.worst(count):
         image, truth = dataset[index[entry.image_id]]
         truth = truth.named(len(dataset.categories))
@@ -72,13 +74,12 @@ def write_worst(
         result = predictor.fuse(predictor.predict_raw([image], predictor.fusion.score_threshold)[0])
         panels = [side_by_side(image, truth_result, result), difference(image, truth_result, result)]
         name = PurePath(entry.file_name)
-        folder, quality = Path(out) / "worst" / name.parent, f"{round(1000 * entry.pq):04d}"
-        path = folder / f"{quality}_{name.stem}.png"
-        if path in paths:  # two images whose names differ in the suffix
-            path = folder / f"{quality}_{name.name}.png"
-        write_image(path, torch.cat(panels, 2))
-        paths.append(path)
-    return paths
+        quality = f"{round(1000 * entry.pq):04d}"
+        drawing = name.with_name(f"{quality}_{name.stem}.png").as_posix()
+        if drawing in paths:  # two images whose names differ in the suffix
+            drawing = name.with_name(f"{quality}_{name.name}.png").as_posix()
+        paths[drawing] = series.write(drawing, torch.cat(panels, 2))
+    return list(paths.values())
 
 
 def side_by_side(image: Tensor, truth: PanopticResult, result: PanopticResult) -> Tensor:

@@ -43,6 +43,9 @@ def test_one_column_for_each_model(tmp_path, capsys):
         assert "written: 2 sheets" in capsys.readouterr().out
         assert sorted(p.name for p in (tmp_path / "out/figure2_base").iterdir()) == ["000.png", "001.png"]
         sheets.append(pil_to_tensor(Image.open(tmp_path / "out/figure2_base/000.png")))
+    words[words.index("2")] = "1"
+    main(["reproduce", "figure2", "--data", str(tmp_path / "base.json"), *words])
+    assert [p.name for p in (tmp_path / "out/figure2_base").iterdir()] == ["000.png"]  # none of earlier models
     first, second = (sheet[:, 40:].unfold(2, 492, 492).movedim(2, 0) for sheet in sheets)
     assert len(first) == 4
     for column, swapped in enumerate((0, 1, 3, 2)):

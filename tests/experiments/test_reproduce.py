@@ -211,7 +211,9 @@ def test_markdown_by_hand(tmp_path):
     assert "with one seed it excludes chance in the training" in to_markdown(table, one, "refine reproduce x")
     untrained = {"one": [run_of(0, 0.40) | {"training_minutes": 0.0}], "two": [], "three": []}
     assert "(resampled images and seeds)" in to_markdown(table, untrained, "refine reproduce x")
+    (tmp_path / "t_curves.png").touch()  # of trainings that are not in this table
     write_table(table, results, tmp_path / "t", "refine reproduce x")
+    assert not (tmp_path / "t_curves.png").exists()
     assert (tmp_path / "t.md").read_text().splitlines() == lines
     assert json.loads((tmp_path / "t.json").read_text())["rows"]["one"][1]["metrics"]["PQ"] == 0.44
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")

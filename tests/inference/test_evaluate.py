@@ -14,6 +14,7 @@ from PIL import Image
 from refine.checkpoint.folder import SavedModel, load_model
 from refine.data.coco_panoptic import CocoPanoptic
 from refine.drawing.overlay import overlay
+from refine.drawing.series import Series, worst_images
 from refine.errors import RefineError
 from refine.evaluation.pq import PanopticQuality
 from refine.fusion import FusionConfig
@@ -148,12 +149,37 @@ def test_drawings(dataset: CocoPanoptic, tmp_path: Path) -> None:
     assert panels.shape == (3, 64, 3 * 96)
     assert torch.equal(panels[:, :, :96], image)
     assert torch.equal(panels[:, :, 96:192], overlay(image, to_result(truth, dataset.categories)))
-    worst = write_worst(evaluation.report, oracle, dataset, tmp_path, 3)
+    worst = write_worst(evaluation.report, oracle, dataset, tmp_path / "r.json", 3)
     assert len(worst) == len(list((tmp_path / "worst").iterdir())) == 3
     assert [int(path.name[:4]) for path in worst] == [
         round(1000 * entry.pq) for entry in evaluation.report.worst(3)
     ]
     assert Image.open(worst[0]).size == (4 * 96, 64)
+
+
+def test_drawings_of_an_earlier_evaluation_are_removed(dataset: CocoPanoptic, tmp_path: Path) -> None:
+    oracle, folder = Oracle(dataset), tmp_path / "worst"
+    report = evaluate(oracle, dataset).report
+    first = write_worst(report, oracle, dataset, tmp_path / "a.json", 3)
+    copy, foreign = folder / "kept.png", folder / "x" / "0500_mine.png"
+    foreign.parent.mkdir()
+    shutil.copy(first[0], copy)
+    Image.new("RGB", (2, 2)).save(foreign)
+    (folder / "0500_broken.png").write_bytes(b"no PNG")
+    others = {copy, foreign, folder / "0500_broken.png"}
+    second = write_worst(report, oracle, dataset, tmp_path / "b.json", 1)
+    assert {path for path in folder.rglob("*") if path.is_file()} == {*others, *second}
+    worst_images(tmp_path / "a.json").remove(any_subject=False)
+    assert second[0].is_file()
+    assert write_worst(report, oracle, dataset, tmp_path / "b.json", 0) == []
+    assert {path for path in folder.rglob("*") if path.is_file()} == others
+
+
+def test_a_drawing_may_have_any_name(tmp_path: Path) -> None:
+    series = Series(tmp_path, "refine evaluate", "\udcff\n.json")
+    path = series.write("\udce4\n.png", torch.zeros(3, 2, 2, dtype=torch.uint8))
+    series.remove(any_subject=False)
+    assert not path.exists()
 
 
 def test_images_of_one_name_in_subfolders_are_all_drawn(tmp_path: Path) -> None:
@@ -170,7 +196,7 @@ def test_images_of_one_name_in_subfolders_are_all_drawn(tmp_path: Path) -> None:
     oracle = Oracle(dataset)
     evaluation = evaluate(oracle, dataset, measures=[Quality(), Drawings(3)])
     assert sorted(evaluation[Drawings].drawn) == ["x/0.png", "y/0.png", "z/0.png"]
-    worst = write_worst(evaluation.report, oracle, dataset, tmp_path, 3)
+    worst = write_worst(evaluation.report, oracle, dataset, tmp_path / "r.json", 3)
     assert [path.parent.name for path in worst] == ["x", "y", "z"]
     assert all(path.is_file() for path in worst)
 

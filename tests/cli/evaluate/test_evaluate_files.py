@@ -8,8 +8,10 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
+import torch
 from helpers.evaluated import MAP, edit, evaluate, of_segment
 
+from refine.drawing.series import worst_images
 from refine.formats.id_png import read_png, write_png
 
 
@@ -64,6 +66,13 @@ def test_maps_of_large_images_are_tiffs(files, capsys):
     tifffile.imwrite(files / "pred/2.tif", np.zeros((2, 4), np.float32))
     assert evaluate(files) == 1
     assert "pred/2.tif: expected a grey TIFF of unsigned integers" in capsys.readouterr().err
+
+
+def test_drawings_of_the_report_that_is_replaced_are_removed(files):
+    image = torch.zeros(3, 2, 2, dtype=torch.uint8)
+    stale, kept = (worst_images(files / name).write(f"{name}.png", image) for name in ("result.json", "o.json"))
+    assert evaluate(files) == 0
+    assert (stale.exists(), kept.exists()) == (False, True)
 
 
 def cut(path):
