@@ -23,7 +23,7 @@ from refine.modeling.model import PanopticModel
 from refine.networks.choice import ModelChoice
 from refine.networks.load import load_network
 from refine.networks.native import NativeNetwork, Precision
-from refine.networks.network import Network
+from refine.networks.network import Network, check_probabilities
 from refine.networks.occlusion import AttachedOcclusion, attach_occlusion
 from refine.structures import Categories, PanopticResult, Prediction
 
@@ -88,6 +88,8 @@ class Predictor:
         self.method: AnyMethod = method or (self.network.method if occlusion is None else "soe")
         self.fusion = fusion if isinstance(fusion, FusionConfig) else self.network.fusion.changed(fusion or {})
         self.check_method(self.method)
+        if self.fusion.unknown_erasing and self.fusion.ue_region == "dilated":
+            check_probabilities([self.network], "ue_region (--ue-region) 'dilated' needs; give 'core'")
         self._warned: set[str] = set()
 
     @property

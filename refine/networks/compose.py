@@ -16,7 +16,7 @@ from refine.fusion.config import OWN_MERGE, AnyMethod, Head, methods_with
 from refine.networks.ensemble import merge_instances
 from refine.networks.hub.categories import ClassMap, check_used
 from refine.networks.hub.network import HubNetwork
-from refine.networks.network import Network
+from refine.networks.network import Network, check_probabilities
 from refine.structures import VOID, Categories, Category, Instances, Prediction
 
 
@@ -39,9 +39,10 @@ class Compose(Network):
 
     Attributes:
         remarks: what a user must know of dropped classes and new ids.
+        without_probabilities: files of `semantic` without probabilities; see `check_probabilities`.
 
     Raises:
-        RefineError: a class is not in the categories and is not dropped.
+        RefineError: a class is not in the categories and is not dropped, or semantic maps cannot be averaged.
     """
 
     test_size = None
@@ -57,6 +58,13 @@ class Compose(Network):
         self.instances, self.semantic = list(instances), list(instances if semantic is None else semantic)
         if not self.instances or not self.semantic:
             raise RefineError("instances, semantic: the list is empty; give at least one network for each")
+        if len(self.semantic) > 1:
+            check_probabilities(
+                self.semantic,
+                "several semantic maps are averaged by; give the models that were exported, or one model for the "
+                "semantic map (--semantic)",
+            )
+        self.without_probabilities = getattr(self.semantic[0], "without_probabilities", [])
         self.networks = list({id(network): network for network in [*self.instances, *self.semantic]}.values())
         self.class_map = dict(class_map or {})
         check_used(self.class_map, {name for network in self.networks for name in _names(network)})

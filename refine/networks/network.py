@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -66,3 +66,16 @@ class Network(Protocol):
             RefineError: the maximum is fixed.
         """
         raise RefineError(f"--max-detections {most}: the number of objects of this model is fixed; leave it out")
+
+
+def check_probabilities(networks: Iterable[Network], fix: str) -> None:
+    """Raise RefineError if the predictions of some networks lack `sem_probabilities`.
+
+    Args:
+        networks: networks whose probabilities are needed; those that never have any name their files in an
+            attribute `without_probabilities`.
+        fix: what needs the probabilities, and what to do.
+    """
+    files = [name for network in networks for name in getattr(network, "without_probabilities", ())]
+    if files:
+        raise RefineError(f"{', '.join(dict.fromkeys(files))}: has no probabilities of all classes, which {fix}")

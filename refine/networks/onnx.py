@@ -111,6 +111,9 @@ class OnnxNetwork(Network):
     Args:
         path: ONNX file.
 
+    Attributes:
+        without_probabilities: the file, whose semantic map has no probabilities; see `check_probabilities`.
+
     Raises:
         RefineError: see `OnnxSession`.
     """
@@ -121,6 +124,7 @@ class OnnxNetwork(Network):
         missing = [name for name in ENTRIES if name not in entries]
         if missing:
             raise RefineError(f"{path}: metadata {missing[0]!r} is missing; export the model again")
+        self.without_probabilities = [str(path)]
         self.device = torch.device("cpu")
         self.categories = Categories.from_json(entries["categories"], str(path))
         self.method = entries["method"]

@@ -20,6 +20,7 @@ from refine.errors import RefineError
 from refine.export.panoptic import OUTPUTS, THRESHOLDS
 from refine.export.verify import compare, require
 from refine.inference.predictor import Predictor
+from refine.networks.choice import ModelChoice
 from refine.networks.onnx import OnnxSession, read_metadata
 from refine.structures import PanopticResult
 
@@ -92,6 +93,24 @@ def test_predict_command_takes_exported_model(exported, tmp_path, capsys):
     assert "--scale: an ONNX file resizes images to the test size of its export; leave" in capsys.readouterr().err
     assert main([*arguments, "--out", str(tmp_path / "out2"), "--device", "cuda"]) == 1
     assert "CPU" in capsys.readouterr().err
+
+
+def test_exported_models_have_no_probabilities(exported, tmp_path, capsys):
+    """They are refused where these are needed, before any image is read; their instances can be combined."""
+    other, image = tmp_path / "other.onnx", tmp_path / "no.png"
+    shutil.copy(exported, other)
+    image.write_bytes(b"no image")
+    words = ["predict", str(image), "--out", str(tmp_path / "out"), "--instances", str(exported), str(other)]
+    assert main(words) == 1
+    assert capsys.readouterr().err == (
+        f"refine: error: {exported}, {other}: has no probabilities of all classes, which several semantic maps are "
+        "averaged by; give the models that were exported, or one model for the semantic map (--semantic)\n"
+    )
+    with pytest.raises(RefineError, match=r"photographs\.onnx: has no .* 'dilated' needs; give 'core'"):
+        Predictor(exported, fusion={"ue_region": "dilated"})
+    image = image_of((150, 220))
+    both = Predictor(ModelChoice((str(exported), str(other)), (str(exported),)))
+    assert _same(both(image), Predictor(exported)(image))
 
 
 def test_page_runs_exported_model(exported, tmp_path):
