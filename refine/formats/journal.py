@@ -15,6 +15,9 @@ from refine.files import append_bytes, write_error
 from refine.formats.settings import other_settings
 from refine.storage import Location, Url, local_copy, write_bytes
 
+JOURNAL = "unfinished.jsonl"
+"""Name of the journal in a folder of results."""
+
 STORE_EVERY = 30.0
 """Seconds between two files of lines in an object store."""
 
@@ -196,3 +199,15 @@ def open_journal(place: Location, settings: dict[str, Any], keep: bool = False) 
     if isinstance(place, Url):
         return StoredJournal(place, settings, keep)
     return Journal(place, settings, keep)
+
+
+def journal_path(out: Location, part: str = "") -> Location:
+    """Return the path of the journal of a run, or of one that writes a part of the results, such as "1-of-8"."""
+    return out / (f"unfinished.{part}.jsonl" if part else JOURNAL)
+
+
+def journals(out: Location) -> Iterator[tuple[str, Location]]:
+    """Yield the part (see `journal_path`) and the path of each file of the journals in a folder of results."""
+    for path in [*out.glob(JOURNAL), *out.glob("unfinished.*-of-*.jsonl")]:
+        part = path.name.removeprefix("unfinished.").removesuffix("jsonl").removesuffix(".")
+        yield from ((part, file) for file in (path.glob("*.jsonl") if isinstance(path, Url) else [path]))

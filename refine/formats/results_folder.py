@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from refine.errors import RefineError
+from refine.formats.journal import JOURNAL
 from refine.formats.shards import FAILED, FOLDER
 from refine.formats.stream import SOURCES, is_results_json
-from refine.formats.writer import JOURNAL
 from refine.storage import Location
 
 TRACES = (SOURCES, FAILED, JOURNAL.replace(".", "*."), f"{FOLDER}/*")

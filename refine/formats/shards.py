@@ -185,11 +185,17 @@ def merge_shards(out: Location, savers: Sequence[Saver]) -> tuple[int, int]:
     return count, len(failed)
 
 
+def shard_lists(out: Location) -> Iterator[tuple[Shard, Location]]:
+    """Yield each list of a shard in a folder of results: that of its results, and that of its failures."""
+    for path in list((out / FOLDER).glob("*-of-*.json*")):
+        if name := re.fullmatch(rf"(\d+)-of-(\d+)\.(jsonl|{FAILED})", path.name):
+            yield Shard(int(name[1]), int(name[2])), path
+
+
 def _complete(out: Location) -> list[Shard]:
     """Return all shards in order; raise RefineError unless each of them is finished."""
-    names = [path.name.removesuffix(".jsonl") for path in (out / FOLDER).glob("*-of-*.jsonl")]
-    numbers = sorted(tuple(int(n) for n in name.split("-of-")) for name in names)
-    found = [Shard(number, count) for number, count in numbers]
+    lists = [shard for shard, path in shard_lists(out) if path.suffix == ".jsonl"]
+    found = sorted(lists, key=lambda shard: (shard.number, shard.count))
     if not found:
         raise RefineError(f"{out}: holds no finished shard; run refine predict --shard 1/N … N/N first")
     count = found[0].count

@@ -10,11 +10,19 @@ from typing import TYPE_CHECKING, Any
 from refine.errors import RefineError
 from refine.files import read_json
 from refine.formats.image_list import ImageFile
-from refine.formats.journal import Journal, open_journal
+from refine.formats.journal import Journal, journal_path, journals, open_journal
 from refine.formats.result_files import ResultFiles, Written, png_name, remove
 from refine.formats.results.saver import Saver
 from refine.formats.settings import other_settings
-from refine.formats.shards import FAILED, Shard, ShardHead, read_shard, write_joint_files, write_shard
+from refine.formats.shards import (
+    FAILED,
+    Shard,
+    ShardHead,
+    read_shard,
+    shard_lists,
+    write_joint_files,
+    write_shard,
+)
 from refine.formats.stream import (
     SOURCES,
     Entry,
@@ -30,9 +38,6 @@ if TYPE_CHECKING:
 
     from refine.structures import Categories, PanopticResult, Segment
 
-JOURNAL = "unfinished.jsonl"
-"""Name of the journal in the folder of results."""
-
 
 class PredictionWriter:
     """Writer of OUT/panoptic/NAME.png and the files of `savers` for each result, and finally OUT/panoptic.json.
@@ -41,7 +46,8 @@ class PredictionWriter:
             writer.add(image_id, "street.jpg", result)
 
     NAME is the file name of the image without suffix, including folders. If the block raises an exception, no JSON
-    is written; a JSON of earlier results is removed before the first of them is replaced. If the block is
+    is written; a JSON of earlier results is removed before the first of them is replaced, and so are the lists of
+    runs that divided the images into other shards, which would describe the new maps wrongly. If the block is
     interrupted (Ctrl-C, SIGTERM), the JSON lists the finished results. The failed.json of an earlier run is removed
     too.
 
@@ -78,7 +84,7 @@ class PredictionWriter:
         self._files = ResultFiles(self.out, savers)
         self._info = results_info(info)
         self._shard = shard
-        self._journal_path = self.out / (JOURNAL if shard is None else f"unfinished.{shard}.jsonl")
+        self._journal_path = journal_path(self.out, "" if shard is None else str(shard))
         self._journal: Journal | None = None
         self._lines: dict[str, int] = {}  # name of each PNG -> offset of its line in the journal
         self._ids: set[int | str] = set()
@@ -245,10 +251,19 @@ class PredictionWriter:
             if self._journal is None:
                 self._journal = open_journal(self._journal_path, self._info)
             names = (self.json.name, SOURCES, FAILED, *sorted(self._joint))
-            stale = [self.out / name for name in names]
-            for path in stale if self._shard is None else [*stale, self._shard.path(self.out)]:
+            for path in [*(self.out / name for name in names), *self._stale_lists()]:
                 remove(path)
             self._begun = True
+
+    def _stale_lists(self) -> list[Location]:
+        """Return the lists, finished or not, of results that this run replaces: of itself or of other parts."""
+        count = None if self._shard is None else self._shard.count
+        part = "" if self._shard is None else str(self._shard)
+        found = [path for shard, path in shard_lists(self.out) if shard.count != count or str(shard) == part]
+        for other, path in journals(self.out):
+            if other != part and (count is None or not other.endswith(f"-of-{count}")):
+                found.append(path)
+        return found
 
     def _entries(self) -> Iterator[Entry]:
         """Yield the recorded results in the order of the JSON."""

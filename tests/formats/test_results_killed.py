@@ -10,8 +10,9 @@ from helpers.results import CATEGORIES, HEIGHT, WIDTH, make_result
 from PIL import Image
 
 from refine.formats.image_list import ImageFile
+from refine.formats.journal import JOURNAL
 from refine.formats.results.saver import ImageResult
-from refine.formats.writer import JOURNAL, PredictionWriter
+from refine.formats.writer import PredictionWriter
 from refine.savers import SAVERS, encode, find_savers
 from refine.storage import stamp
 

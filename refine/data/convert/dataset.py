@@ -17,8 +17,7 @@ from refine.files import read_bytes, write_bytes, write_error, write_json
 from refine.folders import check_empty
 from refine.formats.id_png import write_png
 from refine.formats.image_size import image_size
-from refine.formats.journal import Journal
-from refine.formats.writer import JOURNAL
+from refine.formats.journal import JOURNAL, Journal
 from refine.storage import Stamp, stamp
 from refine.structures import Categories
 

@@ -11,7 +11,7 @@ from helpers.predict_runs import CATEGORIES, Stop, content, files, run
 from PIL import Image
 
 from refine.cli.main import main
-from refine.formats.writer import JOURNAL
+from refine.formats.journal import JOURNAL
 from refine.inference.image_job import NO_LIMIT
 from refine.inference.predictor import Predictor
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from helpers.predict_runs import content, files, run
 
-from refine.formats.writer import JOURNAL
+from refine.formats.journal import JOURNAL
 from refine.savers import SAVERS
 
 EVERY = ["coco", *SAVERS]

@@ -14,8 +14,9 @@ from PIL import Image
 import refine.formats.result_files
 from refine.cli.main import main
 from refine.cli.options import FUSION
+from refine.formats.journal import JOURNAL
 from refine.formats.settings import OPTIONS
-from refine.formats.writer import JOURNAL, PredictionWriter
+from refine.formats.writer import PredictionWriter
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143)])

@@ -3,10 +3,13 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from helpers.predict_runs import content, files, run
+from PIL import Image
 
 from refine.cli.main import main
+from refine.formats.writer import PredictionWriter
 
 
 def test_shards_are_merged(checkpoint, images, whole, tmp_path, capsys):
@@ -83,3 +86,39 @@ def test_joint_files_of_an_earlier_run_are_removed(checkpoint, images, tmp_path)
     assert run(checkpoint, images, out, "--recursive", "--save", "coco,instances") == 0
     assert run(checkpoint, images / "x", out, "--save", "coco") == 0
     assert not (out / "instances.json").exists()
+
+
+def described(out):
+    """Return whether panoptic.json states the areas of the segments in the maps."""
+    for annotation in content(out)["annotations"]:
+        ids = np.asarray(Image.open(out / "panoptic" / annotation["file_name"])).astype(int) @ [1, 256, 65536]
+        found, areas = np.unique(ids[ids > 0], return_counts=True)
+        if {s["id"]: s["area"] for s in annotation["segments_info"]} != dict(zip(found, areas, strict=True)):
+            return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(["1/1"], []), ([], ["1/2", "2/2"]), (["1/2", "2/2"], ["1/1"]), (["1/1"], ["1/2", "2/2"])]
+)
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_lists_of_runs_with_other_parts_do_not_describe_new_results(
+    first, second, is_killed, checkpoint, images, tmp_path, monkeypatch
+):
+    """A run that was killed after its last image, or whose shards were not merged; and a second one."""
+    out, words = tmp_path / "out", ["--recursive", "--save", "coco"]
+
+    def start(shards, *more):
+        parts = [["--shard", shard] for shard in shards] or [[]]
+        return {run(checkpoint, images, out, *words, *part, *more) for part in parts}
+
+    with monkeypatch.context() as patch:
+        if is_killed:
+            patch.setattr(PredictionWriter, "close", lambda writer: writer.json)
+        assert start(first) == {0}
+    assert start(second, "--score-threshold", "0.9") == {0}
+    assert main(["merge", str(out)]) == (0 if second else 1)
+    assert described(out)
+    start(first, "--resume")  # which the settings of the second run may forbid
+    main(["merge", str(out)])
+    assert described(out)
