@@ -187,7 +187,8 @@ def merge_shards(out: Location, savers: Sequence[Saver]) -> tuple[int, int]:
 
 def shard_lists(out: Location) -> Iterator[tuple[Shard, Location]]:
     """Yield each list of a shard in a folder of results: that of its results, and that of its failures."""
-    for path in list((out / FOLDER).glob("*-of-*.json*")):
+    lists: list[Location] = [*(out / FOLDER).glob("*-of-*.json*")]
+    for path in lists:
         if name := re.fullmatch(rf"(\d+)-of-(\d+)\.(jsonl|{FAILED})", path.name):
             yield Shard(int(name[1]), int(name[2])), path
 
