@@ -9,9 +9,13 @@ from typing import Any
 from refine.errors import RefineError
 from refine.storage import Location
 
+CLASSES = "classes"
+"""Setting that holds the categories of the results, as a list of JSON."""
+
 OPTIONS = {
+    CLASSES: "the classes of --checkpoint, --categories or --class-map",
     "model": "--checkpoint",
-    "weights": "the weights of --checkpoint",
+    "weights": "the weights of --checkpoint, or the classes of its labels",
     "tiling.tile": "--tile",
     "tiling.overlap": "--overlap",
     "tiling.mpp": "--mpp",

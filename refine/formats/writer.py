@@ -13,7 +13,7 @@ from refine.formats.image_list import ImageFile
 from refine.formats.journal import Journal, journal_path, journals, open_journal
 from refine.formats.result_files import ResultFiles, Written, png_name, remove
 from refine.formats.results.saver import Saver
-from refine.formats.settings import other_settings
+from refine.formats.settings import CLASSES, other_settings
 from refine.formats.shards import (
     FAILED,
     Shard,
@@ -83,6 +83,7 @@ class PredictionWriter:
         self._joint = {saver.joint for saver in [*savers, *known] if saver.joint}
         self._files = ResultFiles(self.out, savers)
         self._info = results_info(info)
+        self._settings = {**self._info, CLASSES: categories.to_json()}
         self._shard = shard
         self._journal_path = journal_path(self.out, "" if shard is None else str(shard))
         self._journal: Journal | None = None
@@ -117,7 +118,7 @@ class PredictionWriter:
         earlier = [] if found else self._earlier()
         if not (earlier or found):
             return set()
-        self._journal = journal = open_journal(path, self._info, keep=True)
+        self._journal = journal = open_journal(path, self._settings, keep=True)
         for entry in earlier:
             journal.append(entry)
         latest = {entry["image"]["file_name"]: offset for offset, entry in journal.entries()}
@@ -249,7 +250,7 @@ class PredictionWriter:
             if self._begun:
                 return
             if self._journal is None:
-                self._journal = open_journal(self._journal_path, self._info)
+                self._journal = open_journal(self._journal_path, self._settings)
             names = (self.json.name, SOURCES, FAILED, *sorted(self._joint))
             for path in [*(self.out / name for name in names), *self._stale_lists()]:
                 remove(path)
@@ -279,8 +280,7 @@ class PredictionWriter:
         """Return the entries of an existing list of this shard, or else of an existing JSON."""
         if self._shard is not None and (path := self._shard.path(self.out)).is_file():
             head, entries = read_shard(path)
-            if (head.info or {}) != self._info:
-                raise other_settings(path, head.info, self._info)
+            self._check_settings(path, head.info, head.categories)
             if head.images != self._shard.images:
                 raise RefineError(
                     f"{path}: was written for another list of images; run all shards without --resume"
@@ -292,8 +292,7 @@ class PredictionWriter:
             content = read_json(copy)
         match content:
             case {"images": list() as images, "annotations": list() as annotations, "info": dict() as info}:
-                if info != self._info:
-                    raise other_settings(self.json, info, self._info)
+                self._check_settings(self.json, info, content.get("categories"))
                 maps = {annotation["image_id"]: annotation for annotation in annotations}
                 stamps = read_sources(self.out)
                 return [
@@ -302,3 +301,8 @@ class PredictionWriter:
                     if i["id"] in maps
                 ]
         raise other_settings(self.json, {}, self._info)
+
+    def _check_settings(self, path: Location, info: dict[str, Any] | None, categories: Any) -> None:
+        """Raise RefineError if the results that a file lists were written with other settings or categories."""
+        if (info or {}) != self._info or categories != self._settings[CLASSES]:
+            raise other_settings(path, info and {**info, CLASSES: categories}, self._settings)

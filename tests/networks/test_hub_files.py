@@ -19,6 +19,7 @@ from refine.checkpoint.folder import load_model
 from refine.cli.main import main
 from refine.data.ade20k import ADE20K
 from refine.errors import RefineError
+from refine.formats.writer import PredictionWriter
 from refine.networks.hub.categories import find_categories
 from refine.networks.load import load_network
 from refine.structures import VOID
@@ -229,6 +230,31 @@ def test_categories_and_class_map_of_the_user(folder: Path, image: Path, tmp_pat
     (tmp_path / "map.json").write_text("[1]")
     assert main([*command, "--class-map", str(tmp_path / "map.json")]) == 1
     assert "map.json: expected an object such as" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_results_of_other_classes_are_not_resumed(
+    is_killed, folder: Path, image: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """Other ids of categories, and labels that a class map exchanges, after a finished and a killed run."""
+    saved(folder, hub_models.mask2former, ["a", "b", "c"])
+    kinds, changed = tmp_path / "kinds.json", tmp_path / "changed.json"
+    for path, first in ((kinds, 7), (changed, 17)):
+        path.write_text(json.dumps([{"id": first + n, "name": "abc"[n], "isthing": int(n < 2)} for n in range(3)]))
+    command = ["predict", str(image.parent), "-o", str(tmp_path / "out"), "--checkpoint", str(folder)]
+    command += ["--device", "cpu", "--save", "coco", "--resume"]
+    same, other = [*command, "--categories", str(kinds)], [*command, "--categories", str(changed)]
+    with monkeypatch.context() as patch:
+        if is_killed:
+            patch.setattr(PredictionWriter, "close", lambda writer: writer.json)
+        assert main(same) == 0
+    capsys.readouterr()
+    assert main(other) == 1
+    assert "settings: the classes of --checkpoint, --categories or --class-map. Give" in capsys.readouterr().err
+    assert main([*same, "--class-map", '{"a": "b", "b": "a"}']) == 1
+    assert "settings: the weights of --checkpoint" in capsys.readouterr().err
+    assert main(same) == 0
+    assert "1 of 1 image finished already" in capsys.readouterr().err
 
 
 def test_instances_and_semantics_of_two_models(image: Path, tmp_path: Path, capsys) -> None:

@@ -99,8 +99,8 @@ class HubNetwork(Network):
         return predictions
 
     def digest(self) -> str:
-        """Return a digest of the weights and their names."""
-        return digest(self.model.state_dict())
+        """Return a digest of the weights and their names, and of the class of each label."""
+        return digest({**self.model.state_dict(), "classes": self.classes})
 
     def _resize(self, image: Tensor) -> Resized:
         """Resize and normalise an image with the model's own processor."""
