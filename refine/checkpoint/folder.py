@@ -231,7 +231,7 @@ def load_matching(model: torch.nn.Module, folder: Path) -> list[str]:
         folder: folder of the other model, see `find_model`.
 
     Returns:
-        Names of the tensors that stayed unchanged.
+        Names of the tensors that stayed unchanged, except those without elements.
 
     Raises:
         RefineError: no tensor fits.
@@ -244,7 +244,7 @@ def load_matching(model: torch.nn.Module, folder: Path) -> list[str]:
     if not fitting:
         raise RefineError(f"init: no tensor of {path} fits the model; start from one of the same architecture")
     model.load_state_dict(fitting, strict=False)
-    return [k for k in own if k not in fitting]
+    return [k for k in own if k not in fitting and own[k].numel()]
 
 
 def _later_heads(weights: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:

@@ -79,6 +79,8 @@ class ExportPanoptic(nn.Module):
         fusion: FusionConfig,
     ) -> None:
         super().__init__()
+        if not model.num_things:
+            raise RefineError("a model without things cannot be exported; give one that has thing classes")
         if method == "srm":
             raise RefineError("method 'srm': cannot be exported; give another --method")
         if fusion.unknown_erasing and fusion.ue_region != "core":

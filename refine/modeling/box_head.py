@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from refine.errors import RefineError
 from refine.modeling.config import BoxHeadConfig
 from refine.modeling.norms import conv_norm
+from refine.modeling.per_class import PerClassLinear
 from refine.modeling.sampling import match, sample
 from refine.ops.boxes import Weights, clip_boxes, decode_boxes, encode_boxes, is_nonempty, nms
 from refine.ops.distributed import mean_over_processes
@@ -75,7 +76,7 @@ class BoxHead(nn.Module):
             width = config.fc_channels
         self.fcs = nn.Sequential(*layers)
         self.classifier = nn.Linear(width, num_things + 1)
-        self.regressor = nn.Linear(width, 4 if config.class_agnostic else 4 * num_things)
+        self.regressor = PerClassLinear(width, 4 if config.class_agnostic else 4 * num_things)
         for layer, std in ((self.classifier, 0.01), (self.regressor, 0.001)):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from refine.modeling.config import MaskHeadConfig
 from refine.modeling.norms import conv_norm, make_norm
+from refine.modeling.per_class import PerClassConv2d
 from refine.ops.distributed import mean_over_processes
 from refine.ops.vision import roi_align
 
@@ -70,7 +71,7 @@ class MaskHead(nn.Module):
         self.deconv = nn.ConvTranspose2d(width, width, 2, stride=2)
         nn.init.kaiming_normal_(self.deconv.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(self.deconv.bias)  # type: ignore[arg-type]
-        self.predictor = nn.Conv2d(width, num_classes, 1)
+        self.predictor = PerClassConv2d(width, num_classes, 1)
         nn.init.normal_(self.predictor.weight, std=0.001)
         nn.init.zeros_(self.predictor.bias)  # type: ignore[arg-type]
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refine.modeling.per_class import PerClassConv2d
 from refine.modeling.spans import span
 from refine.ops.distributed import mean_over_processes
 from refine.ops.masks import paste_masks
@@ -33,8 +34,8 @@ class SpatialRanking(nn.Module):
     def __init__(self, num_things: int) -> None:
         super().__init__()
         self.num_things = num_things
-        self.horizontal = nn.Conv2d(num_things, num_things, (1, 7), padding=(0, 3))
-        self.vertical = nn.Conv2d(num_things, num_things, (7, 1), padding=(3, 0))
+        self.horizontal = PerClassConv2d(num_things, num_things, (1, 7), padding=(0, 3))
+        self.vertical = PerClassConv2d(num_things, num_things, (7, 1), padding=(3, 0))
 
     def forward(self, canvas: Tensor) -> Tensor:
         """Compute class logits of each pixel, Tensor[K, H, W], from the canvas, Tensor[K, H, W] float, 0 or 1."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from refine.modeling.config import IBPPConfig, SemanticHeadConfig
 from refine.modeling.norms import by_image, conv_norm, make_norm
+from refine.modeling.per_class import PerClassConv2d
 from refine.ops.distributed import mean_over_processes
 from refine.structures import VOID
 
@@ -91,10 +92,10 @@ class RefiningSemanticHead(nn.Module):
         self.balanced = config.exchange == "balanced"  # the canvas is added after the norm of F_sem
         self.from_canvas: nn.Conv2d | None = None
         if "canvas" in config.routes:
-            self.from_canvas = nn.Conv2d(num_things, width, 3, padding=1, bias=False)
+            self.from_canvas = PerClassConv2d(num_things, width, 3, padding=1, bias=False)
         self.from_features = nn.Conv2d(in_channels, width, 3, padding=1, bias=norm == "none")
         for part in (self.from_canvas, self.from_features):  # fan-out of the joint convolution
-            if part is not None:
+            if part is not None and part.weight.numel():
                 nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
         self.norm = make_norm(norm, width)
         self.convs = nn.Sequential(*(conv_norm(width, width, norm=norm) for _ in range(config.sem_convs - 1)))

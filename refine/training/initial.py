@@ -82,12 +82,12 @@ def _check_classes(path: Path, model: PanopticModel, config: RunConfig, categori
 
 
 def _of_classes(model: PanopticModel) -> list[str]:
-    """Return the names of the tensors whose shape depends on the number of classes."""
+    """Return the names of the tensors with elements whose shape depends on the number of classes."""
     config, things, count = replace(model.config, detector=None), model.num_things, model.num_classes
     with shapes_only():
         more = PanopticModel(config, things + 1, count + 2).state_dict()
     own = model.state_dict()
-    return [name for name, tensor in own.items() if name in more and more[name].shape != tensor.shape]
+    return [n for n, tensor in own.items() if n in more and more[n].shape != tensor.shape and tensor.numel()]
 
 
 def _frozen(names: Iterable[str], config: RunConfig) -> list[str]:

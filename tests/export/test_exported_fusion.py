@@ -14,7 +14,8 @@ from refine.export.panoptic import THRESHOLDS
 from refine.export.verify import compare, require
 from refine.fusion import FusionConfig, fuse
 from refine.inference.predictor import Predictor
-from refine.structures import Instances
+from refine.modeling.model import PanopticModel
+from refine.structures import Categories, Instances
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -114,6 +115,9 @@ def test_what_cannot_be_exported_is_refused():
         export_model(replace(saved, method="srm"))
     with pytest.raises(RefineError, match="ue_region"):
         export_model(replace(saved, fusion=saved.fusion.changed({"ue_region": "dilated"})))
+    stuff = Categories(category for category in saved.categories if not category.isthing)
+    with pytest.raises(RefineError, match="without things"):
+        export_model(replace(saved, model=PanopticModel(saved.model.config, 0, len(stuff)), categories=stuff))
     saved.model.config = replace(saved.model.config, divisor=16)
     with pytest.raises(RefineError, match="divisor"):
         export_model(saved)

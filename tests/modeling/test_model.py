@@ -12,6 +12,7 @@ from refine.modeling.config import (
     SemanticHeadConfig,
 )
 from refine.modeling.model import PanopticModel
+from refine.structures import Targets
 
 BALANCED = IBPPConfig(2, exchange="balanced", residual=True, sem_channels=16)
 
@@ -57,6 +58,24 @@ def test_images_without_instances(iterations):
     assert all(losses[f"loss_mask_{t}"] == 0 for t in range(1, max(iterations, 1) + 1))
     # Every process of a run must have a gradient for every parameter.
     assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "config",
+    [tiny(0), tiny(3, ranking=True), tiny(0, semantic_head=SemanticHeadConfig(channels=16, classes="stuff"))],
+)
+def test_a_network_without_things(config):
+    model = PanopticModel(config, 0, 2)
+    image, _ = scene(instances=False)
+    index = (image[0] > 100).int()
+    targets = Targets.from_panoptic(index, torch.tensor([0, 1]), torch.zeros(2, dtype=torch.bool), 0)
+    losses = model.loss(model.image_batch([image]), [targets])
+    sum(losses.values()).backward()
+    assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    prediction = model.eval().predict(model.image_batch([image]))[0]
+    assert len(prediction.instances) == 0
+    assert prediction.sem_logits.shape == (len(model.semantic_classes), 16, 24)
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,22 @@ def test_frozen_heads_keep_the_classes_of_their_data(config: RunConfig, tmp_path
     train(config)
 
 
+def test_stuff_alone_is_learned_from_a_model_with_things(config: RunConfig, tmp_path: Path) -> None:
+    """Layers per thing class have no elements then, so nothing about them has to be trained."""
+    config.optim.max_steps = 1
+    train(config)
+    config.init, config.out = config.out, str(tmp_path / "second")
+    stuff = [{"id": 9, "name": "ground", "isthing": 0}]
+    write_json(tmp_path / "remap.json", {"categories": stuff, "map": {"3": None, "5": None, "9": 9}})
+    config.data.train.remap = str(tmp_path / "remap.json")
+    config.optim.train_only = ["semantic_head", "ibpp", "box_heads.stages.0.classifier"]
+    train(config)
+    started = read_log(tmp_path / "second" / "log.jsonl")[0]["text"]
+    assert started.endswith(
+        "(initialised randomly: 7 tensors of another shape or name, first box_heads.stages.0.classifier.weight)"
+    )
+
+
 def test_the_fusion_rule_is_checked_before_the_first_update(config: RunConfig) -> None:
     config.data.val, config.eval.method = config.data.train, "soe"
     config.model.occlusion = None
