@@ -102,6 +102,9 @@ class PanopticModel(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(config.pixel_std), persistent=False)
         if config.channels_last:
             self.to(memory_format=torch.channels_last)
+            for head in self.ibpp.mask_heads:  # its gradient, gathered by class, has the strides of a plain tensor
+                weight = head.predictor.weight
+                weight.data = weight.data.flatten().view(weight.shape)
 
     def image_batch(self, images: Sequence[Tensor]) -> ImageBatch:
         """Normalise and pad images, each Tensor[3, h, w] uint8 RGB, to a batch on the model's device."""
