@@ -110,7 +110,8 @@ def from_pil(image: Image.Image) -> Tensor:
     Raises:
         ValueError: a value is not finite.
     """
-    return _to_tensor(_upright(_raw(image).to_pil("image") if _is_wide(image) else image))
+    found = as_decoded(image)
+    return _to_tensor(_upright(found.to_pil("image") if isinstance(found, RawImage) else found))
 
 
 def _open(path: Path, options: ImageOptions, max_pixels: int, notify: Callable[[str], None] | None) -> Image.Image:
@@ -153,7 +154,7 @@ def decode(
         image.load()
     if image.format == "PNG" and head[24] == 16 and not number:
         return _decode_png(path), options.channel
-    return _raw(image, maximum) if _is_wide(image) else image, options.channel
+    return as_decoded(image, maximum), options.channel
 
 
 def _read_frame(path: Path, page: int | None, max_pixels: int) -> Image.Image:
@@ -186,17 +187,18 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
         raise Image.DecompressionBombError
 
 
-def _is_wide(image: Image.Image) -> bool:
-    return image.mode == "F" or image.mode.startswith("I")
+def as_decoded(image: Image.Image, maximum: int | None = None) -> RawImage | Image.Image:
+    """Return the values of an image of more than 8 bits, or the image if it has at most 8.
 
-
-def _raw(image: Image.Image, maximum: int | None = None) -> RawImage:
-    """Return the values of an image; those of a PGM, which Pillow scales to 16 bits, as its `maximum` says."""
+    Those of a PGM, which Pillow scales to 16 bits, are as its `maximum` says.
+    """
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image
     values, stated = np.asarray(image), None
     if image.format == "PPM" and image.mode == "I":
         stated = (0, maximum or 65535)
         values = np.rint(values * (stated[1] / 65535)).astype(np.uint16)
-    return RawImage(values, stated, orientation=_orientation(image))
+    return RawImage(values, stated, orientation=exif_orientation(image))
 
 
 def _decode_png(path: Path) -> RawImage:
@@ -213,7 +215,7 @@ def _decode_png(path: Path) -> RawImage:
         # The standard shifts them to the top of the 16 bits; cameras leave them at the bottom.
         stated = (0, 2**bits - 1 if values[..., :3].max() < 2**bits else 65535)
     with Image.open(path, formats=["PNG"]) as image:
-        orientation, transparent = _orientation(image), image.info.get("transparency")
+        orientation, transparent = exif_orientation(image), image.info.get("transparency")
     if channels == 1 and transparent is not None:  # OpenCV applies that of colours
         opacity = np.where(values == transparent, 0, 65535).astype(np.uint16)
         values = np.stack([values, opacity], 2)
@@ -241,7 +243,7 @@ def _significant_bits(png: bytes) -> int | None:
 
 def _select_channel(path: Path, image: Image.Image, channel: int) -> Image.Image:
     """Return one channel of an image, other than alpha, as a grey image."""
-    orientation = _orientation(image)
+    orientation = exif_orientation(image)
     if image.mode not in ("1", "L", "LA", "RGB", "RGBA"):
         image = image.convert("RGB")
     channels = [name for name in image.getbands() if name != "A"]
@@ -251,13 +253,14 @@ def _select_channel(path: Path, image: Image.Image, channel: int) -> Image.Image
     return grey
 
 
-def _orientation(image: Image.Image) -> int:
+def exif_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of an image, 1-8, or 1 if it states none."""
     value = image.getexif().get(ExifTags.Base.Orientation, 1)
     return value if isinstance(value, int) else 1  # a broken tag turns nothing
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
+    return image if exif_orientation(image) == 1 else ImageOps.exif_transpose(image)
 
 
 def _as_annotated(path: Path, image: Image.Image, size: tuple[int, int] | None, exif: Exif | None) -> Image.Image:
@@ -270,8 +273,9 @@ def _as_annotated(path: Path, image: Image.Image, size: tuple[int, int] | None, 
     stored_fits, upright_fits = (i.size == (size[1], size[0]) for i in (image, upright))
     if exif is None and stored_fits and upright_fits:
         raise RefineError(
-            f"{path}: has EXIF orientation {_orientation(image)}, and its size does not show how it was annotated; "
-            f"set exif of the data set, or --exif, to shown (rotated, as in viewers) or stored (as in the file)"
+            f"{path}: has EXIF orientation {exif_orientation(image)}, and its size does not show how it was "
+            f"annotated; set exif of the data set, or --exif, to shown (rotated, as in viewers) or stored "
+            f"(as in the file)"
         )
     return image if stored_fits and not upright_fits else upright
 

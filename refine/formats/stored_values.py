@@ -1,46 +1,68 @@
-"""Values of an image as they are stored, before they are scaled to 8 bits."""
+"""Values of an image as they are stored, before they are scaled to 8 bits and composited over white."""
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+from torch import Tensor
 
 from refine.formats.image_like import ImageLike
 from refine.formats.image_list import SLIDES
-from refine.formats.images import decode
+from refine.formats.images import as_decoded, decode, exif_orientation
 from refine.formats.raw import ImageOptions, RawImage
 
 
 def stored_values(image: ImageLike, options: ImageOptions | None, size: tuple[int, int]) -> np.ndarray | None:
-    """Return the stored values of an image of more than 8 bits: [H, W, C], C 1 or 3, upright.
+    """Return the stored values of an image without its opacity: [H, W, C], C 1 or 3, upright.
 
     Args:
-        image: a path or an array; other kinds of images are of 8 bits here.
-        options: page and channel to read, and whether as stored.
+        image: image of any type that `to_tensor` accepts.
+        options: page and channel to read, and whether as stored; for files.
         size: (height, width) of the image as it was read, which tells whether it was rotated.
 
     Returns:
-        Values, or None if the 8-bit image has them all.
+        Values; None for slides and arrays of bool, whose 8-bit image has them all.
 
     Raises:
         RefineError, OSError: the file cannot be read.
     """
-    if isinstance(image, np.ndarray):
-        return _fitting(np.atleast_3d(image)[..., :3], 1, size)
     options = options or ImageOptions()
-    if not isinstance(image, str | Path) or Path(image).suffix.lower() in SLIDES:
+    if isinstance(image, np.ndarray):
+        return None if image.dtype == bool else _fitting(np.atleast_3d(image)[..., :3], 1, size)
+    if isinstance(image, Tensor):
+        array = image.detach().cpu().numpy()
+        return stored_values(array.transpose(1, 2, 0) if array.ndim == 3 else array, options, size)
+    if isinstance(image, bytes | bytearray):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "image"
+            path.write_bytes(image)
+            return stored_values(path, options, size)
+    if isinstance(image, Image.Image):
+        found, channel = as_decoded(image), None
+    elif Path(image).suffix.lower() in SLIDES:
         return None
-    found, channel = decode(Path(image), options)
-    if not isinstance(found, RawImage):
-        return None
-    orientation = 1 if options.exif == "stored" else found.orientation
-    return _fitting(found.channels(image, channel), orientation, size)
+    else:
+        found, channel = decode(Path(image), options)
+    if isinstance(found, RawImage):
+        values, orientation = found.channels(str(image), channel), found.orientation
+    else:
+        values, orientation = _values(found, channel), exif_orientation(found)
+    return _fitting(values, 1 if options.exif == "stored" else orientation, size)
+
+
+def _values(image: Image.Image, channel: int | None) -> np.ndarray:
+    """Return the values of an image of at most 8 bits, [H, W, C], where Pillow's are 255 less those of the file."""
+    is_grey = image.mode in ("1", "L", "LA")
+    values = np.atleast_3d(np.asarray(image.convert("L" if is_grey else "RGB")))
+    if image.info.get("inverted"):
+        values = 255 - values
+    return values if channel is None else values[..., channel - 1 : channel]
 
 
 def _fitting(values: np.ndarray, orientation: int, size: tuple[int, int]) -> np.ndarray | None:
-    if values.dtype in (np.uint8, np.bool_):
-        return None
     upright = _turned(values, orientation)
     if upright.shape[:2] == size:
         return upright

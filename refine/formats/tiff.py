@@ -72,6 +72,8 @@ def open_page(
 def decode_plain(path: Path, index: int) -> Image.Image:
     """Decode a page by Pillow as it is stored; the EXIF data of the result give the orientation.
 
+    Pillow shows the lowest value of some files as white; `info["inverted"]` of the result tells whether it did.
+
     Args:
         path: path of a TIFF file.
         index: index, from 0, of the page.
@@ -80,6 +82,9 @@ def decode_plain(path: Path, index: int) -> Image.Image:
     with path.open("rb") as file, Image.open(file, formats=["TIFF"]) as image:
         image.seek(index)
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        image.info["inverted"] = (
+            image.getexif().get(ExifTags.Base.PhotometricInterpretation) == PHOTOMETRIC.MINISWHITE
+        )
         image.load()  # rotates it upright
         if orientation not in UNDO:
             return image

@@ -71,12 +71,12 @@ class ImageResult:
         from refine.formats.stored_values import stored_values
 
         pixels = self.pixels
+        found = None
         if self.source is not None:
-            values = stored_values(self.source, self.reading, (pixels.shape[0], pixels.shape[1]))
-            if values is not None:
-                return values
-        is_grey = (pixels == pixels[..., :1]).all()
-        return pixels[..., :1] if is_grey else pixels
+            found = stored_values(self.source, self.reading, (pixels.shape[0], pixels.shape[1]))
+        values = pixels if found is None else found
+        is_grey = values.dtype == np.uint8 and (values == values[..., :1]).all()
+        return values[..., :1] if is_grey else values
 
     @cached_property
     def resolution(self) -> float | None:
