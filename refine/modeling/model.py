@@ -17,6 +17,7 @@ from refine.modeling.detector import Detector
 from refine.modeling.fpn import FPN
 from refine.modeling.ibpp import IBPP
 from refine.modeling.losses import compute_losses
+from refine.modeling.mask_head import MaskHead
 from refine.modeling.nanodet import NanoDetOutput
 from refine.modeling.norms import over_valid_pixels
 from refine.modeling.occlusion import OcclusionHead
@@ -102,8 +103,9 @@ class PanopticModel(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(config.pixel_std), persistent=False)
         if config.channels_last:
             self.to(memory_format=torch.channels_last)
-            for head in self.ibpp.mask_heads:  # its gradient, gathered by class, has the strides of a plain tensor
-                weight = head.predictor.weight
+            for head in self.ibpp.mask_heads.children():
+                assert isinstance(head, MaskHead)
+                weight = head.predictor.weight  # its gradient, gathered by class, has the strides of a plain tensor
                 weight.data = weight.data.flatten().view(weight.shape)
 
     def image_batch(self, images: Sequence[Tensor]) -> ImageBatch:
