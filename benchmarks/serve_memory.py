@@ -56,9 +56,7 @@ def server(checkpoint: str) -> Iterator[tuple[str, int]]:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     words = ["serve", "--checkpoint", checkpoint, "--device", "cpu", "--port", port]
-    with subprocess.Popen(
-        [sys.executable, "-m", "refine.cli.main", *words], stdout=subprocess.PIPE, text=True
-    ) as process:
+    with subprocess.Popen([sys.executable, "-m", "refine", *words], stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             if not any(line.startswith("open ") for line in process.stdout):

@@ -174,7 +174,7 @@ def slide(options: argparse.Namespace) -> None:
     words = ["predict", path, "-o", options.out / "results", "--checkpoint", options.checkpoint, "--save", "coco"]
     words += ["--tile", options.tile, "--scale", options.scale, "--max-detections", options.max_detections]
     began = time.monotonic()
-    subprocess.run([sys.executable, "-m", "refine.cli.main", *map(str, words)], check=True)
+    subprocess.run([sys.executable, "-m", "refine", *map(str, words)], check=True)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     print(f"{options.pixels} × {options.pixels} px: {(time.monotonic() - began) / 60:.1f} min, {peak:.2f} GiB RSS")
 

@@ -1,7 +1,7 @@
 """Training run, from its config to a folder of checkpoints, on one process or many.
 
 refine train --config nuclei
-torchrun --nproc_per_node 8 --nnodes 2 … -m refine.cli.main train --config nuclei
+torchrun --nproc_per_node 8 --nnodes 2 … -m refine train --config nuclei
 """
 
 from __future__ import annotations

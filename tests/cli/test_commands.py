@@ -295,3 +295,11 @@ def test_closed_and_full_standard_output(capsys, monkeypatch):
         assert main(["models"]) == 1
         monkeypatch.undo()
     assert last_line(capsys).startswith("refine: error: the output cannot be written (No space left")
+
+
+def test_the_package_runs_as_the_command():
+    """As in `torchrun -m refine train`."""
+    for words, usage in ((["--help"], "usage: refine "), (["models", "--help"], "usage: refine models ")):
+        done = subprocess.run([sys.executable, "-m", "refine", *words], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith(usage)

@@ -136,7 +136,7 @@ def test_two_processes_make_a_table_together(base, tmp_path):
         "--out",
         str(tmp_path / "out"),
     ]
-    command = [*torchrun, "-m", "refine.cli.main", "reproduce", str(tmp_path / "t.yaml"), *words, *SMALL]
+    command = [*torchrun, "-m", "refine", "reproduce", str(tmp_path / "t.yaml"), *words, *SMALL]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("written to") == 1

@@ -31,7 +31,7 @@ def address(tmp_path_factory):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "refine.cli.main", "serve", "--checkpoint", "nuclei"]
+    command = [sys.executable, "-m", "refine", "serve", "--checkpoint", "nuclei"]
     command += ["--port", str(port), "--device", "cpu"]
     path = tmp_path_factory.mktemp("serve") / "log"
     with path.open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:

@@ -27,7 +27,7 @@ def test_four_processes_equal_one(tmp_path, capsys):
     output = capsys.readouterr().out
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=4"]
     done = subprocess.run(
-        [*torchrun, "-m", "refine.cli.main", *words, str(tmp_path / "four.json")],
+        [*torchrun, "-m", "refine", *words, str(tmp_path / "four.json")],
         capture_output=True,
         text=True,
         timeout=240,

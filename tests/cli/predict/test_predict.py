@@ -245,7 +245,7 @@ def test_wrong_paths_are_found_before_torch_is_imported(images):
 def test_a_closed_pipe_ends_the_command_quietly(command):
     reader, writer = os.pipe()
     os.close(reader)
-    words = [sys.executable, "-m", "refine.cli.main", command]
+    words = [sys.executable, "-m", "refine", command]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
     done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment)
     os.close(writer)
