@@ -6,12 +6,13 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from refine.errors import RefineError
 from refine.files import MAX_PIXELS, read_bytes
 from refine.formats.containers import TIFF_MAGIC, pgm_maximum
 from refine.formats.png import GRAY, SIGNATURE, read_container
+from refine.formats.tiff_rotation import load_stored
 
 SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".bmp", ".gif", ".pgm")
 """Suffixes of files that store labels without loss."""
@@ -100,13 +101,7 @@ def _as_stored(image: ImageFile.ImageFile) -> np.ndarray:
     raw = arguments[0] if isinstance(arguments, tuple) else arguments  # "L;4I": 4 bits, inverted
     kind, _, change = str(raw).partition(";")
     most = pgm_maximum(image)
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if image.format == "TIFF" else 1
-    values = np.asarray(image)
-    if orientation != 1:
-        from refine.formats.tiff import UNDO  # imported late: takes half a second
-
-        if orientation in UNDO:
-            values = np.asarray(Image.fromarray(values).transpose(UNDO[orientation]))
+    values = np.asarray(load_stored(image))
     if image.format == "TIFF" and kind in ("1", "L") and "I" in change:
         values = ~values
     if kind == "L" and change[:1] in ("2", "4"):

@@ -19,6 +19,7 @@ from tifffile import COMPRESSION, PHOTOMETRIC, TiffFile, TiffFrame, TiffPage, Ti
 from refine.errors import RefineError
 from refine.files import MAX_PIXELS
 from refine.formats.raw import TILE_IT, Range, RawImage, check_channel, check_page
+from refine.formats.tiff_rotation import load_stored
 
 WORDS = {"Z": "slices", "T": "time points"}
 """Names of tifffile's axes along which pages are counted; other axes are called pages."""
@@ -28,16 +29,6 @@ UNBOUNDED: dict[int, Callable[[], Any]] = {
     COMPRESSION.LZMA: lzma.LZMADecompressor,
 }
 """Codecs that tifffile decompresses to any size, regardless of the header."""
-UNDO = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
-"""What gives the stored pixels back of an image that was rotated upright, by its EXIF orientation."""
 MAX_LAST_CHANNELS = 16
 """Length up to which the last of three axes without names is channels if the other two are longer."""
 GREY = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK)
@@ -81,16 +72,10 @@ def decode_plain(path: Path, index: int) -> Image.Image:
     # Given a path, Pillow maps some files into memory, and those that are rotated with width and height exchanged.
     with path.open("rb") as file, Image.open(file, formats=["TIFF"]) as image:
         image.seek(index)
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         image.info["inverted"] = (
             image.getexif().get(ExifTags.Base.PhotometricInterpretation) == PHOTOMETRIC.MINISWHITE
         )
-        image.load()  # rotates it upright
-        if orientation not in UNDO:
-            return image
-    stored = image.transpose(UNDO[orientation])
-    stored.getexif()[ExifTags.Base.Orientation] = orientation
-    return stored
+        return load_stored(image)
 
 
 def page_size(path: Path, page: int | None) -> tuple[int, int]:
