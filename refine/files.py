@@ -163,16 +163,17 @@ def no_collection() -> Iterator[None]:
 def name_problem(name: Any) -> str | None:
     """Return why a `file_name` cannot name a file inside a folder; None if it can.
 
-    JSON files are untrusted: absolute paths and `..` would give access to any file on the machine.
+    JSON files are untrusted: absolute paths and `..` would give access to any file on the machine. A name that is
+    not UTF-8 could be in no JSON or table that other programs read.
     """
     if not isinstance(name, str) or not name:
         return f"file_name is {shown(name)}; expected the name of a file"
     if os.path.isabs(name) or ".." in name.replace(os.sep, "/").split("/"):  # pathlib would take ten times as long
         return f"file_name {shown(name)} leads out of the data set's folder; expected a path below it"
     try:
-        encoded = os.fsencode(name)
-    except UnicodeEncodeError:  # a lone surrogate
-        encoded = b"\0"
+        encoded = name.encode()
+    except UnicodeEncodeError:  # lone surrogates, which Python reads other bytes as
+        return f"file_name {shown(name)} is not UTF-8; rename it"
     if b"\0" not in encoded and len(encoded) <= 1024:
         return None
     return f"file_name {shown(name)} is not a possible file name; rename it"

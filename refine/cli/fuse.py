@@ -30,8 +30,9 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     parser = Parser(
         prog,
         description=description,
-        epilog="Semantic PNGs have one channel of 8 or 16 bits with the category id of each pixel, 0 for none. "
-        "Semantic and confidence PNGs have the path of their image with the suffix .png.",
+        epilog="Semantic PNGs have one channel of 8 or 16 bits with the category id of each pixel, 0 for none "
+        "unless a category has the id 0. Semantic and confidence PNGs have the path of their image with the suffix "
+        ".png.",
     )
     parser.add_argument("--instances", required=True, help="COCO results JSON: image_id, category_id, score, mask")
     parser.add_argument("--semantic", required=True, help="folder of semantic PNGs")

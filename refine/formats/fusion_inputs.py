@@ -41,7 +41,7 @@ def read_results(path: str | Path, images: Container[int | str]) -> dict[int | s
 
 
 def read_semantic(folder: str | Path, name: str, size: tuple[int, int], categories: Categories) -> Tensor:
-    """Read a semantic PNG of category ids, 0 for void.
+    """Read a semantic PNG of category ids; 0 is void unless a category has the id 0.
 
     Args:
         folder: folder of the PNGs.

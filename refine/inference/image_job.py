@@ -15,7 +15,7 @@ from torch import Tensor
 from refine import __version__
 from refine.data.resize import network_size
 from refine.errors import RefineError
-from refine.files import MAX_PIXELS
+from refine.files import MAX_PIXELS, name_problem
 from refine.formats.image_list import SLIDES, ImageFile
 from refine.formats.images import is_tiff, read_image, stored_size
 from refine.formats.raw import ImageOptions
@@ -175,6 +175,8 @@ class ImageJob(Job[ReadImage, Prediction | TiledPrediction, Finished]):
         self.settings, self.predictor, self.writer, self.tell = settings, predictor, writer, tell
 
     def read(self, file: ImageFile) -> ReadImage:
+        if problem := name_problem(file.name):
+            raise RefineError(problem)
         notes: list[str] = []
         source = stamp(file.path)  # before its content
         image = self._open(file, notes)

@@ -222,3 +222,18 @@ def test_a_full_disk_leaves_no_half_written_map(files, capsys):
     assert "panoptic/a.png: cannot be written (File too large); free space" in error
     assert len(error.splitlines()) == 1
     assert not [path for path in (files / "out").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(("number", "expected"), [(0, {1, 18, 0, 150}), (7, {1, 18, 150})])
+def test_0_is_a_class_only_if_a_category_has_this_id(number, expected, files):
+    content = json.loads((files / "set.json").read_text())
+    content["categories"][2]["id"] = number
+    (files / "set.json").write_text(json.dumps(content))
+    for name in "ab":
+        ids = np.zeros(SIZE, np.uint8)
+        ids[12:] = 150
+        Image.fromarray(ids).save(files / "semantic" / f"{name}.png")
+    assert main(words(files)) == 0
+    first, second = json.loads((files / "out/panoptic.json").read_text())["annotations"]
+    assert {segment["category_id"] for segment in first["segments_info"]} == expected
+    assert {segment["category_id"] for segment in second["segments_info"]} == expected - {1, 18}

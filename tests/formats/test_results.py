@@ -154,6 +154,11 @@ def test_cvat_masks(item):
         assert_masks(masks, item, [1, 2, 3, 4, 5])
 
 
+def test_cvat_reads_names_with_control_characters(item):
+    root = ElementTree.fromstring(joined("cvat", ImageResult(make_result(), "a\x01\tb.png")))
+    assert [image.get("name") for image in root.iter("image")] == ["a\ufffd\tb.png"]
+
+
 def unpack(data: list[int]) -> np.ndarray:
     """Decode the runs of @thi.ng/rle-pack, bit by bit."""
     bits, position = "".join(f"{byte:08b}" for byte in data), 0

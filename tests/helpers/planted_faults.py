@@ -195,7 +195,7 @@ IN_JSON: Faults = {
     "name with half a character": (
         lambda f: f.content["annotations"][0].update(file_name="\ud800.png"),
         [
-            "annotation: annotation of image 10: file_name '\\ud800.png' is not a possible file name; rename it",
+            "annotation: annotation of image 10: file_name '\\ud800.png' is not UTF-8; rename it",
         ],
     ),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 from xml.etree.ElementTree import Element, SubElement, tostring
@@ -12,6 +13,9 @@ from refine.formats.results.saver import ImageResult, Part
 
 if TYPE_CHECKING:
     from refine.structures import Categories
+
+FORBIDDEN = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+"""Characters that XML cannot hold, even escaped; names may contain them."""
 
 
 def encode(item: ImageResult) -> Iterator[bytes]:
@@ -57,4 +61,4 @@ def join(parts: Iterable[Part], categories: Categories) -> Iterator[bytes]:
 
 
 def _bytes(element: Element) -> bytes:
-    return tostring(element, encoding="unicode").encode() + b"\n"
+    return FORBIDDEN.sub("\ufffd", tostring(element, encoding="unicode")).encode() + b"\n"

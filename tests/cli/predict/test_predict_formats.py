@@ -1,6 +1,7 @@
 """Formats of the results (`--save`)."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -74,3 +75,14 @@ def test_a_format_that_fails_leaves_no_file_of_the_image(checkpoint, images, tmp
     assert run(checkpoint, images / "x", out, "--save", "geojson,labels,csv") == 1
     assert "x/0.png: does not fit into memory" in capsys.readouterr().err
     assert set(files(out)) <= {JOURNAL, "panoptic.json", "objects.csv", "failed.json"}
+
+
+def test_an_image_whose_name_is_not_utf_8_concerns_no_other(checkpoint, images, tmp_path, capsys):
+    (images / "x/0.png").rename(os.fsdecode(os.fsencode(images) + b"/x/M\xfcller.png"))  # from an old archive
+    formats = ",".join(EVERY)
+    assert run(checkpoint, images / "x", tmp_path / "out", "--save", formats) == 1
+    assert "file_name 'M\\udcfcller.png' is not UTF-8; rename it" in capsys.readouterr().err
+    (failure,) = json.loads((tmp_path / "out/failed.json").read_text())
+    assert failure["error"].endswith("is not UTF-8; rename it")
+    assert [image["file_name"] for image in content(tmp_path / "out")["images"]] == ["1.jpg"]
+    assert "1.jpg" in (tmp_path / "out/objects.csv").read_text()
