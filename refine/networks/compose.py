@@ -110,28 +110,33 @@ class Compose(Network):
             network.limit_detections(most)
         self.max_detections = most if self._alone else None
 
-    def _name(self, category: Category) -> str | None:
+    def _name(self, network: Network, category: Category) -> str | None:
         """Return the name of the result's category for a class of a network; None if it is dropped."""
-        return self.class_map.get(category.name, category.name)
+        names = network.names if isinstance(network, HubNetwork) else None
+        if names is not None and not names:
+            return category.name  # the class map has renamed it when the network was loaded
+        label = (names or {}).get(category.name, category.name)
+        return self.class_map.get(label, self.class_map.get(category.name, category.name))
 
     def _derived(self) -> Categories:
         """Return the things of the first network for instances and the stuff of the first one for semantics."""
-        things = {c.name: c for c in self.instances[0].categories if c.isthing}
-        stuff = {c.name: c for c in self.semantic[0].categories if not c.isthing and c.name not in things}
+        first, semantic = self.instances[0], self.semantic[0]
+        things = {c.name: c for c in first.categories if c.isthing}
+        stuff = {c.name: c for c in semantic.categories if not c.isthing and c.name not in things}
         known = things | stuff
-        chosen = [
-            known[name]
-            for c in (*things.values(), *stuff.values())
-            if (name := self._name(c)) is not None and name in known
+        names = [
+            *(self._name(first, c) for c in things.values()),
+            *(self._name(semantic, c) for c in stuff.values()),
         ]
+        chosen = [known[name] for name in names if name is not None and name in known]
         chosen = list(dict.fromkeys(chosen))
         used = {c.id for c in chosen if c.isthing}
         if any(not c.isthing and c.id in used for c in chosen):
-            first = max(c.id for c in chosen if c.isthing) + 1
-            self.remarks.append(f"stuff has new category ids, from {first} on, because the ids of the models clash")
+            start = max(c.id for c in chosen if c.isthing) + 1
+            self.remarks.append(f"stuff has new category ids, from {start} on, because the ids of the models clash")
             rest = [c for c in chosen if not c.isthing]
             chosen = [c for c in chosen if c.isthing]
-            chosen += [replace(c, id=first + n) for n, c in enumerate(rest)]
+            chosen += [replace(c, id=start + n) for n, c in enumerate(rest)]
         return Categories(chosen)
 
     def _classes(self, network: Network, isthing: bool) -> list[int]:
@@ -144,7 +149,7 @@ class Compose(Network):
         index = {c.name: n for n, c in enumerate(self.categories)}
         classes, dropped, stuff = [], [], []
         for category in network.categories:
-            name = self._name(category)
+            name = self._name(network, category)
             found = VOID if name is None else index.get(name, VOID)
             if isthing and found >= self.categories.num_things:
                 found = VOID

@@ -34,7 +34,7 @@ def load_network(
             which is returned.
         device, precision, compiled: as for `NativeNetwork`, except that None stands for the GPU if there is one
             when the model is loaded from a file.
-        categories, class_map, combined: for models of transformers, see `find_categories`.
+        categories, class_map, combined: for models of transformers, see `load_hub_network`.
 
     Raises:
         RefineError: the model or device does not exist or is broken, or an option is given with a network.

@@ -20,6 +20,7 @@ from refine.cli.main import main
 from refine.data.ade20k import ADE20K
 from refine.errors import RefineError
 from refine.formats.writer import PredictionWriter
+from refine.networks.choice import ModelChoice
 from refine.networks.hub.categories import find_categories
 from refine.networks.load import load_network
 from refine.structures import VOID
@@ -255,6 +256,26 @@ def test_results_of_other_classes_are_not_resumed(
     assert "settings: the weights of --checkpoint" in capsys.readouterr().err
     assert main(same) == 0
     assert "1 of 1 image finished already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("labels", "class_map", "expected"),
+    [
+        (["sea", "water", "wall"], {"sea": "water", "water": "sea"}, ["water", "sea", "wall"]),
+        (["Sea", "water", "wall"], {"Sea": "water", "water": "sea"}, ["water", "sea", "wall"]),
+        (["sea", "water", "wall"], {"sea": "water"}, ["water", "water", "wall"]),
+        (["LABEL_0", "Blue", "wall"], {"LABEL_0": "water", "Blue": "sea"}, ["water", "sea", "wall"]),
+        (["LABEL_0", "water", "wall"], {"LABEL_0": "water", "water": "sea"}, ["water", "sea", "wall"]),
+    ],
+)
+def test_a_class_map_renames_the_labels_of_one_of_several_models_once(
+    labels: list[str], class_map: dict[str, str], expected: list[str], tmp_path: Path
+) -> None:
+    semantic = str(saved(tmp_path / "segformer", hub_models.segformer, labels))
+    network = ModelChoice(("nuclei",), (semantic,), class_map=json.dumps(class_map)).load("cpu")
+    (of_categories,) = network._of_semantic
+    of_labels = [of_categories[n] for n in network.semantic[0].classes.tolist()]
+    assert [network.categories[n].name for n in of_labels] == expected
 
 
 def test_instances_and_semantics_of_two_models(image: Path, tmp_path: Path, capsys) -> None:

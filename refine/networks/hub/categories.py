@@ -56,7 +56,6 @@ def find_categories(
     source: str,
     given: Categories | None = None,
     names: ClassMap | None = None,
-    combined: bool = False,
 ) -> tuple[Categories, list[int]]:
     """Return the categories of a model, and the class of each of its labels.
 
@@ -66,8 +65,6 @@ def find_categories(
         source: name of the model, for messages.
         given: all categories; None takes those of COCO, ADE20K or Cityscapes, whichever has all labels.
         names: other names of labels, for `given`.
-        combined: whether the model is one of several, whose categories may be others than `given`: these are used
-            only for labels that are in no known list.
 
     Returns:
         The given categories or those known of the labels, and the contiguous class of each label, `VOID` if it is
@@ -77,11 +74,6 @@ def find_categories(
         RefineError: labels are in no list, so that things and stuff cannot be told apart; or two labels are the
             same category.
     """
-    if combined and given is not None:
-        try:
-            return find_categories(labels, source)
-        except RefineError:
-            pass  # the labels are in no known list
     renamed = [(names or {}).get(label, label) for label in labels]
     lists = _known() if given is None else {"the given categories": _by_name(given)}
     missing: dict[str, list[str]] = {}

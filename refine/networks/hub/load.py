@@ -16,7 +16,7 @@ from refine.networks.hub.categories import ClassMap, check_used, find_categories
 from refine.networks.hub.network import HubNetwork, PixelNetwork, QueryNetwork
 from refine.networks.native import Precision
 from refine.runtime import find_device
-from refine.structures import Categories
+from refine.structures import VOID, Categories
 from refine.tensors import first_line
 
 UNIVERSAL = (
@@ -50,7 +50,9 @@ def load_hub_network(
         name: name of the model, for messages.
         device: "cpu", "cuda", …; None stands for the GPU if there is one.
         precision, compiled: as for `NativeNetwork`.
-        categories, class_map, combined: arguments `given`, `names` and `combined` of `find_categories`.
+        categories, class_map: arguments `given` and `names` of `find_categories`.
+        combined: whether the model is one of several, which the caller renames to `categories` by `class_map`: both
+            are used only for labels that are in no known list.
 
     Raises:
         RefineError: transformers is not installed, the model is of another kind or damaged, or its classes are
@@ -93,12 +95,32 @@ def load_hub_network(
             f"for each output of the model; correct it"
         )
     labels = [model.config.id2label[number] for number in numbers]
+    names: dict[str, str] | None = None
     if not combined:
         check_used(class_map or {}, labels)
-    found, classes = find_categories(labels, name, categories, class_map, combined)
-    network = QueryNetwork if kind in UNIVERSAL else PixelNetwork
+        found, classes = find_categories(labels, name, categories, class_map)
+    else:
+        found, classes, names = _known_classes(labels, name, categories, class_map or {})
+    kind_of_network = QueryNetwork if kind in UNIVERSAL else PixelNetwork
     model = model.eval().requires_grad_(False).to(find_device(device))
-    return network(model, processor, found, classes, precision, compiled, tokens)
+    network = kind_of_network(model, processor, found, classes, precision, compiled, tokens)
+    network.names = names
+    return network
+
+
+def _known_classes(
+    labels: list[str], name: str, categories: Categories | None, class_map: ClassMap
+) -> tuple[Categories, list[int], dict[str, str]]:
+    """Return categories and classes of a model of several, and `HubNetwork.names`; see `find_categories`."""
+    try:
+        found, classes = find_categories(labels, name)
+        pairs = list(zip(classes, labels, strict=True))
+        are_known = not any(n == VOID and class_map.get(label) for n, label in pairs)  # renamed placeholders
+    except RefineError:
+        are_known = False
+    if not are_known:
+        return *find_categories(labels, name, categories, class_map), {}
+    return found, classes, {found[n].name: label for n, label in pairs if n != VOID}
 
 
 def _task(transformers: Any, folder: Path, model: Any) -> torch.Tensor:

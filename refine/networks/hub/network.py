@@ -54,10 +54,15 @@ class HubNetwork(Network):
         precision: "bf16" or "fp16" runs the model under autocast.
         compiled: whether to compile the model in place with torch.compile, once per image size.
         tokens: Tensor[1, n] int64, OneFormer's task, or None for other models.
+
+    Attributes:
+        names: for a model of several, the label of each category by name, which a class map may name; empty if
+            that class map has renamed the labels already. None for a model of its own.
     """
 
     method: AnyMethod = "heuristic"
     max_detections = None
+    names: Mapping[str, str] | None = None
 
     def __init__(
         self,
