@@ -99,7 +99,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     if SAVERS["overlay"] in savers and isinstance(out, Path) and options.shard is None:
         from refine.drawing.overlay_video import write_overlay_videos
 
-        for video in write_overlay_videos(files, out / "overlays"):
+        for video in write_overlay_videos(files, out / "overlays", {failure.file.name for failure in failures}):
             print(f"video of the overlays: {video}")
     hint = f"; to look at them, open {out / 'overlays'}" if SAVERS["overlay"] in savers else ""
     finish(failures, files, options.out, f"results of model {options.model}", hint)

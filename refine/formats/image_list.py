@@ -101,8 +101,8 @@ def list_images(
 def list_pages(files: Iterable[ImageFile], page: int | Literal["all"] | None) -> list[ImageFile]:
     """Replace each file that has several images by these: videos by their frames, others only if `page` is "all".
 
-    The first image of clip.mp4 has the name clip/000001.png, as `ffmpeg -i clip.mp4 clip/%06d.png` gives it; that
-    of stack.tif has the name stack/000001.tif. Ids count the images from 1.
+    The first image of clip.mp4 has the name clip/000001.png, as `ffmpeg -i clip.mp4 -fps_mode passthrough
+    clip/%06d.png` gives it; that of stack.tif has the name stack/000001.tif. Ids count the images from 1.
 
     Args:
         files: files as listed by `list_images`.

@@ -21,7 +21,9 @@ from PIL import Image
 from refine.checkpoint.folder import SavedModel, save_model
 from refine.cli import sources
 from refine.cli.main import main
+from refine.errors import RefineError
 from refine.fusion.config import FusionConfig
+from refine.inference.predictor import Predictor
 from refine.modeling.model import PanopticModel
 from refine.structures import Categories, Category, rgb_to_id
 
@@ -76,6 +78,27 @@ def test_every_frame_of_a_video_is_predicted(checkpoint, tmp_path, capsys):
     assert run(checkpoint, tmp_path / "one", tmp_path / "clip.mp4", "--page", "2") == 0
     assert names(tmp_path / "one") == ["clip.mp4"]
     assert not (tmp_path / "one/overlays/clip.mp4").exists()
+
+
+@pytest.mark.parametrize("more", [[], ["--resume"]])
+def test_a_frame_that_fails_is_not_shown_as_in_an_earlier_run(more, checkpoint, tmp_path, monkeypatch, capsys):
+    make_video(tmp_path / "clip.mp4")
+    out, words = tmp_path / "out", [tmp_path / "clip.mp4", "--save", "overlay,labels", *more]
+    assert run(checkpoint, out, *words) == 0
+    (out / "labels/clip/000004.tif").unlink()  # or --resume would not try it again
+    before = Predictor.fuse
+
+    def fuse(predictor, prediction):
+        if numbers.pop(0) == 4:
+            raise RefineError("no")
+        return before(predictor, prediction)
+
+    numbers = [4] if more else [1, 2, 3, 4, 5]
+    monkeypatch.setattr(Predictor, "fuse", fuse)
+    assert run(checkpoint, out, *words) == 1
+    assert names(out) == [f"clip/00000{n}.png" for n in (1, 2, 3, 5)]
+    with av.open(str(out / "overlays/clip.mp4")) as container:
+        assert len(list(container.decode(video=0))) == 4
 
 
 def test_all_pages_of_a_stack_are_predicted_on_request(checkpoint, tmp_path, capsys):
