@@ -1,6 +1,7 @@
 """Tests of `refine import` for label images and binary masks, against masks drawn by Pillow."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,14 @@ def test_refused_label_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     file.parent.rmdir()
     (tmp_path / "data/images").rename(tmp_path / "data/flat")
     assert "_seg.npy files hold pickled" in refused(capsys, tmp_path / "out", "labels", tmp_path / "data/flat")
+
+
+def test_names_that_no_data_set_can_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = os.fsdecode(b"M\xfcller.png")  # from an old archive
+    draw_image(tmp_path / "data/images" / name)
+    save_labels(tmp_path / "data/masks" / name, VALUES.astype(np.uint8))
+    assert r"'M\udcfcller.png' is not UTF-8; rename it" in refused(capsys, tmp_path / "out", tmp_path / "data")
+    assert not (tmp_path / "out").exists()
 
 
 def test_binary_masks_of_the_data_science_bowl(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from refine.data.convert.paint import Counts, Painter
 from refine.data.convert.source import Sample
 from refine.errors import RefineError
-from refine.files import read_bytes, write_bytes, write_error, write_json
+from refine.files import name_problem, read_bytes, write_bytes, write_error, write_json
 from refine.folders import check_empty
 from refine.formats.id_png import write_png
 from refine.formats.image_size import image_size
@@ -109,9 +109,11 @@ class DatasetWriter:
         return total
 
     def _check_names(self, samples: Iterable[Sample]) -> None:
-        """Raise RefineError if two images would have the same id-PNG."""
+        """Raise RefineError if a name is none for a data set, or two images would have the same id-PNG."""
         known: dict[str, Sample] = {}
         for sample in samples:
+            if problem := name_problem(sample.name):
+                raise RefineError(f"{sample.file}: {problem}")
             png = _png_name(sample.name)
             if png in known:
                 raise RefineError(
