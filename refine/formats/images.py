@@ -245,7 +245,7 @@ def _select_channel(path: Path, image: Image.Image, channel: int) -> Image.Image
     """Return one channel of an image, other than alpha, as a grey image."""
     orientation = exif_orientation(image)
     if image.mode not in ("1", "L", "LA", "RGB", "RGBA"):
-        image = image.convert("RGB")
+        image = image.convert("RGBA")  # to "RGB", Pillow warns of palettes with several opacities
     channels = [name for name in image.getbands() if name != "A"]
     grey = image.getchannel(check_channel(path, channel, len(channels)))
     grey.info.pop("transparency", None)  # of all channels

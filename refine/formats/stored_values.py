@@ -33,7 +33,8 @@ def stored_values(image: ImageLike, options: ImageOptions | None, size: tuple[in
     if isinstance(image, np.ndarray):
         return None if image.dtype == bool else _fitting(np.atleast_3d(image)[..., :3], 1, size)
     if isinstance(image, Tensor):
-        array = image.detach().cpu().numpy()
+        tensor = image.detach().cpu()
+        array = (tensor.double() if tensor.is_floating_point() else tensor).numpy()  # NumPy has no bfloat16
         return stored_values(array.transpose(1, 2, 0) if array.ndim == 3 else array, options, size)
     if isinstance(image, bytes | bytearray):
         with tempfile.TemporaryDirectory() as folder:
@@ -56,7 +57,7 @@ def stored_values(image: ImageLike, options: ImageOptions | None, size: tuple[in
 def _values(image: Image.Image, channel: int | None) -> np.ndarray:
     """Return the values of an image of at most 8 bits, [H, W, C], where Pillow's are 255 less those of the file."""
     is_grey = image.mode in ("1", "L", "LA")
-    values = np.atleast_3d(np.asarray(image.convert("L" if is_grey else "RGB")))
+    values = np.atleast_3d(np.asarray(image.convert("L" if is_grey else "RGBA")))[..., :3]  # see `_select_channel`
     if image.info.get("inverted"):
         values = 255 - values
     return values if channel is None else values[..., channel - 1 : channel]

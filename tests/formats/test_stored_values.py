@@ -9,6 +9,7 @@ import tifffile
 import torch
 from PIL import ExifTags, Image, ImageOps
 
+from refine.formats.images import read_image
 from refine.formats.raw import ImageOptions
 from refine.formats.stored_values import stored_values
 from refine.structures import Categories, Category, PanopticResult, Segment
@@ -55,6 +56,7 @@ def encoded(values):
         (Image.fromarray(VALUES), VALUES),
         (torch.from_numpy(VALUES)[None], VALUES),
         (torch.from_numpy(VALUES), VALUES),
+        (torch.from_numpy(BYTES).div(256).bfloat16(), BYTES / 256),
         (encoded(VALUES), VALUES),
         (encoded(np.dstack([COLORS, OPACITY])), COLORS),
     ],
@@ -68,6 +70,16 @@ def test_images_of_any_type(image, expected, tmp_path):
         if expected.shape[2] == 3:
             second = stored_values(tmp_path / "x.png", ImageOptions(channel=2), BYTES.shape)
             assert np.array_equal(second[..., 0], expected[..., 1])
+
+
+@pytest.mark.filterwarnings("error")
+def test_palettes_with_several_opacities(tmp_path):
+    image = Image.fromarray(COLORS).quantize(8)
+    image.save(tmp_path / "x.png", transparency=bytes([0, 128]))
+    expected = np.asarray(image.convert("RGB"))
+    assert np.array_equal(stored_values(tmp_path / "x.png", None, BYTES.shape), expected)
+    second = read_image(tmp_path / "x.png", options=ImageOptions(channel=2))
+    assert np.array_equal(second[0], expected[..., 1])
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
