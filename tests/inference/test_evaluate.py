@@ -175,7 +175,8 @@ def test_drawings_of_an_earlier_evaluation_are_removed(dataset: CocoPanoptic, tm
     assert {path for path in folder.rglob("*") if path.is_file()} == others
 
 
-def test_a_drawing_may_have_any_name(tmp_path: Path) -> None:
+def test_a_drawing_may_have_any_name_and_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)  # above which Pillow opens no image
     series = Series(tmp_path, "refine evaluate", "\udcff\n.json")
     path = series.write("\udce4\n.png", torch.zeros(3, 2, 2, dtype=torch.uint8))
     series.remove(any_subject=False)
