@@ -6,6 +6,7 @@ imported.
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,15 +54,18 @@ class Url:
     def glob(self, pattern: str) -> Iterator[Url]:
         """Yield the files that match a pattern below this folder, sorted."""
         protocol = self.text.partition("://")[0]
-        for path in sorted(_ask(self / pattern, "glob")):
+        for path in sorted(_ask(Url(glob.escape(self.text)) / pattern, "glob")):
             yield Url(f"{protocol}://{path}")
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Remove the file; raises WriteError if that is not permitted."""
         with _failures(self, writing=True):
             system, path = _open(self)
-            if not missing_ok or system.exists(path):
+            try:
                 system.rm_file(path)
+            except FileNotFoundError:  # some stores raise it, others succeed
+                if not missing_ok:
+                    raise
 
 
 Location = Path | Url

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from helpers.object_store import content, s3_bucket
 from helpers.tiny_network import tiny_config
 from PIL import Image
@@ -19,7 +20,7 @@ from refine.cli.main import main
 from refine.errors import RefineError, WriteError
 from refine.formats import journal
 from refine.formats.image_list import list_images
-from refine.formats.journal import StoredJournal
+from refine.formats.journal import StoredJournal, journals
 from refine.fusion.config import FusionConfig
 from refine.inference.predictor import Predictor
 from refine.modeling.model import PanopticModel
@@ -80,6 +81,27 @@ def test_files(bucket, tmp_path):
     place.unlink()
     place.unlink(missing_ok=True)
     assert not place.exists()
+
+
+def test_folders_with_the_characters_of_patterns():
+    """Results of another run must not be found, as stale ones are removed."""
+    for name in ("run[1]", "run1", "run*"):
+        write_bytes(Url("memory://bucket") / f"{name}/unfinished.jsonl/00000001.jsonl", b"{}")
+    for name in ("run[1]", "run*"):
+        out = Url(f"memory://bucket/{name}")
+        assert [str(path).removeprefix("memory:///") for _, path in journals(out)] == [
+            f"bucket/{name}/unfinished.jsonl/00000001.jsonl"
+        ]
+
+
+def test_a_file_that_another_process_removes(monkeypatch):
+    """Shards that begin at the same time remove the same files of an earlier run."""
+    place = Url("memory://bucket/gone.json")
+    with monkeypatch.context() as patch:  # seen just before
+        patch.setattr(MemoryFileSystem, "exists", lambda *_: True)
+        place.unlink(missing_ok=True)
+    with pytest.raises(WriteError, match=r"gone\.json: cannot be written"):
+        place.unlink()
 
 
 def test_the_folder_of_results_is_not_read(bucket):
