@@ -7,11 +7,13 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from refine.errors import RefineError, WriteError
 from refine.files import append_bytes, write_error
+from refine.formats.result_files import remove
 from refine.formats.settings import other_settings
 from refine.storage import Location, Url, local_copy, write_bytes
 
@@ -51,13 +53,10 @@ class Journal:
         except OSError as error:
             raise write_error(path, error) from error
         try:
-            if fcntl is not None:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            _lock(path, self._file)
+        except WriteError:
             self._file.close()
-            raise WriteError(
-                f"{path}: another run is writing to this file; wait for it or choose another --out"
-            ) from error
+            raise
         if keep and self._cut_incomplete_line():
             (_, first) = next(self._lines())
             if first != settings:
@@ -199,6 +198,30 @@ def open_journal(place: Location, settings: dict[str, Any], keep: bool = False) 
     if isinstance(place, Url):
         return StoredJournal(place, settings, keep)
     return Journal(place, settings, keep)
+
+
+def remove_journal(path: Location) -> None:
+    """Remove a file of a journal unless another process is writing it.
+
+    Raises:
+        WriteError: another process is writing it, or it cannot be removed.
+    """
+    if isinstance(path, Path):
+        with suppress(FileNotFoundError), path.open("rb") as file:
+            _lock(path, file, shared=True)  # other parts of this run may be removing it, too
+    remove(path)
+
+
+def _lock(path: Path, file: IO[bytes], shared: bool = False) -> None:
+    """Lock an open file; raise WriteError if another process has locked it."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        raise WriteError(
+            f"{path}: another run is writing to this file; wait for it or choose another --out"
+        ) from error
 
 
 def journal_path(out: Location, part: str = "") -> Location:

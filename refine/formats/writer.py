@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from refine.errors import RefineError
 from refine.files import read_json
 from refine.formats.image_list import ImageFile
-from refine.formats.journal import Journal, journal_path, journals, open_journal
+from refine.formats.journal import Journal, journal_path, journals, open_journal, remove_journal
 from refine.formats.result_files import ResultFiles, Written, png_name, remove
 from refine.formats.results.saver import Saver
 from refine.formats.settings import CLASSES, other_settings
@@ -251,20 +251,21 @@ class PredictionWriter:
                 return
             if self._journal is None:
                 self._journal = open_journal(self._journal_path, self._settings)
-            names = (self.json.name, SOURCES, FAILED, *sorted(self._joint))
-            for path in [*(self.out / name for name in names), *self._stale_lists()]:
-                remove(path)
+            self._remove_lists()
+            for name in (self.json.name, SOURCES, FAILED, *sorted(self._joint)):
+                remove(self.out / name)
             self._begun = True
 
-    def _stale_lists(self) -> list[Location]:
-        """Return the lists, finished or not, of results that this run replaces: of itself or of other parts."""
+    def _remove_lists(self) -> None:
+        """Remove the lists, finished or not, of results that this run replaces: of itself or of other parts."""
         count = None if self._shard is None else self._shard.count
         part = "" if self._shard is None else str(self._shard)
-        found = [path for shard, path in shard_lists(self.out) if shard.count != count or str(shard) == part]
         for other, path in journals(self.out):
             if other != part and (count is None or not other.endswith(f"-of-{count}")):
-                found.append(path)
-        return found
+                remove_journal(path)
+        for shard, path in shard_lists(self.out):
+            if shard.count != count or str(shard) == part:
+                remove(path)
 
     def _entries(self) -> Iterator[Entry]:
         """Yield the recorded results in the order of the JSON."""

@@ -9,6 +9,8 @@ from helpers.predict_runs import content, files, run
 from PIL import Image
 
 from refine.cli.main import main
+from refine.formats.journal import Journal, journal_path
+from refine.formats.stream import DESCRIPTION
 from refine.formats.writer import PredictionWriter
 
 
@@ -86,6 +88,25 @@ def test_joint_files_of_an_earlier_run_are_removed(checkpoint, images, tmp_path)
     assert run(checkpoint, images, out, "--recursive", "--save", "coco,instances") == 0
     assert run(checkpoint, images / "x", out, "--save", "coco") == 0
     assert not (out / "instances.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("running", "options"), [("1-of-2", []), ("", ["--shard", "1/2"]), ("1-of-3", ["--shard", "1/2"])]
+)
+def test_lists_of_a_run_in_progress_are_kept(running, options, checkpoint, images, tmp_path, capsys):
+    out = tmp_path / "out"
+    journal, sibling = (Journal(journal_path(out, part), {}) for part in (running, "2-of-2"))
+    if not options:
+        sibling.close()
+    (out / "panoptic.json").write_text(f'{{"info": {{"description": "{DESCRIPTION}')
+    before = files(out)
+    assert run(checkpoint, images / "x", out, *options) == 1
+    assert f"{journal.path}: another run is writing to this file" in capsys.readouterr().err
+    assert files(out) == before
+    journal.close()
+    assert run(checkpoint, images / "x", out, *options) == 0
+    lists = {path.name for path in out.glob("*.jsonl")}
+    assert lists == ({"unfinished.2-of-2.jsonl"} if options else {"sources.jsonl"})
 
 
 def described(out):
