@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -231,6 +232,7 @@ def journal_path(out: Location, part: str = "") -> Location:
 
 def journals(out: Location) -> Iterator[tuple[str, Location]]:
     """Yield the part (see `journal_path`) and the path of each file of the journals in a folder of results."""
-    for path in [*out.glob(JOURNAL), *out.glob("unfinished.*-of-*.jsonl")]:
-        part = path.name.removeprefix("unfinished.").removesuffix("jsonl").removesuffix(".")
-        yield from ((part, file) for file in (path.glob("*.jsonl") if isinstance(path, Url) else [path]))
+    for path in out.glob("unfinished*.jsonl"):
+        if name := re.fullmatch(r"unfinished(?:\.(\d+-of-\d+))?\.jsonl", path.name):
+            for file in path.glob("*.jsonl") if isinstance(path, Url) else [path]:
+                yield name[1] or "", file

@@ -98,6 +98,7 @@ def test_lists_of_a_run_in_progress_are_kept(running, options, checkpoint, image
     journal, sibling = (Journal(journal_path(out, part), {}) for part in (running, "2-of-2"))
     if not options:
         sibling.close()
+    (out / "unfinished.list-of-things.jsonl").touch()  # no list of refine
     (out / "panoptic.json").write_text(f'{{"info": {{"description": "{DESCRIPTION}')
     before = files(out)
     assert run(checkpoint, images / "x", out, *options) == 1
@@ -106,7 +107,7 @@ def test_lists_of_a_run_in_progress_are_kept(running, options, checkpoint, image
     journal.close()
     assert run(checkpoint, images / "x", out, *options) == 0
     lists = {path.name for path in out.glob("*.jsonl")}
-    assert lists == ({"unfinished.2-of-2.jsonl"} if options else {"sources.jsonl"})
+    assert lists == {"unfinished.2-of-2.jsonl" if options else "sources.jsonl", "unfinished.list-of-things.jsonl"}
 
 
 def described(out):
