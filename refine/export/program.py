@@ -55,7 +55,7 @@ def metadata(saved: SavedModel, name: str, licence: str, digest: str) -> dict[st
         saved: model with its fusion.
         name: name of the model.
         licence: licence of the weights.
-        digest: digest of the weights.
+        digest: digest of the network.
     """
     config = saved.model.config
     return {

@@ -15,7 +15,7 @@ CLASSES = "classes"
 OPTIONS = {
     CLASSES: "the classes of --checkpoint, --categories or --class-map",
     "model": "--checkpoint",
-    "weights": "the weights of --checkpoint, or the classes of its labels",
+    "weights": "the weights, config or labels of --checkpoint",
     "tiling.tile": "--tile",
     "tiling.overlap": "--overlap",
     "tiling.mpp": "--mpp",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from refine.checkpoint.folder import SavedModel
+from refine.config import to_mapping
 from refine.data.resize import fit_scale, network_size, resize_for_test
 from refine.fusion.config import Head
 from refine.modeling.folding import fold_norms
@@ -69,7 +72,8 @@ class NativeNetwork(Network):
         folded: bool = False,
     ) -> None:
         self.model = _placed(saved.model, device)
-        self._digest = digest(self.model.state_dict()) if folded else None
+        self._weights = digest(self.model.state_dict()) if folded else None
+        self._config = saved.model.config  # `limit_detections` replaces that of the model
         if folded:
             fold_norms(self.model)
         self.device = self.model.pixel_mean.device
@@ -116,8 +120,9 @@ class NativeNetwork(Network):
         return [rescale(outputs[n], part.size, classes, part.grid) for n, part in enumerate(parts)]
 
     def digest(self) -> str:
-        """Return a digest of the weights and their names, before folding."""
-        return self._digest or digest(self.model.state_dict())
+        """Return a digest of the weights and their names, before folding, and of the config of the network."""
+        content = [self._weights or digest(self.model.state_dict()), to_mapping(self._config)]
+        return hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
 
     def fusion_heads(self) -> dict[Head, Any]:
         """Return the functions of the occlusion and ranking heads that the network has.

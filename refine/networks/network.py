@@ -52,7 +52,7 @@ class Network(Protocol):
         ...
 
     def digest(self) -> str:
-        """Return a hexadecimal digest of the weights, which identifies the network in the results."""
+        """Return a hexadecimal digest of the weights and of what else the predictions depend on."""
         ...
 
     def fusion_heads(self) -> dict[Head, Any]:

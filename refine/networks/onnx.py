@@ -172,7 +172,7 @@ class OnnxNetwork(Network):
         return predictions
 
     def digest(self) -> str:
-        """Return the digest of the weights that the model was exported from."""
+        """Return the digest of the network that the file was exported from."""
         digest: str = self.session.metadata["digest"]
         return digest
 

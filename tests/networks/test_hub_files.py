@@ -253,7 +253,7 @@ def test_results_of_other_classes_are_not_resumed(
     assert main(other) == 1
     assert "settings: the classes of --checkpoint, --categories or --class-map. Give" in capsys.readouterr().err
     assert main([*same, "--class-map", '{"a": "b", "b": "a"}']) == 1
-    assert "settings: the weights of --checkpoint" in capsys.readouterr().err
+    assert "settings: the weights, config or labels of --checkpoint" in capsys.readouterr().err
     assert main(same) == 0
     assert "1 of 1 image finished already" in capsys.readouterr().err
 

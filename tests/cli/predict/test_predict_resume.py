@@ -1,5 +1,6 @@
 """Interruption and resumption of `refine predict`."""
 
+import json
 import os
 import re
 import shutil
@@ -144,6 +145,17 @@ def test_resume_knows_images_of_the_same_name_and_older_ones(checkpoint, images,
     assert "finished already" not in capsys.readouterr().err
     assert run(checkpoint, others, tmp_path / "expected") == 0
     assert files(out) == files(tmp_path / "expected") != before
+
+
+def test_resume_rejects_a_model_whose_config_was_changed(checkpoint, images, tmp_path, capsys):
+    model, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(checkpoint, model)
+    assert run(str(model), images / "x", out) == 0
+    config = json.loads((model / "config.json").read_text())
+    config["model"]["box_head"]["nms"] = 0.9
+    (model / "config.json").write_text(json.dumps(config))
+    assert run(str(model), images / "x", out, "--resume") == 1
+    assert "settings: the weights, config or labels of --checkpoint" in capsys.readouterr().err
 
 
 def test_resume_rejects_other_settings(checkpoint, images, tmp_path, capsys):
