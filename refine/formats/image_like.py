@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -94,11 +96,18 @@ def _pixels(values: Tensor) -> np.ndarray:
 
 
 def _decode(data: bytes) -> Tensor:
-    """Decode the bytes of an image file, through a temporary file."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "image"
-        path.write_bytes(data)
+    """Decode the bytes of an image file."""
+    with temporary_file(data) as path:
         try:
             return read_image(path)
         except RefineError as error:
             raise RefineError(str(error).replace(str(path), f"image ({len(data)} bytes)")) from error
+
+
+@contextmanager
+def temporary_file(data: bytes | bytearray) -> Iterator[Path]:
+    """Write the bytes of an image file to a temporary one, and yield its path."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "image"
+        path.write_bytes(data)
+        yield path

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from refine.formats.image_like import ImageLike
+from refine.formats.image_like import ImageLike, temporary_file
 from refine.formats.image_list import SLIDES
 from refine.formats.images import as_decoded, decode, exif_orientation
 from refine.formats.raw import ImageOptions, RawImage
@@ -37,9 +36,7 @@ def stored_values(image: ImageLike, options: ImageOptions | None, size: tuple[in
         array = (tensor.double() if tensor.is_floating_point() else tensor).numpy()  # NumPy has no bfloat16
         return stored_values(array.transpose(1, 2, 0) if array.ndim == 3 else array, options, size)
     if isinstance(image, bytes | bytearray):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "image"
-            path.write_bytes(image)
+        with temporary_file(image) as path:
             return stored_values(path, options, size)
     if isinstance(image, Image.Image):
         found, channel = as_decoded(image), None
