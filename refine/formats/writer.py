@@ -85,7 +85,8 @@ class PredictionWriter:
         self._info = results_info(info)
         self._settings = {**self._info, CLASSES: categories.to_json()}
         self._shard = shard
-        self._journal_path = journal_path(self.out, "" if shard is None else str(shard))
+        self._part = "" if shard is None else str(shard)
+        self._journal_path = journal_path(self.out, self._part)
         self._journal: Journal | None = None
         self._lines: dict[str, int] = {}  # name of each PNG -> offset of its line in the journal
         self._ids: set[int | str] = set()
@@ -259,12 +260,11 @@ class PredictionWriter:
     def _remove_lists(self) -> None:
         """Remove the lists, finished or not, of results that this run replaces: of itself or of other parts."""
         count = None if self._shard is None else self._shard.count
-        part = "" if self._shard is None else str(self._shard)
-        for other, path in journals(self.out):
-            if other != part and (count is None or not other.endswith(f"-of-{count}")):
+        for part, path in journals(self.out):
+            if part != self._part and (count is None or not part.endswith(f"-of-{count}")):
                 remove_journal(path)
         for shard, path in shard_lists(self.out):
-            if shard.count != count or str(shard) == part:
+            if shard.count != count or str(shard) == self._part:
                 remove(path)
 
     def _entries(self) -> Iterator[Entry]:
