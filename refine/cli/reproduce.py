@@ -35,6 +35,9 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     )
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="run only these rows and the rows they start from")
     parser.add_argument(
+        "--reference", metavar="ROW", help="row that the others are compared with (default: the table's)"
+    )
+    parser.add_argument(
         "--paper-schedule",
         action="store_true",
         help="train every row with the full schedule of the config and the fusion heads for three epochs, as in "
@@ -70,7 +73,7 @@ def make_tables(base: Path, options: argparse.Namespace, overrides: Sequence[str
 
     from refine.experiments.render import write_table
     from refine.experiments.reproduce import run_table
-    from refine.experiments.tables import load_table, only, paper_schedule
+    from refine.experiments.tables import compared_with, load_table, only, paper_schedule
     from refine.runtime import is_first
 
     given = [f"--{name}" for name in ("checkpoint", "occlusion") if getattr(options, name)]
@@ -83,6 +86,8 @@ def make_tables(base: Path, options: argparse.Namespace, overrides: Sequence[str
     tables = [load_table(name) for name in options.table]
     if options.rows is not None:
         tables = [only(table, options.rows) for table in tables]
+    if options.reference is not None:
+        tables = [compared_with(table, options.reference) for table in tables]
     if options.paper_schedule:
         tables = [paper_schedule(table) for table in tables]
     for name, table in zip(options.table, tables, strict=True):
@@ -115,8 +120,9 @@ def evaluate_checkpoints(base: Path, options: argparse.Namespace, overrides: Seq
     name = next(table for table in options.table if table in OF_CHECKPOINTS)
     if len(options.table) > 1 or not options.checkpoint:
         raise RefineError(f"{name}: expected no other table, and --checkpoint RUN [RUN …]")
-    if options.rows is not None or options.paper_schedule or options.budget is not None:
-        raise RefineError(f"{name}: trains nothing; omit --rows, --paper-schedule and --budget")
+    given = [options.rows, options.reference, options.paper_schedule or None, options.budget]
+    if any(option is not None for option in given):
+        raise RefineError(f"{name}: trains nothing; omit --rows, --reference, --paper-schedule and --budget")
     if options.occlusion and name != "order":
         raise RefineError(f"{name}: --occlusion is for the table order; omit it")
     config = load_run(base, overrides)

@@ -68,22 +68,16 @@ def _logs(results: Results) -> dict[str, list[Log]]:
 
 def to_markdown(table: Table, results: Results, command: str) -> str:
     """Render mean ± standard deviation over the seeds, in percent, and the paired differences to the reference."""
-    metric = table.metrics[0]
-    lines = [
-        f"### {escape(table.title)}",
-        "",
-        f"| | {' | '.join(map(escape, table.metrics))} | Δ {escape(metric)} | 95% | seeds | minutes |",
-        f"|-|{'-|' * (len(table.metrics) + 4)}",
-    ]
+    compared = [m for m in table.metrics if m == table.metrics[0] or m.startswith("PQ")]
+    titles = [*map(escape, table.metrics), *(f"Δ {escape(m)} (95%)" for m in compared), "seeds", "minutes"]
+    lines = [f"### {escape(table.title)}", "", f"| | {' | '.join(titles)} |", f"|-|{'-|' * len(titles)}"]
     reference = table.reference or table.rows[0].name
     for row in table.rows:
         runs = results[row.name]
         cells = [_cell([r["metrics"].get(m) for r in runs]) for m in table.metrics]
         minutes = _mean([r["training_minutes"] for r in runs])
-        differences = _paired(runs, results[reference], metric)
-        difference = "" if row.name == reference else _cell(differences, sign="+")
-        interval = "" if row.name == reference else _interval(runs, results[reference], metric)
-        cells += [difference, interval, str(len(runs)), minutes]
+        cells += ["" if row.name == reference else _difference(runs, results[reference], m) for m in compared]
+        cells += [str(len(runs)), minutes]
         lines.append(f"| {escape(row.name)} | {' | '.join(cells)} |")
     some = next((r for runs in results.values() for r in runs), None)
     fence = "`" if "`" not in command else "`` "
@@ -113,27 +107,26 @@ def _resampled(results: Results) -> str:
     return "resampled images and seeds"
 
 
-def _paired(runs: Sequence[Mapping], reference: Sequence[Mapping], metric: str) -> list[float | None]:
-    base = {r["seed"]: r["metrics"].get(metric) for r in reference}
-    pairs = [(r["metrics"].get(metric), base.get(r["seed"])) for r in runs]
-    return [a - b for a, b in pairs if a is not None and b is not None]
-
-
-def _interval(runs: Sequence[Mapping], reference: Sequence[Mapping], metric: str) -> str:
-    base = {r["seed"]: r["counts"] for r in reference if "counts" in r}
-    pairs = [(r["counts"], base[r["seed"]]) for r in runs if "counts" in r and r["seed"] in base]
+def _difference(runs: Sequence[Mapping], reference: Sequence[Mapping], metric: str) -> str:
+    """Return the mean difference of equal seeds and, if both have counts, its 95% interval."""
+    base = {r["seed"]: r for r in reference}
+    pairs = [(r, base[r["seed"]]) for r in runs if r["seed"] in base]
+    pairs = [pair for pair in pairs if all(r["metrics"].get(metric) is not None for r in pair)]
     if not pairs:
         return "–"
-    own, other = ([read_counts(path) for path in paths] for paths in zip(*pairs, strict=True))
+    mean = f"{100 * statistics.fmean(a['metrics'][metric] - b['metrics'][metric] for a, b in pairs):+.2f}"
+    if not all("counts" in r for pair in pairs for r in pair):
+        return mean
+    own, other = ([read_counts(run["counts"]) for run in side] for side in zip(*pairs, strict=True))
     interval = paired_interval(own, other, metric)
-    return "–" if interval is None else f"{100 * interval[0]:+.1f} … {100 * interval[1]:+.1f}"
+    return mean if interval is None else f"{mean} ({100 * interval[0]:+.2f} … {100 * interval[1]:+.2f})"
 
 
-def _cell(values: Sequence[float | None], sign: str = "") -> str:
+def _cell(values: Sequence[float | None]) -> str:
     known = [100 * v for v in values if v is not None]
     if not known:
         return "–"
-    mean = f"{statistics.fmean(known):{sign}.1f}"
+    mean = f"{statistics.fmean(known):.1f}"
     return f"{mean} ± {statistics.stdev(known):.1f}" if len(known) > 1 else mean
 
 

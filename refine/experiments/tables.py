@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -128,12 +128,26 @@ def only(table: Table, names: Sequence[str]) -> Table:
     rows = {row.name: row for row in table.rows}
     selected: set[str] = set()
     for name in names:
-        if name not in rows:
-            similar = did_you_mean(name, rows)
-            raise RefineError(f"rows: no row {name!r}{similar}; name some of {', '.join(map(repr, rows))}")
+        _check_row(name, rows, "rows")
         needed: str | None = name
         while needed is not None:
             selected.add(needed)
             needed = rows[needed].of
     kept = [row for row in table.rows if row.name in selected]
     return replace(table, rows=kept, reference=table.reference if table.reference in selected else None)
+
+
+def compared_with(table: Table, name: str) -> Table:
+    """Return the table with this row as the reference.
+
+    Raises:
+        RefineError: no row has this name.
+    """
+    _check_row(name, [row.name for row in table.rows], "reference")
+    return replace(table, reference=name)
+
+
+def _check_row(name: str, names: Collection[str], option: str) -> None:
+    if name not in names:
+        similar = did_you_mean(name, names)
+        raise RefineError(f"{option}: no row {name!r}{similar}; the rows are {', '.join(map(repr, names))}")

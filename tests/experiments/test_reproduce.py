@@ -18,7 +18,7 @@ from refine.config import to_mapping
 from refine.errors import RefineError
 from refine.experiments.render import to_markdown, write_table
 from refine.experiments.reproduce import run_table
-from refine.experiments.tables import EXPERIMENTS, Row, Table, load_table, only
+from refine.experiments.tables import EXPERIMENTS, Row, Table, compared_with, load_table, only
 from refine.files import read_json, write_json
 from refine.training.config import load_run
 from refine.training.run_folder import last_checkpoint
@@ -54,8 +54,13 @@ def test_rows_share_models_and_results_are_reused(base, tmp_path):
     assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("out/**/*.json")}
     text = write_table(load_table("table3"), results, tmp_path / "t", "refine reproduce table3")
     # One seed, the same images: the interval of a row that changes nothing is 0 … 0.
-    same = next(line for line in text.splitlines() if line.startswith("| IBPP + UE"))
-    assert " … " in same
+    titles, same = (
+        next(line for line in text.splitlines() if line.startswith(f"| {n}")) for n in ("|", "IBPP + UE")
+    )
+    assert [title for title in titles.split(" | ") if "Δ" in title] == [
+        f"Δ {name} (95%)" for name in ("PQ", "PQ_things", "PQ_stuff")
+    ]
+    assert same.count(" … ") == 3
     assert "counts" not in json.loads((tmp_path / "t.json").read_text())["rows"]["IBPP + UE"][0]
     # The second stage has changed nothing of the model it began with.
     models = [load_model(path.parent).model for path in (tmp_path / "out/models").glob("*/seed3/last")]
@@ -202,9 +207,14 @@ def test_markdown_by_hand(tmp_path):
         "three": [],
     }
     lines = to_markdown(table, results, "refine reproduce x").splitlines()
-    assert "| one | 42.0 ± 2.8 | – |  |  | 2 | 3 |" in lines
-    assert "| two | 46.0 ± 1.4 | 80.0 ± 0.0 | +4.0 ± 1.4 | – | 2 | 3 |" in lines
-    assert "| three | – | – | – | – | 0 | – |" in lines
+    assert "| one | 42.0 ± 2.8 | – |  | 2 | 3 |" in lines
+    assert "| two | 46.0 ± 1.4 | 80.0 ± 0.0 | +4.00 | 2 | 3 |" in lines
+    assert "| three | – | – | – | 0 | – |" in lines
+    against = to_markdown(compared_with(table, "two"), results, "refine reproduce x").splitlines()
+    assert "| one | 42.0 ± 2.8 | – | -4.00 | 2 | 3 |" in against
+    assert "| two | 46.0 ± 1.4 | 80.0 ± 0.0 |  | 2 | 3 |" in against
+    with pytest.raises(RefineError, match="reference: no row 'tow'.*the rows are 'one', 'two', 'three'"):
+        compared_with(table, "tow")
     assert "`refine reproduce x`" in lines
     assert "(resampled images and seeds)" in lines[-1]
     one = {"one": [run_of(0, 0.40)], "two": [run_of(0, 0.45)], "three": []}
@@ -267,7 +277,7 @@ def test_selected_rows_include_the_rows_they_need():
     two = Table("t", ["PQ"], [Row("a", train={}), Row("b", train={}), Row("c", of="b")], reference="b")
     assert only(two, ["c"]).reference == "b"
     assert only(two, ["a"]).reference is None
-    with pytest.raises(RefineError, match="no row 'd'; name some of 'a', 'b', 'c'"):
+    with pytest.raises(RefineError, match="no row 'd'; the rows are 'a', 'b', 'c'"):
         only(two, ["d"])
 
 
