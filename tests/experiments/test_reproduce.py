@@ -213,7 +213,7 @@ def test_markdown_by_hand(tmp_path):
     against = to_markdown(compared_with(table, "two"), results, "refine reproduce x").splitlines()
     assert "| one | 42.0 ± 2.8 | – | -4.00 | 2 | 3 |" in against
     assert "| two | 46.0 ± 1.4 | 80.0 ± 0.0 |  | 2 | 3 |" in against
-    with pytest.raises(RefineError, match="reference: no row 'tow'.*the rows are 'one', 'two', 'three'"):
+    with pytest.raises(RefineError, match=r"reference: no row 'tow'.*the rows are 'one', 'two', 'three'"):
         compared_with(table, "tow")
     assert "`refine reproduce x`" in lines
     assert "(resampled images and seeds)" in lines[-1]
