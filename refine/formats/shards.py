@@ -74,11 +74,11 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardHead:
-    """First line of a shard's list: fields of the JSON, the files that join all images, and `Shard.images`."""
+    """First line of a shard's list: fields of the JSON, sorted `Saver.names` of its formats, and `Shard.images`."""
 
     info: dict[str, Any] | None
     categories: list[dict[str, Any]]
-    joint: list[str]
+    formats: list[str]
     images: str
 
 
@@ -167,7 +167,7 @@ def merge_shards(out: Location, savers: Sequence[Saver]) -> tuple[int, int]:
 
     head = heads[0]
     categories = Categories.from_json(head.categories, str(shards[0].path(out)))
-    write_joint_files(out, [saver for saver in savers if saver.joint in head.joint], entries, categories)
+    write_joint_files(out, [saver for saver in savers if saver.joint in head.formats], entries, categories)
     write_sources(out, entries)
     stream_panoptic_json(out / "panoptic.json", entries, head.categories, head.info)
     failed = []

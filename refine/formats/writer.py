@@ -222,8 +222,8 @@ class PredictionWriter:
         """Write the files that join all images and then the JSON, or the list of this shard; return its path."""
         if self._shard is not None:
             path = self._shard.path(self.out)
-            joint = [saver.joint for saver in self.savers if saver.joint]
-            head = ShardHead(self._info, self.categories.to_json(), joint, self._shard.images)
+            formats = sorted({name for saver in self.savers for name in saver.names})
+            head = ShardHead(self._info, self.categories.to_json(), formats, self._shard.images)
             write_shard(path, head, self._entries())
         else:
             path = self.json

@@ -64,6 +64,16 @@ def test_shards_of_other_images_are_not_merged(checkpoint, images, tmp_path, cap
     assert len(content(out)["images"]) == 5
 
 
+def test_shards_with_other_formats_are_not_merged(checkpoint, images, tmp_path, capsys):
+    out, words = tmp_path / "out", ["--recursive", "--shard"]
+    assert run(checkpoint, images, out, *words, "1/2", "--save", "coco,geojson,cvat,instances") == 0
+    assert run(checkpoint, images, out, *words, "2/2", "--save", "coco,cvat,instances") == 0
+    assert main(["merge", str(out)]) == 1
+    assert "2-of-2.jsonl: was written with other settings than 1-of-2" in capsys.readouterr().err
+    assert run(checkpoint, images, out, *words, "2/2", "--save", "instances,cvat,geojson") == 0  # in any order
+    assert main(["merge", str(out)]) == 0
+
+
 def test_finished_results_are_listed_though_all_others_fail(checkpoint, images, tmp_path, capsys):
     out, words = tmp_path / "out", ["--recursive", "--save", "coco"]
     assert run(checkpoint, images, out, *words) == 0
