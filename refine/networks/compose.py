@@ -24,7 +24,8 @@ class Compose(Network):
     """Network that combines the instances of some networks with the semantic map of others.
 
     Instances of several networks are merged (see `merge_instances`); the probabilities of several semantic maps are
-    averaged. Each network runs once per image, even if it serves for both.
+    averaged, and those of classes that become one are added. Each network runs once per image, even if it serves
+    for both.
 
     Classes are matched by name. Without `categories`, the result has the things of the first network for instances
     and the stuff of the first network for semantics; if their ids clash, the stuff gets new ones, which is noted.
@@ -42,7 +43,8 @@ class Compose(Network):
         without_probabilities: files of `semantic` without probabilities; see `check_probabilities`.
 
     Raises:
-        RefineError: a class is not in the categories and is not dropped, or semantic maps cannot be averaged.
+        RefineError: a class is not in the categories and is not dropped, or semantic maps or classes cannot be
+            joined.
     """
 
     test_size = None
@@ -77,6 +79,12 @@ class Compose(Network):
         self.categories = categories or self._derived()
         self._of_instances = [self._classes(network, True) for network in self.instances]
         self._of_semantic = [self._classes(network, False) for network in self.semantic]
+        if any(map(_joined, self._of_semantic)):
+            check_probabilities(
+                self.semantic,
+                "classes that become one add up; give the model that was exported, or drop all but one of them "
+                "(--class-map)",
+            )
         self._alone = len(self.instances) == 1
         self.method: AnyMethod = "heuristic"
         if self._alone and first.method != OWN_MERGE and first.method in methods_with(self.fusion_heads()):
@@ -220,9 +228,14 @@ class Relabelled:
 
     def best(self) -> tuple[Tensor, Tensor]:
         """Return the best class, Tensor[H, W] int64 or `VOID`, and its confidence, Tensor[H, W]."""
-        sem_seg = self.prediction.sem_seg
+        sem_seg, confidence = self.prediction.sem_seg, self.prediction.sem_confidence
         index = torch.tensor([*self.classes, VOID], device=sem_seg.device)  # VOID = -1 is the last entry
-        return index[sem_seg], self.prediction.sem_confidence
+        labels = index[sem_seg]
+        if not _joined(self.classes):
+            return labels, confidence
+        total, best = self().max(0)
+        is_void = (labels == VOID) & (confidence >= total)
+        return torch.where(is_void, VOID, best), torch.where(is_void, confidence, total)
 
 
 @dataclass(frozen=True)
@@ -236,6 +249,12 @@ class MeanProbabilities:
         for other in self.maps[1:]:
             total = total + other()
         return total / len(self.maps)
+
+
+def _joined(classes: Sequence[int]) -> bool:
+    """Return whether several classes of a network are one class of the result."""
+    known = [n for n in classes if n != VOID]
+    return len(set(known)) < len(known)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -102,6 +102,33 @@ def test_a_class_map_renames_and_drops():
         Compose([THINGS], [STUFF], class_map={"bet": "cat"})
 
 
+def test_classes_that_become_one_add_their_probabilities():
+    columns = [  # wall, road, path, sky, rug
+        (0.10, 0.30, 0.20, 0.40, 0.00),
+        (0.10, 0.20, 0.10, 0.60, 0.00),
+        (0.10, 0.10, 0.20, 0.10, 0.50),
+        (0.10, 0.30, 0.20, 0.00, 0.40),
+        (0.60, 0.20, 0.20, 0.00, 0.00),
+        (0.35, 0.30, 0.30, 0.05, 0.00),
+    ]
+    semantic = torch.tensor(columns).T[:, None].expand(5, *SIZE)
+    stuff = categories([], ["wall", "road", "path", "sky", "rug"], 3)
+    one, other = (Fixed(stuff, None, semantic) for _ in range(2))
+    names = {"path": "road", "rug": None}
+    (alone,) = Compose([THINGS], [one], class_map=names).predict([IMAGE])
+    wall, road, sky = 2, 3, 4
+    assert alone.sem_seg[0].tolist() == [road, sky, VOID, road, wall, road]
+    torch.testing.assert_close(alone.sem_confidence[0], torch.tensor([0.5, 0.6, 0.5, 0.5, 0.6, 0.6]))
+    (both,) = Compose([THINGS], [one, other], class_map=names).predict([IMAGE])
+    known = alone.sem_seg != VOID  # which an ensemble does not give
+    assert torch.equal(both.sem_seg[known], alone.sem_seg[known])
+    torch.testing.assert_close(both.sem_confidence[known], alone.sem_confidence[known])
+    one.without_probabilities = ["a.onnx"]
+    with pytest.raises(RefineError, match=r"a.onnx: has no probabilities .*, which classes that become one add up"):
+        Compose([THINGS], [one], class_map=names)
+    Compose([THINGS], [one], class_map={"path": None, "rug": None})
+
+
 def test_an_ensemble_needs_the_same_classes():
     other = Fixed(categories(["cat", "dog", "owl"], []), None)
     with pytest.raises(RefineError, match=r"class 'owl' is not among .*, which are those of the first model"):
