@@ -27,6 +27,7 @@ from refine.modeling.rpn import RegionProposals
 from refine.modeling.semantic_head import SemanticHead
 from refine.modeling.spans import span
 from refine.ops.roi import Sampling, to_rois
+from refine.ops.strides import plain_strides
 from refine.structures import VOID, ImageBatch, Instances, Targets
 
 
@@ -106,7 +107,7 @@ class PanopticModel(nn.Module):
             for head in self.ibpp.mask_heads.children():
                 assert isinstance(head, MaskHead)
                 weight = head.predictor.weight  # its gradient, gathered by class, has the strides of a plain tensor
-                weight.data = weight.data.flatten().view(weight.shape)
+                weight.data = plain_strides(weight.data)
 
     def image_batch(self, images: Sequence[Tensor]) -> ImageBatch:
         """Normalise and pad images, each Tensor[3, h, w] uint8 RGB, to a batch on the model's device."""

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refine.ops.strides import plain_strides
+
 TILE = 6
 """Side of a tile of outputs; its inputs are 8 × 8, and so is its product in the transformed domain."""
 MIN_CHANNELS = 64
@@ -77,7 +79,7 @@ def use_winograd(network: nn.Module) -> None:
         if _is_plain(module):
             module.__class__ = WinogradConv2d
         elif module.kernel_size == (1, 1):
-            module.weight.data = module.weight.data.flatten().view(module.weight.shape)
+            module.weight.data = plain_strides(module.weight.data)
 
 
 def _is_plain(conv: nn.Conv2d) -> bool:

@@ -1,27 +1,18 @@
 """Work that benchmarks/ibpp.py gives to the networks, on a tiny one."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from helpers.programs import program
 from helpers.tiny_run import tiny_model
 
 from refine.modeling.mask_head import MaskHead
 from refine.training.config import RunConfig
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    spec = importlib.util.spec_from_file_location("ibpp_benchmark", FOLDER / "ibpp.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    sys.modules.pop("turns", None)
+def benchmark():
+    with program("ibpp") as module:
+        yield module
 
 
 @pytest.mark.parametrize(("iterations", "masks"), [(0, 8), (1, 29)])

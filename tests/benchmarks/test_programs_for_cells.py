@@ -1,29 +1,22 @@
 """F1 of nuclei, against brute force, and the numbers of nuclei given to other programs."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from helpers.programs import program
 
 from refine.data.segments import SegmentMap
 from refine.evaluation.pq import PanopticQuality
 from refine.inference.drawings import to_result
 from refine.structures import Categories, Category
 
-PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "cells.py"
 CATEGORIES = Categories([Category(1, "nucleus", True, (1, 2, 3)), Category(2, "back", False, (4, 5, 6))])
 
 
 @pytest.fixture(scope="module")
 def cells():
-    spec = importlib.util.spec_from_file_location("cells", PATH)
-    module = sys.modules["cells"] = importlib.util.module_from_spec(spec)  # dataclasses look there
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["cells"]
+    with program("cells") as module:
+        yield module
 
 
 def squares(seed: int, shift: int) -> SegmentMap:

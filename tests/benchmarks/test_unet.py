@@ -1,25 +1,17 @@
 """Targets of the U-Net baseline, and conversion of probabilities to nuclei, on hand-made maps."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from helpers.programs import program
 
 from refine.structures import VOID, Categories, Category
-
-PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "unet.py"
 
 
 @pytest.fixture(scope="module")
 def unet():
-    spec = importlib.util.spec_from_file_location("unet", PATH)
-    module = sys.modules["unet"] = importlib.util.module_from_spec(spec)  # dataclasses look there
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["unet"]
+    with program("unet") as module:
+        yield module
 
 
 def test_rims(unet):
