@@ -21,7 +21,8 @@ from turns import take_turns
 from refine.experiments.machine import describe_machine
 from refine.formats.image_list import ImageFile, list_images
 from refine.formats.writer import PredictionWriter
-from refine.inference.image_job import ImageJob, JobSettings, ReadImage
+from refine.inference.image_job import ImageJob, ReadImage
+from refine.inference.job_settings import JobSettings
 from refine.inference.pipeline import Workers, run_pipeline
 from refine.inference.predictor import Predictor
 from refine.runtime import prepare_cpu

@@ -124,7 +124,7 @@ def _model(options: argparse.Namespace) -> None:
     from refine.data.build import build_dataset
     from refine.inference.drawings import write_worst
     from refine.inference.evaluate import evaluate
-    from refine.inference.image_job import JobSettings
+    from refine.inference.job_settings import JobSettings
     from refine.inference.limits import ELSEWHERE
     from refine.inference.measures import BoxAndMaskAP, Missable, Quality
     from refine.inference.on_ray import evaluate_on

@@ -42,7 +42,8 @@ from refine.storage import Location, location
 if TYPE_CHECKING:
     from refine.formats.results.saver import Saver
     from refine.formats.writer import PredictionWriter
-    from refine.inference.image_job import Finished, JobSettings
+    from refine.inference.image_job import Finished
+    from refine.inference.job_settings import JobSettings
     from refine.inference.on_ray import Cluster
     from refine.inference.predictor import Predictor
 
@@ -250,7 +251,7 @@ def _overlap(text: str) -> int | None:
 
 
 def _settings(options: argparse.Namespace) -> JobSettings:
-    from refine.inference.image_job import JobSettings
+    from refine.inference.job_settings import JobSettings
     from refine.inference.tiling.plan import Tiling
 
     if options.tile == "off" and (options.mpp or options.overlap):

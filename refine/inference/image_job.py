@@ -5,32 +5,28 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Any
 
 from torch import Tensor
 
-from refine import __version__
 from refine.data.resize import network_size
 from refine.errors import RefineError
 from refine.files import MAX_PIXELS, name_problem
 from refine.formats.image_list import SLIDES, ImageFile
 from refine.formats.images import is_tiff, read_image, stored_size
-from refine.formats.raw import ImageOptions
 from refine.formats.result_files import ResultFiles, Written
 from refine.formats.results.saver import ImageResult
 from refine.formats.windows import ImageWindows, TensorWindows, open_windows
 from refine.formats.writer import PredictionWriter
 from refine.fusion.bands import MOST_SEGMENTS, FusedBands
+from refine.inference.job_settings import JobSettings
 from refine.inference.limits import Limits
 from refine.inference.pipeline import Job
 from refine.inference.predictor import Predictor
-from refine.inference.tiling.plan import NO_LIMIT, Tiling, check_scale
-from refine.inference.tiling.predict import check_resizable, check_tiles, is_large, predict_tiles
-from refine.networks.choice import ModelChoice
-from refine.networks.native import Precision
+from refine.inference.tiling.plan import NO_LIMIT, check_scale
+from refine.inference.tiling.predict import check_tiles, is_large, predict_tiles
 from refine.savers import SAVERS, encode
 from refine.storage import Stamp, local_copy, stamp
 from refine.structures import PanopticResult, Prediction
@@ -44,75 +40,6 @@ EVERY = 30.0
 
 DIVISOR = 32
 """Most networks pad images to a multiple of it; those of equal size are predicted in one batch."""
-
-
-@dataclass(frozen=True)
-class JobSettings:
-    """Settings of `refine predict`, which another process can receive.
-
-    Attributes:
-        checkpoint: name of a model, or model folder, or several by name.
-        device: "cpu", "cuda", …; None stands for the GPU if there is one.
-        precision: precision of the network; see `Predictor`.
-        method: fusion rule; None stands for the checkpoint's.
-        fusion: fusion thresholds that differ from the checkpoint's.
-        scale: factor by which images are resized; None resizes to the model's test size.
-        tiling: how images are cut into tiles; None predicts all images whole.
-        always_tile: whether all images are, or only large ones.
-        max_detections: maximum number of objects per image; None stands for the model's.
-        reading: page, channel and range of values.
-        listed_in: JSON that states the sizes of the images, for messages.
-    """
-
-    checkpoint: str | ModelChoice
-    device: str | None = None
-    precision: Precision = "32"
-    method: Any = None
-    fusion: dict[str, Any] = field(default_factory=dict)
-    scale: float | None = None
-    tiling: Tiling | None = None
-    always_tile: bool = False
-    max_detections: int | None = None
-    reading: ImageOptions = field(default_factory=ImageOptions)
-    listed_in: str | None = None
-
-    def predictor(self) -> Predictor:
-        """Load the model."""
-        predictor = Predictor(
-            self.checkpoint, device=self.device, method=self.method, fusion=self.fusion, precision=self.precision
-        )
-        if self.always_tile:
-            check_tiles(predictor.network, "--tile, --mpp")
-        elif self.scale is not None:
-            check_resizable(predictor.network, "--scale")
-        if self.max_detections:
-            predictor.limit_detections(self.max_detections)
-        return predictor
-
-    def info(self, predictor: Predictor) -> dict[str, Any]:
-        """Return everything but the images that determines the results: `info` of panoptic.json."""
-        size, reading = predictor.test_size, asdict(self.reading)
-        if isinstance(self.reading.range, tuple):
-            reading["range"] = list(self.reading.range)  # as JSON gives it back
-        return {
-            "version": __version__,
-            "model": str(self.checkpoint),
-            "weights": predictor.network.digest(),
-            "method": predictor.method,
-            "fusion": asdict(predictor.fusion),
-            "test_size": list(size) if self.scale is None and size else None,
-            "scale": self.scale,
-            "max_detections": predictor.network.max_detections,
-            "precision": self.precision,
-            "tiling": self._tiling_info(),
-            **({"occlusion": predictor.occlusion.digest()} if predictor.occlusion else {}),
-        } | {name: value for name, value in reading.items() if value is not None}
-
-    def _tiling_info(self) -> dict[str, Any] | None:
-        """Return how images are cut into tiles, and whether all are; None if none is."""
-        if self.tiling is None:
-            return None
-        return asdict(self.tiling) | {"overlap": self.tiling.least_overlap, "always": self.always_tile}
 
 
 @dataclass(frozen=True)

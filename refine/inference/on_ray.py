@@ -25,7 +25,8 @@ from refine.formats.image_list import ImageFile
 from refine.formats.result_files import ResultFiles, Written
 from refine.inference.evaluate import Evaluation, evaluate, merged
 from refine.inference.fuse_files import FileFusion, FusionInputs, FusionItem
-from refine.inference.image_job import Finished, ImageJob, JobSettings
+from refine.inference.image_job import Finished, ImageJob
+from refine.inference.job_settings import JobSettings
 from refine.inference.measures import Measure
 from refine.inference.pipeline import Workers, run_pipeline
 from refine.inference.starts import Starts
