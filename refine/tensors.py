@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -20,7 +19,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from refine.errors import RefineError
 from refine.files import write_bytes
@@ -38,24 +36,6 @@ _ZERO_BY_DESIGN = re.compile(
     r".*\.offset\.weight|.*predictor\.weight|.*\.from_(semantic|f_sem|before)\.weight|.*\.num_batches_tracked"
 )
 """Weights that start at zero, and stay so if only other parts are trained."""
-
-
-@contextmanager
-def shapes_only() -> Iterator[None]:
-    """Give the tensors made inside the context a shape, but neither memory nor values."""
-    with torch.device("meta"), _WithoutValues():
-        yield
-
-
-class _WithoutValues(TorchFunctionMode):
-    """Skips random initialisation: on the device "meta" it does nothing, but imports torch._dynamo for seconds."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        if getattr(func, "__module__", None) == "torch.nn.init" or func in (Tensor.normal_, Tensor.uniform_):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

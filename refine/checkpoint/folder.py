@@ -22,6 +22,7 @@ from refine.folders import atomic_folder
 from refine.fusion.config import FusionConfig, Method
 from refine.modeling.config import ModelConfig
 from refine.modeling.model import PanopticModel
+from refine.ops.shapes import shapes_only
 from refine.structures import Categories
 from refine.tensors import (
     Shapes,
@@ -31,7 +32,6 @@ from refine.tensors import (
     load_weights,
     read_shapes,
     read_weights,
-    shapes_only,
     write_weights,
 )
 

@@ -14,8 +14,9 @@ from refine.files import read_json, write_json
 from refine.folders import atomic_folder, check_replaceable
 from refine.modeling.config import OcclusionConfig
 from refine.modeling.occlusion import OcclusionHead
+from refine.ops.shapes import shapes_only
 from refine.structures import Categories
-from refine.tensors import check_shapes, load_weights, read_shapes, shapes_only, write_weights
+from refine.tensors import check_shapes, load_weights, read_shapes, write_weights
 
 FORMAT = 1
 """Version of config.json; newer versions are rejected."""

@@ -13,8 +13,9 @@ from refine.files import read_json
 from refine.modeling.detector import Detector
 from refine.modeling.model import PanopticModel
 from refine.modeling.pretrained import load_pretrained
+from refine.ops.shapes import shapes_only
 from refine.structures import Categories
-from refine.tensors import load_weights, shapes_only
+from refine.tensors import load_weights
 from refine.training.config import RunConfig
 
 
