@@ -8,17 +8,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from refine.errors import RefineError
-from refine.files import read_json
+from refine.formats.earlier import earlier_results
 from refine.formats.image_list import ImageFile
 from refine.formats.journal import Journal, journal_path, journals, open_journal, remove_journal
 from refine.formats.result_files import ResultFiles, Written, png_name, remove
 from refine.formats.results.saver import Saver
-from refine.formats.settings import CLASSES, other_settings
+from refine.formats.settings import CLASSES
 from refine.formats.shards import (
     FAILED,
     Shard,
     ShardHead,
-    read_shard,
     shard_lists,
     write_joint_files,
     write_shard,
@@ -26,12 +25,11 @@ from refine.formats.shards import (
 from refine.formats.stream import (
     SOURCES,
     Entry,
-    read_sources,
     results_info,
     stream_panoptic_json,
     write_sources,
 )
-from refine.storage import Location, Stamp, Url, local_copy, location
+from refine.storage import Location, Stamp, Url, location
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,7 +114,8 @@ class PredictionWriter:
         self.expect(images)
         path = self._journal_path
         found = path.is_file() or (isinstance(path, Url) and path.is_dir())
-        earlier = [] if found else self._earlier()
+        classes = self.categories.to_json()
+        earlier = [] if found else earlier_results(self.out, self._shard, self._info, classes)
         if not (earlier or found):
             return set()
         self._journal = journal = open_journal(path, self._settings, keep=True)
@@ -276,34 +275,3 @@ class PredictionWriter:
             if png in self._new_ids:
                 entry["image"]["id"] = entry["annotation"]["image_id"] = self._new_ids[png]
             yield entry
-
-    def _earlier(self) -> list[Entry]:
-        """Return the entries of an existing list of this shard, or else of an existing JSON."""
-        if self._shard is not None and (path := self._shard.path(self.out)).is_file():
-            head, entries = read_shard(path)
-            self._check_settings(path, head.info, head.categories)
-            if head.images != self._shard.images:
-                raise RefineError(
-                    f"{path}: was written for another list of images; run all shards without --resume"
-                )
-            return list(entries)
-        if not self.json.is_file():
-            return []
-        with local_copy(self.json) as copy:
-            content = read_json(copy)
-        match content:
-            case {"images": list() as images, "annotations": list() as annotations, "info": dict() as info}:
-                self._check_settings(self.json, info, content.get("categories"))
-                maps = {annotation["image_id"]: annotation for annotation in annotations}
-                stamps = read_sources(self.out)
-                return [
-                    {"image": i, "annotation": maps[i["id"]], "source": stamps.get(i["file_name"])}
-                    for i in images
-                    if i["id"] in maps
-                ]
-        raise other_settings(self.json, {}, self._info)
-
-    def _check_settings(self, path: Location, info: dict[str, Any] | None, categories: Any) -> None:
-        """Raise RefineError if the results that a file lists were written with other settings or categories."""
-        if (info or {}) != self._info or categories != self._settings[CLASSES]:
-            raise other_settings(path, info and {**info, CLASSES: categories}, self._settings)
