@@ -277,16 +277,6 @@ def test_benchmark_adds_up(checkpoint, tmp_path, capsys):
     assert result["memory"] > 2**20
 
 
-def test_a_message_is_one_line_of_bounded_length(capsys):
-    from refine.cli.options import LONGEST, tell
-
-    tell("error", "a\n\x1b[31mb" + 5000 * "x" + "\ud800; fix it")
-    line = capsys.readouterr().err
-    assert line.startswith("refine: error: a\\n\\x1b[31mb")
-    assert line.endswith("\\ud800; fix it\n")
-    assert len(line) == len("refine: error: ") + LONGEST + 1
-
-
 def test_closed_and_full_standard_output(capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     assert main(["models"]) == 0

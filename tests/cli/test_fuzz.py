@@ -6,9 +6,7 @@ More draws than fit into the suite: REFINE_FUZZ_DRAWS=10 REFINE_FUZZ_SEED=1 pyte
 import json
 import os
 import pickle
-import resource
 import shutil
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -18,22 +16,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers.attempts import Attempts
 from helpers.drawn_data import write_coco
 from helpers.mutations import ODD, break_bytes, break_json, break_value
 from helpers.tiny_network import tiny_config
 from PIL import Image
 
 from refine.checkpoint.folder import SavedModel, save_model
-from refine.cli.main import main
 from refine.fusion.config import FusionConfig
 from refine.modeling.model import PanopticModel
 from refine.structures import Categories, rgb_to_id
-
-MEMORY = 1 << 30
-"""Bytes by which the largest memory of this process may grow with one input."""
-
-LINE = 1100
-"""Longest line of a message."""
 
 FACTOR, SEED = int(os.environ.get("REFINE_FUZZ_DRAWS", "1")), int(os.environ.get("REFINE_FUZZ_SEED", "0"))
 
@@ -51,50 +43,6 @@ def model(tmp_path_factory) -> Path:
     return folder
 
 
-class Attempts:
-    """Runs commands into the folder OUT and collects what ended otherwise than it may.
-
-    Args:
-        out: the folder; emptied before each command.
-        capsys: pytest's.
-    """
-
-    def __init__(self, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.out, self.capsys = out, capsys
-        self.memory = _memory()
-        self.problems: list[str] = []
-
-    def __call__(self, *words: object) -> int:
-        shutil.rmtree(self.out, ignore_errors=True)
-        self.capsys.readouterr()
-        try:
-            try:
-                code = main([str(word) for word in words])
-            except SystemExit as end:
-                code = end.code
-            error = self.capsys.readouterr().err
-            assert code in (0, 1, 2), f"exit code {code}: {error}"
-            for line in error.splitlines():
-                known = line.startswith(("refine: note: ", "refine: error: "))
-                assert known or code == 2 or words[0] == "train", error  # training logs there
-                assert len(line) <= LINE, line
-            assert code != 1 or error.splitlines()[-1].startswith("refine: error: "), error
-            for path in self.out.rglob("*"):
-                whole(path)
-            grown = _memory() - self.memory
-            self.memory = max(self.memory, _memory())
-            assert grown < MEMORY, f"{grown >> 20} MiB more"
-        except Exception:
-            self.problems.append(traceback.format_exc(limit=-4))
-            return -1
-        return code
-
-
-def _memory() -> int:
-    """Bytes that this process has held at most."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 @pytest.fixture
 def attempt(tmp_path, capsys):
     attempts = Attempts(tmp_path / "OUT", capsys)
@@ -106,16 +54,6 @@ def draws(family: int, count: int) -> Iterator[tuple[int, Random]]:
     """Number and generator of each draw of a family."""
     for number in range(count * FACTOR):
         yield number, Random(f"{SEED}/{family}/{number}")
-
-
-def whole(path: Path) -> None:
-    """A file that was written can be read."""
-    assert not path.name.startswith(".") or path.name == ".lock", f"{path}: left behind"
-    if path.suffix == ".json":
-        json.loads(path.read_text())
-    if path.suffix in (".png", ".jpg"):
-        with Image.open(path) as image:
-            image.load()
 
 
 def encoded(pixels: np.ndarray, suffix: str) -> bytes:

@@ -10,6 +10,7 @@ from helpers.drawn_data import write_coco
 from PIL import Image
 
 from refine.cli.main import main
+from refine.cli.options import LONGEST, tell
 from refine.data.build import build_dataset
 from refine.data.check.dataset import check_dataset
 from refine.data.config import DatasetConfig
@@ -244,3 +245,11 @@ def test_similar_names_and_numbers_with_nouns():
     assert did_you_mean("xyz", ["soe", "shr"]) == ""
     assert [counted(n, "image") for n in (0, 1, 1200)] == ["0 images", "1 image", "1,200 images"]
     assert counted(2, "class", "classes") == "2 classes"
+
+
+def test_a_message_is_one_line_of_bounded_length(capsys):
+    tell("error", "a\n\x1b[31mb" + 5000 * "x" + "\ud800; fix it")
+    line = capsys.readouterr().err
+    assert line.startswith("refine: error: a\\n\\x1b[31mb")
+    assert line.endswith("\\ud800; fix it\n")
+    assert len(line) == len("refine: error: ") + LONGEST + 1

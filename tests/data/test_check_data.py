@@ -9,9 +9,6 @@ import numpy as np
 import pytest
 from helpers.drawn_data import CATEGORIES, IDS, SEGMENTS, Files, write_cityscapes, write_coco
 from helpers.planted_faults import FAULTS, cut
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from refine.cli.main import main
@@ -20,8 +17,6 @@ from refine.data.check.report import Finding, Report
 from refine.data.synthetic.scenes import generate
 from refine.errors import RefineError
 from refine.files import write_json
-from refine.formats.regions import Regions
-from refine.formats.runs import Runs
 
 
 def check(files: Files, **more: Any) -> Report:
@@ -291,15 +286,3 @@ def test_command_accepts_one_format(tmp_path: Path, capsys: pytest.CaptureFixtur
         with pytest.raises(SystemExit, match="2"):
             main(["check-data", *wrong])
     capsys.readouterr()
-
-
-@settings(deadline=None, max_examples=60)
-@given(arrays(np.int32, st.tuples(st.integers(1, 7), st.integers(1, 7)), elements=st.integers(0, 5)))
-def test_regions_equal_a_loop_over_values(ids: np.ndarray) -> None:
-    regions = Regions.of(Runs.from_map(ids))
-    assert regions.values.tolist() == sorted(set(ids.ravel().tolist()))
-    for value, area, box in zip(regions.values, regions.area, regions.boxes.tolist(), strict=True):
-        ys, xs = np.nonzero(ids == value)
-        assert area == len(ys)
-        assert box == [xs.min(), ys.min(), xs.max() - xs.min() + 1, ys.max() - ys.min() + 1]
-    np.testing.assert_array_equal(regions.runs.spread(regions.values[regions.index]), ids)
