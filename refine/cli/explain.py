@@ -32,12 +32,7 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     check_model(options)
     reading = image_options(options)
     files, out = find_images(options), Path(options.out)
-    names = result_names(files)
-    written = [out / f"{name}{suffix}" for name in names for suffix in (".png", ".json")]
-    refuse_overwriting("--out: its", written, (file.path for file in files))
-    inputs = {file.path.parent.resolve() for file in files if isinstance(file.path, Path)}
-    for folder in {path.parent for path in written}:  # NAME.json may be the annotation of an image
-        check_out_folder(folder, [*options.source, *([folder] if folder.resolve() in inputs else [])])
+    _check_out(out, files, options.source)
 
     from refine.drawing.explanation import explanation_sheet
     from refine.drawing.series import Series
@@ -88,6 +83,15 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
     for remark in limits.remarks(ELSEWHERE).values():
         note(remark)
     finish(failures, files, options.out, f"explanations of model {options.model}")
+
+
+def _check_out(out: Path, files: Sequence[ImageFile], sources: Sequence[str]) -> None:
+    """Raise RefineError if an explanation would replace an input, or lie beside one."""
+    written = [out / f"{name}{suffix}" for name in result_names(files) for suffix in (".png", ".json")]
+    refuse_overwriting("--out: its", written, (file.path for file in files))
+    inputs = {file.path.parent.resolve() for file in files if isinstance(file.path, Path)}
+    for folder in {path.parent for path in written}:  # NAME.json may be the annotation of an image
+        check_out_folder(folder, [*sources, *([folder] if folder.resolve() in inputs else [])])
 
 
 def _left_out(methods: Sequence[Method]) -> str:

@@ -27,31 +27,7 @@ if TYPE_CHECKING:
 
 
 def run(arguments: Sequence[str], prog: str, description: str) -> None:
-    parser = Parser(
-        prog,
-        description=description,
-        epilog="Semantic PNGs have one channel of 8 or 16 bits with the category id of each pixel, 0 for none "
-        "unless a category has the id 0. Semantic and confidence PNGs have the path of their image with the suffix "
-        ".png.",
-    )
-    parser.add_argument("--instances", required=True, help="COCO results JSON: image_id, category_id, score, mask")
-    parser.add_argument("--semantic", required=True, help="folder of semantic PNGs")
-    parser.add_argument("--confidence", help="folder of semantic confidence PNGs, 0-255 for 0-1")
-    parser.add_argument("--categories", required=True, help="JSON with `images` and panoptic `categories`")
-    parser.add_argument(
-        "--method", choices=get_args(Method), default="heuristic", help="fusion rule (default: heuristic)"
-    )
-    parser.add_argument(
-        "--checkpoint",
-        help="for a learned rule: model with a ranking head or an occlusion head without features, or an occlusion "
-        "head of refine train-occlusion",
-    )
-    add_fusion(parser, FusionConfig())
-    add_ray(parser)
-    parser.set_defaults(device="cpu", threads=None)
-    parser.add_argument("-o", "--out", required=True, help="folder for panoptic.json and panoptic/")
-    options = parser.parse_args(arguments)
-
+    options = _parser(prog, description).parse_args(arguments)
     if options.unknown_erasing and not options.confidence:
         raise RefineError("--unknown-erasing: needs --confidence; give the folder, or omit --unknown-erasing")
     if options.unknown_erasing and options.ue_region == "dilated":
@@ -88,6 +64,33 @@ def run(arguments: Sequence[str], prog: str, description: str) -> None:
         else:
             _fuse_on(cluster, items, inputs, writer)
     print(f"{counted(len(content.images), 'image')} fused by {options.method!r}: {options.out}/panoptic.json")
+
+
+def _parser(prog: str, description: str) -> Parser:
+    parser = Parser(
+        prog,
+        description=description,
+        epilog="Semantic PNGs have one channel of 8 or 16 bits with the category id of each pixel, 0 for none "
+        "unless a category has the id 0. Semantic and confidence PNGs have the path of their image with the suffix "
+        ".png.",
+    )
+    parser.add_argument("--instances", required=True, help="COCO results JSON: image_id, category_id, score, mask")
+    parser.add_argument("--semantic", required=True, help="folder of semantic PNGs")
+    parser.add_argument("--confidence", help="folder of semantic confidence PNGs, 0-255 for 0-1")
+    parser.add_argument("--categories", required=True, help="JSON with `images` and panoptic `categories`")
+    parser.add_argument(
+        "--method", choices=get_args(Method), default="heuristic", help="fusion rule (default: heuristic)"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        help="for a learned rule: model with a ranking head or an occlusion head without features, or an occlusion "
+        "head of refine train-occlusion",
+    )
+    add_fusion(parser, FusionConfig())
+    add_ray(parser)
+    parser.set_defaults(device="cpu", threads=None)
+    parser.add_argument("-o", "--out", required=True, help="folder for panoptic.json and panoptic/")
+    return parser
 
 
 def _fuse_on(cluster: Cluster, items: Sequence[FusionItem], inputs: FusionInputs, writer: PredictionWriter) -> None:

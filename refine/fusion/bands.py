@@ -146,15 +146,7 @@ def fuse_bands(
     if radius is not None:
         regions = join_rows([gather(part, top)[0] for top, part in parts()])
         erased = regions.key[unknown_rows(regions, size, radius, config.ue_threshold) != KEPT]
-
-    def erased_parts() -> Iterator[tuple[int, Partition]]:
-        for top, part in parts():
-            if len(erased):
-                of_band, row = gather(part, top)
-                gone = torch.isin(of_band.key, erased)
-                part.labels = torch.where((row >= 0) & gone[row], VOID, part.labels) if len(gone) else part.labels
-            yield top, part
-
+    erased_parts = partial(_erased_parts, parts, gather, erased)
     totals = Totals(len(instances), categories, torch.device("cpu"))
     for top, part in erased_parts():
         totals.add(part, top)
@@ -175,6 +167,25 @@ def _parts(
         bottom = min(top + rows, size[0])
         sem_seg, confidence = read(top, bottom)
         yield top, partition(*_span_rows(spans, top, bottom, size[1]), sem_seg, confidence, radius)
+
+
+def _erased_parts(
+    parts: Callable[[], Iterator[tuple[int, Partition]]],
+    gather: Callable[[Partition, int], tuple[Rows, Tensor]],
+    erased: Tensor,
+) -> Iterator[tuple[int, Partition]]:
+    """Read the bands as `_parts`, without the labels of rows that Unknown Erasing erases.
+
+    Args:
+        parts, gather: `_parts` and `_gather_rows` of the image.
+        erased: Tensor[E] int64, keys of the erased rows.
+    """
+    for top, part in parts():
+        if len(erased):
+            of_band, row = gather(part, top)
+            gone = torch.isin(of_band.key, erased)
+            part.labels = torch.where((row >= 0) & gone[row], VOID, part.labels) if len(gone) else part.labels
+        yield top, part
 
 
 def _gather_rows(

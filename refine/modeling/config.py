@@ -26,8 +26,7 @@ class BackboneConfig:
     Attributes:
         name: torchvision's `resnet18|34|50|101`, `resnext101_32x8d|64x4d`, or `timm/NAME` for any timm model that
             supports `features_only`.
-        weights: None (random), "imagenet" (the published weights for this architecture and norm), or the path of a
-            weight file.
+        weights: None (random), "imagenet" (published for this architecture and norm), or a weight file.
         norm: norm layers of a ResNet; timm models keep their own, but "frozen_bn" freezes their statistics.
         norm_eps: value added to the variance by a ResNet's norms; 0 in torchvision's first Mask R-CNN.
         frozen_stages: number of frozen stages, counted from the stem (2 = stem and res2 [d2]).
@@ -91,8 +90,7 @@ class BoxHeadConfig:
 
     Attributes:
         ious: minimum IoU of positive proposals, one per stage: [0.5] or [0.5, 0.6, 0.7] [P].
-        num_convs, conv_channels: number and width of 3×3 convolutions before the fully connected layers (4conv1fc)
-            [P].
+        num_convs, conv_channels: number and width of 3×3 convolutions before the fully connected layers [P].
         num_fcs, fc_channels: number and width of fully connected layers.
         norm: norm of the convolutions.
         class_agnostic: whether one regression serves all classes (required for cascades).
@@ -124,8 +122,7 @@ class DetectorConfig:
     """NanoDet-G, a frozen detector of COCO's 80 things, instead of region proposals and box heads.
 
     Attributes:
-        weights: safetensors file of initial weights (written by `examples/nanodet.py`); None if a checkpoint holds
-            them.
+        weights: safetensors file of initial weights (of `examples/nanodet.py`); None if a checkpoint holds them.
         labels: thing class of the model for each of the 80 classes, in the order of COCO's ids, -1 for none; empty
             if the model's things are COCO's 80.
         features: whether its maps, pretrained on all of COCO, are concatenated to the backbone's before the FPN.

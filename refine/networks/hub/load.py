@@ -58,6 +58,29 @@ def load_hub_network(
         RefineError: transformers is not installed, the model is of another kind or damaged, or its classes are
             unknown.
     """
+    kind, model, processor, tokens = _read(folder, name)
+    numbers = sorted(model.config.id2label)
+    if numbers != list(range(len(numbers))):  # the model has as many outputs as labels: which is whose is unknown
+        raise RefineError(
+            f"{name}: config.json: id2label has the keys {shown(numbers)}; expected 0 to {len(numbers) - 1}, one "
+            f"for each output of the model; correct it"
+        )
+    labels = [model.config.id2label[number] for number in numbers]
+    names: dict[str, str] | None = None
+    if not combined:
+        check_used(class_map or {}, labels)
+        found, classes = find_categories(labels, name, categories, class_map)
+    else:
+        found, classes, names = _known_classes(labels, name, categories, class_map or {})
+    kind_of_network = QueryNetwork if kind in UNIVERSAL else PixelNetwork
+    model = model.eval().requires_grad_(False).to(find_device(device))
+    network = kind_of_network(model, processor, found, classes, precision, compiled, tokens)
+    network.names = names
+    return network
+
+
+def _read(folder: Path, name: str) -> tuple[str, Any, Any, torch.Tensor | None]:
+    """Return the class of a model, the model, its image processor, and the tokens of its task, if it has one."""
     content: Any = read_json(folder / "config.json")
     kind = (content.get("architectures") or [None])[0]
     if kind not in UNIVERSAL and not str(kind).endswith(SEMANTIC):
@@ -88,24 +111,7 @@ def load_hub_network(
         )
     if getattr(processor, "pad_size", None):
         raise RefineError(f"{name}: preprocessor_config.json pads images to a fixed size; set pad_size to null")
-    numbers = sorted(model.config.id2label)
-    if numbers != list(range(len(numbers))):  # the model has as many outputs as labels: which is whose is unknown
-        raise RefineError(
-            f"{name}: config.json: id2label has the keys {shown(numbers)}; expected 0 to {len(numbers) - 1}, one "
-            f"for each output of the model; correct it"
-        )
-    labels = [model.config.id2label[number] for number in numbers]
-    names: dict[str, str] | None = None
-    if not combined:
-        check_used(class_map or {}, labels)
-        found, classes = find_categories(labels, name, categories, class_map)
-    else:
-        found, classes, names = _known_classes(labels, name, categories, class_map or {})
-    kind_of_network = QueryNetwork if kind in UNIVERSAL else PixelNetwork
-    model = model.eval().requires_grad_(False).to(find_device(device))
-    network = kind_of_network(model, processor, found, classes, precision, compiled, tokens)
-    network.names = names
-    return network
+    return kind, model, processor, tokens
 
 
 def _known_classes(
