@@ -200,13 +200,20 @@ class ImageJob(Job[ReadImage, Prediction | TiledPrediction, Finished]):
             note = f"{file.name}: is too large for a PNG; its ids are in {written.paths[0]}, without other formats"
             return Finished(written, summary, [*image.notes, note], prediction.limits)
         pixels = image.image.read(0, 0, height, width)
-        written = self._write(file, bands.result(), pixels, image.source)
+        written = self._write(file, bands.result(), pixels, image.source, image.image.mpp)
         return Finished(written, summary, image.notes, prediction.limits)
 
-    def _write(self, file: ImageFile, result: PanopticResult, pixels: Tensor, stamped: Stamp | None) -> Written:
+    def _write(
+        self,
+        file: ImageFile,
+        result: PanopticResult,
+        pixels: Tensor,
+        stamped: Stamp | None,
+        mpp: float | None = None,
+    ) -> Written:
         reading, model = file.reading(self.settings.reading), str(self.settings.checkpoint)
         with self._source(file) as source:
-            item = ImageResult(result, file.name, pixels, None, model, source, reading)
+            item = ImageResult(result, file.name, pixels, mpp, model, source, reading)
             return self.writer.write(file.id, file.name, result, encode(self.writer.savers, item), stamped)
 
     def finish(self, file: ImageFile, image: ReadImage, prediction: Prediction | TiledPrediction) -> Finished:

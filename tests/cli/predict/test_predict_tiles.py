@@ -1,5 +1,6 @@
 """`refine predict --tile`: files, messages and a run that goes on."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from refine.checkpoint.folder import SavedModel, save_model
 from refine.cli.main import main
 from refine.formats.id_png import read_png
 from refine.formats.id_tiff import read_tiff_runs, write_id_tiff
+from refine.formats.resolution import stated_mpp
 from refine.formats.runs import Runs
 from refine.inference import image_job
 from refine.inference.tiling.plan import check_scale
@@ -126,6 +128,17 @@ def test_resolution_and_bad_options(model, image, tmp_path, capsys):
     assert "d.svs: cannot be read by OpenSlide" in capsys.readouterr().err
 
 
+def test_results_of_slides_have_their_scale(model, tmp_path):
+    path, pixels = tmp_path / "a.svs", painted(0, (90, 140), 9, 30).permute(1, 2, 0).numpy()
+    description = "Aperio Image Library v1\r\n140x90 |AppMag = 20|MPP = 0.5"
+    tifffile.imwrite(path, pixels, tile=(32, 32), photometric="rgb", description=description, metadata=None)
+    assert predict(model, path, tmp_path / "out", "--mpp", "0.5", "--tile", "64", "--save", "csv,labels") == 0
+    (row, *_) = csv.DictReader((tmp_path / "out" / "objects.csv").read_text().splitlines())
+    assert float(row["um_per_px"]) == 0.5
+    assert float(row["area_um2"]) == 0.25 * float(row["area"])
+    assert stated_mpp(tmp_path / "out" / "labels" / "a.tif") == pytest.approx(0.5)
+
+
 def test_scales_that_leave_nothing_are_refused(model, image, tmp_path, capsys):
     message = r"a.tif: at scale 0.0001, 140 × 90 pixels become 0 × 0, expected at least 2 on a side"
     for words in (("--scale", "0.0001"), ("--scale", "0.0001", "--tile", "64"), ("--mpp", "5000")):
@@ -155,6 +168,4 @@ def test_ids_above_24_bits(tmp_path):
     assert runs.shape == expected.shape
     np.testing.assert_array_equal(runs.starts, expected.starts)
     np.testing.assert_array_equal(runs.ids, expected.ids)
-    from refine.formats.resolution import stated_mpp
-
     assert stated_mpp(tmp_path / "a.tif") == pytest.approx(0.5)
