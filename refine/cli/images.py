@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Protocol, TypeVar
 
+from refine.cli.given import as_given
 from refine.cli.networks import add_model
 from refine.cli.options import PIPE_CLOSED, add_device, add_fusion, add_threads, tell
 from refine.cli.sources import local_sources
@@ -86,12 +87,12 @@ def for_each(
                 try:
                     if isinstance(outcome, Exception):
                         raise outcome
-                    print(f"{printable(str(file.path))}: {use(outcome)}")
+                    print(f"{printable(as_given(str(file.path)))}: {use(outcome)}")
                     done += 1
                 except WriteError:
                     raise
                 except Exception as error:
-                    failures.append(Failure(file, _problem(file, error)))
+                    failures.append(Failure(file, as_given(_problem(file, error))))
                     tell("error", failures[-1].problem)
                 advance()
         except BrokenPipeError as error:  # stop as SIGPIPE would; finished results are kept

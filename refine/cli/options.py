@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from refine.bounds import Bounds
+from refine.cli.given import as_given
 from refine.errors import RefineError, counted, printable
 from refine.storage import Location, Url, location
 
@@ -41,7 +42,7 @@ LONGEST = 1000
 
 def tell(kind: Literal["note", "error"], text: str) -> None:
     """Print one line on stderr: control characters escaped, and the middle left out if it is too long."""
-    line = printable(text)
+    line = printable(as_given(text))
     if len(line) > LONGEST:
         line = f"{line[: LONGEST // 2]} … {line[3 - LONGEST // 2 :]}"
     print(f"refine: {kind}: {line}", file=sys.stderr)

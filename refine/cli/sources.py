@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from refine.checkpoint.fetch import fetch
+from refine.cli.given import GIVEN
 from refine.errors import RefineError
 from refine.files import MAX_BYTES, name_problem, write_bytes
 
@@ -21,6 +22,7 @@ STDIN = "-"
 def local_sources(sources: Sequence[str]) -> list[str]:
     """Replace `-` and http(s) addresses by paths of temporary files, which are removed when the process exits.
 
+    Messages name the sources instead (see `as_given`).
     A file of an address has the last part of its path as name. It has no modification time, so that `--resume`
     predicts it again only if its size has changed.
 
@@ -46,6 +48,8 @@ def _local(source: str) -> str:
         fix="check the address, or download the file elsewhere and give its path",
     )
     os.utime(path, (0, 0))
+    host = address.netloc.rpartition("@")[2]
+    GIVEN[str(path)] = f"{address.scheme}://{host}{address.path}"  # without passwords and signatures
     return str(path)
 
 
@@ -59,6 +63,7 @@ def _read_stdin() -> str:
         raise RefineError(f"-: expected at most {MAX_BYTES:,} bytes on standard input; give the file")
     path = _temporary_folder() / "stdin"
     write_bytes(path, data)
+    GIVEN[str(path)] = STDIN
     return str(path)
 
 

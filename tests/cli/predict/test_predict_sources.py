@@ -155,7 +155,12 @@ def test_an_image_comes_from_standard_input(checkpoint, tmp_path, monkeypatch, c
     assert run(checkpoint, tmp_path / "out", "-") == 0
     assert names(tmp_path / "out") == ["stdin"]
     assert (tmp_path / "out/panoptic/stdin.png").read_bytes() == expected
-    capsys.readouterr()
+    assert "\n-: things: " in capsys.readouterr().out
+    give(encoded()[:-100])
+    assert run(checkpoint, tmp_path / "broken", "-") == 1
+    assert capsys.readouterr().err.startswith("refine: error: -: is damaged")
+    (failure,) = json.loads((tmp_path / "broken/failed.json").read_text())
+    assert failure["error"].startswith("-: is damaged")
     monkeypatch.setattr(sources, "MAX_BYTES", 100)
     cases = (b"", False, "is empty"), (encoded(), False, "at most 100"), (b"", True, "terminal")
     for data, terminal, message in cases:
@@ -203,7 +208,10 @@ def test_images_come_from_addresses(checkpoint, server, tmp_path, monkeypatch, c
     assert run(checkpoint, out, *words) == 0
     assert names(out) == ["a b.jpg", "moved.jpg"]
     assert (out / "panoptic/a b.png").read_bytes() == (out / "panoptic/moved.png").read_bytes()
-    capsys.readouterr()
+    assert [line.split(": ")[0] for line in capsys.readouterr().out.splitlines()[:2]] == [
+        f"{server}/a%20b.jpg",  # without the query, which may be a signature
+        f"{server}/moved.jpg",
+    ]
     assert run(checkpoint, out, *words, "--resume") == 0
     assert "2 of 2 images finished already" in capsys.readouterr().err
     monkeypatch.setattr(sources, "MAX_BYTES", 100)
