@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from refine.errors import RefineError
-from refine.fusion.checks import check, convert
+from refine.fusion.checks import check, check_unit_range, convert
 from refine.fusion.config import FusionConfig, Method, check_known
 from refine.fusion.merge import merge
 from refine.fusion.rules import OcclusionFn, check_shape, decide, evaluate_occlusion
@@ -104,6 +104,7 @@ def _erase_dilated(
         )
     given = probabilities() if callable(probabilities) else as_tensor("sem_probabilities", probabilities)
     given = check_shape("sem_probabilities", given.detach(), (len(categories), *sem_seg.shape))
+    check_unit_range("sem_probabilities", given, "apply the softmax to logits once")
     radius = config.radius_at((sem_seg.shape[0], sem_seg.shape[1]))
     erased = erase_dilated(sem_seg, given, radius, config.ue_threshold, categories.num_things)
     return erased, replace(config, unknown_erasing=False)
@@ -257,6 +258,8 @@ def _by_ranking(instances: Instances, ranking: Tensor | RankingFn | None) -> lis
         )
     if not isinstance(ranking, Tensor):
         ranking = check_shape("ranking", ranking(instances), (len(instances),))
+    if bool(ranking.isnan().any()):
+        raise RefineError("ranking: expected numbers, got NaN; leave out these instances, or correct the scores")
     scores = ranking.tolist()
     return sorted(range(len(instances)), key=lambda n: -scores[n])
 

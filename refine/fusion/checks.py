@@ -50,14 +50,13 @@ def check(
     check_shape("sem_seg", sem_seg, instances.image_size)
     if not bool(((instances.scores >= 0) & (instances.scores <= 1)).all()):
         raise RefineError("instances.scores: expected probabilities 0-1, got other values; rescale the scores")
+    if not bool(instances.boxes.isfinite().all()):
+        raise RefineError("instances.boxes: expected finite numbers, got others; leave out these instances")
+    if instances.roi_masks is not None:
+        check_unit_range("instances.roi_masks", instances.roi_masks, "apply the sigmoid to logits once")
     if sem_confidence is not None:
         check_shape("sem_confidence", sem_confidence, instances.image_size)
-        low, high = torch.stack(sem_confidence.aminmax()).tolist() if sem_confidence.numel() else (0.0, 0.0)
-        if not sem_confidence.is_floating_point() or not (low >= 0 and high <= 1.0001):  # half precision rounds
-            raise RefineError(
-                f"sem_confidence: expected floats 0-1, got {sem_confidence.dtype} {low:.4g}..{high:.4g}; give the "
-                "probability of the class in `sem_seg`"
-            )
+        check_unit_range("sem_confidence", sem_confidence, "give the probability of the class in `sem_seg`")
     if config.unknown_erasing and sem_confidence is None:
         raise RefineError(
             "fusion.unknown_erasing (--unknown-erasing) needs the confidence of the semantic map; give "
@@ -65,6 +64,13 @@ def check(
         )
     _check_labels("sem_seg", sem_seg, VOID, len(categories), categories)
     _check_labels("instances.labels", instances.labels, 0, categories.num_things, categories)
+
+
+def check_unit_range(name: str, values: Tensor, fix: str) -> None:
+    """Raise RefineError with `fix` unless a tensor holds floats 0-1."""
+    low, high = torch.stack(values.aminmax()).tolist() if values.numel() else (0.0, 0.0)
+    if not values.is_floating_point() or not (low >= 0 and high <= 1.0001):  # half precision rounds
+        raise RefineError(f"{name}: expected floats 0-1, got {values.dtype} {low:.4g}..{high:.4g}; {fix}")
 
 
 def _check_labels(name: str, labels: Tensor, low: int, high: int, categories: Categories) -> None:

@@ -83,6 +83,9 @@ def test_labels_that_are_not_contiguous_raise():
         ("labels", lambda v: v.float(), r"instances\.labels.*expected integers"),
         ("scores", lambda v: v * 9, r"instances\.scores.*0-1"),
         ("scores", lambda v: v * torch.nan, r"instances\.scores.*0-1"),
+        ("boxes", lambda v: v * torch.nan, r"instances\.boxes.*finite"),
+        ("roi_masks", lambda v: torch.full((8, 4, 4), -3.0), r"instances\.roi_masks.*0-1.*sigmoid"),
+        ("roi_masks", lambda v: torch.full((8, 4, 4), torch.nan), r"instances\.roi_masks.*0-1.*sigmoid"),
         ("sem_seg", lambda v: v.float(), "sem_seg.*expected integers"),
     ],
 )
@@ -203,6 +206,19 @@ def test_instances_without_masks_raise():
     case.instances.masks = None
     with pytest.raises(RefineError, match=r"`masks` nor `roi_masks`"):
         case.fuse("heuristic")
+
+
+@pytest.mark.parametrize("value", [-4.0, 2.0, torch.nan])
+def test_probabilities_of_classes_are_0_to_1(value):
+    config = replace(SMALL, unknown_erasing=True, ue_region="dilated")
+    with pytest.raises(RefineError, match=r"sem_probabilities: expected floats 0-1.*softmax"):
+        scene(0).fuse("heuristic", config, sem_probabilities=torch.full((6, 16, 20), value))
+
+
+@pytest.mark.parametrize("ranking", [torch.full((8,), torch.nan), lambda instances: instances.scores * torch.nan])
+def test_a_ranking_has_no_nan(ranking):
+    with pytest.raises(RefineError, match="ranking: expected numbers, got NaN"):
+        scene(0).fuse("srm", ranking=ranking)
 
 
 @pytest.mark.parametrize(
