@@ -125,6 +125,18 @@ def test_refused_label_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "_seg.npy files hold pickled" in refused(capsys, tmp_path / "out", "labels", tmp_path / "data/flat")
 
 
+@pytest.mark.parametrize(("label", "images"), [("a.tif", ("a.jpg", "a.tif")), ("a_img.png", ("a.png", "a_img.png"))])
+def test_two_images_of_one_label_image_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], label: str, images: tuple[str, str]
+) -> None:
+    for name in images:
+        draw_image(tmp_path / "data/images" / name)
+    save_labels(tmp_path / "data/masks" / label, VALUES.astype(np.uint8))
+    message = refused(capsys, tmp_path / "out", tmp_path / "data")
+    assert all(str(tmp_path / "data/images" / name) in message for name in images)
+    assert "both belong to one label image; keep one" in message
+
+
 def test_names_that_no_data_set_can_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = os.fsdecode(b"M\xfcller.png")  # from an old archive
     draw_image(tmp_path / "data/images" / name)

@@ -49,6 +49,13 @@ def test_voc_objects_of_two_classes_are_refused(tmp_path: Path, capsys: pytest.C
     assert "value 77 is no class" in refused(capsys, tmp_path / "out", *arguments)
 
 
+def test_two_images_of_one_annotation_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    voc(tmp_path / "voc")
+    draw_image(tmp_path / "voc/JPEGImages/2007_1.png")
+    message = refused(capsys, tmp_path / "out", "voc", tmp_path / "voc", "--split", "train")
+    assert "2007_1.jpg and 2007_1.png both belong to" in message
+
+
 def test_voc_with_the_label_map_of_cvat(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "voc"
     voc(folder)

@@ -31,7 +31,7 @@ def read(path: Path, options: ReadOptions) -> Source:
     Every value above 0 is one object; 0 is background.
 
     Raises:
-        RefineError: no image has a label image, or one has several.
+        RefineError: no image has a label image, or one has several, or shares one.
     """
     if not path.is_dir():
         raise RefineError(f"{path}: is not a folder; give the folder of images and label images")
@@ -46,12 +46,15 @@ def read(path: Path, options: ReadOptions) -> Source:
             raise RefineError(f"{file}: belongs to the same image as {found[key]}; keep one")
         found[key] = file
     samples, without = [], 0
+    paired: dict[str, Path] = {}
     for image in _images(images):
         if _MARK.search(image.stem) if labels == images else labels in image.parents:
             continue
         key = _key(image, images)
+        if key in paired:
+            raise RefineError(f"{paired[key]} and {image} both belong to one label image; keep one")
         if key in found:
-            file = found.pop(key)
+            file, paired[key] = found.pop(key), image
             samples.append(Sample(relative_name(image, images), image, file, partial(_read, file, options)))
         else:
             without += 1

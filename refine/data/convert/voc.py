@@ -45,7 +45,7 @@ def read(path: Path, options: ReadOptions) -> Source:
     colours are the classes it lists, and every colour of SegmentationObject is one object.
 
     Raises:
-        RefineError: a folder, list or image is missing.
+        RefineError: a folder, list or image is missing, or an annotation has two images.
     """
     objects = path / "SegmentationObject"
     if not objects.is_dir():
@@ -62,7 +62,10 @@ def read(path: Path, options: ReadOptions) -> Source:
     samples = []
     for name in names:
         file = inside(objects, f"{name}.png", str(chosen))
-        suffix = next((s for s in _SUFFIXES if (images / (name + s)).is_file()), _SUFFIXES[0])
+        found = [s for s in _SUFFIXES if (images / (name + s)).is_file()] or [_SUFFIXES[0]]
+        if len(found) > 1:
+            raise RefineError(f"{images}: {name}{found[0]} and {name}{found[1]} both belong to {file}; keep one")
+        suffix = found[0]
         existing([images], name + suffix, str(chosen), "give the folder of the images with --images")
         classes = path / "SegmentationClass" / f"{name}.png"
         reading = partial(_read, file, classes, colors)
