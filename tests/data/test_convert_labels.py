@@ -125,7 +125,9 @@ def test_refused_label_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "_seg.npy files hold pickled" in refused(capsys, tmp_path / "out", "labels", tmp_path / "data/flat")
 
 
-@pytest.mark.parametrize(("label", "images"), [("a.tif", ("a.jpg", "a.tif")), ("a_img.png", ("a.png", "a_img.png"))])
+@pytest.mark.parametrize(
+    ("label", "images"), [("a.tif", ("a.jpg", "a.tif")), ("a_img.png", ("a.png", "a_img.png"))]
+)
 def test_two_images_of_one_label_image_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], label: str, images: tuple[str, str]
 ) -> None:
