@@ -125,6 +125,13 @@ def evaluate_checkpoints(base: Path, options: argparse.Namespace, overrides: Seq
         raise RefineError(f"{name}: trains nothing; omit --rows, --reference, --paper-schedule and --budget")
     if options.occlusion and name != "order":
         raise RefineError(f"{name}: --occlusion is for the table order; omit it")
+    fields = [word.split("=")[0] for word in overrides if word.startswith("--")]
+    ignored = [field for field in fields if not field.startswith(("--data.val", "--eval.max_images"))]
+    if ignored:
+        raise RefineError(
+            f"{ignored[0]}: {name} evaluates checkpoints with their own networks and fusion thresholds; give "
+            "fields of data.val and eval.max_images alone"
+        )
     config = load_run(base, overrides)
     if config.data.val is None:
         raise RefineError(f"{base}: data.val is missing; {name} is evaluated on it")

@@ -81,6 +81,11 @@ def test_table_of_a_checkpoint(tmp_path, capsys):
         ("table5 --occlusion head", "--occlusion: table5 trains"),
         ("order", "expected no other table, and --checkpoint"),
         ("order --checkpoint nuclei --rows SOE", "order: trains nothing; omit --rows"),
+        ("order --checkpoint nuclei --reference SOE", "order: trains nothing; omit --rows, --reference"),
+        (
+            "routes --checkpoint nuclei --eval.fusion.sigma=2",
+            "--eval.fusion.sigma: routes evaluates checkpoints with their own",
+        ),
         ("routes --checkpoint nuclei --budget 1", "routes: trains nothing"),
         ("routes --checkpoint nuclei --occlusion head", "routes: --occlusion is for the table order"),
     ],
