@@ -91,8 +91,8 @@ def load_table(name: str | Path) -> Table:
     if not isinstance(content, dict):
         raise RefineError(f"{path}: is not a mapping; give title, metrics and rows")
     table = from_mapping(Table, content, str(path))
-    if table.reference not in (None, *(row.name for row in table.rows)):
-        raise RefineError(f"{path}: reference: no row {table.reference!r}; name one of the rows")
+    if table.reference is not None:
+        _check_row(table.reference, [row.name for row in table.rows], f"{path}: reference")
     for n, row in enumerate(table.rows):
         earlier = {r.name for r in table.rows[:n]}
         if row.name in earlier:
@@ -148,6 +148,7 @@ def compared_with(table: Table, name: str) -> Table:
 
 
 def _check_row(name: str, names: Collection[str], option: str) -> None:
+    """Raise RefineError if no row has this name."""
     if name not in names:
         similar = did_you_mean(name, names)
         raise RefineError(f"{option}: no row {name!r}{similar}; the rows are {', '.join(map(repr, names))}")

@@ -12,24 +12,22 @@ from refine.formats.stream import Entry, read_sources
 from refine.storage import Location, local_copy
 
 
-def earlier_results(
-    out: Location, shard: Shard | None, info: dict[str, Any], categories: list[dict[str, Any]]
-) -> list[Entry]:
+def earlier_results(out: Location, shard: Shard | None, settings: dict[str, Any]) -> list[Entry]:
     """Return the entries of an existing list of a shard, or else of an existing OUT/panoptic.json.
 
     Args:
         out: folder of the results.
         shard: the part of the results that this run writes, or None for all.
-        info: settings of this run; see `results_info`.
-        categories: categories of this run, as in the JSON.
+        settings: settings of this run, with its categories as `CLASSES`.
 
     Raises:
         RefineError: the results were written with other settings or categories, or for another list of images.
     """
 
     def check(path: Location, then: dict[str, Any] | None, classes: Any) -> None:
-        if (then or {}) != info or classes != categories:
-            raise other_settings(path, then and {**then, CLASSES: classes}, {**info, CLASSES: categories})
+        found = {**(then or {}), CLASSES: classes}
+        if found != settings:
+            raise other_settings(path, then and found, settings)
 
     if shard is not None and (path := shard.path(out)).is_file():
         head, entries = read_shard(path)
@@ -52,4 +50,4 @@ def earlier_results(
                 for i in images
                 if i["id"] in maps
             ]
-    raise other_settings(path, {}, info)
+    raise other_settings(path, {}, settings)

@@ -114,8 +114,7 @@ class PredictionWriter:
         self.expect(images)
         path = self._journal_path
         found = path.is_file() or (isinstance(path, Url) and path.is_dir())
-        classes = self.categories.to_json()
-        earlier = [] if found else earlier_results(self.out, self._shard, self._info, classes)
+        earlier = [] if found else earlier_results(self.out, self._shard, self._settings)
         if not (earlier or found):
             return set()
         self._journal = journal = open_journal(path, self._settings, keep=True)
